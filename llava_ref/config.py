@@ -1,0 +1,191 @@
+"""Hyper-parameters from GGUF metadata, read exactly here and checked against each other. Shapes are checked in `weights`.
+
+Key names: llama.cpp b10605, src/llama-arch.cpp and tools/mtmd/clip-impl.h.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from .errors import GGUFError
+from .gguf import GGUFFile
+
+MAX_WIDTH, MAX_BLOCKS, MAX_HEADS = 1 << 17, 1024, 4096
+
+
+@dataclass(frozen=True, slots=True)
+class VisionConfig:
+    """A CLIP vision tower and its projector, from an mmproj file."""
+
+    projector: str  # "mlp"
+    image_size: int  # pixels, square
+    patch_size: int
+    width: int  # D
+    n_head: int
+    mlp_width: int
+    n_stored: int  # clip.vision.block_count
+    feature_layer: int | None  # index of a hidden state, 0 is the first block's input; None: the key is absent
+    eps: float
+    activation: Literal["gelu", "gelu_quick", "silu"]  # "gelu": erf or tanh is a quirk
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def n_patches(self) -> int:
+        return self.grid**2
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary positions: what angle each pair of channels turns by."""
+
+    n_rot: int
+    base: float
+    scaling: Literal["none", "linear", "yarn"]
+    factor: float  # 1 for none
+    original_context: int
+    attn_factor: float
+    beta_fast: float
+    beta_slow: float
+
+
+@dataclass(frozen=True, slots=True)
+class TextConfig:
+    """A llama-architecture decoder: Llama, Vicuna, Mistral, SmolLM2."""
+
+    name: str  # general.name
+    width: int  # D
+    n_layer: int
+    n_head: int
+    n_head_kv: int
+    head_size: int  # dh
+    mlp_width: int
+    n_vocab: int
+    context: int  # positions the model was trained for
+    eps: float
+    attention_scale: float
+    window: int | None  # a query sees this many positions, itself included
+    rope: RopeConfig
+
+
+def read_vision(file: GGUFFile) -> VisionConfig:
+    """The tower's settings. GGUFError names the key that is missing, mistyped or impossible."""
+    if not file.boolean("clip.has_vision_encoder", False):
+        raise GGUFError(file.path, "clip.has_vision_encoder", "not true: this is not an mmproj file with a vision tower")
+    projector = file.string("clip.projector_type")
+    if projector != "mlp":
+        raise GGUFError(file.path, "clip.projector_type", f"{projector!r} is not supported, expected 'mlp'")
+    v = "clip.vision."
+    config = VisionConfig(
+        projector=projector,
+        image_size=file.integer(v + "image_size", 1, 8192),
+        patch_size=file.integer(v + "patch_size", 1, 8192),
+        width=file.integer(v + "embedding_length", 1, MAX_WIDTH),
+        n_head=file.integer(v + "attention.head_count", 1, MAX_HEADS),
+        mlp_width=file.integer(v + "feed_forward_length", 1, MAX_WIDTH),
+        n_stored=file.integer(v + "block_count", 1, MAX_BLOCKS),
+        feature_layer=_feature_layer(file),
+        eps=file.number(v + "attention.layer_norm_epsilon", 0.0, 1.0),
+        activation=_activation(file),
+        mean=_triple(file, v + "image_mean", 0.0, 1.0),
+        std=_triple(file, v + "image_std", 1e-6, 1e3),
+    )
+    if config.image_size % config.patch_size:
+        raise GGUFError(file.path, v + "patch_size", f"{config.patch_size} does not divide image_size {config.image_size}")
+    if config.width % config.n_head:
+        raise GGUFError(file.path, v + "attention.head_count", f"{config.n_head} does not divide width {config.width}")
+    if file.array(v + "image_grid_pinpoints", "int", None):
+        raise GGUFError(file.path, v + "image_grid_pinpoints", "tiled pictures (LLaVA-1.6) are not supported")
+    return config
+
+
+def _feature_layer(file: GGUFFile) -> int | None:
+    key = "clip.vision.feature_layer"
+    layers = file.array(key, "int", None)
+    if layers is None:
+        return None
+    if len(layers) != 1:
+        raise GGUFError(file.path, key, f"{len(layers)} layers, expected one")
+    n_stored = file.integer("clip.vision.block_count", 1, MAX_BLOCKS)
+    if not 1 <= layers[0] <= n_stored:
+        raise GGUFError(file.path, key, f"{layers[0]} is not a hidden state of {n_stored} blocks, expected 1..{n_stored}")
+    return int(layers[0])
+
+
+def _activation(file: GGUFFile) -> Literal["gelu", "gelu_quick", "silu"]:
+    gelu, silu = file.boolean("clip.use_gelu", False), file.boolean("clip.use_silu", False)
+    if gelu and silu:
+        raise GGUFError(file.path, "clip.use_silu", "set together with clip.use_gelu, expected at most one")
+    return "gelu" if gelu else "silu" if silu else "gelu_quick"
+
+
+def _triple(file: GGUFFile, key: str, low: float, high: float) -> tuple[float, float, float]:
+    values = file.array(key, "float", ...)
+    if len(values) != 3:
+        raise GGUFError(file.path, key, f"{len(values)} values, expected 3 (red, green, blue)")
+    for value in values:
+        if not low <= value <= high:  # also false for NaN
+            raise GGUFError(file.path, key, f"{value} is out of range, expected {low:g}..{high:g}")
+    r, g, b = (float(value) for value in values)
+    return r, g, b
+
+
+def read_text(file: GGUFFile) -> TextConfig:
+    """The decoder's settings. GGUFError names the key that is missing, mistyped or impossible."""
+    arch = file.string("general.architecture")
+    if arch != "llama":
+        hint = " (this is an mmproj file)" if arch == "clip" else ""
+        raise GGUFError(file.path, "general.architecture", f"{arch!r} is not supported, expected 'llama'{hint}")
+    if file.integer("llama.expert_count", 0, 1 << 16, 0):
+        raise GGUFError(file.path, "llama.expert_count", "mixtures of experts are not supported")
+    width = file.integer("llama.embedding_length", 1, MAX_WIDTH)
+    n_head = file.integer("llama.attention.head_count", 1, MAX_HEADS)
+    n_head_kv = file.integer("llama.attention.head_count_kv", 1, MAX_HEADS, n_head)
+    if n_head % n_head_kv:
+        raise GGUFError(file.path, "llama.attention.head_count_kv", f"{n_head_kv} does not divide head_count {n_head}")
+    head_size = file.integer("llama.attention.key_length", 1, MAX_WIDTH, width // n_head)
+    if file.integer("llama.attention.value_length", 1, MAX_WIDTH, head_size) != head_size:
+        raise GGUFError(file.path, "llama.attention.value_length", f"differs from key_length {head_size}: not supported")
+    context = file.integer("llama.context_length", 1, 1 << 24)
+    scale = file.number("llama.attention.scale", 0.0, 1e3, 0.0)
+    return TextConfig(
+        name=file.string("general.name", ""),
+        width=width,
+        n_layer=file.integer("llama.block_count", 1, MAX_BLOCKS),
+        n_head=n_head,
+        n_head_kv=n_head_kv,
+        head_size=head_size,
+        mlp_width=file.integer("llama.feed_forward_length", 1, 1 << 20),
+        n_vocab=file.array_length("tokenizer.ggml.tokens"),
+        context=context,
+        eps=file.number("llama.attention.layer_norm_rms_epsilon", 0.0, 1.0),
+        attention_scale=scale or 1 / math.sqrt(head_size),
+        window=file.integer("llama.attention.sliding_window", 0, 1 << 24, 0) or None,
+        rope=_read_rope(file, head_size, context),
+    )
+
+
+def _read_rope(file: GGUFFile, head_size: int, context: int) -> RopeConfig:
+    r = "llama.rope."
+    n_rot = file.integer(r + "dimension_count", 2, MAX_WIDTH, head_size)
+    if n_rot != head_size or n_rot % 2:  # llama.cpp b10605 llama-model.cpp: the llama architecture insists on it
+        raise GGUFError(file.path, r + "dimension_count", f"{n_rot} differs from head size {head_size}, or is odd")
+    factor = file.number(r + "scaling.factor", 0.0, 1e6, 0.0) or file.number(r + "scale_linear", 0.0, 1e6, 0.0)
+    kind = file.string(r + "scaling.type", "linear" if factor else "none")
+    if kind not in ("none", "linear", "yarn"):
+        raise GGUFError(file.path, r + "scaling.type", f"{kind!r} is not supported, expected none, linear or yarn")
+    return RopeConfig(
+        n_rot=n_rot,
+        base=file.number(r + "freq_base", 1.0, 1e12, 10000.0),
+        scaling=kind if factor else "none",  # type: ignore[arg-type]
+        factor=factor if factor and kind != "none" else 1.0,
+        original_context=file.integer(r + "scaling.original_context_length", 1, 1 << 24, context),
+        attn_factor=file.number(r + "scaling.attn_factor", 0.0, 1e3, 1.0),
+        beta_fast=file.number(r + "scaling.yarn_beta_fast", 0.0, 1e6, 32.0),
+        beta_slow=file.number(r + "scaling.yarn_beta_slow", 0.0, 1e6, 1.0),
+    )

@@ -1,0 +1,69 @@
+"""Profiles: which of several known behaviours to run, as data decided once at load.
+
+A quirk is one point on which implementations of LLaVA differ; a profile is a named set of them. Sources: `llava` is
+haotian-liu/LLaVA v1.2.2 with CLIP as transformers runs it; `hf` is transformers' LlavaProcessor and LlavaForConditionalGeneration;
+`llama.cpp` is tools/mtmd of release b10605 (clip.cpp, models/llava.cpp, mtmd-image.cpp), the same up to b11739.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Literal, get_args, get_type_hints
+
+
+from .errors import ParameterError
+
+
+@dataclass(frozen=True, slots=True)
+class Quirks:
+    """One value per quirk; the defaults are profile `llava`."""
+
+    class_token: Literal["first", "last"] = "first"
+    """Where the class token stands when position embeddings are added; rows 1..N go to the projector either way."""
+    vit_layers: Literal["stored", "one-less"] = "stored"
+    """Blocks run where the file has no `clip.vision.feature_layer`: every stored one, or `block_count` - 1."""
+    post_ln: Literal["skip", "apply"] = "skip"
+    """Whether a stored `v.post_ln` is applied before the projector."""
+    gelu: Literal["erf", "tanh"] = "erf"
+    """The GELU meant by `clip.use_gelu` and by the projector."""
+    square: Literal["pad-resize", "crop", "resize-pad"] = "pad-resize"
+    """A picture to a square: mean-colour pad then resize; shortest side then centre crop; resize to fit then pad."""
+    exif: Literal["ignore", "apply"] = "ignore"
+    """EXIF orientation (ignored with a warning when it is not 1)."""
+    alpha: Literal["convert", "drop"] = "convert"
+    """Transparency: Pillow's `convert("RGB")`, or the alpha channel dropped as stb_image does."""
+    text_pieces: Literal["separate", "whole", "separate-prefixed"] = "separate"
+    """Text around images: each piece tokenised by itself; the whole string at once; by itself, and an SPM space prefix
+    also after a control token inside a piece."""
+
+
+PROFILES: Mapping[str, Quirks] = {
+    "llava": Quirks(),
+    "hf": Quirks(square="crop", exif="apply", text_pieces="whole"),
+    "llama.cpp": Quirks(
+        class_token="last",
+        vit_layers="one-less",
+        post_ln="apply",
+        gelu="tanh",
+        square="resize-pad",
+        alpha="drop",
+        text_pieces="separate-prefixed",
+    ),
+}
+
+
+def resolve(profile: str, overrides: Mapping[str, str] | None = None) -> Quirks:
+    """The quirks of `profile`, with single ones changed. ParameterError names an unknown profile, quirk or value."""
+    if profile not in PROFILES:
+        raise ParameterError("profile", repr(profile), f"unknown, expected one of {', '.join(PROFILES)}")
+    allowed = {name: get_args(kind) for name, kind in get_type_hints(Quirks).items()}
+    for name, value in (overrides or {}).items():
+        if name not in allowed:
+            raise ParameterError("quirk", repr(name), f"unknown, expected one of {', '.join(allowed)}")
+        if value not in allowed[name]:
+            raise ParameterError("quirk", name, f"{value!r} is not one of {', '.join(allowed[name])}")
+    return replace(PROFILES[profile], **dict(overrides or {}))  # type: ignore[arg-type]
+
+
+def describe(quirks: Quirks) -> dict[str, str]:
+    """Quirk name -> value, in the order of the table."""
+    return {field.name: getattr(quirks, field.name) for field in fields(quirks)}
