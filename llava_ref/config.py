@@ -125,7 +125,7 @@ def _activation(file: GGUFFile) -> Literal["gelu", "gelu_quick", "silu"]:
 
 
 def _triple(file: GGUFFile, key: str, low: float, high: float) -> tuple[float, float, float]:
-    values = file.array(key, "float", ...)
+    values = file.array(key, "float")
     if len(values) != 3:
         raise GGUFError(file.path, key, f"{len(values)} values, expected 3 (red, green, blue)")
     for value in values:
