@@ -1,0 +1,98 @@
+"""What each operation is, in a few lines of torch, correct in any precision: the page a kernel is checked against.
+
+T, S positions, D, K width in, N width out, H query heads, Hkv key/value heads, dh head size, P patch size. Given float64 an
+operation computes in float64; anything narrower is computed in float32 and rounded once at the end.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in the type it is computed in: float64 stays, anything narrower becomes float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+    """y = x w^T + b.  (T, K) (N, K) (N,) -> (T, N)"""
+    y = wide(x) @ wide(w).T
+    return (y if b is None else y + wide(b)).to(x.dtype)
+
+
+def layer_norm(x: Tensor, w: Tensor, b: Tensor | None, eps: float) -> Tensor:
+    """y = (x - mean) / sqrt(var + eps) * w + b, var the mean squared deviation.  (T, D) (D,) (D,) -> (T, D)
+
+    Ba, Kiros, Hinton 2016, https://arxiv.org/abs/1607.06450"""
+    h = wide(x)
+    h = h - h.mean(-1, keepdim=True)
+    y = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps) * wide(w)
+    return (y if b is None else y + wide(b)).to(x.dtype)
+
+
+def rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
+    """y = x / sqrt(mean(x^2) + eps) * w.  (T, D) (D,) -> (T, D)
+
+    Zhang, Sennrich 2019, https://arxiv.org/abs/1910.07467"""
+    h = wide(x)
+    return (h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps) * wide(w)).to(x.dtype)
+
+
+def gelu_erf(x: Tensor) -> Tensor:
+    """x * Phi(x), Phi the normal distribution function.  Hendrycks, Gimpel 2016, https://arxiv.org/abs/1606.08415"""
+    h = wide(x)
+    return (0.5 * h * (1 + torch.erf(h / math.sqrt(2)))).to(x.dtype)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """The tanh approximation of GELU, section 2 of the same paper; what ggml calls `gelu`."""
+    h = wide(x)
+    return (0.5 * h * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))).to(x.dtype)
+
+
+def gelu_quick(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x): OpenAI CLIP's QuickGELU (openai/CLIP model.py)."""
+    h = wide(x)
+    return (h * torch.sigmoid(1.702 * h)).to(x.dtype)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x * sigmoid(x)"""
+    h = wide(x)
+    return (h * torch.sigmoid(h)).to(x.dtype)
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Channels 2i and 2i+1 turned by angle i of the row's position.  (T, H, dh) (T, dh/2) (T, dh/2) -> (T, H, dh)
+
+    Su et al. 2021, https://arxiv.org/abs/2104.09864, equation 34; GGUF files of the llama architecture store Q and K so
+    that the pairs are adjacent (ggml's NORM type)."""
+    even, odd = wide(x[..., 0::2]), wide(x[..., 1::2])
+    c, s = cos[:, None, :], sin[:, None, :]
+    return torch.stack((even * c - odd * s, even * s + odd * c), -1).flatten(-2).to(x.dtype)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T * scale + mask) v, heads side by side.  (T, H, dh) (S, Hkv, dh) (S, Hkv, dh) (T, S) -> (T, H * dh)
+
+    Query head h reads key/value head h // (H / Hkv): Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; grouped as in
+    Ainslie et al. 2023, https://arxiv.org/abs/2305.13245."""
+    (T, H, dh), (S, Hkv, _) = q.shape, k.shape
+    queries = wide(q).reshape(T, Hkv, H // Hkv, dh).permute(1, 2, 0, 3)  # (Hkv, H/Hkv, T, dh)
+    keys, values = (wide(a).permute(1, 0, 2)[:, None] for a in (k, v))  # (Hkv, 1, S, dh)
+    scores = queries @ keys.transpose(-1, -2) * scale  # (Hkv, H/Hkv, T, S)
+    if mask is not None:
+        scores = scores + mask
+    y = torch.softmax(scores, -1) @ values  # (Hkv, H/Hkv, T, dh)
+    return y.permute(2, 0, 1, 3).reshape(T, H * dh).to(q.dtype)
+
+
+def patches(pixels: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+    """Cut into P x P squares, row by row, each one a linear map: a convolution of stride P.
+
+    (3, Y, X) (D, 3, P, P) (D,) -> (Y/P * X/P, D).  Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929"""
+    C, Y, X = pixels.shape
+    D, _, P, _ = w.shape
+    rows = pixels.reshape(C, Y // P, P, X // P, P).permute(1, 3, 0, 2, 4).reshape(-1, C * P * P)
+    return linear(rows, w.reshape(D, -1), b)

@@ -1,0 +1,163 @@
+"""Both towers over one backend: pixels -> image rows, rows and token ids -> logits. No text, no files but GGUF.
+
+N patches, D decoder width, V vocabulary, T positions fed.
+"""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from . import decoder, projector, vision
+from .backends import get_ops
+from .backends.cache import float32_bytes
+from .cache import KVCache
+from .config import read_text, read_vision
+from .errors import NumericsError, PairError, PromptError
+from .gguf import GGUFFile
+from .ops import Array, Ops
+from .profiles import Quirks
+from .trace import Tap, no_tap
+from .weights import Weights
+
+BATCH = 512  # rows run through the decoder at once: bounds the memory of the attention scores
+Part = Sequence[int] | np.ndarray  # token ids, or rows (n, D) that stand in for embeddings
+
+
+class Engine:
+    """A text model, a vision tower with its projector, or both, ready to run. Weights stay packed until they are used.
+
+    Everything a file says is checked here, before any weight is converted: GGUFError, PairError."""
+
+    def __init__(
+        self,
+        text_file: GGUFFile | None,
+        mmproj_file: GGUFFile | None,
+        *,
+        backend: str = "torch",
+        device: str = "cpu",
+        threads: int | None = None,
+        quirks: Quirks,
+        weight_cache: int | None = None,
+    ) -> None:
+        self.text_file, self.mmproj_file, self.quirks = text_file, mmproj_file, quirks
+        files = [file for file in (text_file, mmproj_file) if file is not None]
+        budget = default_budget(files) if weight_cache is None else weight_cache
+        self.ops: Ops = get_ops(backend, device, threads, budget)
+        self.text = None if text_file is None else read_text(text_file)
+        self.vision = None if mmproj_file is None else read_vision(mmproj_file)
+        if text_file is not None and self.text is not None:
+            weights = Weights(text_file, self.ops)
+            self._text_weights = decoder.load(weights, self.text)
+            weights.finish()
+        if mmproj_file is not None and self.vision is not None:
+            self._load_vision(mmproj_file)
+
+    def _load_vision(self, file: GGUFFile) -> None:
+        assert self.vision is not None
+        self.plan = vision.plan(self.vision, self.quirks)
+        weights = Weights(file, self.ops)
+        self._vision_weights = vision.load(file, weights, self.vision, self.plan)
+        self._projector_weights = projector.load(file, weights, self.vision.width, self.quirks)
+        unused = tuple(f"v.blk.{i}." for i in range(self.plan.n_layer, self.vision.n_stored))
+        weights.finish(unused if self.plan.post_ln else (*unused, "v.post_ln."))
+        out = self._projector_weights.second.weight.shape[0]
+        if self.text is not None and out != self.text.width:
+            problem = f"has {out} rows, but the text model's embedding_length is {self.text.width}"
+            raise PairError(file.path, "mm.2.weight", problem)
+
+    def encode(self, pixels: np.ndarray, tap: Tap = no_tap) -> np.ndarray:
+        """Normalised pixels (3, S, S) float32 -> image rows (N, D) float32. NumericsError names the first bad tensor."""
+        assert self.vision is not None and self.mmproj_file is not None, "this engine has no vision tower"
+        rows = self._encode(pixels, tap)
+        if not self.ops.all_finite(rows):
+            self._encode(pixels, _refuse(self.ops, self.mmproj_file))
+        return self.ops.numpy(rows)
+
+    def _encode(self, pixels: np.ndarray, tap: Tap) -> Array:
+        assert self.vision is not None
+        features = vision.encode(self.ops.array(pixels), self._vision_weights, self.vision, self.plan, self.ops, tap)
+        return projector.mlp(features, self._projector_weights, self.ops, tap)
+
+    def session(self, n_context: int | None = None) -> "Session":
+        """An empty sequence of at most `n_context` positions (default: what the model was trained for)."""
+        return Session(self, n_context)
+
+
+class Session:
+    """One sequence: the positions fed so far and their keys and values."""
+
+    def __init__(self, engine: Engine, n_context: int | None = None) -> None:
+        assert engine.text is not None and engine.text_file is not None, "this engine has no text model"
+        self._engine, self._text, self._weights = engine, engine.text, engine._text_weights
+        self._file, self._ops = engine.text_file, engine.ops
+        self.n_context = n_context or self._text.context
+        self._cache = KVCache(self._text.n_layer, self._text.n_head_kv, self._text.head_size, self.n_context, self._ops)
+        self._fed: list[Part] = []
+
+    @property
+    def n_past(self) -> int:
+        """Positions fed so far."""
+        return self._cache.length
+
+    def feed(self, parts: Sequence[Part], *, all_logits: bool = False, tap: Tap = no_tap) -> np.ndarray:
+        """Runs token ids and image rows, in order, at the next positions.
+
+        Logits of the last position (V,), or of every one fed, (T, V), float32. PromptError, before any work, where they do
+        not fit the context; NumericsError where a NaN or infinity appears, naming the first tensor that holds one."""
+        self._check(parts)
+        self._fed.extend(parts)
+        logits = self._run(parts, all_logits, tap)
+        if not self._ops.all_finite(logits):
+            Session(self._engine, self.n_context)._run(self._fed, True, _refuse(self._ops, self._file))
+        result = self._ops.numpy(logits)
+        return result if all_logits else result[-1]
+
+    def _check(self, parts: Sequence[Part]) -> None:
+        count = sum(map(len, parts))
+        if not count:
+            raise PromptError("prompt", "tokens", "there are none")
+        if self.n_past + count > self.n_context:
+            problem = f"{self.n_past + count} positions do not fit the context of {self.n_context}"
+            raise PromptError("prompt", "tokens", problem)
+        for part in parts:
+            if isinstance(part, np.ndarray):
+                if part.ndim != 2 or part.shape[1] != self._text.width:
+                    raise PromptError("prompt", "image rows", f"have shape {part.shape}, expected (n, {self._text.width})")
+            elif not all(0 <= token < self._text.n_vocab for token in part):
+                raise PromptError("prompt", "tokens", f"an id is not in 0..{self._text.n_vocab - 1}")
+
+    def _run(self, parts: Sequence[Part], all_logits: bool, tap: Tap) -> Array:
+        ops, w, c = self._ops, self._weights, self._text
+        rows = ops.concat(
+            [ops.array(part) if isinstance(part, np.ndarray) else ops.embed(w.embd, part) for part in parts if len(part)]
+        )
+        batches = [rows[i : i + BATCH] for i in range(0, rows.shape[0], BATCH)]
+        hidden = [decoder.forward(batch, w, c, self._cache, ops, tap) for batch in batches]
+        x = ops.concat(hidden) if all_logits else hidden[-1][-1:]
+        return decoder.logits(x, w, c, ops, tap)
+
+
+def _refuse(ops: Ops, file: GGUFFile) -> Tap:
+    """A tap that stops at the first array with a NaN or infinity and names it."""
+
+    def tap(name: str, x: Array) -> Array:
+        if not ops.all_finite(x):
+            raise NumericsError(file.path, name, "holds NaN or infinity, the first tensor to do so")
+        return x
+
+    return tap
+
+
+def default_budget(files: Sequence[GGUFFile]) -> int:
+    """Bytes of weights to keep in float32: all of them if that takes at most half of the memory now free, else none."""
+    total = sum(float32_bytes(view) for file in files for view in file.tensors.values())
+    return total if total <= _free_memory() // 2 else 0
+
+
+def _free_memory() -> int:
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not Linux: half of what the machine has
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
