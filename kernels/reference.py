@@ -1,7 +1,7 @@
 """What each operation is, in a few lines of torch, correct in any precision: the page a kernel is checked against.
 
-T, S positions, D, K width in, N width out, H query heads, Hkv key/value heads, dh head size, P patch size. Given float64 an
-operation computes in float64; anything narrower is computed in float32 and rounded once at the end.
+T, S positions, D, K width in, N width out, H query heads, Hkv key/value heads, dh head size, P patch size. Given
+float64 an operation computes in float64; anything narrower is computed in float32 and rounded once at the end.
 """
 
 import math
@@ -74,11 +74,12 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Tensor:
-    """softmax(q k^T * scale + mask) v, heads side by side.  (T, H, dh) (S, Hkv, dh) (S, Hkv, dh) (T, S) -> (T, H * dh)
+    """softmax(q k^T * scale + mask) v, heads side by side.
 
-    Query head h reads key/value head h // (H / Hkv): Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; grouped as in
-    Ainslie et al. 2023, https://arxiv.org/abs/2305.13245."""
-    (T, H, dh), (S, Hkv, _) = q.shape, k.shape
+    (T, H, dh) (S, Hkv, dh) (S, Hkv, dh) (T, S) -> (T, H * dh). Query head h reads key/value head h // (H / Hkv).
+    Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; grouped as in Ainslie et al. 2023,
+    https://arxiv.org/abs/2305.13245."""
+    (T, H, dh), Hkv = q.shape, k.shape[1]
     queries = wide(q).reshape(T, Hkv, H // Hkv, dh).permute(1, 2, 0, 3)  # (Hkv, H/Hkv, T, dh)
     keys, values = (wide(a).permute(1, 0, 2)[:, None] for a in (k, v))  # (Hkv, 1, S, dh)
     scores = queries @ keys.transpose(-1, -2) * scale  # (Hkv, H/Hkv, T, S)

@@ -1,4 +1,4 @@
-"""Hyper-parameters from GGUF metadata, read exactly here and checked against each other. Shapes are checked in `weights`.
+"""Hyper-parameters from GGUF metadata: read exactly here, checked against each other. `weights` checks the shapes.
 
 Key names: llama.cpp b10605, src/llama-arch.cpp and tools/mtmd/clip-impl.h.
 """
@@ -76,7 +76,7 @@ class TextConfig:
 def read_vision(file: GGUFFile) -> VisionConfig:
     """The tower's settings. GGUFError names the key that is missing, mistyped or impossible."""
     if not file.boolean("clip.has_vision_encoder", False):
-        raise GGUFError(file.path, "clip.has_vision_encoder", "not true: this is not an mmproj file with a vision tower")
+        raise GGUFError(file.path, "clip.has_vision_encoder", "not true: no vision tower, not an mmproj file")
     projector = file.string("clip.projector_type")
     if projector != "mlp":
         raise GGUFError(file.path, "clip.projector_type", f"{projector!r} is not supported, expected 'mlp'")
@@ -96,7 +96,7 @@ def read_vision(file: GGUFFile) -> VisionConfig:
         std=_triple(file, v + "image_std", 1e-6, 1e3),
     )
     if config.image_size % config.patch_size:
-        raise GGUFError(file.path, v + "patch_size", f"{config.patch_size} does not divide image_size {config.image_size}")
+        raise GGUFError(file.path, v + "patch_size", f"{config.patch_size} does not divide image_size")
     if config.width % config.n_head:
         raise GGUFError(file.path, v + "attention.head_count", f"{config.n_head} does not divide width {config.width}")
     if file.array(v + "image_grid_pinpoints", "int", None):
@@ -113,7 +113,7 @@ def _feature_layer(file: GGUFFile) -> int | None:
         raise GGUFError(file.path, key, f"{len(layers)} layers, expected one")
     n_stored = file.integer("clip.vision.block_count", 1, MAX_BLOCKS)
     if not 1 <= layers[0] <= n_stored:
-        raise GGUFError(file.path, key, f"{layers[0]} is not a hidden state of {n_stored} blocks, expected 1..{n_stored}")
+        raise GGUFError(file.path, key, f"{layers[0]} is not a hidden state, expected 1..{n_stored}")
     return int(layers[0])
 
 
@@ -150,7 +150,7 @@ def read_text(file: GGUFFile) -> TextConfig:
         raise GGUFError(file.path, "llama.attention.head_count_kv", f"{n_head_kv} does not divide head_count {n_head}")
     head_size = file.integer("llama.attention.key_length", 1, MAX_WIDTH, width // n_head)
     if file.integer("llama.attention.value_length", 1, MAX_WIDTH, head_size) != head_size:
-        raise GGUFError(file.path, "llama.attention.value_length", f"differs from key_length {head_size}: not supported")
+        raise GGUFError(file.path, "llama.attention.value_length", f"differs from key_length {head_size}")
     context = file.integer("llama.context_length", 1, 1 << 24)
     scale = file.number("llama.attention.scale", 0.0, 1e3, 0.0)
     return TextConfig(

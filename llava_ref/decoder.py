@@ -1,8 +1,8 @@
-"""The llama decoder: embeddings -> logits.   T new positions, S all so far, D width, H query heads, Hkv key/value heads,
-dh head size, F MLP width, V vocabulary.
+"""The llama decoder: embeddings -> logits.   T new positions, S all so far, D width, H query heads, Hkv key/value
+heads, dh head size, F MLP width, V vocabulary.
 
-Touvron et al. 2023, https://arxiv.org/abs/2302.13971; Mistral's sliding window: https://arxiv.org/abs/2310.06825. Tensor
-names of llama.cpp b10605, src/llama-arch.cpp.
+Touvron et al. 2023, https://arxiv.org/abs/2302.13971; Mistral's sliding window: https://arxiv.org/abs/2310.06825.
+Tensor names of llama.cpp b10605, src/llama-arch.cpp.
 """
 
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ class Positions:
 
 
 def positions(c: TextConfig, frequencies: np.ndarray, first: int, count: int, ops: Ops) -> Positions:
-    """Positions first..first+count-1: each sees itself and those before it, the last `window` of them if there is one."""
+    """Positions first..first+count-1: each sees itself and those before it, at most `window` in all."""
     cos, sin = rope.cos_sin(c.rope, frequencies, first, count)
     query, key = np.arange(first, first + count)[:, None], np.arange(first + count)[None, :]
     hidden = key > query

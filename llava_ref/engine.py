@@ -67,7 +67,7 @@ class Engine:
             raise PairError(file.path, "mm.2.weight", problem)
 
     def encode(self, pixels: np.ndarray, tap: Tap = no_tap) -> np.ndarray:
-        """Normalised pixels (3, S, S) float32 -> image rows (N, D) float32. NumericsError names the first bad tensor."""
+        """Normalised pixels (3, S, S) float32 -> image rows (N, D) float32; NumericsError."""
         assert self.vision is not None and self.mmproj_file is not None, "this engine has no vision tower"
         rows = self._encode(pixels, tap)
         if not self.ops.all_finite(rows):
@@ -103,8 +103,8 @@ class Session:
     def feed(self, parts: Sequence[Part], *, all_logits: bool = False, tap: Tap = no_tap) -> np.ndarray:
         """Runs token ids and image rows, in order, at the next positions.
 
-        Logits of the last position (V,), or of every one fed, (T, V), float32. PromptError, before any work, where they do
-        not fit the context; NumericsError where a NaN or infinity appears, naming the first tensor that holds one."""
+        Logits of the last position (V,), or of every one fed, (T, V), float32. PromptError, before any work, where they
+        do not fit the context; NumericsError where a NaN or infinity appears, naming the first tensor to hold one."""
         self._check(parts)
         self._fed.extend(parts)
         logits = self._run(parts, all_logits, tap)
@@ -123,15 +123,14 @@ class Session:
         for part in parts:
             if isinstance(part, np.ndarray):
                 if part.ndim != 2 or part.shape[1] != self._text.width:
-                    raise PromptError("prompt", "image rows", f"have shape {part.shape}, expected (n, {self._text.width})")
+                    raise PromptError("prompt", "image rows", f"{part.shape}, expected (n, {self._text.width})")
             elif not all(0 <= token < self._text.n_vocab for token in part):
                 raise PromptError("prompt", "tokens", f"an id is not in 0..{self._text.n_vocab - 1}")
 
     def _run(self, parts: Sequence[Part], all_logits: bool, tap: Tap) -> Array:
         ops, w, c = self._ops, self._weights, self._text
-        rows = ops.concat(
-            [ops.array(part) if isinstance(part, np.ndarray) else ops.embed(w.embd, part) for part in parts if len(part)]
-        )
+        parts = [part for part in parts if len(part)]
+        rows = ops.concat([ops.array(p) if isinstance(p, np.ndarray) else ops.embed(w.embd, p) for p in parts])
         batches = [rows[i : i + BATCH] for i in range(0, rows.shape[0], BATCH)]
         hidden = [decoder.forward(batch, w, c, self._cache, ops, tap) for batch in batches]
         x = ops.concat(hidden) if all_logits else hidden[-1][-1:]

@@ -1,7 +1,7 @@
 """The errors this library raises on purpose. Everything a user can mend is a `LlavaError`; anything else is a bug.
 
-Each names the file or argument, the field, and what is wrong: `str(error)` is `where: field: problem`, one printable line
-of less than 1,000 characters.
+Each names the file or argument, the field, and what is wrong: `str(error)` is `where: field: problem`, one printable
+line of less than 1,000 characters.
 """
 
 LIMIT = 1000
@@ -17,7 +17,8 @@ class LlavaError(Exception):
     """Something the user can mend. `where` is a file or argument, `field` what in it, `problem` what was expected."""
 
     def __init__(self, where: object, field: str, problem: str) -> None:
-        self.where, self.field, self.problem = printable(str(where), 300), printable(field, 200), printable(problem, 480)
+        self.where, self.field = printable(str(where), 300), printable(field, 200)
+        self.problem = printable(problem, 480)
         super().__init__(f"{self.where}: {self.field}: {self.problem}")
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:

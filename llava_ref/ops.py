@@ -39,7 +39,7 @@ class Ops(Protocol):
 
     def embed(self, w: Weight, ids: Sequence[int]) -> Array: ...  # (V, D), T ids -> (T, D); only those rows are read
 
-    def patches(self, pixels: Array, w: Weight, b: Weight | None = None) -> Array: ...  # (3, Y, X) (D, 3, P, P) -> (N, D)
+    def patches(self, x: Array, w: Weight, b: Weight | None = None) -> Array: ...  # (3, Y, X) (D, 3, P, P) -> (N, D)
 
     def layer_norm(self, x: Array, w: Weight, b: Weight | None, eps: float) -> Array: ...  # (T, D) -> (T, D)
 

@@ -1,14 +1,14 @@
 """Profiles: which of several known behaviours to run, as data decided once at load.
 
 A quirk is one point on which implementations of LLaVA differ; a profile is a named set of them. Sources: `llava` is
-haotian-liu/LLaVA v1.2.2 with CLIP as transformers runs it; `hf` is transformers' LlavaProcessor and LlavaForConditionalGeneration;
-`llama.cpp` is tools/mtmd of release b10605 (clip.cpp, models/llava.cpp, mtmd-image.cpp), the same up to b11739.
+haotian-liu/LLaVA v1.2.2 with CLIP as transformers runs it; `hf` is transformers' LlavaProcessor and
+LlavaForConditionalGeneration; `llama.cpp` is tools/mtmd of release b10605 (clip.cpp, models/llava.cpp, mtmd-image.cpp),
+the same up to b11739.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args, get_type_hints
-
 
 from .errors import ParameterError
 

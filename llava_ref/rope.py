@@ -1,8 +1,8 @@
 """Rotary position angles, in float64 and rounded once.   T positions, r = n_rot / 2 pairs of channels.
 
-Plain: Su et al. 2021, https://arxiv.org/abs/2104.09864. Linear: positions divided by `rope.scaling.factor`. YaRN: Peng et
-al. 2023, https://arxiv.org/abs/2309.00071, with ggml's rounding of the ramp (ggml_rope_yarn_corr_dims, llama.cpp b10605).
-Llama 3's scaling arrives as `rope_freqs.weight`: one divisor a pair, written by the converter.
+Plain: Su et al. 2021, https://arxiv.org/abs/2104.09864. Linear: positions divided by `rope.scaling.factor`. YaRN: Peng
+et al. 2023, https://arxiv.org/abs/2309.00071, with ggml's rounding of the ramp (ggml_rope_yarn_corr_dims, llama.cpp
+b10605). Llama 3's scaling arrives as `rope_freqs.weight`: one divisor a pair, written by the converter.
 """
 
 import math

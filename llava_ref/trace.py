@@ -1,9 +1,9 @@
 """Taps: how a forward pass is watched without knowing that it is.
 
-A tap is a function `(name, x) -> x`, called with every named intermediate array and giving back the array to go on with.
-Names: `vision.<stage>` and `vision.blk.<i>.<part>` in the tower, `projector.out`, `blk.<i>.<part>` and `result_*` in the
-decoder; the parts are llama.cpp's callback names where it has one (llama.cpp b10605, `cb(...)` in models/llava.cpp and
-llama-graph.cpp).
+A tap is a function `(name, x) -> x`, called with every named intermediate array and giving back the array to go on
+with. Names: `vision.<stage>` and `vision.blk.<i>.<part>` in the tower, `projector.<part>`, `blk.<i>.<part>` and
+`result_*` in the decoder; the parts are llama.cpp's callback names where it has one (b10605, `cb(...)` in
+models/llava.cpp and llama-graph.cpp).
 """
 
 from collections.abc import Callable

@@ -22,7 +22,7 @@ class Affine:
 
 
 class Weights:
-    """Hands out each tensor of `file` once. GGUFError names a missing tensor, a wrong shape, and any that nobody took."""
+    """Hands out each tensor of `file` once. GGUFError names a missing one, a wrong shape, one that nobody took."""
 
     def __init__(self, file: GGUFFile, ops: Ops) -> None:
         self._file, self._ops = file, ops
@@ -66,4 +66,4 @@ class Weights:
         """Fails if a tensor was never asked for, except names starting with one of `unused`."""
         for name in self._left:
             if not name.startswith(unused):
-                raise GGUFError(self._file.path, name, "a tensor that this model does not use: the result would be wrong")
+                raise GGUFError(self._file.path, name, "this model has no use for the tensor")

@@ -7,7 +7,7 @@ from ..ops import Ops
 def get_ops(backend: str, device: str, threads: int | None, budget: int) -> Ops:
     """The backend by name: "torch" on "cpu" or "cuda", "numpy" on "cpu".
 
-    `budget`: bytes of float32 weights that may be kept once they are dequantised. ParameterError for what is not there."""
+    `budget`: bytes of float32 weights that may be kept once they are dequantised. ParameterError for what is absent."""
     if backend == "numpy":
         if device != "cpu":
             raise ParameterError("device", repr(device), "the numpy backend runs on 'cpu' only")

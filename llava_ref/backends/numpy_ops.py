@@ -46,10 +46,10 @@ class NumpyOps:
     def embed(self, w: NumpyWeight, ids: Sequence[int]) -> F32:
         return dequantize_rows(w.view, ids)
 
-    def patches(self, pixels: F32, w: NumpyWeight, b: NumpyWeight | None = None) -> F32:
-        C, Y, X = pixels.shape
+    def patches(self, x: F32, w: NumpyWeight, b: NumpyWeight | None = None) -> F32:
+        C, Y, X = x.shape
         D, _, P, _ = w.shape
-        rows = pixels.reshape(C, Y // P, P, X // P, P).transpose(1, 3, 0, 2, 4).reshape(-1, C * P * P)
+        rows = x.reshape(C, Y // P, P, X // P, P).transpose(1, 3, 0, 2, 4).reshape(-1, C * P * P)
         y = rows @ w.array().reshape(D, -1).T
         return y if b is None else y + b.array()
 
@@ -76,7 +76,7 @@ class NumpyOps:
         return np.stack((even * c - odd * s, even * s + odd * c), -1).reshape(x.shape)
 
     def attention(self, q: F32, k: F32, v: F32, scale: float, mask: F32 | None) -> F32:
-        (T, H, dh), (_, Hkv, _) = q.shape, k.shape
+        (T, H, dh), Hkv = q.shape, k.shape[1]
         queries = q.reshape(T, Hkv, H // Hkv, dh).transpose(1, 2, 0, 3)  # (Hkv, H/Hkv, T, dh)
         scores = queries @ k.transpose(1, 2, 0)[:, None] * np.float32(scale)  # (Hkv, H/Hkv, T, S)
         if mask is not None:

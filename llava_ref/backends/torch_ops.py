@@ -49,8 +49,8 @@ class TorchOps:
     def embed(self, w: TorchWeight, ids: Sequence[int]) -> Tensor:
         return dequantize_rows(w.view, ids, self.device)
 
-    def patches(self, pixels: Tensor, w: TorchWeight, b: TorchWeight | None = None) -> Tensor:
-        return reference.patches(pixels, w.array(), _array(b))
+    def patches(self, x: Tensor, w: TorchWeight, b: TorchWeight | None = None) -> Tensor:
+        return reference.patches(x, w.array(), _array(b))
 
     def layer_norm(self, x: Tensor, w: TorchWeight, b: TorchWeight | None, eps: float) -> Tensor:
         return reference.layer_norm(x, w.array(), _array(b), eps)

