@@ -1,16 +1,18 @@
-"""The token loop: a prompt's parts -> an iterator of steps, one a token.   V vocabulary.
+"""The token loop: a prompt's parts -> an iterator of steps, one a token; and the reply they add up to.   V vocabulary.
 
 Everything is decided between tokens: closing the iterator stops the work before the next one.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from .errors import ParameterError, PromptError
+from .images import DecodedImage
+from .prompt import ImageChunk, Prompt, TextChunk
 from .sampler import Sampler
 
 FinishReason = Literal["stop", "length"]
@@ -41,6 +43,145 @@ class Step:
     """On the last step only: "stop" for an end-of-generation token or a stop string, "length" for a limit."""
     seconds: float
     """Time this token took; the first one's is the prompt's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt ready to run: its chunks, the pictures they name, and how many positions each picture takes."""
+
+    prompt: Prompt
+    chunks: tuple[TextChunk | ImageChunk, ...]
+    images: tuple[DecodedImage, ...]
+    tokens_per_image: int
+    decode_s: float
+    """Seconds spent on reading the pictures."""
+
+    @property
+    def token_ids(self) -> list[int]:
+        """One number a position: a token's id, or -1 where a picture stands."""
+        ids: list[int] = []
+        for chunk in self.chunks:
+            ids.extend(chunk.token_ids if isinstance(chunk, TextChunk) else [-1] * self.tokens_per_image)
+        return ids
+
+    def describe(self) -> list[dict[str, Any]]:
+        """The chunks as JSON; a picture's width and height are those of the source, in pixels."""
+        return [self._describe(chunk) for chunk in self.chunks]
+
+    def _describe(self, chunk: TextChunk | ImageChunk) -> dict[str, Any]:
+        if isinstance(chunk, TextChunk):
+            return {"type": "text", "token_ids": list(chunk.token_ids)}
+        height, width, _ = self.images[chunk.index].rgb.shape
+        return {"type": "image", "n_tokens": self.tokens_per_image, "width": width, "height": height}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer and what it took."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    """Every token generated, an end-of-generation token at the end included."""
+    finish_reason: FinishReason | None
+    """None if the answer was cut off by its reader."""
+    prompt: str
+    """The prompt as rendered, `<image>` where a picture stands."""
+    chunks: list[dict[str, Any]]
+    usage: dict[str, Any]
+    """As OpenAI's, picture positions counted as prompt tokens."""
+    timings: dict[str, float | None]
+    """Seconds of each stage and tokens a second; None where there is nothing to divide."""
+    warnings: tuple[str, ...]
+    """What a reader should know about the pictures."""
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds of the stages, filled in as they are run."""
+
+    load_s: float = 0.0
+    preprocess_s: float = 0.0
+    encode_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Stream(Iterator[str]):
+    """One answer as it comes: iterate for pieces of text; then `reply`. No work is done before the first piece.
+
+    `close` stops it between two tokens; `reply` then has what came until there."""
+
+    request: Request
+    clock: Clock
+    begin: Callable[[], Iterator[Step]]
+    _steps: Iterator[Step] | None = None
+    _taken: list[Step] = field(default_factory=list)
+
+    def steps(self) -> Iterator[Step]:
+        """The same answer token by token, the ones without text too."""
+        return iter(self._step, None)
+
+    def _step(self) -> Step | None:
+        if self._steps is None:
+            self._steps = self.begin()
+        step = next(self._steps, None)
+        if step is not None:
+            self._taken.append(step)
+        return step
+
+    def __next__(self) -> str:
+        for step in self.steps():
+            if step.text:
+                return step.text
+        raise StopIteration
+
+    def close(self) -> None:
+        self._steps = iter(())
+
+    def finish(self) -> Reply:
+        """Runs to the end."""
+        for _ in self.steps():
+            pass
+        return self.reply
+
+    @property
+    def reply(self) -> Reply:
+        """What has come so far; the whole answer once the iteration has ended."""
+        taken = self._taken
+        return Reply(
+            text="".join(step.text for step in taken),
+            token_ids=tuple(step.token_id for step in taken),
+            finish_reason=taken[-1].finish_reason if taken else None,
+            prompt=self.request.prompt.shown,
+            chunks=self.request.describe(),
+            usage=usage(self.request.token_ids, len(taken)),
+            timings=self._timings(),
+            warnings=tuple(warning for image in self.request.images for warning in image.warnings),
+        )
+
+    def _timings(self) -> dict[str, float | None]:
+        seconds = [step.seconds for step in self._taken]
+        prefill, decode = sum(seconds[:1]), sum(seconds[1:])
+        return {
+            "load_s": self.clock.load_s,
+            "preprocess_s": self.clock.preprocess_s,
+            "encode_s": self.clock.encode_s,
+            "prefill_s": prefill,
+            "decode_s": decode,
+            "prefill_tok_s": len(self.request.token_ids) / prefill if prefill else None,
+            "decode_tok_s": (len(seconds) - 1) / decode if decode else None,
+        }
+
+
+def usage(prompt_ids: Sequence[int], completion: int) -> dict[str, Any]:
+    """OpenAI's usage object from the prompt's ids (-1 at picture positions) and the number of tokens generated."""
+    images = sum(token < 0 for token in prompt_ids)
+    details = {"text_tokens": len(prompt_ids) - images, "image_tokens": images, "cached_tokens": 0}
+    return {
+        "prompt_tokens": len(prompt_ids),
+        "completion_tokens": completion,
+        "total_tokens": len(prompt_ids) + completion,
+        "prompt_tokens_details": details,
+    }
 
 
 class StopStrings:

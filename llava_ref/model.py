@@ -1,0 +1,270 @@
+"""`Llava`: a text model, a vision tower, or both, behind the interface users call. The only file that sees all parts.
+
+N rows of an image, D decoder width, T positions, V vocabulary, S the tower's picture size in pixels.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from . import gguf, images
+from .chat import ChatTemplate, choose_template, parse_messages, render_prompt
+from .engine import Engine, Part
+from .errors import ParameterError, PromptError
+from .generate import Clock, Reply, Request, Step, StopStrings, Stream, generate, room
+from .messages import ImagePart
+from .preprocess import Preprocessed, preprocess
+from .profiles import describe, resolve
+from .prompt import Prompt, TextChunk, chunks, raw
+from .sampler import Sampler, Sampling
+from .tokenizer import Tokenizer
+
+ImageSource = bytes | str | Path | Image.Image | np.ndarray
+Messages = Sequence[Mapping[str, Any]]
+
+
+def embedded() -> tuple[Path, Path]:
+    """The text model and the mmproj file that come with the package."""
+    assets = Path(__file__).parent / "assets"
+    return assets / "shapes-text.q8_0.gguf", assets / "shapes-mmproj.f16.gguf"
+
+
+def load(
+    text: str | Path | None,
+    mmproj: str | Path | None = None,
+    *,
+    backend: str = "torch",
+    device: str = "cpu",
+    precision: str = "exact",
+    profile: str = "llava",
+    quirks: Mapping[str, str] | None = None,
+    threads: int | None = None,
+    weight_cache: int | None = None,
+    n_context: int | None = None,
+    template: str | None = None,
+) -> "Llava":
+    """Opens a pair; `text` may be None (pictures can then only be encoded), and `mmproj` (text only).
+
+    `quirks` changes single quirks of the profile. `weight_cache`: bytes of weights kept as float32 (default: all, if
+    they take at most half of the free memory). `n_context`: positions of prompt and answer, by default and at most what
+    the model was trained for. `template`: a named chat template instead of the file's own.
+    GGUFError, PairError for the files; ParameterError for a setting."""
+    began = time.perf_counter()
+    _check_settings(precision, threads, weight_cache, n_context)
+    if text is None and mmproj is None:
+        raise ParameterError("load", "text", "neither a text model nor an mmproj file was given")
+    text_file = None if text is None else gguf.read(text)
+    mmproj_file = None if mmproj is None else gguf.read(mmproj)
+    resolved = resolve(profile, quirks)
+    engine = Engine(
+        text_file,
+        mmproj_file,
+        backend=backend,
+        device=device,
+        threads=threads,
+        quirks=resolved,
+        weight_cache=weight_cache,
+    )
+    settings = {"profile": profile, "precision": precision, "backend": backend, "device": device}
+    model = Llava(engine, settings | {"quirks": describe(resolved)}, n_context, template)
+    model.load_s = time.perf_counter() - began
+    return model
+
+
+def _check_settings(precision: str, threads: int | None, weight_cache: int | None, n_context: int | None) -> None:
+    if precision in ("fast", "ggml"):
+        raise ParameterError("precision", repr(precision), "not available yet, expected 'exact'")
+    if precision != "exact":
+        raise ParameterError("precision", repr(precision), "unknown, expected 'exact'")
+    for name, value, low in (("threads", threads, 1), ("weight_cache", weight_cache, 0), ("n_context", n_context, 2)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+            raise ParameterError(name, repr(value), f"expected a whole number from {low}")
+
+
+class Llava:
+    """A loaded model. Calls are independent of each other: every answer starts from an empty context."""
+
+    def __init__(self, engine: Engine, settings: dict[str, Any], n_context: int | None, template: str | None) -> None:
+        self.engine, self.settings = engine, settings
+        self.load_s = 0.0
+        self._tokenizer: Tokenizer | None = None
+        self._template: ChatTemplate | None = None
+        self._n_context = 0
+        if engine.text is not None and engine.text_file is not None:
+            if n_context is not None and n_context > engine.text.context:
+                raise ParameterError("n_context", str(n_context), f"the model has {engine.text.context} positions")
+            self._n_context = n_context or engine.text.context
+            self._tokenizer = Tokenizer.from_gguf(engine.text_file)
+            self._template = choose_template(engine.text_file, has_mmproj=engine.vision is not None, name=template)
+
+    @property
+    def n_context(self) -> int:
+        """Positions that prompt and answer have together."""
+        return self._n_context
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """PromptError if there is no text model."""
+        if self._tokenizer is None:
+            raise PromptError("model", "text", "loaded without a text model, so there is nothing to ask")
+        return self._tokenizer
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template in use: its name, source, and why it was chosen."""
+        if self._template is None:
+            raise PromptError("model", "text", "loaded without a text model, so there is nothing to ask")
+        return self._template
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        seed: int | None = None,
+    ) -> Reply:
+        """The whole answer to a conversation in OpenAI's form. `sampler.Sampling` says what the settings mean.
+
+        An answer ends at `max_tokens`, or where the context does, with finish_reason "length"; at a stop string or an
+        end-of-generation token with "stop". LlavaError of the part that is wrong, before any work."""
+        sampling = Sampling(
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repeat_penalty,
+            frequency_penalty,
+            presence_penalty,
+            logit_bias or {},
+            seed,
+        )
+        return self.answer(self.request(messages), sampling, max_tokens=max_tokens, stop=stop).finish()
+
+    def stream(
+        self,
+        messages: Messages,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        seed: int | None = None,
+    ) -> Stream:
+        """As `chat`, piece by piece: an iterator of strings whose `reply` has the rest."""
+        sampling = Sampling(
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repeat_penalty,
+            frequency_penalty,
+            presence_penalty,
+            logit_bias or {},
+            seed,
+        )
+        return self.answer(self.request(messages), sampling, max_tokens=max_tokens, stop=stop)
+
+    def request(self, messages: Messages) -> Request:
+        """A conversation as a prompt ready to run, its pictures decoded. Nothing is run."""
+        prompt = render_prompt(parse_messages(messages), self.template, self.tokenizer)
+        return self._request(prompt)
+
+    def raw_request(self, prompt: str, sources: Sequence[ImageSource] = ()) -> Request:
+        """A prompt taken as it stands, control tokens included; each `<image>` is one of the pictures, in order."""
+        parts = tuple(ImagePart(source, f"images[{i}]") for i, source in enumerate(sources))
+        return self._request(replace(raw(prompt, len(parts), self.tokenizer), images=parts))
+
+    def _request(self, prompt: Prompt) -> Request:
+        if prompt.images and self.engine.vision is None:
+            where = prompt.images[0].where
+            raise PromptError(where, "image", "the model was loaded without an mmproj file and cannot see pictures")
+        began = time.perf_counter()
+        decoded = tuple(self.decode_image(part.source, part.where) for part in prompt.images)
+        seconds = time.perf_counter() - began
+        parts = tuple(chunks(prompt, self.tokenizer, self.engine.quirks))
+        return Request(prompt, parts, decoded, self.tokens_per_image, seconds)
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Positions that one picture takes; 0 without an mmproj file."""
+        return self.engine.vision.n_patches if self.engine.vision is not None else 0
+
+    def count_tokens(self, messages: Messages) -> int:
+        """Positions the prompt takes, pictures included. Nothing is run."""
+        return len(self.request(messages).token_ids)
+
+    def answer(
+        self, request: Request, sampling: Sampling, *, max_tokens: int | None = None, stop: Sequence[str] = ()
+    ) -> Stream:
+        """Starts an answer to a prepared prompt. Settings and the context are checked here, before any work."""
+        clock = Clock(load_s=self.load_s, preprocess_s=request.decode_s)
+        ids = request.token_ids
+        limit = room(len(ids), self.n_context, max_tokens)
+        sampler = Sampler(sampling, self.tokenizer.n_vocab, [token for token in ids if token >= 0])
+        stops = StopStrings(stop)
+
+        def begin() -> Iterator[Step]:
+            session, parts = self.engine.session(self.n_context), self._parts(request, clock)
+            return generate(session, parts, sampler, self.tokenizer.stream(), self.tokenizer.end_ids, stops, limit)
+
+        return Stream(request, clock, begin)
+
+    def _parts(self, request: Request, clock: Clock) -> list[Part]:
+        """Token ids and image rows (N, D), in the order of the prompt."""
+        rows = [self._rows(image, clock) for image in request.images]
+        return [chunk.token_ids if isinstance(chunk, TextChunk) else rows[chunk.index] for chunk in request.chunks]
+
+    def _rows(self, image: images.DecodedImage, clock: Clock) -> np.ndarray:
+        began = time.perf_counter()
+        pixels = self.preprocess(image).pixels[0]
+        ready = time.perf_counter()
+        rows = self.engine.encode(pixels)
+        clock.preprocess_s += ready - began
+        clock.encode_s += time.perf_counter() - ready
+        return rows
+
+    def logits(self, prompt: str, images: Sequence[ImageSource] = ()) -> np.ndarray:
+        """Logits at every position of a prompt taken as it stands, (T, V) float32; `<image>` marks a picture."""
+        return self.request_logits(self.raw_request(prompt, images))
+
+    def request_logits(self, request: Request) -> np.ndarray:
+        """Logits at every position of a prepared prompt, (T, V) float32. PromptError if it does not fit the context."""
+        if len(request.token_ids) > self.n_context:
+            problem = f"{len(request.token_ids)} positions do not fit the context of {self.n_context}"
+            raise PromptError("prompt", "tokens", problem)
+        return self.engine.session(self.n_context).feed(self._parts(request, Clock()), all_logits=True)
+
+    def decode_image(self, source: ImageSource, where: str = "image") -> images.DecodedImage:
+        """A picture as the profile reads it. ImageError."""
+        quirks = self.engine.quirks
+        return images.load(source, exif=quirks.exif, alpha=quirks.alpha, where=where)
+
+    def preprocess(self, image: images.DecodedImage) -> Preprocessed:
+        """What the tower is shown: `pixels` (1, 3, S, S) float32. ParameterError without an mmproj file."""
+        if self.engine.vision is None:
+            raise ParameterError("mmproj", "missing", "a vision tower is needed for this")
+        return preprocess(image.rgb, self.engine.vision, self.engine.quirks)
+
+    def encode_image(self, image: ImageSource) -> np.ndarray:
+        """Bytes, a path, a PIL image or an array -> the rows that stand in for the picture, (N, D) float32."""
+        return self.engine.encode(self.preprocess(self.decode_image(image)).pixels[0])
