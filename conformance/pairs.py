@@ -1,0 +1,255 @@
+"""Random LLaVA pairs: a text GGUF and an mmproj GGUF with every option a test wants to turn, from a seed.
+
+Weights have the gains that make noise grow as in a real model (`hot`) or about half as much (`calm`), so that a bound
+that holds on them means something. Nothing else about them is meant: they speak nonsense.
+D width, F MLP width, V vocabulary, P patch, dh head size.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from .writing import Metadata, Tensor, held, write
+
+CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+WORDS = "the a is what color how many shape red blue circle square of in to and picture large small left right".split()
+
+
+@dataclass(frozen=True, slots=True)
+class TextSpec:
+    """A llama-architecture decoder. `None` leaves the key out of the file."""
+
+    width: int = 48
+    n_layer: int = 3
+    n_head: int = 4
+    n_head_kv: int = 2
+    mlp_width: int = 80
+    context: int = 512
+    eps: float = 1e-5
+    tied: bool = False
+    biases: bool = False
+    rope_base: float | None = None
+    rope_scaling: Literal["linear", "yarn"] | None = None
+    rope_factor: float = 4.0
+    original_context: int | None = None
+    rope_divisors: bool = False  # rope_freqs.weight, as Llama 3 files have
+    window: int | None = None
+    kind: str = "F32"
+
+
+@dataclass(frozen=True, slots=True)
+class VisionSpec:
+    """A CLIP tower and its `mlp` projector. `None` leaves the key out of the file."""
+
+    width: int = 40
+    n_block: int = 4
+    n_head: int = 4
+    mlp_width: int = 72
+    image_size: int = 56
+    patch_size: int = 14
+    middle: int = 56  # rows of mm.0
+    eps: float = 1e-5
+    feature_layer: int | None = None
+    post_ln: bool = False
+    use_gelu: bool = False
+    class_token: bool = True
+    pre_ln: bool = True
+    swapped: bool = False  # ffn_up and ffn_down by each other's names, as old converters wrote them
+    kind: str = "F32"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Where a pair was written."""
+
+    text: Path
+    mmproj: Path
+
+
+class Random:
+    """Named random arrays, float32: what one name holds does not depend on which others were asked for."""
+
+    def __init__(self, seed: int, gain: float) -> None:
+        self._seed, self._gain = seed, gain
+
+    def normal(self, name: str, *shape: int, std: float = 1.0, mean: float = 0.0) -> Tensor:
+        stream = np.random.default_rng([self._seed, *name.encode()])
+        return held((mean + std * stream.standard_normal(shape)).astype(np.float32))
+
+    def matrix(self, name: str, rows: int, columns: int, gain: float = 1.0) -> Tensor:
+        return self.normal(name, rows, columns, std=gain / columns**0.5)
+
+    @property
+    def qk(self) -> float:
+        """How sharp attention is."""
+        return 1.0 + 0.6 * self._gain
+
+    @property
+    def residual(self) -> float:
+        """How much a block adds to what comes in."""
+        return 0.35 + 0.65 * self._gain
+
+
+def build(folder: Path, text: TextSpec, vision: VisionSpec, seed: int = 0, *, calm: bool = False) -> Pair:
+    """Writes `text.gguf` and `mmproj.gguf` into `folder`, which must exist. The same arguments give the same bytes."""
+    random = Random(seed, 0.0 if calm else 1.0)
+    pair = Pair(folder / "text.gguf", folder / "mmproj.gguf")
+    write(pair.text, text_metadata(text), text_tensors(text, random), text.kind)
+    write(pair.mmproj, vision_metadata(vision, text.width), vision_tensors(vision, text.width, random), vision.kind)
+    return pair
+
+
+def vocabulary() -> Metadata:
+    """A small SPM vocabulary: unknown, BOS, EOS, the 256 bytes, letters, and whole words with their prefixes."""
+    letters = [chr(c) for c in range(33, 127)] + ["▁"]
+    merged = {("▁" + word)[:n] for word in WORDS for n in range(2, len(word) + 2)}
+    pieces = sorted(merged, key=lambda piece: (len(piece), piece))
+    byte_tokens = [f"<0x{b:02X}>" for b in range(256)]
+    tokens = ["<unk>", "<s>", "</s>", *byte_tokens, *letters, *pieces]
+    scores = [0.0] * 259 + [-1000.0 - i for i in range(len(letters))] + [-1.0 - i for i in range(len(pieces))]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * (len(letters) + len(pieces)),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.add_bos_token": True,
+    }
+
+
+def n_vocab() -> int:
+    """Tokens in `vocabulary()`."""
+    tokens = vocabulary()["tokenizer.ggml.tokens"]
+    assert isinstance(tokens, list)
+    return len(tokens)
+
+
+def text_metadata(s: TextSpec) -> Metadata:
+    optional = {
+        "llama.rope.freq_base": s.rope_base,
+        "llama.rope.scaling.type": s.rope_scaling,
+        "llama.rope.scaling.factor": s.rope_factor if s.rope_scaling else None,
+        "llama.rope.scaling.original_context_length": s.original_context,
+        "llama.attention.sliding_window": s.window,
+    }
+    return {
+        "general.architecture": "llama",
+        "llama.block_count": s.n_layer,
+        "llama.context_length": s.context,
+        "llama.embedding_length": s.width,
+        "llama.feed_forward_length": s.mlp_width,
+        "llama.attention.head_count": s.n_head,
+        "llama.attention.head_count_kv": s.n_head_kv,
+        "llama.attention.layer_norm_rms_epsilon": s.eps,
+        **{key: value for key, value in optional.items() if value is not None},
+        **vocabulary(),
+    }
+
+
+def text_tensors(s: TextSpec, random: Random) -> dict[str, Tensor]:
+    D, dh, V = s.width, s.width // s.n_head, n_vocab()
+    tensors = {
+        "token_embd.weight": random.normal("token_embd", V, D, std=0.25 if s.tied else 1.0),
+        "output_norm.weight": random.normal("output_norm", D, std=0.1, mean=4.0),
+    }
+    if not s.tied:
+        tensors["output.weight"] = random.matrix("output", V, D)
+    if s.rope_divisors:  # from 1 (fast pairs, kept) up to 8 (slow pairs, stretched)
+        tensors["rope_freqs.weight"] = held(np.linspace(1.0, 8.0, dh // 2, dtype=np.float32))
+    for i in range(s.n_layer):
+        tensors |= _text_block(f"blk.{i}", s, random)
+    return tensors
+
+
+def _text_block(name: str, s: TextSpec, random: Random) -> dict[str, Tensor]:
+    D, F, KV = s.width, s.mlp_width, s.width // s.n_head * s.n_head_kv
+    matrices = {
+        "attn_q": (D, D, random.qk),
+        "attn_k": (KV, D, random.qk),
+        "attn_v": (KV, D, 1.0),
+        "attn_output": (D, D, random.residual),
+        "ffn_gate": (F, D, 1.0),
+        "ffn_up": (F, D, 1.0),
+        "ffn_down": (D, F, random.residual),
+    }
+    tensors = {f"{name}.{norm}.weight": _norm(f"{name}.{norm}", D, random) for norm in ("attn_norm", "ffn_norm")}
+    for part, (rows, columns, gain) in matrices.items():
+        tensors[f"{name}.{part}.weight"] = random.matrix(f"{name}.{part}", rows, columns, gain)
+        if s.biases:
+            tensors[f"{name}.{part}.bias"] = random.normal(f"{name}.{part}.bias", rows, std=0.2)
+    return tensors
+
+
+def _norm(name: str, width: int, random: Random) -> Tensor:
+    return random.normal(name, width, std=0.1, mean=1.0)
+
+
+def vision_metadata(s: VisionSpec, text_width: int) -> Metadata:
+    v = "clip.vision."
+    optional: dict[str, list[int] | bool | None] = {
+        v + "feature_layer": None if s.feature_layer is None else [s.feature_layer],
+        "clip.use_gelu": s.use_gelu or None,
+    }
+    return {
+        "general.architecture": "clip",
+        "clip.has_vision_encoder": True,
+        "clip.projector_type": "mlp",
+        v + "image_size": s.image_size,
+        v + "patch_size": s.patch_size,
+        v + "embedding_length": s.width,
+        v + "feed_forward_length": s.mlp_width,
+        v + "block_count": s.n_block,
+        v + "projection_dim": text_width,
+        v + "attention.head_count": s.n_head,
+        v + "attention.layer_norm_epsilon": s.eps,
+        v + "image_mean": CLIP_MEAN,
+        v + "image_std": CLIP_STD,
+        **{key: value for key, value in optional.items() if value is not None},
+    }
+
+
+def vision_tensors(s: VisionSpec, text_width: int, random: Random) -> dict[str, Tensor]:
+    D, P = s.width, s.patch_size
+    n_rows = (s.image_size // P) ** 2 + s.class_token
+    tensors = {
+        "v.patch_embd.weight": random.normal("v.patch_embd", D, 3, P, P, std=(3 * P * P) ** -0.5),
+        "v.position_embd.weight": random.normal("v.position_embd", n_rows, D, std=0.5),
+    }
+    if s.class_token:
+        tensors["v.class_embd"] = random.normal("v.class_embd", D)
+    norms = ["v.pre_ln"] * s.pre_ln + ["v.post_ln"] * s.post_ln
+    for name in norms:
+        tensors |= _affine_norm(name, D, random)
+    for i in range(s.n_block):
+        tensors |= _vision_block(f"v.blk.{i}", s, random)
+    for name, rows, columns in (("mm.0", s.middle, D), ("mm.2", text_width, s.middle)):
+        tensors[f"{name}.weight"] = random.matrix(name, rows, columns, 1.5)
+        tensors[f"{name}.bias"] = random.normal(f"{name}.bias", rows, std=0.1)
+    return tensors
+
+
+def _vision_block(name: str, s: VisionSpec, random: Random) -> dict[str, Tensor]:
+    D, F = s.width, s.mlp_width
+    up, down = ("ffn_down", "ffn_up") if s.swapped else ("ffn_up", "ffn_down")
+    matrices = {
+        "attn_q": (D, D, random.qk),
+        "attn_k": (D, D, random.qk),
+        "attn_v": (D, D, 1.0),
+        "attn_out": (D, D, random.residual),
+        up: (F, D, 1.0),
+        down: (D, F, random.residual),
+    }
+    tensors = _affine_norm(f"{name}.ln1", D, random) | _affine_norm(f"{name}.ln2", D, random)
+    for part, (rows, columns, gain) in matrices.items():
+        tensors[f"{name}.{part}.weight"] = random.matrix(f"{name}.{part}", rows, columns, gain)
+        tensors[f"{name}.{part}.bias"] = random.normal(f"{name}.{part}.bias", rows, std=0.1)
+    return tensors
+
+
+def _affine_norm(name: str, width: int, random: Random) -> dict[str, Tensor]:
+    bias = random.normal(f"{name}.bias", width, std=0.1)
+    return {f"{name}.weight": _norm(name, width, random), f"{name}.bias": bias}

@@ -1,0 +1,87 @@
+"""GGUF files written with the `gguf` package, one tensor in memory at a time.
+
+Matrices are stored in one chosen type; what has one axis (norms, biases, the class token) and the position table stay
+float32, as llama.cpp's converters write them. The patch kernel is float16 where matrices are not float32: llama.cpp
+b10605 can convolve with no other narrow type (ggml.c, ggml_conv_2d).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.constants import GGML_QUANT_SIZES
+from gguf.quants import quantize
+
+from ..errors import ParameterError
+
+Value = bool | int | float | str | list[int] | list[float] | list[str]
+Metadata = Mapping[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor that is made only when it is written.  `load() -> ndarray` of `shape`, torch order."""
+
+    shape: tuple[int, ...]
+    load: Callable[[], np.ndarray]
+
+
+def held(array: np.ndarray) -> Tensor:
+    """A tensor that is in memory already."""
+    return Tensor(array.shape, lambda: array)
+
+
+def write(path: Path, metadata: Metadata, tensors: Mapping[str, Tensor], kind: str = "F32") -> None:
+    """Writes a GGUF file (version 3). Integers become uint32, floats float32, lists int32, float32 or string arrays.
+
+    `kind` is the type of the matrices: F32, F16, BF16, Q8_0 or another that `gguf.quants.quantize` makes.
+    ParameterError where a matrix's rows do not fill the blocks of that type."""
+    writer = GGUFWriter(path, str(metadata["general.architecture"]))
+    for key, value in metadata.items():
+        if key != "general.architecture":
+            _add(writer, key, value)
+    stored = {name: _stored_type(name, tensor.shape, kind) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        shape, size = _byte_shape(name, tensor.shape, stored[name])
+        writer.add_tensor_info(name, shape, np.dtype(np.uint8), size, raw_dtype=stored[name])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for name, tensor in tensors.items():
+        array = np.ascontiguousarray(tensor.load(), dtype=np.float32)
+        assert array.shape == tensor.shape, f"{name}: made {array.shape}, announced {tensor.shape}"
+        writer.write_tensor_data(quantize(array, stored[name]))
+    writer.close()
+
+
+def _add(writer: GGUFWriter, key: str, value: Value) -> None:
+    match value:
+        case bool():
+            writer.add_bool(key, value)
+        case int():
+            writer.add_uint32(key, value)
+        case float():
+            writer.add_float32(key, value)
+        case str():
+            writer.add_string(key, value)
+        case list():
+            writer.add_array(key, value)
+
+
+def _stored_type(name: str, shape: tuple[int, ...], kind: str) -> GGMLQuantizationType:
+    if len(shape) == 1 or name == "v.position_embd.weight":
+        return GGMLQuantizationType.F32
+    if len(shape) == 4 and kind != "F32":
+        return GGMLQuantizationType.F16
+    return GGMLQuantizationType[kind]
+
+
+def _byte_shape(name: str, shape: tuple[int, ...], kind: GGMLQuantizationType) -> tuple[tuple[int, ...], int]:
+    """The shape in bytes, as the writer wants it, and the number of bytes."""
+    weights, size = GGML_QUANT_SIZES[kind]
+    if shape[-1] % weights:
+        raise ParameterError("type", kind.name, f"{name} has rows of {shape[-1]}, expected a multiple of {weights}")
+    in_bytes = (*shape[:-1], shape[-1] // weights * size)
+    return in_bytes, int(np.prod(in_bytes))
