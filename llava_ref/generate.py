@@ -27,7 +27,7 @@ class Feeds(Protocol):
 class Decodes(Protocol):
     """What the loop needs of `tokenizer.StreamDecoder`."""
 
-    def push(self, token: int) -> str: ...
+    def push(self, token_id: int, /) -> str: ...
 
     def flush(self) -> str: ...
 
@@ -198,10 +198,10 @@ class StopStrings:
     def push(self, text: str) -> str:
         """More text; what of it may be shown. The rest is held while it could be the start of a stop string."""
         self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:  # the first to be complete, however the text was cut into pieces
             self.met = True
-            return self._release(min(found))
+            return self._release(min(found)[1])
         for length in range(min(len(self._held), self._longest - 1), 0, -1):
             if any(stop.startswith(self._held[-length:]) for stop in self._stops):
                 return self._release(len(self._held) - length)

@@ -1,0 +1,103 @@
+"""`chat`: a conversation on the terminal, or one line a turn from a pipe."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import LlavaError, ParameterError, PromptError
+from ..model import Llava
+from ..sampler import Sampling
+from . import options
+from .output import note, print_pieces, summary, visible
+
+HELP = "expected /image FILE, /clear or /exit"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    options.add_mmproj(parser)
+    options.add_images(parser)
+    parser.add_argument("--system", metavar="TEXT", help="a system message")
+    options.add_sampling(parser)
+    options.add_text(parser)
+    options.add_running(parser)
+    parser.add_argument("-v", "--verbose", action="store_true", help="what each answer took, on standard error")
+
+
+class Conversation:
+    """The turns so far and the pictures that go with the next one. The whole of it is run again at every turn."""
+
+    def __init__(self, model: Llava, args: argparse.Namespace, sampling: Sampling) -> None:
+        self._model, self._args, self._sampling = model, args, sampling
+        system = [] if args.system is None else [{"role": "system", "content": args.system}]
+        self._system: list[dict[str, Any]] = system
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets every turn and picture."""
+        self._turns = list(self._system)
+        self._images: list[Any] = []
+
+    def add_image(self, path: Path) -> None:
+        """A picture for the next message. ImageError, PromptError."""
+        if self._model.engine.vision is None:
+            raise PromptError(str(path), "image", "the model was loaded without an mmproj file and cannot see pictures")
+        image = self._model.decode_image(path, str(path))
+        for warning in image.warnings:
+            note(f"warning: {visible(warning)}")
+        self._images.append(image.rgb)
+
+    def say(self, text: str) -> None:
+        """One message and its answer, printed as it comes. Ctrl-C ends the answer; what was said of it stays."""
+        turns = [*self._turns, options.user_message(options.checked_text("message", text), self._images)]
+        request = self._model.request(turns)
+        stream = self._model.answer(request, self._sampling, max_tokens=self._args.max_tokens, stop=self._args.stop)
+        try:
+            print_pieces(stream)
+        except KeyboardInterrupt:
+            stream.close()
+            note("\n(stopped)")
+        reply = stream.reply
+        if self._args.verbose:
+            note(summary(reply))
+        if reply.text:
+            self._turns, self._images = [*turns, {"role": "assistant", "content": reply.text}], []
+
+
+def run(args: argparse.Namespace) -> int:
+    """0, or 2 if a line of a piped conversation was refused."""
+    sampling = options.sampling(args)
+    conversation = Conversation(options.load_model(args, *options.pair(args)), args, sampling)
+    for path in args.image:
+        conversation.add_image(path)
+    terminal = sys.stdin.isatty()
+    if terminal:
+        import readline  # noqa: F401  (line editing for input())
+
+        note("/image FILE shows a picture, /clear begins anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer")
+    failed = False
+    while True:
+        try:
+            line = input("> " if terminal else "").strip()
+            if line == "/exit":
+                break
+            _obey(conversation, line)
+        except EOFError:
+            break
+        except LlavaError as error:
+            note(f"error: {error}")
+            failed = True
+    return 2 if failed and not terminal else 0
+
+
+def _obey(conversation: Conversation, line: str) -> None:
+    command, _, rest = line.partition(" ")
+    if command == "/image" and rest:
+        conversation.add_image(Path(rest.strip()))
+    elif line == "/clear":
+        conversation.clear()
+    elif line.startswith("/"):
+        raise ParameterError(command, "command", HELP)
+    elif line:
+        conversation.say(line)

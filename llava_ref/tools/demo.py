@@ -1,0 +1,107 @@
+"""`demo`: the embedded model looks at the embedded pictures, or at freshly drawn ones."""
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..errors import ParameterError
+from ..generate import Stream
+from ..model import Llava, embedded
+from ..sampler import Sampling
+from ..scenes import fresh_questions
+from . import options
+from .output import note, print_json, print_pieces
+from .terminal import draw
+
+MAX_TOKENS = 128  # the longest caption takes fewer
+STAGES = ("preprocess_s", "encode_s", "prefill_s", "decode_s")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--paths", action="store_true", help="print where the files are, as JSON, and stop")
+    parser.add_argument("--eval", type=int, metavar="N", help="ask N fresh questions; the share answered exactly")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the fresh questions (default: 0)")
+    options.add_running(parser)
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    text, mmproj = embedded()
+    pictures = json.loads((text.parent / "pictures" / "pictures.json").read_text())
+    if args.paths:
+        files = [str(text.parent / "pictures" / entry["file"]) for entry in pictures]
+        print_json({"model": str(text), "mmproj": str(mmproj), "images": files})
+        return 0
+    if args.eval is not None and not 1 <= args.eval <= 1_000_000:
+        raise ParameterError("--eval", str(args.eval), "expected a number of questions from 1")
+    if args.seed < 0:
+        raise ParameterError("--seed", str(args.seed), "expected a whole number from 0")
+    model = options.load_model(args, text, mmproj)
+    if args.eval is not None:
+        return _evaluate(model, args.eval, args.seed, args.json)
+    return _show(model, text.parent / "pictures", pictures, args.json)
+
+
+def _ask(model: Llava, picture: Path | Image.Image, question: str) -> Stream:
+    request = model.request([options.user_message(question, [picture])])
+    return model.answer(request, Sampling(), max_tokens=MAX_TOKENS)
+
+
+def _show(model: Llava, folder: Path, pictures: list[dict[str, str]], as_json: bool) -> int:
+    """Every embedded picture: its name, the question, the answer, the time of each stage."""
+    results: list[dict[str, Any]] = []
+    for entry in pictures:
+        stream = _ask(model, folder / entry["file"], entry["question"])
+        if as_json:
+            stream.finish()
+        else:
+            _present(folder / entry["file"], entry, stream)
+        reply = stream.reply
+        results.append({**entry, "text": reply.text, "timings": reply.timings})
+    right = sum(result["text"].strip() == result["answer"] for result in results)
+    if as_json:
+        print_json({"right": right, "n": len(results), "pictures": results} | model.settings)
+    else:
+        seconds = sum(result["timings"][stage] for result in results for stage in STAGES)
+        where = f"{model.settings['backend']}, {model.settings['device']}"
+        print(f"{right} of {len(results)} right; loaded in {model.load_s:.2f} s, answered in {seconds:.2f} s ({where})")
+    return 0
+
+
+def _present(path: Path, entry: dict[str, str], stream: Stream) -> None:
+    print(path.name)
+    if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+        with Image.open(path) as picture:
+            print(draw(picture))
+    print(f"  question  {entry['question']}\n  answer    ", end="", flush=True)
+    print_pieces(stream)
+    reply = stream.reply
+    times = ", ".join(f"{stage.removesuffix('_s')} {1000 * (reply.timings[stage] or 0):.0f} ms" for stage in STAGES)
+    mark = "right" if reply.text.strip() == entry["answer"] else f"wrong, expected {entry['answer']}"
+    print(f"  {mark:8}  {times}\n", flush=True)
+
+
+def _evaluate(model: Llava, n: int, seed: int, as_json: bool) -> int:
+    """The share of `n` fresh questions answered to the letter, by kind."""
+    asked, right = Counter[str](), Counter[str]()
+    for done, (picture, question) in enumerate(fresh_questions(n, seed), 1):
+        reply = _ask(model, picture, question.text).finish()
+        asked[question.kind] += 1
+        right[question.kind] += reply.text.strip() == question.answer
+        if done % 50 == 0 or done == n:
+            note(f"{done} of {n} questions, {right.total() / done:.1%} answered exactly")
+    if as_json:
+        kinds = {k: {"n": asked[k], "right": right[k], "accuracy": right[k] / asked[k]} for k in sorted(asked)}
+        head = {"accuracy": right.total() / n, "n": n, "right": right.total(), "seed": seed}
+        print_json({**head, "by_kind": kinds} | model.settings)
+    else:
+        for kind in sorted(asked):
+            print(f"{kind:10} {right[kind]:5} of {asked[kind]:5}  {right[kind] / asked[kind]:7.1%}")
+        print(f"{'all':10} {right.total():5} of {n:5}  {right.total() / n:7.1%}  (seed {seed})")
+    return 0

@@ -1,0 +1,45 @@
+"""`encode`: a picture to the rows that stand in for it, and to what the tower was shown."""
+
+import argparse
+from pathlib import Path
+
+from ..errors import ParameterError
+from ..model import embedded
+from . import options
+from .output import check_output, note, print_json, visible, write_tensors
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_mmproj(parser)
+    options.add_images(parser)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.safetensors")
+    parser.add_argument("--save-seen", type=Path, metavar="FILE.png", help="the picture as the tower was shown it")
+    options.add_running(parser)
+    parser.add_argument("--json", action="store_true", help="say what was written as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes `pixels` (1, 3, S, S) and `image_embeddings` (N, D), both float32."""
+    if len(args.image) != 1:
+        raise ParameterError("--image", f"{len(args.image)} given", "expected one picture")
+    mmproj, source = args.mmproj or embedded()[1], args.image[0]
+    outputs = [args.output] if args.save_seen is None else [args.output, args.save_seen]
+    for output in outputs:
+        check_output(output, [mmproj, source])
+    model = options.load_model(args, None, mmproj)
+    image = model.decode_image(source, str(source))
+    for warning in image.warnings:
+        note(f"warning: {visible(warning)}")
+    seen = model.preprocess(image)
+    tensors = {"pixels": seen.pixels, "image_embeddings": model.engine.encode(seen.pixels[0])}
+    height, width, _ = image.rgb.shape
+    facts = {"mmproj": mmproj.name, "image": source.name, "width": width, "height": height}
+    write_tensors(args.output, tensors, options.about(model, **facts))
+    if args.save_seen is not None:
+        seen.save_png(args.save_seen)
+    shapes = {name: list(x.shape) for name, x in tensors.items()}
+    if args.json:
+        print_json({"output": str(args.output), "tensors": shapes, **facts} | model.settings)
+    else:
+        note(f"{args.output}: " + ", ".join(f"{name} {shape}" for name, shape in shapes.items()))
+    return 0

@@ -1,0 +1,53 @@
+"""`generate`: one answer to one prompt."""
+
+import argparse
+
+from ..generate import Request
+from ..model import Llava
+from . import options
+from .output import note, print_json, print_pieces, summary, visible
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    options.add_mmproj(parser)
+    options.add_images(parser)
+    options.add_prompt(parser)
+    options.add_sampling(parser)
+    options.add_text(parser)
+    options.add_running(parser)
+    parser.add_argument("--show-prompt", action="store_true", help="on standard error: the prompt as the model sees it")
+    parser.add_argument("--json", action="store_true", help="one JSON object with the answer and what it took")
+
+
+def run(args: argparse.Namespace) -> int:
+    sampling = options.sampling(args)
+    model = options.load_model(args, *options.pair(args))
+    request = options.request(args, model)
+    stream = model.answer(request, sampling, max_tokens=args.max_tokens, stop=args.stop)
+    for warning in stream.reply.warnings:
+        note(f"warning: {visible(warning)}")
+    if args.show_prompt:
+        _show(model, request, raw=args.raw)
+    if args.json:
+        reply = stream.finish()
+        fields = ("text", "token_ids", "prompt", "chunks", "finish_reason", "usage", "timings", "warnings")
+        print_json({name: getattr(reply, name) for name in fields} | model.settings)
+    else:
+        print_pieces(stream)
+        note(summary(stream.reply))
+    if stream.reply.usage["total_tokens"] == model.n_context:
+        note(f"note: the answer ended with the context of {model.n_context} positions")
+    return 0
+
+
+def _show(model: Llava, request: Request, *, raw: bool) -> None:
+    template = model.template
+    note("template: none (--raw)" if raw else f"template: {template.name} ({visible(template.why)})")
+    note(f"prompt:\n{visible(request.prompt.shown)}\nchunks:")
+    for chunk in request.describe():
+        if chunk["type"] == "text":
+            note(f"  text   {len(chunk['token_ids']):5} tokens     {chunk['token_ids']}")
+        else:
+            note(f"  image  {chunk['n_tokens']:5} positions  {chunk['width']} x {chunk['height']} pixels")
+    note(f"  in all {len(request.token_ids):5} of {model.n_context} positions")

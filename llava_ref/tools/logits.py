@@ -1,0 +1,37 @@
+"""`logits`: what the model expects at every position of a prompt."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from . import options
+from .output import check_output, note, print_json, write_tensors
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    options.add_mmproj(parser)
+    options.add_images(parser)
+    options.add_prompt(parser)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.safetensors")
+    options.add_text(parser)
+    options.add_running(parser)
+    parser.add_argument("--json", action="store_true", help="say what was written as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes `logits` (T, V) float32 and `token_ids` (T,) int64, -1 where a picture stands."""
+    text, mmproj = options.pair(args)
+    check_output(args.output, [text, mmproj, *args.image])
+    model = options.load_model(args, text, mmproj)
+    request = options.request(args, model)
+    tensors = {"logits": model.request_logits(request), "token_ids": np.array(request.token_ids, np.int64)}
+    files = {"model": text.name, "mmproj": mmproj.name if mmproj else "", "images": [p.name for p in args.image]}
+    write_tensors(args.output, tensors, options.about(model, prompt=request.prompt.shown, **files))
+    shapes = {name: list(x.shape) for name, x in tensors.items()}
+    if args.json:
+        print_json({"output": str(args.output), "tensors": shapes} | model.settings)
+    else:
+        note(f"{args.output}: " + ", ".join(f"{name} {shape}" for name, shape in shapes.items()))
+    return 0

@@ -1,0 +1,173 @@
+"""Options that several commands share, and the model they describe."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import ParameterError
+from ..generate import Request
+from ..model import Llava, embedded, load
+from ..profiles import PROFILES
+from ..sampler import Sampling
+
+GIB = 1 << 30
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """-m: the text model."""
+    parser.add_argument("-m", "--model", type=Path, metavar="TEXT.gguf", help="text model (default: the embedded one)")
+
+
+def add_mmproj(parser: argparse.ArgumentParser) -> None:
+    """--mmproj: the vision tower and projector."""
+    parser.add_argument(
+        "--mmproj", type=Path, metavar="MMPROJ.gguf", help="vision tower and projector (default: the embedded one)"
+    )
+
+
+def add_profile(parser: argparse.ArgumentParser) -> None:
+    """--profile and --quirk: which known behaviour."""
+    parser.add_argument("--profile", choices=PROFILES, default="llava", help="known behaviour (default: llava)")
+    parser.add_argument("--quirk", action="append", default=[], metavar="NAME=VALUE", help="change one of its quirks")
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """What every command that runs a model takes."""
+    parser.add_argument("--backend", choices=("torch", "numpy"), default="torch", help="default: torch")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    parser.add_argument("-t", "--threads", type=int, metavar="N", help="processor threads (default: the backend's)")
+    parser.add_argument("--precision", choices=("exact", "fast", "ggml"), default="exact", help="default: exact")
+    parser.add_argument(
+        "--weight-cache",
+        type=float,
+        metavar="GIB",
+        help="memory for weights kept as float32 (default: all of them, if that takes at most half of what is free)",
+    )
+    add_profile(parser)
+
+
+def add_text(parser: argparse.ArgumentParser) -> None:
+    """What every command with a prompt takes."""
+    parser.add_argument("-c", "--ctx-size", type=int, metavar="N", help="positions in all (default: the model's)")
+    parser.add_argument("--template", metavar="NAME", help="a named chat template instead of the file's own")
+
+
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """--image, repeatable."""
+    parser.add_argument("--image", type=Path, action="append", default=[], metavar="FILE", help="a picture; repeatable")
+
+
+def add_prompt(parser: argparse.ArgumentParser) -> None:
+    """What `request` reads, besides --image."""
+    parser.add_argument("-p", "--prompt", required=True, metavar="TEXT", help="what to ask; pictures come before it")
+    parser.add_argument("--system", metavar="TEXT", help="a system message")
+    parser.add_argument("--raw", action="store_true", help="the prompt as it stands, without template; <image> is one")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How tokens are chosen, and when to end."""
+    parser.add_argument("-n", "--max-tokens", type=int, metavar="N", help="default: to the end of the context")
+    parser.add_argument("--temp", type=float, default=0.0, metavar="T", help="0 is greedy, the default")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="0 is off, the default")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="1 is off, the default")
+    parser.add_argument("--min-p", type=float, default=0.0, metavar="P", help="0 is off, the default")
+    parser.add_argument("--repeat-penalty", type=float, default=1.0, metavar="X", help="1 is off, the default")
+    parser.add_argument("--frequency-penalty", type=float, default=0.0, metavar="X", help="0 is off, the default")
+    parser.add_argument("--presence-penalty", type=float, default=0.0, metavar="X", help="0 is off, the default")
+    parser.add_argument("--logit-bias", action="append", default=[], metavar="ID=BIAS", help="repeatable")
+    parser.add_argument("--seed", type=int, metavar="N", help="default: a new one every time")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+
+
+def sampling(args: argparse.Namespace) -> Sampling:
+    """What `add_sampling` parsed. ParameterError."""
+    bias = {}
+    for pair in args.logit_bias:
+        token, equals, number = pair.partition("=")
+        try:
+            bias[int(token)] = float(number)
+        except ValueError:
+            raise ParameterError("--logit-bias", repr(pair), "expected ID=BIAS, as in 29871=-5") from None
+    return Sampling(
+        temperature=args.temp,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repeat_penalty=args.repeat_penalty,
+        frequency_penalty=args.frequency_penalty,
+        presence_penalty=args.presence_penalty,
+        logit_bias=bias,
+        seed=args.seed,
+    )
+
+
+def quirks(args: argparse.Namespace) -> dict[str, str]:
+    """Overrides from --quirk. ParameterError."""
+    overrides = {}
+    for pair in args.quirk:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ParameterError("--quirk", repr(pair), "expected NAME=VALUE, as in gelu=tanh")
+        overrides[name] = value
+    return overrides
+
+
+def pair(args: argparse.Namespace) -> tuple[Path, Path | None]:
+    """The files to run: those given, or the embedded pair if none is. ParameterError for an mmproj file alone."""
+    if args.model is None and args.mmproj is None:
+        return embedded()
+    if args.model is None:
+        raise ParameterError("--model", "missing", "--mmproj needs the text model that it belongs to")
+    return args.model, args.mmproj
+
+
+def load_model(args: argparse.Namespace, text: Path | None, mmproj: Path | None) -> Llava:
+    """The model with the options of `add_running`, and of `add_text` where the command has them."""
+    cache = args.weight_cache
+    if cache is not None and not 0 <= cache <= 1 << 20:  # false for NaN too
+        raise ParameterError("--weight-cache", str(cache), "expected a number of GiB from 0")
+    return load(
+        text,
+        mmproj,
+        backend=args.backend,
+        device=args.device,
+        precision=args.precision,
+        profile=args.profile,
+        quirks=quirks(args),
+        threads=args.threads,
+        weight_cache=None if cache is None else int(cache * GIB),
+        n_context=getattr(args, "ctx_size", None),
+        template=getattr(args, "template", None),
+    )
+
+
+def user_message(text: str, images: list[Any]) -> dict[str, Any]:
+    """Pictures first, then the text, as LLaVA was trained."""
+    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+def checked_text(where: str, text: str) -> str:
+    """`text` itself. ParameterError if an argument held bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ParameterError(where, f"character {error.start + 1}", "not UTF-8") from None
+    return text
+
+
+def request(args: argparse.Namespace, model: Llava) -> Request:
+    """The prompt of -p, --image, --system and --raw, ready to run."""
+    text = checked_text("--prompt", args.prompt)
+    if args.raw:
+        if args.system is not None:
+            raise ParameterError("--system", "with --raw", "a raw prompt has no system message, write it into -p")
+        return model.raw_request(text, args.image)
+    system = [] if args.system is None else [{"role": "system", "content": checked_text("--system", args.system)}]
+    return model.request([*system, user_message(text, args.image)])
+
+
+def about(model: Llava, **facts: Any) -> dict[str, str]:
+    """The header of a file of tensors: how they were made. Values that are not text are JSON."""
+    return {key: x if isinstance(x, str) else json.dumps(x) for key, x in (model.settings | facts).items()}

@@ -1,0 +1,68 @@
+"""What commands print and write. Nothing from a file or a model reaches a terminal unescaped."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from ..errors import ParameterError
+from ..generate import Reply
+
+
+def visible(text: str) -> str:
+    """`text` with control characters other than line ends and tabs escaped."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def print_json(value: Any) -> None:
+    """One line on standard output, in ASCII."""
+    print(json.dumps(value, allow_nan=False))
+
+
+def note(text: str) -> None:
+    """One line on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_pieces(pieces: Iterable[str]) -> None:
+    """An answer on standard output as it comes, and the end of its line."""
+    for piece in pieces:
+        print(visible(piece), end="", flush=True)
+    print(flush=True)
+
+
+def summary(reply: Reply) -> str:
+    """What an answer took, on one line."""
+    details, t = reply.usage["prompt_tokens_details"], reply.timings
+    positions = f"{details['text_tokens']} text + {details['image_tokens']} image positions"
+    stages = [f"{name} {t[f'{name}_s']:.2f} s" for name in ("load", "preprocess", "encode", "prefill", "decode")]
+    rate = f" ({t['decode_tok_s']:.1f} tokens/s)" if t["decode_tok_s"] else ""
+    return f"[{positions}; {', '.join(stages)}{rate}; {len(reply.token_ids)} tokens, {reply.finish_reason}]"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], about: Mapping[str, str]) -> None:
+    """A safetensors file, whole or not at all. `check_output` first."""
+    data = save({name: np.ascontiguousarray(x) for name, x in tensors.items()}, metadata=dict(about))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_output(path: Path, inputs: Iterable[Path | None]) -> None:
+    """ParameterError, before any work, if `path` cannot become a file or would replace one of `inputs`."""
+    if not path.parent.is_dir():
+        raise ParameterError(str(path), "output", "its folder does not exist")
+    if path.exists() and not path.is_file():
+        raise ParameterError(str(path), "output", "is there and is not a regular file")
+    for other in inputs:
+        if other is not None and path.exists() and other.exists() and path.samefile(other):
+            raise ParameterError(str(path), "output", "is one of the input files")

@@ -1,0 +1,41 @@
+"""`tokenize`: text to token ids."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from .. import gguf
+from ..errors import ParameterError
+from ..model import embedded
+from ..tokenizer import Tokenizer
+from . import options
+from .output import print_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    parser.add_argument("text", nargs="?", metavar="TEXT", help="default: --file, or standard input")
+    parser.add_argument("--file", type=Path, metavar="F", help="read the text from a file")
+    parser.add_argument("--no-special", action="store_true", help="texts of control tokens are text like any other")
+    parser.add_argument("--no-bos", action="store_true", help="no beginning-of-sequence token")
+    parser.add_argument("--json", action="store_true", help="a JSON list, which it is anyway")
+
+
+def run(args: argparse.Namespace) -> int:
+    """One JSON list of ids."""
+    text = _text(args)
+    tokenizer = Tokenizer.from_gguf(gguf.read(args.model or embedded()[0]))
+    print_json(tokenizer.encode(text, special=not args.no_special, bos=not args.no_bos))
+    return 0
+
+
+def _text(args: argparse.Namespace) -> str:
+    if args.text is not None and args.file is not None:
+        raise ParameterError("--file", str(args.file), "given together with a text, expected one of them")
+    if args.text is not None:
+        return options.checked_text("TEXT", args.text)
+    data, where = (args.file.read_bytes(), str(args.file)) if args.file else (sys.stdin.buffer.read(), "standard input")
+    try:
+        return str(data, "utf-8")
+    except UnicodeDecodeError as error:
+        raise ParameterError(where, f"byte {error.start}", "not UTF-8") from None
