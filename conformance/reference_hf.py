@@ -1,0 +1,122 @@
+"""transformers as a reference: a small random LLaVA, and what it computes.
+
+T positions, V vocabulary, N patches, D decoder width, S image size. Weights have the gains of a trained model's noise
+growth (see `pairs`), because transformers' own initialisation is so small that a wrong layer hardly shows.
+"""
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of the model. Odd on purpose."""
+
+    n_vocab: int
+    image_token: int
+    width: int = 60
+    n_layer: int = 3
+    n_head: int = 6
+    n_head_kv: int = 3
+    mlp_width: int = 104
+    rope: tuple[tuple[str, Any], ...] = (("rope_type", "default"), ("rope_theta", 10000.0))
+    attention_bias: bool = False
+    tied: bool = False
+    vision_width: int = 44
+    n_block: int = 5
+    vision_head: int = 4
+    vision_mlp: int = 88
+    image_size: int = 70
+    patch_size: int = 14
+    use_gelu: bool = False
+
+    @property
+    def n_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+
+def missing() -> str | None:
+    """Why there is no reference here, or None."""
+    return None if find_spec("transformers") else "transformers not installed: pip install 'llava-ref[conformance]'"
+
+
+def build(shape: Shape, seed: int) -> Any:
+    """A LlavaForConditionalGeneration with random float32 weights, ready to run."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # transformers reads it when it is imported
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    vision = CLIPVisionConfig(
+        hidden_size=shape.vision_width,
+        intermediate_size=shape.vision_mlp,
+        num_hidden_layers=shape.n_block,
+        num_attention_heads=shape.vision_head,
+        image_size=shape.image_size,
+        patch_size=shape.patch_size,
+        hidden_act="gelu" if shape.use_gelu else "quick_gelu",
+    )
+    text = LlamaConfig(
+        vocab_size=shape.n_vocab,
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp_width,
+        num_hidden_layers=shape.n_layer,
+        num_attention_heads=shape.n_head,
+        num_key_value_heads=shape.n_head_kv,
+        max_position_embeddings=256,
+        rope_parameters=dict(shape.rope),
+        attention_bias=shape.attention_bias,
+        tie_word_embeddings=shape.tied,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=shape.image_token,
+        image_seq_length=shape.n_patches,
+        tie_word_embeddings=shape.tied,
+        attn_implementation="eager",
+    )
+    model = LlavaForConditionalGeneration(config).eval()
+    _randomise(model, seed)
+    return model
+
+
+def _randomise(model: torch.nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "norm" in name and name.endswith("weight"):
+                parameter.copy_(1 + 0.1 * noise)
+            elif parameter.ndim == 1:
+                parameter.copy_(0.1 * noise)
+            elif "embed" in name:
+                parameter.copy_(noise * (parameter[0].numel() ** -0.5 if parameter.ndim == 4 else 0.5))
+            else:
+                sharp = 1.6 if name.endswith(("q_proj.weight", "k_proj.weight")) else 1.0
+                parameter.copy_(noise * sharp * parameter.shape[-1] ** -0.5)
+
+
+def save(model: Any, folder: Path) -> None:
+    """The model as a checkpoint folder: config.json and model.safetensors."""
+    model.save_pretrained(folder)
+
+
+@torch.no_grad()
+def image_rows(model: Any, pixels: np.ndarray) -> np.ndarray:
+    """Normalised pixels (3, S, S) -> what the projector gives the decoder (N, D) float32."""
+    rows: torch.Tensor = model.get_image_features(pixel_values=torch.from_numpy(pixels)[None]).pooler_output[0]
+    return rows.numpy()
+
+
+@torch.no_grad()
+def logits(model: Any, token_ids: list[int], pixels: np.ndarray | None) -> np.ndarray:
+    """Logits of every position (T, V) float32. The image token stands N times in `token_ids` where a picture goes."""
+    ids = torch.tensor([token_ids])
+    values = None if pixels is None else torch.from_numpy(pixels)[None]
+    found: torch.Tensor = model(input_ids=ids, pixel_values=values).logits[0]
+    return found.numpy()
