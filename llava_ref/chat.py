@@ -1,0 +1,173 @@
+"""A conversation -> the prompt string a model was trained to see, pictures as `<image>`.
+
+A template is code of unknown taste: some want a message's content as a string, some as a list of parts, some put all
+pictures first, some lose what they do not expect. So each text is wrapped in marks, the conversation is rendered in
+every form, and the first form counts in which each text and each picture came through once and in order. If none does,
+the error says what was lost: nothing is dropped silently.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import sandbox
+from .errors import TemplateError
+from .messages import ImagePart, Message, TextPart, parse_messages, parse_slots
+from .quote import IMAGE, Quote
+from .templates import KEY, TEMPLATES, ChatTemplate, choose_template
+from .tokenizer import Tokenizer
+
+__all__ = ["ChatTemplate", "Prompt", "choose_template", "parse_messages", "render", "render_prompt"]
+
+OTHER_SLOTS = ("<|image|>", "<start_of_image>", "[IMG]", "<|image_pad|>", "<__media__>")  # of other models' templates
+START, END = "\x02", "\x03"  # "start of text", "end of text"; a Quote moves them where users typed them
+EVENT = re.compile(f"{START}([0-9]+){START}([^{START}{END}]*){END}|{re.escape(IMAGE)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt ready for `prompt.chunks`. What users typed is quoted in `text`, so every `<image>` in it is a slot."""
+
+    text: str
+    quote: Quote
+    images: tuple[ImagePart, ...]
+
+    @property
+    def shown(self) -> str:
+        """The prompt as a person should see it; a typed "<image>" looks like a slot here."""
+        return self.quote.unquote(self.text)
+
+
+def render(
+    messages: object, template: str, *, bos_token: str = "", eos_token: str = "", add_generation_prompt: bool = True
+) -> str:
+    """The prompt that the jinja source `template` makes of `messages` (dicts as in OpenAI's interface, or `Message`s).
+
+    Each picture is `<image>`, and may be a bare `{"type": "image"}`. PromptError for messages that cannot be read;
+    TemplateError for a template that fails, goes over a limit of `sandbox`, or loses a part of the conversation."""
+    values = {"bos_token": bos_token, "eos_token": eos_token, "add_generation_prompt": add_generation_prompt}
+    return _render(parse_slots(messages), template, KEY, values, ()).shown
+
+
+def render_prompt(
+    messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, *, add_generation_prompt: bool = True
+) -> Prompt:
+    """The prompt for a model, ready to be cut into chunks. Errors as for `render`."""
+    if template.source is None:
+        problem = f"{template.why}: choose one of {', '.join(TEMPLATES)}, or give a raw prompt"
+        raise TemplateError("chat template", KEY, problem)
+    bos, eos = (None if i is None else tokenizer.text_of(i) for i in (tokenizer.bos_id, tokenizer.eos_id))
+    values = {"bos_token": bos or "", "eos_token": eos or "", "add_generation_prompt": add_generation_prompt}
+    field = KEY if template.name == "file" else template.name
+    return _render(messages, template.source, field, values, tokenizer.control_texts)
+
+
+def _render(
+    messages: Sequence[Message], source: str, field: str, values: dict[str, Any], control_texts: Sequence[str]
+) -> Prompt:
+    parts = [part for message in messages for part in message.parts]
+    texts = [part.text for part in parts if isinstance(part, TextPart)]
+    quote = Quote.over([source, *texts], [*control_texts, *OTHER_SLOTS, START, END])
+    expected, turns = _mark(messages, quote)
+    forms: list[list[dict[str, Any]]] = []
+    for content in FORMS:
+        form = [{"role": role, "content": content(pieces)} for role, pieces in turns]
+        if form not in forms:
+            forms.append(form)
+    # Hugging Face passes `tools` and `documents` always; templates compare them with none
+    contexts = [{"messages": form, "tools": None, "documents": None, **values} for form in forms]
+    ours = source in TEMPLATES.values()
+    outcomes = sandbox.run_trusted(source, contexts) if ours else sandbox.run(source, contexts, field)
+    text = _first_complete(outcomes, expected, parts, field)
+    return Prompt(text, quote, tuple(part for part in parts if isinstance(part, ImagePart)))
+
+
+Pieces = list[str | None]  # a message's content: marked and quoted texts, None for a picture
+Event = tuple[int, str] | None  # the number and text of a text part; None is a picture
+
+
+def _mark(messages: Sequence[Message], quote: Quote) -> tuple[list[Event], list[tuple[str, Pieces]]]:
+    """What must come through, in order; and the messages with each text between marks that carry its number. White
+    space around a text stays outside the marks: many templates strip it, and may."""
+    expected: list[Event] = []
+    turns: list[tuple[str, Pieces]] = []
+    number = 0
+    for message in messages:
+        pieces: Pieces = []
+        for part in message.parts:
+            if isinstance(part, ImagePart):
+                expected.append(None)
+                pieces.append(None)
+            elif core := part.text.strip():
+                lead, core, trail = (quote.quote(piece) for piece in part.text.partition(core))
+                expected.append((number, core))
+                pieces.append(f"{lead}{START}{number}{START}{core}{END}{trail}")
+            else:
+                pieces.append(part.text)
+            number += 1
+        turns.append((message.role, pieces))
+    return expected, turns
+
+
+def _as_text(pieces: Pieces) -> str:
+    """One string, parts on lines of their own, as llama.cpp joins them."""
+    return "\n".join(IMAGE if piece is None else piece for piece in pieces)
+
+
+def _as_list(pieces: Pieces) -> list[dict[str, str]]:
+    return [{"type": "image"} if piece is None else {"type": "text", "text": piece} for piece in pieces]
+
+
+def _as_typed(pieces: Pieces) -> str | list[dict[str, str]]:
+    """A lone text as a string, anything else as a list: what people write."""
+    return _as_list(pieces) if None in pieces or len(pieces) > 1 else _as_text(pieces)
+
+
+def _as_one_part(pieces: Pieces) -> list[dict[str, str]]:
+    """A list of one text that holds the slots: keeps the order where a template would put all pictures first."""
+    return [{"type": "text", "text": _as_text(pieces)}]
+
+
+FORMS: tuple[Callable[[Pieces], object], ...] = (_as_typed, _as_list, _as_text, _as_one_part)
+
+
+def _first_complete(
+    outcomes: Sequence[sandbox.Outcome], expected: list[Event], parts: Sequence[TextPart | ImagePart], field: str
+) -> str:
+    """The first rendering that holds everything, marks removed. TemplateError says what is wrong with them all."""
+    refusals: list[str] = []
+    losses: list[tuple[int, str]] = []
+    failures: list[str] = []
+    for outcome in outcomes:
+        if outcome.text is None:
+            (refusals if outcome.raised else failures).append(outcome.problem)
+            continue
+        text = _with_image_slots(outcome.text)
+        events = [None if m[1] is None else (int(m[1]), m[2]) for m in EVENT.finditer(text)]
+        if events == expected:
+            return re.sub(f"{START}[0-9]+{START}|{END}", "", text)
+        losses.append(_loss(events, expected, parts))
+    if refusals:
+        raise TemplateError("chat template", field, f"refuses this conversation: {refusals[0]}")
+    raise TemplateError("chat template", field, min(losses)[1] if losses else failures[0])
+
+
+def _with_image_slots(text: str) -> str:
+    """Another model's image token as `<image>`, where the template wrote no `<image>`."""
+    slot = next((slot for slot in OTHER_SLOTS if slot in text), None) if IMAGE not in text else None
+    return text.replace(slot, IMAGE) if slot else text
+
+
+def _loss(events: list[Event], expected: list[Event], parts: Sequence[TextPart | ImagePart]) -> tuple[int, str]:
+    """How many texts were lost, and what differs between the parts that came through and those that should have."""
+    found = [event[0] for event in events if event]
+    lost = [parts[event[0]].where for event in expected if event and event[0] not in found]
+    if lost:
+        return len(lost), f"drops {', '.join(lost)}"
+    if events.count(None) != expected.count(None):
+        return 0, f"makes {events.count(None)} places for {expected.count(None)} pictures"
+    if len(found) != len(set(found)):
+        return 0, "repeats a text"
+    changed = [parts[event[0]].where for event in expected if event and event not in events]
+    return 0, f"changes {', '.join(changed)}" if changed else "changes the order of the parts"

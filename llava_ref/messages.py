@@ -1,0 +1,209 @@
+"""Conversations as users send them -> `Message`s. Every error names the place by its JSON path.
+
+The shapes are OpenAI's, and the variants that are seen in the wild: pictures as `image_url` (object or string),
+`input_image`, Hugging Face's `image` and Anthropic's `source`; data URIs with any label, raw and URL-safe base64, with
+white space, without padding. Nothing that would change the meaning is ignored: it is refused, by name. Nothing is
+fetched, and nothing is decoded but base64: what the bytes are is `images`' business.
+"""
+
+import base64
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from .errors import PromptError
+
+MAX_MESSAGES, MAX_IMAGES = 1024, 16
+ImageSource = bytes | str | Path | Image.Image | np.ndarray
+Role = Literal["system", "user", "assistant"]
+ROLES: Mapping[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+TEXT_TYPES = ("text", "input_text", "output_text")
+IMAGE_TYPES = ("image_url", "input_image", "image")
+IMAGE_KEYS = ("image_url", "image", "url", "path", "base64", "source")
+HINTS = ("type", "detail", "cache_control")  # keys that change neither what is said nor what is shown
+BASE64 = re.compile(r"(?:[A-Za-z0-9+/]*|[A-Za-z0-9_-]*)={0,2}")
+SMALLEST_PICTURE = 20  # bytes; no format we read has a file this short, a path or a word may be
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    text: str
+    where: str = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """A picture, not looked at yet: the bytes of a file, where the file is, or pixels."""
+
+    source: ImageSource
+    where: str = "image"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: Role
+    parts: tuple[TextPart | ImagePart, ...]
+
+
+ReadPicture = Callable[[Mapping[str, Any], str], ImagePart]
+
+
+def parse_messages(messages: object, where: str = "messages", *, allow_objects: bool = True) -> list[Message]:
+    """A conversation, checked. PromptError names the first place that cannot be read.
+
+    `allow_objects`: a part `{"type": "image", "image": ...}` may hold a path, bytes, a PIL image or an array, which
+    only a program can write. What comes over a network must be parsed without: no path in it is ever opened."""
+    return _parse(messages, where, _read_object if allow_objects else _read_data)
+
+
+def parse_slots(messages: object, where: str = "messages") -> list[Message]:
+    """The same, where only the places of pictures matter: any part of an image type will do, and holds no picture."""
+    return _parse(messages, where, lambda part, where: ImagePart(b"", where))
+
+
+def _parse(messages: object, where: str, read: ReadPicture) -> list[Message]:
+    if not isinstance(messages, list | tuple):
+        raise PromptError(where, "type", f"expected a list of messages, got {type(messages).__name__}")
+    if not 1 <= len(messages) <= MAX_MESSAGES:
+        raise PromptError(where, "length", f"{len(messages)} messages, expected 1 to {MAX_MESSAGES}")
+    parsed = [_message(message, f"{where}[{i}]", read) for i, message in enumerate(messages)]
+    pictures = [part for message in parsed for part in message.parts if isinstance(part, ImagePart)]
+    if len(pictures) > MAX_IMAGES:
+        raise PromptError(pictures[MAX_IMAGES].where, "image", f"one too many, expected at most {MAX_IMAGES} images")
+    return parsed
+
+
+def _message(message: object, where: str, read: ReadPicture) -> Message:
+    if isinstance(message, Message):
+        return message
+    if not isinstance(message, Mapping):
+        raise PromptError(where, "type", f"expected an object with 'role' and 'content', got {type(message).__name__}")
+    name = message.get("role")
+    if name in ("tool", "function"):
+        raise PromptError(where, "role", f"{name!r}: messages from tools are not supported")
+    if not isinstance(name, str) or name not in ROLES:
+        raise PromptError(where, "role", f"{name!r} is unknown, expected one of {', '.join(ROLES)}")
+    _no_other_keys(message, ("role", "content", *HINTS), where)
+    return Message(ROLES[name], _content(message.get("content"), ROLES[name], f"{where}.content", read))
+
+
+def _content(content: object, role: Role, where: str, read: ReadPicture) -> tuple[TextPart | ImagePart, ...]:
+    if isinstance(content, str):
+        return (_text(content, where),)
+    if role == "assistant" and content is None:
+        return ()
+    if not isinstance(content, list | tuple):
+        raise PromptError(where, "type", f"expected a string or a list of parts, got {_kind(content)}")
+    if not content and role != "assistant":
+        raise PromptError(where, "length", "an empty list, expected at least one part")
+    return tuple(_part(part, f"{where}[{i}]", read) for i, part in enumerate(content))
+
+
+def _part(part: object, where: str, read: ReadPicture) -> TextPart | ImagePart:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if not isinstance(part, Mapping) or not isinstance(kind, str):
+        raise PromptError(where, "type", "a content part must be an object with a 'type'")
+    if kind in TEXT_TYPES:
+        _no_other_keys(part, ("text", *HINTS), where)
+        return _text(part.get("text"), f"{where}.text")
+    if kind in IMAGE_TYPES:
+        _no_other_keys(part, (*IMAGE_KEYS, *HINTS), where)
+        return read(part, where)
+    raise PromptError(where, "type", f"cannot read a content part of type {kind!r}, expected text or image_url")
+
+
+def _text(text: object, where: str) -> TextPart:
+    if not isinstance(text, str):
+        raise PromptError(where, "type", f"expected a string, got {_kind(text)}")
+    lone = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None) if not text.isascii() else None
+    if lone is not None:
+        raise PromptError(where, f"character {lone}", "half of a surrogate pair, which is not text")
+    return TextPart(text, where)
+
+
+def _read_object(part: Mapping[str, Any], where: str) -> ImagePart:
+    """What a program may pass in `image` and `path`, and all that `_read_data` reads."""
+    value = part.get("image") if part.get("path") is None else part["path"]
+    if isinstance(value, bytes | bytearray | memoryview):
+        value = bytes(value)
+    elif isinstance(value, str) and not re.match(r"(?i)\s*(data|https?):", value):
+        value = Path(value)
+    if isinstance(value, bytes | Path | Image.Image | np.ndarray):
+        _one_source(part, where)
+        return ImagePart(value, where)
+    return _read_data(part, where)
+
+
+def _read_data(part: Mapping[str, Any], where: str) -> ImagePart:
+    """A picture that came as text: a data URI or base64."""
+    key = _one_source(part, where)
+    value, field = part[key], key
+    if key == "path":
+        raise PromptError(where, field, "files are not opened here, expected image_url with a data URI or base64")
+    if key == "image_url" and isinstance(value, Mapping):
+        _no_other_keys(value, ("url", *HINTS), f"{where}.image_url")
+        value, field = value.get("url"), "image_url.url"
+    elif key == "source" and isinstance(value, Mapping):
+        name = "data" if value.get("type") == "base64" else "url"
+        _no_other_keys(value, (name, "media_type", *HINTS), f"{where}.source")
+        value, field = value.get(name), f"source.{name}"
+    if not isinstance(value, str):
+        raise PromptError(where, field, f"expected a string with a data URI or base64, got {_kind(value)}")
+    return ImagePart(_from_text(value, where, field), f"{where}.{field}")
+
+
+def _one_source(part: Mapping[str, Any], where: str) -> str:
+    given = [key for key in IMAGE_KEYS if part.get(key) is not None]
+    if len(given) != 1:
+        found = " and ".join(given) or "none"
+        raise PromptError(where, "image", f"found {found}, expected one of {', '.join(IMAGE_KEYS)}")
+    return given[0]
+
+
+def _from_text(text: str, where: str, field: str) -> bytes:
+    start = text[:4096].lstrip()
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", start)
+    name = scheme[0].lower() if scheme else ""
+    if name in ("http:", "https:"):
+        raise PromptError(where, field, "URL images are off, expected a data URI or base64")
+    if name == "data:":
+        label, comma, data = text.partition(",")
+        if not comma or "base64" not in [word.strip().lower() for word in label.lstrip()[5:].split(";")]:
+            raise PromptError(where, field, "a data URI must be 'data:<type>;base64,<data>'")
+        return _from_base64(data, where, field)
+    if name:
+        problem = f"{name} is not supported and files are not opened here, expected a data URI or base64"
+        raise PromptError(where, field, problem)
+    data_bytes = _from_base64(text, where, field)
+    if len(data_bytes) < SMALLEST_PICTURE:
+        raise PromptError(where, field, "too short for a picture (files are not opened here), expected base64")
+    return data_bytes
+
+
+def _from_base64(text: str, where: str, field: str) -> bytes:
+    compact = "".join(text.split())
+    body = compact.rstrip("=")
+    if not BASE64.fullmatch(compact):
+        raise PromptError(where, field, "not base64: a character that does not belong (files are not opened here)")
+    if len(body) % 4 == 1 or (len(compact) != len(body) and len(compact) % 4):
+        raise PromptError(where, field, f"not base64: cut short, or wrong padding ({len(compact)} characters)")
+    if not body:
+        raise PromptError(where, field, "empty, expected the base64 of a picture")
+    return base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
+
+
+def _no_other_keys(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Refuses a key that is not known, unless it says nothing (null, empty, false)."""
+    for key, value in given.items():
+        empty = value is None or (isinstance(value, bool | str | list | tuple | Mapping) and not value)
+        if key not in known and not empty:
+            raise PromptError(where, str(key), "not supported here")
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else type(value).__name__

@@ -1,0 +1,126 @@
+"""Which chat template a model gets: its own, or a named one of ours by stated rules. Never a silent guess.
+
+The named templates take strings and lists of parts alike; `docs/prompts.md` shows what each makes of a conversation.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .errors import TemplateError
+from .gguf import GGUFFile
+
+KEY = "tokenizer.chat_template"
+
+# haotian-liu/LLaVA conversation.py, conv "vicuna_v1" (roles USER and ASSISTANT, separators " " and "</s>"), without its
+# default system text: neither Hugging Face's template for llava-1.5-7b-hf nor llama.cpp's `vicuna` sends one.
+VICUNA = """\
+{%- for message in messages -%}
+    {%- if message.role == 'system' -%}{{ message.content + ' ' }}
+    {%- elif message.role == 'user' -%}{{ 'USER: ' + message.content + ' ' }}
+    {%- else -%}{{ 'ASSISTANT: ' + message.content + '</s>' }}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
+"""
+
+# Mistral-7B-Instruct-v0.2. It has no system role: a system text opens the next user message.
+MISTRAL_INSTRUCT = """\
+{%- set pending = namespace(system='') -%}
+{%- for message in messages -%}
+    {%- if message.role == 'system' -%}{%- set pending.system = pending.system + message.content + '\\n\\n' -%}
+    {%- elif message.role == 'user' -%}
+        {{- '[INST] ' + pending.system + message.content + ' [/INST]' -}}
+        {%- set pending.system = '' -%}
+    {%- else -%}{{ ' ' + message.content + '</s>' }}
+    {%- endif -%}
+{%- endfor -%}
+"""
+
+# Meta-Llama-3-8B-Instruct, the format that xtuner/llava-llama-3-8b was trained with.
+LLAVA_LLAMA_3 = """\
+{%- for message in messages -%}
+    {{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' + message.content | trim + '<|eot_id|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif -%}
+"""
+
+# OpenAI's chat markup, as Qwen, Yi and Hermes models have it, without a default system text.
+CHATML = """\
+{%- for message in messages -%}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
+"""
+
+TEMPLATES: Mapping[str, str] = {
+    "vicuna": VICUNA,
+    "mistral-instruct": MISTRAL_INSTRUCT,
+    "llava-llama-3": LLAVA_LLAMA_3,
+    "chatml": CHATML,
+}
+MARKS = {  # tokens that only one format uses, and which
+    "llava-llama-3": ("<|start_header_id|>", "<|eot_id|>"),
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+}
+MISTRAL_7B = {  # a shape that no Llama or Vicuna has
+    "llama.block_count": 32,
+    "llama.attention.head_count": 32,
+    "llama.attention.head_count_kv": 8,
+    "llama.feed_forward_length": 14336,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """A chat template in use. `source` is None where nothing tells which one the model needs; `why` says how it was
+    chosen, in words for a person."""
+
+    name: str
+    source: str | None
+    why: str
+
+
+def choose_template(file: GGUFFile, *, has_mmproj: bool, name: str | None = None) -> ChatTemplate:
+    """The template named by the user, the file's own, or the first rule that applies: tokens that only one format has,
+    the model's name, Mistral-7B's shape, and vicuna for anything else that comes with an mmproj file.
+
+    TemplateError for an unknown `name`."""
+    if name is not None:
+        if name not in TEMPLATES:
+            raise TemplateError("template", repr(name), f"unknown, expected one of {', '.join(TEMPLATES)}")
+        return ChatTemplate(name, TEMPLATES[name], "asked for")
+    source = file.string(KEY, "")
+    if source.strip():
+        return ChatTemplate("file", source, f"the file's own ({KEY})")
+    found, why = _by_tokens(file) or _by_name(file) or _by_shape(file, has_mmproj) or (None, "")
+    if found is None:
+        return ChatTemplate(
+            "none", None, f"the file has no {KEY}, and nothing in it tells which format it was trained on"
+        )
+    return ChatTemplate(found, TEMPLATES[found], f"the file has no {KEY}; {why}")
+
+
+def _by_tokens(file: GGUFFile) -> tuple[str, str] | None:
+    tokens = set(file.array("tokenizer.ggml.tokens", "string"))
+    for name, marks in MARKS.items():
+        if tokens.issuperset(marks):
+            return name, f"its vocabulary has {marks[0]}"
+    return None
+
+
+def _by_name(file: GGUFFile) -> tuple[str, str] | None:
+    for key in ("general.name", "general.basename", "general.finetune"):
+        value = file.string(key, "").lower()
+        for name, words in (("mistral-instruct", ("bakllava", "mistral")), ("vicuna", ("vicuna", "llava"))):
+            word = next((word for word in words if word in value), None)
+            if word:
+                return name, f"its {key} contains {word!r}"
+    return None
+
+
+def _by_shape(file: GGUFFile, has_mmproj: bool) -> tuple[str, str] | None:
+    if not has_mmproj:
+        return None
+    if all(file.integer(key, 0, 1 << 31, 0) == value for key, value in MISTRAL_7B.items()):
+        return "mistral-instruct", "it has the shape of Mistral-7B, as BakLLaVA does"
+    return "vicuna", "it comes with an mmproj file, and LLaVA-1.5 was trained on this format"
