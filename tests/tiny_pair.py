@@ -37,6 +37,7 @@ class Tiny:
     projector: str = "mlp"
     feature_layer: int | None = None
     post_ln: bool = False
+    poisoned: str = ""  # a tensor that holds a NaN
 
 
 def vocabulary() -> tuple[list[str], list[float], list[int]]:
@@ -87,7 +88,7 @@ def write_text(path: Path, t: Tiny) -> Path:
             f"blk.{i}.ffn_up.weight": (t.mlp_width, t.width),
             f"blk.{i}.ffn_down.weight": (t.width, t.mlp_width),
         }
-    _write_tensors(writer, shapes, rng, t.type)
+    _write_tensors(writer, shapes, rng, t.type, t.poisoned)
     return path
 
 
@@ -127,7 +128,7 @@ def write_mmproj(path: Path, t: Tiny) -> Path:
             shapes |= _affine(f"v.blk.{i}.{name}", D, D)
         shapes |= _affine(f"v.blk.{i}.ln1", D) | _affine(f"v.blk.{i}.ln2", D)
         shapes |= _affine(f"v.blk.{i}.ffn_up", t.vision_mlp, D) | _affine(f"v.blk.{i}.ffn_down", D, t.vision_mlp)
-    _write_tensors(writer, shapes, rng, "F32")
+    _write_tensors(writer, shapes, rng, "F32", t.poisoned)
     return path
 
 
@@ -142,13 +143,19 @@ def _affine(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
 
 
 def _write_tensors(
-    writer: gguf.GGUFWriter, shapes: dict[str, tuple[int, ...]], rng: np.random.Generator, matrix_type: str
+    writer: gguf.GGUFWriter,
+    shapes: dict[str, tuple[int, ...]],
+    rng: np.random.Generator,
+    matrix_type: str,
+    poisoned: str,
 ) -> None:
     """Norm gains near 1, everything else small; matrices of the text model in `matrix_type`."""
     for name, shape in shapes.items():
         values = rng.standard_normal(shape) * (0.1 if len(shape) == 1 else shape[-1] ** -0.5)
         gain = len(shape) == 1 and name.endswith("weight")
         values = (values + gain).astype(np.float32)
+        if name == poisoned:
+            values.flat[-1] = np.nan
         if len(shape) == 2 and matrix_type != "F32":
             kind = gguf.GGMLQuantizationType[matrix_type]
             writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)

@@ -168,6 +168,6 @@ def request(args: argparse.Namespace, model: Llava) -> Request:
     return model.request([*system, user_message(text, args.image)])
 
 
-def about(model: Llava, **facts: Any) -> dict[str, str]:
+def about(model: Llava, /, **facts: Any) -> dict[str, str]:
     """The header of a file of tensors: how they were made. Values that are not text are JSON."""
     return {key: x if isinstance(x, str) else json.dumps(x) for key, x in (model.settings | facts).items()}

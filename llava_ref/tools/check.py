@@ -1,0 +1,147 @@
+"""`check`: does this text model go with this mmproj file? Headers only; every reason is named."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from .. import gguf
+from ..chat import render_prompt
+from ..engine import Engine
+from ..errors import GGUFError, LlavaError, ParameterError
+from ..gguf import GGUFFile
+from ..messages import ImagePart, Message, TextPart
+from ..model import embedded
+from ..profiles import PROFILES, Quirks
+from ..prompt import TextChunk, chunks
+from ..templates import choose_template
+from ..tokenizer import Tokenizer
+from . import options
+from .facts import blocks_run, image_pipeline, kind
+from .output import print_json, visible
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One question put to the pair. `ok` None is a warning: it runs, and there is something to know."""
+
+    what: str
+    ok: bool | None
+    says: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    options.add_mmproj(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0: they fit. 1: they do not. A file that cannot be read, or is not of its kind, is an error of its own (2)."""
+    if (args.model is None) != (args.mmproj is None):
+        raise ParameterError("--model" if args.model is None else "--mmproj", "missing", "a pair is needed, or neither")
+    text, mmproj = (args.model, args.mmproj) if args.model else embedded()
+    files = gguf.read(text), gguf.read(mmproj)
+    findings = check(*files)
+    fits = all(finding.ok is not False for finding in findings)
+    if args.json:
+        print_json({"fits": fits, "model": str(text), "mmproj": str(mmproj), "checks": [asdict(f) for f in findings]})
+    else:
+        mark = {True: "ok     ", None: "note   ", False: "NO     "}
+        for f in findings:
+            print(f"{mark[f.ok]} {f.what:14} {visible(f.says)}")
+        print("these files fit each other" if fits else "these files do not fit each other")
+    return 0 if fits else 1
+
+
+def check(text: GGUFFile, mmproj: GGUFFile) -> list[Finding]:
+    """Every finding about a pair. GGUFError if a file is of the other's kind."""
+    for file, found, wanted in ((text, kind(text), "text model"), (mmproj, kind(mmproj), "mmproj")):
+        if found != wanted:
+            raise GGUFError(file.path, "kind of file", f"this is {_article(found)}, expected {_article(wanted)}")
+    findings = [
+        _attempt("text model", lambda: _text(text)),
+        _attempt("vocabulary", lambda: _vocabulary(text)),
+        _attempt("template", lambda: _template(text)),
+        _attempt("vision tower", lambda: _tower(mmproj)),
+        _attempt("width", lambda: _width(text, mmproj)),
+        _attempt("feature layer", lambda: _layers(mmproj)),
+        _attempt("positions", lambda: _positions(text, mmproj)),
+    ]
+    return findings
+
+
+def _article(name: str) -> str:
+    return {"text model": "a text model", "mmproj": "an mmproj file", "other": "neither text model nor mmproj"}[name]
+
+
+def _attempt(what: str, question: Callable[[], tuple[bool | None, str]]) -> Finding:
+    try:
+        return Finding(what, *question())
+    except LlavaError as error:
+        return Finding(what, False, f"{error.field}: {error.problem}")
+
+
+def _text(file: GGUFFile) -> tuple[bool | None, str]:
+    c = Engine(file, None, backend="numpy", quirks=Quirks()).text
+    assert c is not None
+    shape = f"{c.n_layer} blocks, {c.n_head} heads over {c.n_head_kv}, width {c.width}"
+    return True, f"architecture llama, {shape}; every tensor has the shape that the metadata asks for"
+
+
+def _vocabulary(file: GGUFFile) -> tuple[bool | None, str]:
+    tokenizer = Tokenizer.from_gguf(file)
+    ends = ", ".join(tokenizer.text_of(i) for i in sorted(tokenizer.end_ids))
+    says = f"{tokenizer.n_vocab:,} tokens, {tokenizer.vocabulary.model}; answers end with {ends or 'nothing'}"
+    if not tokenizer.end_ids:
+        return None, f"{says}: they go on to the end of the context"
+    return (None, "; ".join([says, *tokenizer.notes])) if tokenizer.notes else (True, says)
+
+
+def _template(file: GGUFFile) -> tuple[bool | None, str]:
+    """Renders one question with a picture: the template must leave exactly one slot for it."""
+    tokenizer, template = Tokenizer.from_gguf(file), choose_template(file, has_mmproj=True)
+    question = Message("user", (ImagePart(b""), TextPart("What is this?")))
+    prompt = render_prompt([question], template, tokenizer)
+    parts = chunks(prompt, tokenizer, Quirks())
+    text = sum(len(part.token_ids) for part in parts if isinstance(part, TextChunk))
+    says = f"{template.name} ({template.why}); a question with a picture becomes {prompt.shown!r}"
+    return True, f"{says}: {text} text tokens and {len(prompt.images)} picture"
+
+
+def _tower(file: GGUFFile) -> tuple[bool | None, str]:
+    c = Engine(None, file, backend="numpy", quirks=Quirks()).vision
+    assert c is not None
+    tower = f"{c.n_stored} blocks of width {c.width}, {c.image_size} pixels in patches of {c.patch_size}"
+    return True, f"{tower}; projector {c.projector}; every tensor has the shape that the metadata asks for"
+
+
+def _width(text: GGUFFile, mmproj: GGUFFile) -> tuple[bool | None, str]:
+    """A picture's rows stand among the token embeddings, so they must be as wide."""
+    rows, width = image_pipeline(mmproj, Quirks())["output_width"], text.integer("llama.embedding_length", 1, 1 << 17)
+    if rows is None:
+        return False, "mm.2.weight: missing, so the width of a picture's rows is unknown"
+    shape = list(mmproj.tensors["mm.2.weight"].shape)
+    left = f"the projector ends in mm.2.weight {shape}: rows of {rows}"
+    right = f"the text model's llama.embedding_length is {width}"
+    if rows == width:
+        return True, f"{left}; {right}: equal"
+    return False, f"{left}; {right}: {rows} is not {width}, so this mmproj was made for another text model"
+
+
+def _layers(file: GGUFFile) -> tuple[bool | None, str]:
+    runs = blocks_run(file)
+    stored = image_pipeline(file, Quirks())["blocks_stored"]
+    by_profile = ", ".join(f"{name} {n}" for name, n in runs.items())
+    if len(set(runs.values())) == 1:
+        return True, f"clip.vision.feature_layer is stored: every profile runs {runs['llava']} of {stored} blocks"
+    return None, (
+        f"clip.vision.feature_layer is not stored; blocks run of {stored}: {by_profile}. Converters drop the blocks "
+        "that LLaVA does not use, and llama.cpp then leaves out one more"
+    )
+
+
+def _positions(text: GGUFFile, mmproj: GGUFFile) -> tuple[bool | None, str]:
+    count = image_pipeline(mmproj, PROFILES["llava"])["tokens_per_image"]
+    context = text.integer("llama.context_length", 1, 1 << 24)
+    says = f"a picture takes {count} of {context} positions"
+    return (True, says) if count < context else (False, f"{says}: there is no room for a question")

@@ -1,0 +1,135 @@
+"""`inspect`: what a GGUF file says about itself, and what that means here. The header only; any architecture."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import gguf
+from ..errors import printable
+from ..gguf import GGUFFile
+from ..profiles import describe, resolve
+from . import options
+from .facts import ACTIVATION, SQUARE, histogram, kind, meaning
+from .output import print_json
+
+SHORT = 8  # elements of an array that are shown in full
+WIDTH = 100  # characters of a text that are shown
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="a GGUF file")
+    options.add_profile(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    quirks = resolve(args.profile, options.quirks(args))
+    file = gguf.read(args.file)
+    report = inspect(file) | {"profile": args.profile, "quirks": describe(quirks)}
+    means, problem = meaning(file, quirks)
+    report |= {**means, "supported": problem is None, "problem": problem}
+    if args.json:
+        print_json(report)
+    else:
+        print("\n".join(_pages(report)))
+    return 0
+
+
+def inspect(file: GGUFFile) -> dict[str, Any]:
+    """The header as plain data. Long arrays are told by their length and first elements."""
+    types = histogram(file)
+    return {
+        "path": str(file.path),
+        "kind": kind(file),
+        "version": file.version,
+        "architecture": _plain(file.get("general.architecture")),
+        "name": _plain(file.get("general.name")),
+        "n_tensors": len(file.tensors),
+        "n_weights": sum(entry["weights"] for entry in types.values()),
+        "n_bytes": sum(entry["bytes"] for entry in types.values()),
+        "types": types,
+        "metadata": {key: _plain(value) for key, value in file.items()},
+        "tensors": [
+            {"name": view.name, "type": view.type, "shape": list(view.shape), "bytes": len(view.data)}
+            for view in file.tensors.values()
+        ],
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A metadata value as JSON has it; numbers that JSON has not become text."""
+    if isinstance(value, str | bool | int) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if value - value == 0 else str(value)  # NaN and infinity
+    if isinstance(value, Sequence) or hasattr(value, "tolist"):
+        if len(value) <= SHORT:
+            return [_plain(x) for x in _list(value)]
+        return {"length": len(value), "first": [_plain(x) for x in _list(value[:SHORT])]}
+    return str(value)
+
+
+def _list(values: Any) -> list[Any]:
+    return values.tolist() if hasattr(values, "tolist") else list(values)
+
+
+def _pages(report: dict[str, Any]) -> list[str]:
+    """The report for people; every text from the file is escaped and cut."""
+    name = f" “{_short(report['name'])}”" if report["name"] else ""
+    lines = [
+        f"{printable(report['path'])}",
+        f"  {report['kind']}, architecture {_short(report['architecture'])}{name}, GGUF version {report['version']}",
+        f"  {report['n_tensors']} tensors, {report['n_weights']:,} weights, {report['n_bytes']:,} bytes",
+        "",
+        "metadata",
+    ]
+    width = min(48, max(map(len, report["metadata"]), default=0))
+    lines += [f"  {printable(key, 100):{width}}  {_short(value)}" for key, value in report["metadata"].items()]
+    lines += ["", "tensors"]
+    width = min(48, max((len(t["name"]) for t in report["tensors"]), default=0))
+    for t in report["tensors"]:
+        shape = " x ".join(map(str, t["shape"]))
+        lines.append(f"  {printable(t['name'], 100):{width}}  {t['type']:8} {shape:>20}  {t['bytes']:>15,} bytes")
+    lines += ["", "types"]
+    for name, entry in report["types"].items():
+        share = entry["bytes"] / max(report["n_bytes"], 1)
+        lines.append(f"  {name:8} {entry['tensors']:5} tensors  {entry['weights']:>15,} weights  {share:6.1%} of bytes")
+    return [*lines, "", *_meaning(report)]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        first = ", ".join(_short(x) for x in value["first"])
+        return printable(f"{value['length']:,} elements: {first}, …", 2 * WIDTH)
+    if isinstance(value, list):
+        return printable("[" + ", ".join(_short(x) for x in value) + "]", 2 * WIDTH)
+    return printable(f"{value:g}" if isinstance(value, float) else str(value), WIDTH)
+
+
+def _meaning(report: dict[str, Any]) -> list[str]:
+    if report["problem"] is not None:
+        return [f"not supported here: {printable(report['problem'])}"]
+    if "text" in report:
+        return ["text model", *_table(report["text"])]
+    p, quirks = report["image_pipeline"], report["quirks"]
+    by_profile = ", ".join(f"{name} {n}" for name, n in p["blocks_run_by_profile"].items())
+    key = (
+        f"clip.vision.feature_layer {p['feature_layer']}" if p["feature_layer"] is not None else "no feature_layer key"
+    )
+    rows = {
+        "picture": f"{SQUARE[p['square']]}, to {p['image_size']} x {p['image_size']} pixels",
+        "patches": f"{p['patch_size']} x {p['patch_size']} pixels: {p['grid'][0]} x {p['grid'][1]}",
+        "positions": f"{p['tokens_per_image']} in the prompt for each picture",
+        "class token": p["class_token"] or "none",
+        "blocks run": f"{p['blocks_run']} of {p['blocks_stored']} stored ({key}; by profile: {by_profile})",
+        "activation": ACTIVATION[p["activation"]],
+        "post_ln": p["post_ln"] or "not in the file",
+        "projector": f"{p['projector']}, {ACTIVATION[p['projector_activation']]}, rows of {p['output_width']}",
+        f"profile {report['profile']}": ", ".join(f"{name}={value}" for name, value in quirks.items()),
+    }
+    return ["image pipeline", *_table(rows)]
+
+
+def _table(rows: dict[str, Any]) -> list[str]:
+    return [f"  {key.replace('_', ' '):16}  {_short(value) if key != 'rope' else value}" for key, value in rows.items()]
