@@ -25,6 +25,7 @@ SECONDS = 2  # of processor time, and by the clock once the child has started
 PATIENCE = 10  # seconds by the clock for everything, a slow start on a busy machine included
 ADDRESS_SPACE = 256 << 20  # bytes, the child's own 25 MB included
 OUTPUT = 1 << 20  # UTF-8 bytes of one rendering
+CHILD = Path(sandbox_child.__file__).absolute()
 OUT_OF_TIME = {-9, -14, -24}  # SIGKILL, SIGALRM, SIGXCPU: no such names on Windows
 
 
@@ -74,7 +75,7 @@ def _child(job: bytes, most: int, field: str) -> tuple[int, bytes]:
     """Exit code and at most `most` bytes of output. The child has ended and been waited for, whatever happens."""
     try:
         child = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", sandbox_child.__file__, *_library_folders()],
+            [str(sys.executable), "-I", "-S", "-B", str(CHILD), *_library_folders()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -95,10 +96,11 @@ def _child(job: bytes, most: int, field: str) -> tuple[int, bytes]:
         return child.wait(), answer  # with its output closed the child ends, or the timer ends it
     finally:
         timer.cancel()
+        timer.join()
         child.kill()
         child.wait()
 
 
 def _library_folders() -> set[str]:
     """Where jinja2 and markupsafe are installed: without `site` the child cannot know."""
-    return {str(Path(module.__file__).parents[1]) for module in (jinja2, markupsafe) if module.__file__}
+    return {str(Path(module.__file__).absolute().parents[1]) for module in (jinja2, markupsafe) if module.__file__}

@@ -112,7 +112,8 @@ def confine(seconds: int, address_space: int) -> None:
         limits["AS"] = address_space
     for name, limit in limits.items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # a parent that ignores the signal would hand that down
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # a parent that ignores or blocks the signal hands that down
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     signal.alarm(seconds)
 
 
