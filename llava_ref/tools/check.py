@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 from .. import gguf
 from ..chat import render_prompt
+from ..config import MAX_WIDTH
 from ..engine import Engine
 from ..errors import GGUFError, LlavaError, ParameterError
 from ..gguf import GGUFFile
@@ -58,15 +59,15 @@ def check(text: GGUFFile, mmproj: GGUFFile) -> list[Finding]:
     for file, found, wanted in ((text, kind(text), "text model"), (mmproj, kind(mmproj), "mmproj")):
         if found != wanted:
             raise GGUFError(file.path, "kind of file", f"this is {_article(found)}, expected {_article(wanted)}")
-    findings = [
-        _attempt("text model", lambda: _text(text)),
-        _attempt("vocabulary", lambda: _vocabulary(text)),
-        _attempt("template", lambda: _template(text)),
-        _attempt("vision tower", lambda: _tower(mmproj)),
-        _attempt("width", lambda: _width(text, mmproj)),
-        _attempt("feature layer", lambda: _layers(mmproj)),
-        _attempt("positions", lambda: _positions(text, mmproj)),
-    ]
+    findings = [_attempt("text model", lambda: _text(text)), _attempt("vocabulary", lambda: _vocabulary(text))]
+    if findings[-1].ok is not False:
+        findings.append(_attempt("template", lambda: _template(text)))
+    findings.append(_attempt("vision tower", lambda: _tower(mmproj)))
+    tower = findings[-1].ok is not False
+    findings.append(_attempt("width", lambda: _width(text, mmproj)))
+    if tower:  # otherwise there is nothing to count
+        findings.append(_attempt("feature layer", lambda: _layers(mmproj)))
+        findings.append(_attempt("positions", lambda: _positions(text, mmproj)))
     return findings
 
 
@@ -117,12 +118,13 @@ def _tower(file: GGUFFile) -> tuple[bool | None, str]:
 
 def _width(text: GGUFFile, mmproj: GGUFFile) -> tuple[bool | None, str]:
     """A picture's rows stand among the token embeddings, so they must be as wide."""
-    rows, width = image_pipeline(mmproj, Quirks())["output_width"], text.integer("llama.embedding_length", 1, 1 << 17)
-    if rows is None:
-        return False, "mm.2.weight: missing, so the width of a picture's rows is unknown"
-    shape = list(mmproj.tensors["mm.2.weight"].shape)
-    left = f"the projector ends in mm.2.weight {shape}: rows of {rows}"
-    right = f"the text model's llama.embedding_length is {width}"
+    name = "mm.2.weight"
+    if name not in mmproj.tensors:
+        return False, f"{name}: missing, so the width of a picture's rows is unknown"
+    key = f"{text.string('general.architecture')}.embedding_length"
+    shape, width = list(mmproj.tensors[name].shape), text.integer(key, 1, MAX_WIDTH)
+    rows = shape[0]
+    left, right = f"the projector ends in {name} {shape}: rows of {rows}", f"the text model's {key} is {width}"
     if rows == width:
         return True, f"{left}; {right}: equal"
     return False, f"{left}; {right}: {rows} is not {width}, so this mmproj was made for another text model"
@@ -142,6 +144,6 @@ def _layers(file: GGUFFile) -> tuple[bool | None, str]:
 
 def _positions(text: GGUFFile, mmproj: GGUFFile) -> tuple[bool | None, str]:
     count = image_pipeline(mmproj, PROFILES["llava"])["tokens_per_image"]
-    context = text.integer("llama.context_length", 1, 1 << 24)
+    context = text.integer(f"{text.string('general.architecture')}.context_length", 1, 1 << 24)
     says = f"a picture takes {count} of {context} positions"
     return (True, says) if count < context else (False, f"{says}: there is no room for a question")

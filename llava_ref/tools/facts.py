@@ -75,7 +75,7 @@ def image_pipeline(file: GGUFFile, quirks: Quirks) -> dict[str, Any]:
 def text_model(file: GGUFFile) -> dict[str, Any]:
     """A decoder's shape, vocabulary and chat template. GGUFError for one that is not supported."""
     c, v = read_text(file), read_vocabulary(file)
-    template = choose_template(file, has_mmproj=True)
+    template, with_mmproj = (choose_template(file, has_mmproj=known) for known in (False, True))
     return {
         "architecture": "llama",
         "context": c.context,
@@ -90,9 +90,10 @@ def text_model(file: GGUFFile) -> dict[str, Any]:
         "vocabulary": len(v.texts),
         "tokenizer": file.get("tokenizer.ggml.model"),
         "add_bos": v.add_bos,
-        "end_tokens": sorted(v.end_ids),
+        "end_tokens": {v.texts[i]: i for i in sorted(v.end_ids)},
         "template": template.name,
         "template_why": template.why,
+        "template_with_mmproj": with_mmproj.name,
     }
 
 

@@ -104,20 +104,39 @@ def _short(value: Any) -> str:
         return printable(f"{value['length']:,} elements: {first}, …", 2 * WIDTH)
     if isinstance(value, list):
         return printable("[" + ", ".join(_short(x) for x in value) + "]", 2 * WIDTH)
-    return printable(f"{value:g}" if isinstance(value, float) else str(value), WIDTH)
+    return printable(f"{value:.8g}" if isinstance(value, float) else str(value), WIDTH)
 
 
 def _meaning(report: dict[str, Any]) -> list[str]:
     if report["problem"] is not None:
         return [f"not supported here: {printable(report['problem'])}"]
     if "text" in report:
-        return ["text model", *_table(report["text"])]
+        return ["text model", *_table(_text_rows(report["text"]))]
+    return ["image pipeline", *_table(_image_rows(report))]
+
+
+def _text_rows(t: dict[str, Any]) -> dict[str, str]:
+    rope, window = t["rope"], t["sliding_window"]
+    scaling = "" if rope["scaling"] == "none" else f", {rope['scaling']} scaling by {rope['factor']:g}"
+    return {
+        "context": f"{t['context']} positions" + (f", each sees {window}" if window else ""),
+        "blocks": f"{t['blocks']} of width {t['width']}, MLP {t['mlp_width']}",
+        "heads": f"{t['heads']} over {t['key_value_heads']} for keys and values, of {t['head_size']}",
+        "rope": f"base {rope['base']:g}{scaling}",
+        "vocabulary": f"{t['vocabulary']:,} tokens ({t['tokenizer']}), BOS {'first' if t['add_bos'] else 'not added'}",
+        "answers end": " ".join(t["end_tokens"]) or "at the end of the context only",
+        "template": f"{t['template']}: {t['template_why']}",
+        "with an mmproj": t["template_with_mmproj"],
+    }
+
+
+def _image_rows(report: dict[str, Any]) -> dict[str, str]:
     p, quirks = report["image_pipeline"], report["quirks"]
     by_profile = ", ".join(f"{name} {n}" for name, n in p["blocks_run_by_profile"].items())
     key = (
         f"clip.vision.feature_layer {p['feature_layer']}" if p["feature_layer"] is not None else "no feature_layer key"
     )
-    rows = {
+    return {
         "picture": f"{SQUARE[p['square']]}, to {p['image_size']} x {p['image_size']} pixels",
         "patches": f"{p['patch_size']} x {p['patch_size']} pixels: {p['grid'][0]} x {p['grid'][1]}",
         "positions": f"{p['tokens_per_image']} in the prompt for each picture",
@@ -128,8 +147,7 @@ def _meaning(report: dict[str, Any]) -> list[str]:
         "projector": f"{p['projector']}, {ACTIVATION[p['projector_activation']]}, rows of {p['output_width']}",
         f"profile {report['profile']}": ", ".join(f"{name}={value}" for name, value in quirks.items()),
     }
-    return ["image pipeline", *_table(rows)]
 
 
-def _table(rows: dict[str, Any]) -> list[str]:
-    return [f"  {key.replace('_', ' '):16}  {_short(value) if key != 'rope' else value}" for key, value in rows.items()]
+def _table(rows: dict[str, str]) -> list[str]:
+    return [f"  {key:16}  {printable(value, 4 * WIDTH)}" for key, value in rows.items()]
