@@ -26,9 +26,12 @@ def dequantize_rows(view: TensorView, rows: Sequence[int]) -> np.ndarray:
 
 
 def _dequantize(data: np.ndarray, kind: str) -> np.ndarray:
-    """Bytes -> flat float32."""
-    if kind in PLAIN:
-        return data.view(PLAIN[kind]).astype(np.float32, copy=False)
-    import gguf  # here, not above: importing it takes longer than reading most headers
+    """Bytes -> flat float32. A scale of NaN or infinity gives what it gives, without numpy's warning."""
+    with np.errstate(all="ignore"):
+        if kind in PLAIN:
+            return data.view(PLAIN[kind]).astype(np.float32, copy=False)
+        import gguf  # here, not above: importing it takes longer than reading most headers
 
-    return np.asarray(gguf.dequantize(data.reshape(-1, TYPES[kind].bytes), gguf.GGMLQuantizationType[kind])).reshape(-1)
+        return np.asarray(
+            gguf.dequantize(data.reshape(-1, TYPES[kind].bytes), gguf.GGMLQuantizationType[kind])
+        ).reshape(-1)
