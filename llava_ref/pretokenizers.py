@@ -1,10 +1,11 @@
 r"""How each `tokenizer.ggml.pre` cuts text into words before byte-pair merging: a table of facts about models.
 
-The names and what they do are those of llama.cpp b10605 (`src/llama-vocab.cpp`, `src/unicode.cpp`), written as Oniguruma
-regexes. Where llama.cpp departs from the tokenizer that a model was trained with, this table follows llama.cpp, because
-the name in the file is llama.cpp's:
+The names and what they do are those of llama.cpp b10605 (`src/llama-vocab.cpp`, `src/unicode.cpp`), written as
+Oniguruma regexes. Where llama.cpp departs from the tokenizer that a model was trained with, this table follows
+llama.cpp, because the name in the file is llama.cpp's:
 
-* letters outside ASCII have no case (`tekken`, `gpt-4o`); `youtu`, `tiny_aya`, `kimi-k2` do not split at a change of case;
+* letters outside ASCII have no case (`tekken`, `gpt-4o`);
+* `youtu`, `tiny_aya` and `kimi-k2` do not cut where small letters turn to capitals;
 * a character class without `\p{...}` never matches white space outside ASCII (`[...&&\S]` below);
 * digits counted in threes from the right (`afmoe`, `tiny_aya`) take the text before them into their first group.
 
@@ -27,7 +28,10 @@ QWEN2 = rf"{CONTRACTION}|{WORD}|\p{{N}}|{SYMBOLS}"
 LINES = r"[^\n]+|\n+"
 CJK_KANA = r"[\x{4E00}-\x{9FA5}\x{3040}-\x{309F}\x{30A0}-\x{30FF}]+"
 CJK_BROAD = r"[[\x{800}-\x{9FA5}\x{AC00}-\x{D7FF}]&&\S]+"
-HAN = r"\x{3400}-\x{4DBF}\x{4E00}-\x{9FFF}\x{F900}-\x{FAFF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2EBEF}\x{2F800}-\x{2FA1F}"  # by range
+HAN = (
+    r"\x{3400}-\x{4DBF}\x{4E00}-\x{9FFF}\x{F900}-\x{FAFF}"
+    r"\x{20000}-\x{2A6DF}\x{2A700}-\x{2EBEF}\x{2F800}-\x{2FA1F}"
+)
 PUNCTUATED_WORD = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|"
     + BLANKS
@@ -35,7 +39,7 @@ PUNCTUATED_WORD = (
 
 
 def cased_word(letters: str, suffix: str) -> str:
-    """Words cut where a capital follows a small letter; only a-z and A-Z have a case. `letters`: a class without brackets."""
+    """Words, cut where a capital follows a small letter; only a-z, A-Z have a case. `letters` stands inside [...]."""
     upper, lower = f"[[{letters}]&&[^a-z]]", f"[[{letters}]&&[^A-Z]]"
     start = r"[^\r\n\p{L}\p{N}]?"
     return f"{start}{upper}*{lower}+{suffix}|{start}{upper}+{lower}*{suffix}"
@@ -79,25 +83,16 @@ DEEPSEEK_LETTERS = (
 
 @dataclass(frozen=True)
 class Pre:
-    """What one name stands for.
+    """What one name stands for."""
 
-    steps          the cuts, in order
-    byte_level     words are spelled in GPT-2's 256 byte letters; otherwise in plain characters, with <0xXX> tokens for the rest
-    whole_words    a word that is itself a token is taken without merging (llama.cpp's ignore_merges)
-    whole_newlines the same for a run of newlines only
-    spaces         every space is written U+2581 before merging, and read back as a space
-    add_bos        whether a text starts with BOS unless the file says otherwise; always_bos overrules the file
-    default_bos    whether token 11 is BOS where the file names none
-    """
-
-    steps: tuple[Step, ...]
-    byte_level: bool = True
-    whole_words: bool = False
-    whole_newlines: bool = False
-    spaces: bool = False
-    add_bos: bool = False
-    always_bos: bool = False
-    default_bos: bool = True
+    steps: tuple[Step, ...]  # the cuts, in order
+    byte_level: bool = True  # words are spelled in GPT-2's byte letters; else in characters, with <0xXX> for the rest
+    whole_words: bool = False  # a word that is a token is taken without merging (llama.cpp's ignore_merges)
+    whole_newlines: bool = False  # the same for a run of newlines only
+    spaces: bool = False  # every space is written U+2581 before merging, and read back as a space
+    add_bos: bool = False  # whether a text starts with BOS unless the file says otherwise
+    always_bos: bool = False  # whatever the file says
+    default_bos: bool = True  # whether token 11 is BOS where the file names none
 
 
 def regexes(*patterns: str) -> tuple[Step, ...]:

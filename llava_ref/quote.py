@@ -1,12 +1,12 @@
 """Text that users typed, written so that no part of it can be read as a control token or as an image slot.
 
-Every character that occurs in a control token's text, or in "<image>", is moved to a private-use code point of its own.
-A quoted text then shares no character with any control token, so however a template cuts and joins it, with itself or with
-the template's own words, no match of a control token can contain a character that a user typed. `Tokenizer.encode` looks for
-control tokens in the quoted prompt and moves the characters back before it reads the rest.
+Every character that occurs in a control token's text, or in "<image>", is moved to a private-use code point of its
+own. A quoted text then shares no character with any control token, so however a template cuts it and joins it, with
+itself or with the template's own words, no control token found in the result holds a character that a user typed.
+`Tokenizer.encode` looks for control tokens in the quoted prompt, then moves the characters back and reads the rest.
 
-Letters are moved as well as punctuation: with punctuation alone a template that writes "<|" before a user's word and "|>"
-after it would let the user name the token.
+Letters are moved as well as punctuation: with punctuation alone a template that writes "<|" before a user's word and
+"|>" after it would let the user name the token.
 """
 
 import re
@@ -29,8 +29,10 @@ class Quote:
 
     @classmethod
     def over(cls, texts: Iterable[str], control_texts: Iterable[str]) -> "Quote":
-        """A quote for a prompt made of `texts` (what users typed, and the template's source). `control_texts`: the texts of
-        the tokens that users must not be able to write. Raises PromptError where the texts leave no code points free."""
+        """A quote for a prompt made of `texts`: what users typed, and the template's source.
+
+        `control_texts` are the texts of the tokens that users must not be able to write. Raises PromptError where the
+        texts leave no private-use code points free."""
         control = list(control_texts)
         used = {ord(c) for text in (*texts, *control) for c in ANY_PRIVATE.findall(text)}
         characters = "".join(sorted({c for text in (IMAGE, *control) for c in text}))

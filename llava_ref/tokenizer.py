@@ -1,7 +1,7 @@
 """Token ids <-> text, from the vocabulary in a GGUF file: SPM and byte-level BPE.
 
-`encode` goes in three steps: special tokens are cut out of the text, longest first; the plain text between them is merged
-(`tokenizer_spm`, `tokenizer_bpe`); ids are put together. Plain text never becomes a control token, whatever it says.
+`encode` goes in three steps: special tokens are cut out of the text, longest first; the plain text between them is
+merged (`tokenizer_spm`, `tokenizer_bpe`); ids are put together. Plain text never becomes a control token.
 Differences from llama.cpp b10605, all on purpose:
 
 * merging cannot produce a control, unknown or byte token (llama.cpp can, where the merges lead there);
@@ -12,7 +12,7 @@ Differences from llama.cpp b10605, all on purpose:
 
 import codecs
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from .errors import ParameterError, PromptError
@@ -52,9 +52,11 @@ class Tokenizer:
         self.add_bos, self.add_eos = v.add_bos, v.add_eos
         self.n_vocab = len(v.texts)
         self.control_texts = tuple(v.texts[i] for i in sorted(v.control))
-        self.chat_template, self.notes = chat_template, v.notes
+        self.chat_template = chat_template
         self._special = specials(v)
         self._merge = merger(v)
+        lost = self._merge.missing_bytes if isinstance(self._merge, BpeMerger) else 0
+        self.notes = v.notes + ((f"{lost} of 256 bytes have no token: text loses them",) if lost else ())
         self._letters = {letter: b for b, letter in enumerate(byte_letters())}
 
     @classmethod
@@ -75,10 +77,11 @@ class Tokenizer:
         """Ids of `text`. User-defined tokens are always looked for, control tokens only with `special`.
 
         bos      put BOS first if the vocabulary asks for it (`add_bos`)
-        quote    `text` holds parts quoted with it: control tokens are looked for in the quoted text, all else in the plain
+        quote    parts of `text` are quoted with it: control tokens are looked for in `text` as it is, all else in what
+                 it quotes
         prefix   SPM: a space goes before a text that starts with plain text, if the vocabulary asks for it
-        prefix_after_special  SPM: a space also before plain text that follows a special token. llama.cpp does so;
-                 original LLaVA and Hugging Face do not
+        prefix_after_special  SPM: a space also before plain text that follows a special token, control or
+                 user-defined. llama.cpp b10605 does so; original LLaVA and Hugging Face do not
 
         Unpaired surrogates, which are not text, count as U+FFFD. Raises PromptError for more than 2,000,000 characters.
         """
@@ -202,7 +205,8 @@ def specials(v: Vocabulary) -> list[Special]:
     return sorted(found, key=lambda s: (-len(s.text.encode()), s.id))
 
 
-def merger(v: Vocabulary) -> Callable[[str], list[int]]:
+def merger(v: Vocabulary) -> SpmMerger | BpeMerger:
+    """What turns plain text to ids. No control token is among its pieces, so none can come of a merge."""
     pieces = {text: i for text, i in v.ids.items() if i not in v.control}
     if v.pre is not None:
         forbidden = {v.texts[i] for i in v.control}

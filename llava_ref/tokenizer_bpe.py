@@ -1,8 +1,8 @@
 """Byte-pair encoding, as files with `tokenizer.ggml.model = "gpt2"` need it. The `tokenizers` library cuts and merges.
 
-Its merging gives llama.cpp's ids: both take the pair of the lowest rank, the leftmost of equals, and the ids differ only
-where a text is no token. For those texts the library gets ids of our own, past the vocabulary, which are then read as
-llama.cpp reads such a text: letter by letter, what has no token being left out.
+Its merging gives llama.cpp's ids: both take the pair of the lowest rank, the leftmost of equals. They part only where a
+merged text is no token, so the library gets ids of our own for such texts, past the vocabulary. These are then read
+letter by letter, and letters without a token are left out, as llama.cpp leaves them out.
 """
 
 import re
@@ -33,14 +33,18 @@ class BpeMerger:
     def __init__(
         self, pieces: Mapping[str, int], n: int, merges: Iterable[tuple[str, str]], forbidden: Container[str], pre: Pre
     ) -> None:
-        self.pieces, self.n, self.pre = pieces, n, pre
-        pairs = [(a, b) for a, b in merges if a + b not in forbidden]
-        known = dict(pieces)
+        self.pieces, self.pre = pieces, pre
         letters = byte_letters() if pre.byte_level else [f"<0x{b:02X}>" for b in range(256)]
-        self.missing_bytes = [b for b, letter in enumerate(letters) if letter not in pieces]
-        for text in (*letters, *(text for a, b in pairs for text in (a, b, a + b))):
+        missing = {letter for letter in letters if letter not in pieces}
+        self.missing_bytes = len(missing)
+        pairs = list(merges)
+        # Nearly all merges join two tokens into a third: the few others are looked at one by one.
+        odd = {(a, b) for a, b in pairs if a + b not in pieces or a not in pieces or b not in pieces}
+        pairs = [pair for pair in pairs if pair not in odd or "".join(pair) not in forbidden]
+        known = dict(pieces)
+        for text in (*letters, *(text for a, b in pairs if (a, b) in odd for text in (a, b, a + b))):
             known.setdefault(text, n + len(known) - len(pieces))
-        self.extra = {i: [pieces[c] for c in text if c in pieces] for text, i in known.items() if i >= n}
+        self.extra = {i: [] if text in missing else self.spell(text) for text, i in known.items() if i >= n}
         model = BPE(vocab=known, merges=pairs, byte_fallback=not pre.byte_level, ignore_merges=pre.whole_words)
         self.library = Tokenizer(model)
         self.library.pre_tokenizer = Steps(list(pre_tokenizers(pre)))
@@ -59,21 +63,25 @@ class BpeMerger:
 
     def merge(self, text: str) -> list[int]:
         ids: list[int] = self.library.encode(text, add_special_tokens=False).ids
-        if self.extra and max(ids, default=0) >= self.n:
+        if self.extra:
             return [j for i in ids for j in self.extra.get(i, (i,))]
         return ids
 
+    def spell(self, text: str) -> list[int]:
+        """A merged text that is no token, by its letters or bytes."""
+        units = text if self.pre.byte_level else (f"<0x{b:02X}>" for b in text.encode())
+        return [self.pieces[unit] for unit in units if unit in self.pieces]
+
 
 def split_merges(path: Path, merges: Iterable[str]) -> list[tuple[str, str]]:
-    """Entries of `tokenizer.ggml.merges` as pairs, each once. The space between the two is the first that does not begin
-    the entry. Raises GGUFError for an entry that is not two texts."""
-    pairs: dict[tuple[str, str], None] = {}
-    for i, merge in enumerate(merges):
-        cut = merge.find(" ", 1)
-        if cut < 0 or cut + 1 == len(merge):
-            raise GGUFError(path, "tokenizer.ggml.merges", f"entry {i} is {merge!r}, expected two texts and a space")
-        pairs[merge[:cut], merge[cut + 1 :]] = None
-    return list(pairs)
+    """Entries of `tokenizer.ggml.merges` as pairs, each once, best first; cut at the first space that is not the entry's
+    first character. Raises GGUFError for an entry that is not two texts."""
+    unique = dict.fromkeys(merges)
+    pairs = [(merge[:cut], merge[cut + 1 :]) for merge in unique if 0 < (cut := merge.find(" ", 1)) < len(merge) - 1]
+    if len(pairs) < len(unique):
+        bad = next(merge for merge in unique if not 0 < merge.find(" ", 1) < len(merge) - 1)
+        raise GGUFError(path, "tokenizer.ggml.merges", f"holds {bad!r}, expected two texts with a space between")
+    return pairs
 
 
 def pre_tokenizers(pre: Pre) -> Iterator[PreTokenizer]:

@@ -1,7 +1,8 @@
 """SPM: SentencePiece's byte-pair merging by score, as files with `tokenizer.ggml.model = "llama"` need it.
 
-The two neighbours whose joined text is the token of the highest score are merged first, the leftmost of equals; this is not
-a list of ranked pairs, so the `tokenizers` library cannot do it with the same result. O(n log n) for n characters.
+The two neighbours whose joined text is the token of the highest score are merged first, the leftmost of equals. The
+`tokenizers` library merges by rank of the pair instead, and two pairs may join to the same text, so its result can
+differ: "aaa" from "a" + "aa" or from "aa" + "a" is one score here and two ranks there. O(n log n) for n characters.
 """
 
 from collections.abc import Mapping, Sequence

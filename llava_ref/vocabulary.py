@@ -1,6 +1,6 @@
 """The `tokenizer.ggml.*` keys of a text file, read once and checked: pieces, types, special tokens, rules.
 
-Facts: llama.cpp b10605, src/llama-vocab.cpp. Special tokens are partly found by their text, because many files name only some.
+Facts: llama.cpp b10605, src/llama-vocab.cpp. Many files name only some of their special tokens; the rest go by text.
 """
 
 import math
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import GGUFError
-from .gguf import REQUIRED, GGUFFile
+from .gguf import GGUFFile
 from .pretokenizers import PRES, Pre
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -61,8 +61,8 @@ class Vocabulary:
 
 
 def read_vocabulary(file: GGUFFile) -> Vocabulary:
-    """Raises GGUFError for a missing, mistyped or impossible key, an unknown model or pre-tokenizer, duplicate tokens."""
-    model = file.string(KEY + "model", REQUIRED)
+    """Raises GGUFError for a missing, mistyped or impossible key, an unknown model or pre-tokenizer, equal tokens."""
+    model = file.string(KEY + "model")
     if model not in ("llama", "gpt2"):
         raise GGUFError(file.path, KEY + "model", f"is {model!r}, expected 'llama' (SPM) or 'gpt2' (BPE)")
     notes: list[str] = []
@@ -74,13 +74,8 @@ def read_vocabulary(file: GGUFFile) -> Vocabulary:
     end_ids = ends(special, ids)
     control = controls(types, special, end_ids, ids)
     strip_left, strip_right = strips(file, ids, control, types)
-    add_bos = file.boolean(KEY + "add_bos_token", pre.add_bos if pre else True) or (pre is not None and pre.always_bos)
-    if add_bos and special["bos"] is None:
-        raise GGUFError(
-            file.path, KEY + "bos_token_id", f"texts start with BOS here; expected an id below {len(texts)}"
-        )
     return Vocabulary(
-        path=Path(file.path),
+        path=file.path,
         model=model,
         pre=pre,
         texts=texts,
@@ -91,7 +86,7 @@ def read_vocabulary(file: GGUFFile) -> Vocabulary:
         bos_id=special["bos"],
         eos_id=special["eos"],
         unknown_id=special["unknown"],
-        add_bos=add_bos,
+        add_bos=read_add_bos(file, pre, special["bos"]),
         add_eos=file.boolean(KEY + "add_eos_token", False),
         add_space_prefix=file.boolean(KEY + "add_space_prefix", pre is None),
         control=control,
@@ -114,8 +109,15 @@ def read_pre(file: GGUFFile, notes: list[str]) -> Pre:
     return PRES[name]
 
 
+def read_add_bos(file: GGUFFile, pre: Pre | None, bos_id: int | None) -> bool:
+    add = file.boolean(KEY + "add_bos_token", pre.add_bos if pre else True) or (pre is not None and pre.always_bos)
+    if add and bos_id is None:
+        raise GGUFError(file.path, KEY + "bos_token_id", "texts start with BOS here, expected the id of a token")
+    return add
+
+
 def read_texts(file: GGUFFile) -> list[str]:
-    texts = list(file.array(KEY + "tokens", "string", REQUIRED))
+    texts = file.array(KEY + "tokens", "string")
     if not texts:
         raise GGUFError(file.path, KEY + "tokens", "is empty, expected at least one token")
     return [text or f"[EMPTY_{i}]" for i, text in enumerate(texts)]
@@ -133,7 +135,7 @@ def index(file: GGUFFile, texts: list[str]) -> dict[str, int]:
 
 def read_types(file: GGUFFile, texts: list[str]) -> list[int]:
     """One type for each token; a file without them holds normal tokens only. Further entries are ignored."""
-    types = [int(t) for t in file.array(KEY + "token_type", "int", [NORMAL] * len(texts))]
+    types: list[int] = file.array(KEY + "token_type", "int", [NORMAL] * len(texts))
     if len(types) < len(texts):
         raise GGUFError(
             file.path, KEY + "token_type", f"has {len(types)} entries, expected {len(texts)}: one for each token"
@@ -147,9 +149,12 @@ def read_types(file: GGUFFile, texts: list[str]) -> list[int]:
 
 
 def read_scores(file: GGUFFile, n: int) -> list[float]:
-    scores = [float(s) for s in file.array(KEY + "scores", "float", REQUIRED)]
+    """One score for each token: float32, or int32, which llama.cpp reads too. Further entries are ignored."""
+    key = KEY + "scores"
+    integers = key in file and file.describe(key)[0] == "array[i32]"
+    scores = [float(s) for s in file.array(key, "int" if integers else "float")]
     if len(scores) < n:
-        raise GGUFError(file.path, KEY + "scores", f"has {len(scores)} entries, expected {n}: one for each token")
+        raise GGUFError(file.path, key, f"has {len(scores)} entries, expected {n}: one for each token")
     bad = next((i for i, s in enumerate(scores) if not math.isfinite(s)), None)
     if bad is not None:
         raise GGUFError(
@@ -160,17 +165,16 @@ def read_scores(file: GGUFFile, n: int) -> list[float]:
 
 def read_merges(file: GGUFFile, pre: Pre) -> list[str]:
     no_merges_needed = pre is PRES["kimi-k2"]
-    return list(file.array(KEY + "merges", "string", [] if no_merges_needed else REQUIRED))
+    return file.array(KEY + "merges", "string", []) if no_merges_needed else file.array(KEY + "merges", "string")
 
 
 def special_ids(
     file: GGUFFile, pre: Pre | None, ids: dict[str, int], n: int, notes: list[str]
 ) -> dict[str, int | None]:
     """The special tokens' ids: the file's where they are in range, else by text, else llama.cpp's defaults."""
-    bos, eos, unknown = (11, 11, None) if pre else (1, 2, 0)
-    if pre and not pre.default_bos:
-        bos = None
-    found: dict[str, int | None] = {"bos": bos, "eos": eos, "unknown": unknown, "eot": None, "eom": None}
+    found: dict[str, int | None] = {"bos": 1, "eos": 2, "unknown": 0, "eot": None, "eom": None}
+    if pre:
+        found |= {"bos": 11 if pre.default_bos else None, "eos": 11, "unknown": None}
     found = {name: i if i is not None and i < n else None for name, i in found.items()} | dict.fromkeys(FOUND_BY_TEXT)
     for name, key in [*((name, name) for name in found), *OLD_KEYS.items()]:
         given = file.integer(f"{KEY}{key}_token_id", -MAX_ID, MAX_ID, None)
@@ -189,7 +193,7 @@ def first(ids: dict[str, int], texts: Iterable[str]) -> int | None:
 
 
 def ends(special: dict[str, int | None], ids: dict[str, int]) -> frozenset[int]:
-    """Tokens that end a generation. `<|end|>` only ends a channel in vocabularies that also have return and call tokens."""
+    """Tokens that end a generation. `<|end|>` ends only a channel where there are also return and call tokens."""
     found = {ids[text] for text in END_TEXTS if text in ids} | {
         i for name in ENDING if (i := special[name]) is not None
     }
