@@ -98,18 +98,22 @@ def parse_sentencepiece(data: bytes, where: str) -> Vocabulary:
                 (score,) = struct.unpack("<f", piece.get(2, bytes(4)))
                 vocabulary.append(piece[1].decode(), score, piece.get(3, NORMAL))
             elif number == 2:  # TrainerSpec
-                trainer = dict(_fields(value))
-                if trainer.get(3, 1) != 2:
-                    raise ConversionError(
-                        where, "trainer_spec.model_type", "not BPE: its pieces are not merged by score"
-                    )
-                vocabulary.unknown, vocabulary.bos = trainer.get(40, 0), trainer.get(41, 1)
-                vocabulary.eos = trainer.get(42, 2)
+                _read_trainer(dict(_fields(value)), vocabulary, where)
             elif number == 3:  # NormalizerSpec
-                vocabulary.space_prefix = bool(dict(_fields(value)).get(3, 1))
+                normalizer = dict(_fields(value))
+                vocabulary.space_prefix = bool(normalizer.get(3, 1))
+                if normalizer.get(4, 1):
+                    problem = "is true: GGUF's SPM keeps every space"
+                    raise ConversionError(where, "normalizer_spec.remove_extra_whitespaces", problem)
     except (IndexError, KeyError, TypeError, ValueError, AttributeError, struct.error) as error:
         raise ConversionError(where, "message", f"not a sentencepiece model: {error}") from error
     return vocabulary
+
+
+def _read_trainer(trainer: dict[int, Any], vocabulary: Vocabulary, where: str) -> None:
+    if trainer.get(3, 1) != 2:
+        raise ConversionError(where, "trainer_spec.model_type", "not BPE: its pieces are not merged by score")
+    vocabulary.unknown, vocabulary.bos, vocabulary.eos = (trainer.get(40 + i, i) for i in range(3))
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:

@@ -1,0 +1,291 @@
+"""The converter: the same pair from every layout of names, errors by name, vocabularies from both kinds of file."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+from llava_ref.conformance import convert, hf_config, hf_tokenizer, pairs, reference_hf
+from llava_ref.conformance.hf_config import ConversionError
+from llava_ref.conformance.hf_weights import plain_name
+from llava_ref.conformance.writing import write
+from safetensors.numpy import load_file, save_file
+
+from llava_ref import gguf
+from llava_ref.quants import dequantize
+from llava_ref.tokenizer import Tokenizer
+
+reason = reference_hf.missing()
+needs_transformers = pytest.mark.skipif(bool(reason), reason=str(reason))
+pytestmark = pytest.mark.oracle
+MERGES = [("▁", "a"), ("b", "c"), ("▁a", "bc"), ("▁", "▁"), ("c", "c"), ("▁", "b")]
+LETTERS = ["▁", "a", "b", "c"]
+BYTES = [f"<0x{b:02X}>" for b in range(256)]
+
+
+def fast_tokenizer(added: list[tuple[str, bool]]) -> dict[str, Any]:
+    """A tokenizer.json as transformers writes one for Llama, with tokens added at the end."""
+    tokens = ["<unk>", "<s>", "</s>", *BYTES, *LETTERS, *[a + b for a, b in MERGES]]
+    special = [{"id": i, "content": tokens[i], "special": True} for i in range(3)]
+    more = [{"id": len(tokens) + i, "content": text, "special": s} for i, (text, s) in enumerate(added)]
+    model = {"type": "BPE", "byte_fallback": True, "unk_token": "<unk>", "merges": [list(m) for m in MERGES]}
+    model["vocab"] = {token: i for i, token in enumerate(tokens)}
+    normalizer = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}]}
+    return {"added_tokens": special + more, "model": model, "normalizer": normalizer, "pre_tokenizer": None}
+
+
+N_BASE = 3 + 256 + len(LETTERS) + len(MERGES)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as transformers saves it: `<image>` and `<pad>` added, and rows for padding after them."""
+    folder = tmp_path_factory.mktemp("hf") / "tiny-llava"
+    reference_hf.save(reference_hf.build(reference_hf.Shape(n_vocab=N_BASE + 9, image_token=N_BASE), 0), folder)
+    (folder / "tokenizer.json").write_text(json.dumps(fast_tokenizer([("<image>", True), ("<pad>", True)])))
+    return folder
+
+
+@pytest.fixture
+def folder(checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "tiny-llava"))
+
+
+def rename(folder: Path, change: Any) -> None:
+    tensors = {change(name): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file({name: tensor for name, tensor in tensors.items() if name}, folder / "model.safetensors")
+
+
+def in_memory_5(name: str) -> str:
+    plain = plain_name(name)
+    return plain if plain.startswith("lm_head") else f"model.{plain}"
+
+
+def in_4(name: str) -> str:
+    plain = plain_name(name)
+    if plain.startswith("lm_head"):
+        return f"language_model.{plain}"
+    for prefix, to in (("language_model.", "language_model.model."), ("vision_tower.", "vision_tower.vision_model.")):
+        if plain.startswith(prefix):
+            return to + plain.removeprefix(prefix)
+    return plain
+
+
+@needs_transformers
+@pytest.mark.parametrize("layout", [in_memory_5, in_4])
+def test_every_layout_gives_the_same_pair(checkpoint: Path, folder: Path, layout: Any, tmp_path: Path) -> None:
+    names = set(load_file(folder / "model.safetensors"))
+    rename(folder, layout)
+    assert set(load_file(folder / "model.safetensors")) != names
+    want = convert.convert_folder(checkpoint, str(tmp_path / "want"))
+    found = convert.convert_folder(folder, str(tmp_path / "found"))
+    assert found.text.read_bytes() == want.text.read_bytes()
+    assert found.mmproj.read_bytes() == want.mmproj.read_bytes()
+
+
+@needs_transformers
+def test_a_checkpoint_in_shards(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    files = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(tensors)}
+    for file in set(files.values()):
+        save_file({name: tensor for name, tensor in tensors.items() if files[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    want = convert.convert_folder(checkpoint, str(tmp_path / "want"))
+    found = convert.convert_folder(folder, str(tmp_path / "found"))
+    assert found.text.read_bytes() == want.text.read_bytes()
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ConversionError, match=r"model-00002-of-00002\.safetensors: missing file"):
+        convert.convert_folder(folder, str(tmp_path / "found"))
+
+
+@needs_transformers
+def test_a_missing_tensor_is_named(folder: Path, tmp_path: Path) -> None:
+    rename(folder, lambda name: "" if name.endswith("layers.1.mlp.fc1.bias") else name)
+    with pytest.raises(ConversionError, match=r"vision_tower\.encoder\.layers\.1\.mlp\.fc1\.bias: missing tensor"):
+        convert.convert_folder(folder, str(tmp_path / "out"))
+
+
+@needs_transformers
+def test_an_unexpected_tensor_is_named(folder: Path, tmp_path: Path) -> None:
+    rename(folder, lambda name: name.replace("layers.0.self_attn.v_proj.weight", "layers.0.self_attn.w_proj.weight"))
+    with pytest.raises(ConversionError, match=r"layers\.0\.self_attn\.v_proj\.weight: missing"):
+        convert.convert_folder(folder, str(tmp_path / "out"))
+    tensors = load_file(folder / "model.safetensors")
+    fixed = {name.replace("w_proj", "v_proj"): tensor for name, tensor in tensors.items()}
+    save_file(fixed | {"image_newline": np.zeros(60, np.float32)}, folder / "model.safetensors")
+    with pytest.raises(ConversionError, match="image_newline: unexpected tensor"):
+        convert.convert_folder(folder, str(tmp_path / "out"))
+
+
+@needs_transformers
+def test_a_wrong_shape_is_named(folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["intermediate_size"] += 8
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConversionError, match=r"gate_proj\.weight: has shape \[104, 60\], expected \[112, 60\]"):
+        convert.convert_folder(folder, str(tmp_path / "out"))
+
+
+@needs_transformers
+def test_the_pair_has_only_what_is_used(checkpoint: Path, tmp_path: Path) -> None:
+    pair = convert.convert_folder(checkpoint, str(tmp_path / "out"), "F16")
+    text, mmproj = gguf.read(pair.text), gguf.read(pair.mmproj)
+    assert mmproj.integer("clip.vision.block_count", 0, 99) == 4 and "v.blk.4.ln1.weight" not in mmproj.tensors
+    assert list(mmproj.array("clip.vision.feature_layer", "int")) == [4]  # of five blocks: hidden state -2
+    assert not [name for name in mmproj.tensors if name.startswith("v.post_ln")]
+    types = {view.type for name, view in text.tensors.items() if len(view.shape) == 2}
+    assert types == {"F16"} and text.tensors["output_norm.weight"].type == "F32"
+    assert text.string("general.name") == "tiny-llava"
+    assert text.array_length("tokenizer.ggml.tokens") == text.tensors["token_embd.weight"].shape[0] == N_BASE
+
+
+@needs_transformers
+def test_q_and_k_go_to_adjacent_pairs(checkpoint: Path, tmp_path: Path) -> None:
+    pair = convert.convert_folder(checkpoint, str(tmp_path / "out"), "F32")
+    before = load_file(checkpoint / "model.safetensors")["language_model.model.layers.1.self_attn.k_proj.weight"]
+    after = dequantize(gguf.read(pair.text).tensors["blk.1.attn_k.weight"])
+    head = slice(10, 20)  # the second of three heads of ten channels
+    assert np.array_equal(after[head][0::2], before[head][:5]) and np.array_equal(after[head][1::2], before[head][5:])
+
+
+@needs_transformers
+def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert convert.main([str(checkpoint), str(tmp_path / "out"), "--type", "bf16"]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / f"out-{part}.gguf") for part in ("text", "mmproj")]
+    assert gguf.read(tmp_path / "out-text.gguf").tensors["blk.0.ffn_up.weight"].type == "BF16"
+    assert convert.main([str(checkpoint), str(tmp_path / "out"), "--type", "q8_0"]) == 1
+    assert "has rows of 60, expected a multiple of 32" in capsys.readouterr().err
+    assert convert.main([str(tmp_path), str(tmp_path / "out")]) == 1
+    assert "config.json: missing file" in capsys.readouterr().err
+
+
+def test_a_config_that_leaves_out_the_defaults() -> None:
+    """What llava-hf/llava-1.5-7b-hf has in its config.json."""
+    text = {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "vocab_size": 32064}
+    vision = {"model_type": "clip_vision_model", "hidden_size": 1024, "image_size": 336, "intermediate_size": 4096}
+    vision |= {"num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14, "projection_dim": 768}
+    config = {"text_config": text, "vision_config": vision, "vision_feature_layer": -2}
+    shape = hf_config.read_text("here", config)
+    assert (shape.width, shape.n_layer, shape.n_head_kv, shape.mlp_width) == (4096, 32, 32, 11008)
+    tower = hf_config.read_vision("here", config, 4096)
+    assert (tower.n_used, tower.n_rows, tower.metadata["clip.vision.feature_layer"]) == (23, 577, [23])
+
+
+@pytest.mark.parametrize(
+    "change, field",
+    [
+        ({"text_config": {"model_type": "qwen2"}}, "text_config.model_type"),
+        ({"text_config": {"hidden_act": "gelu"}}, "text_config.hidden_act"),
+        ({"text_config": {"rope_scaling": {"type": "dynamic", "factor": 2.0}}}, "text_config.rope_parameters"),
+        ({"vision_config": {"model_type": "siglip_vision_model"}}, "vision_config.model_type"),
+        ({"vision_config": {"hidden_act": "gelu_pytorch_tanh"}}, "vision_config.hidden_act"),
+        ({"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy"),
+        ({"projector_hidden_act": "relu"}, "projector_hidden_act"),
+        ({"vision_feature_layer": [-2, -5]}, "vision_feature_layer"),
+        ({"vision_feature_layer": 99}, "vision_feature_layer"),
+    ],
+)
+def test_what_a_pair_cannot_say_is_refused(change: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConversionError) as caught:
+        hf_config.read_vision("here", change, hf_config.read_text("here", change).width)
+    assert caught.value.field == field
+
+
+def test_added_tokens_keep_their_ids_and_the_image_token_needs_none(tmp_path: Path) -> None:
+    added = [("<image>", True), ("<|im_end|>", True), ("[SEP]", False), ("<pad>", True)]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fast_tokenizer(added)))
+    found = hf_tokenizer.read_folder(tmp_path, N_BASE + 64, N_BASE)
+    assert found.texts[N_BASE:] == ["<image>", "<|im_end|>", "[SEP]"]
+    assert found.kinds[N_BASE:] == [hf_tokenizer.UNUSED, hf_tokenizer.CONTROL, hf_tokenizer.USER_DEFINED]
+    with pytest.raises(ConversionError, match="tokenizer has more tokens"):
+        hf_tokenizer.read_folder(tmp_path, N_BASE + 2, N_BASE)
+
+
+def test_a_folder_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match=r"tokenizer\.model: missing file"):
+        hf_tokenizer.read_folder(tmp_path, 300, None)
+    for model, problem in (
+        ({"type": "BPE", "vocab": {}, "merges": []}, "byte fallback"),
+        ({"type": "Unigram", "byte_fallback": True}, "byte fallback"),
+    ):
+        (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model}))
+        with pytest.raises(ConversionError, match=problem):
+            hf_tokenizer.read_folder(tmp_path, 300, None)
+
+
+def train(folder: Path, **change: Any) -> Path:
+    """A small BPE sentencepiece model with byte fallback and the options of Llama's, but for `change`."""
+    skip = "sentencepiece not installed: pip install 'llava-ref[training]'"
+    options = {"model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False, **change}
+    pytest.importorskip("sentencepiece", reason=skip).SentencePieceTrainer.train(
+        sentence_iterator=iter(["the red circle is left of a blue square"] * 50),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=320,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        user_defined_symbols=["[X]"],
+        minloglevel=2,
+        **options,
+    )
+    return folder / "tokenizer.model"
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = train(tmp_path_factory.mktemp("spm"))
+    return pytest.importorskip("sentencepiece").SentencePieceProcessor(model_file=str(path)), path
+
+
+@pytest.mark.parametrize("change", [{"model_type": "unigram"}, {"remove_extra_whitespaces": True}])
+def test_a_sentencepiece_model_of_another_kind_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    data = train(tmp_path, **change).read_bytes()
+    with pytest.raises(ConversionError, match=f"_spec.{next(iter(change))}: "):
+        hf_tokenizer.parse_sentencepiece(data, "here")
+
+
+def test_a_sentencepiece_model_is_read_as_the_library_reads_it(sentencepiece_model: Any) -> None:
+    library, path = sentencepiece_model
+    found, ids = hf_tokenizer.parse_sentencepiece(path.read_bytes(), "here"), range(library.get_piece_size())
+    assert found.texts == [library.id_to_piece(i) for i in ids]
+    assert np.allclose(found.scores, [library.get_score(i) for i in ids])
+    assert [kind == hf_tokenizer.BYTE for kind in found.kinds] == [library.is_byte(i) for i in ids]
+    assert [kind == hf_tokenizer.CONTROL for kind in found.kinds] == [library.is_control(i) for i in ids]
+    assert (found.unknown, found.bos, found.eos) == (library.unk_id(), library.bos_id(), library.eos_id())
+
+
+def test_our_tokenizer_on_a_converted_model_gives_the_librarys_ids(sentencepiece_model: Any, tmp_path: Path) -> None:
+    library, path = sentencepiece_model
+    metadata = hf_tokenizer.parse_sentencepiece(path.read_bytes(), "here").metadata()
+    tokenizer = Tokenizer.from_gguf(written(tmp_path, metadata))
+    for text in ("the red circle", "left of blue  squares", "ähh 3", "a"):
+        assert tokenizer.encode(text) == library.encode(text)
+
+
+def test_our_tokenizer_on_a_converted_tokenizer_json_gives_that_librarys_ids(tmp_path: Path) -> None:
+    contents = fast_tokenizer([])
+    contents["normalizer"]["normalizers"].append({"type": "Replace", "pattern": {"String": " "}, "content": "▁"})
+    described = {"version": "1.0", **contents, "added_tokens": []}
+    described |= {"truncation": None, "padding": None, "post_processor": None, "decoder": None}
+    library = tokenizers.Tokenizer.from_str(json.dumps(described))
+    tokenizer = Tokenizer.from_gguf(written(tmp_path, hf_tokenizer.parse_tokenizers(contents, "here").metadata()))
+    for text in ("abc", "a bc bcc", "ccc  b", "abcé a", "bbbccc"):
+        assert tokenizer.encode(text) == library.encode(text).ids
+
+
+def written(folder: Path, vocabulary: Any) -> gguf.GGUFFile:
+    """A text model with this vocabulary, small."""
+    spec = replace(pairs.TextSpec(), n_layer=1)
+    write(folder / "text.gguf", {**pairs.text_metadata(spec), **vocabulary}, {})
+    return gguf.read(folder / "text.gguf")
+
+
+@pytest.mark.parametrize("spoil", [lambda d: d[:-9], lambda d: b"\x0a\xff\xff\xff\x7f" + d, lambda d: b"\x0b" + d])
+def test_a_damaged_sentencepiece_model_is_refused(sentencepiece_model: Any, spoil: Any) -> None:
+    with pytest.raises(ConversionError, match="not a sentencepiece model"):
+        hf_tokenizer.parse_sentencepiece(spoil(sentencepiece_model[1].read_bytes()), "here")
