@@ -82,13 +82,13 @@ class Sampler:
                 raise ParameterError("logit_bias", str(token), f"no such token, expected 0 to {n_vocab - 1}")
         self.sampling = sampling
         self._rng = np.random.Generator(np.random.PCG64(sampling.seed))
-        self._history = list(history[-PENALTY_WINDOW:])
+        self._history = list(history)
 
     def pick(self, logits: np.ndarray) -> int:
         """The next token from its logits (V,), which stay as they are. Remembers it."""
         x = filtered(logits, self._history, self.sampling)
         token = int(x.argmax()) if self.sampling.temperature == 0 else self._draw(x)
-        self._history = [*self._history, token][-PENALTY_WINDOW:]
+        self._history.append(token)
         return token
 
     def _draw(self, x: np.ndarray) -> int:

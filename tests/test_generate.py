@@ -131,6 +131,16 @@ def test_stop_strings_do_not_depend_on_how_text_is_cut(seed):
     assert matcher.met == bool(ends)
 
 
+def test_the_stop_string_that_is_complete_first_counts():
+    matcher = StopStrings(["abcd", "bc"])
+    assert (matcher.push("abcd"), matcher.met) == ("a", True), "as it would letter by letter"
+
+
+def test_half_a_character_can_be_a_stop_string():
+    _, steps = run("aé".encode()[:2], limit=2, end=False, stop=["\N{REPLACEMENT CHARACTER}"])
+    assert (text_of(steps), steps[-1].finish_reason) == ("a", "stop")
+
+
 @pytest.mark.parametrize("stop", ["text", [""], [3], [None]], ids=repr)
 def test_a_stop_that_is_no_list_of_strings_is_refused(stop):
     with pytest.raises(ParameterError, match="stop: "):
@@ -158,7 +168,7 @@ class Shown:
 
 REQUEST = Request(
     prompt=Shown(),
-    chunks=(TextChunk((7, 8)), ImageChunk(0), TextChunk((9,))),
+    chunks=(TextChunk((0, 8)), ImageChunk(0), TextChunk((9,))),
     images=(DecodedImage(np.zeros((4, 6, 3), np.uint8), "PNG", 1, ("a warning",)),),
     tokens_per_image=3,
     decode_s=0.0,
@@ -184,7 +194,7 @@ def test_a_stream_gives_pieces_then_the_reply():
     assert reply.token_ids == (*"né".encode(), END)
     assert reply.warnings == ("a warning",)
     assert reply.chunks == [
-        {"type": "text", "token_ids": [7, 8]},
+        {"type": "text", "token_ids": [0, 8]},
         {"type": "image", "n_tokens": 3, "width": 6, "height": 4},
         {"type": "text", "token_ids": [9]},
     ]
@@ -206,7 +216,7 @@ def test_one_token_has_no_decode_rate():
 
 
 def test_positions_and_usage():
-    assert REQUEST.token_ids == [7, 8, -1, -1, -1, 9]
+    assert REQUEST.token_ids == [0, 8, -1, -1, -1, 9]
     assert usage(REQUEST.token_ids, 5) == {
         "prompt_tokens": 6,
         "completion_tokens": 5,
