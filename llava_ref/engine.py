@@ -21,7 +21,6 @@ from .trace import Tap, no_tap
 from .weights import Weights
 
 BATCH = 512  # rows run through the decoder at once: bounds the memory of the attention scores
-QUIET = {"invalid": "ignore", "over": "ignore", "divide": "ignore"}  # numpy's warnings: `all_finite` tells instead
 Part = Sequence[int] | np.ndarray  # token ids, or rows (n, D) that stand in for embeddings
 
 
@@ -77,8 +76,10 @@ class Engine:
 
     def _encode(self, pixels: np.ndarray, tap: Tap) -> Array:
         assert self.vision is not None
-        with np.errstate(**QUIET):
-            features = vision.encode(self.ops.array(pixels), self._vision_weights, self.vision, self.plan, self.ops, tap)
+        with np.errstate(all="ignore"):  # bad numbers are told by `all_finite`, not by numpy's warnings
+            features = vision.encode(
+                self.ops.array(pixels), self._vision_weights, self.vision, self.plan, self.ops, tap
+            )
             return projector.mlp(features, self._projector_weights, self.ops, tap)
 
     def session(self, n_context: int | None = None) -> "Session":
@@ -134,7 +135,7 @@ class Session:
         parts = [part for part in parts if len(part)]
         rows = ops.concat([ops.array(p) if isinstance(p, np.ndarray) else ops.embed(w.embd, p) for p in parts])
         batches = [rows[i : i + BATCH] for i in range(0, rows.shape[0], BATCH)]
-        with np.errstate(**QUIET):
+        with np.errstate(all="ignore"):  # bad numbers are told by `all_finite`, not by numpy's warnings
             hidden = [decoder.forward(batch, w, c, self._cache, ops, tap) for batch in batches]
             return decoder.logits(ops.concat(hidden) if all_logits else hidden[-1][-1:], w, c, ops, tap)
 

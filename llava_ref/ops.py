@@ -12,13 +12,8 @@ import numpy as np
 from .gguf import TensorView
 
 Array = Any  # numpy.ndarray or torch.Tensor, float32
+Weight = Any  # a backend's own holder of a parameter: raw blocks until used; a model may only ask for its `.shape`
 Activation = Literal["gelu_erf", "gelu_tanh", "gelu_quick", "silu"]
-
-
-class Weight(Protocol):
-    """A parameter held by a backend: raw blocks until it is used, then float32 (kept if the weight cache has room)."""
-
-    shape: tuple[int, ...]
 
 
 class Ops(Protocol):

@@ -10,7 +10,7 @@ import numpy as np
 from .blocks import TYPES
 from .gguf import TensorView
 
-PLAIN = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
+PLAIN: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
 PLAIN |= {"I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64}  # types numpy has itself
 
 

@@ -4,9 +4,14 @@ import torch
 from torch import Tensor
 
 
+def aligned(b: Tensor) -> Tensor:
+    """A copy at an address that any element type may be viewed at."""
+    return b.clone(memory_format=torch.contiguous_format)
+
+
 def half(b: Tensor) -> Tensor:
     """Float16 numbers: (n, 2k) uint8 -> (n, k) float32"""
-    return b.contiguous().view(torch.float16).float()
+    return aligned(b).view(torch.float16).float()
 
 
 def fields(b: Tensor, width: int) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .torch_bits import bits, fields, half
+from .torch_bits import aligned, bits, fields, half
 
 
 @cache
@@ -31,12 +31,12 @@ def _signs(device: torch.device) -> Tensor:
 
 def _words(b: Tensor) -> Tensor:
     """32-bit words: (n, 4k) uint8 -> (n, k) int32"""
-    return b.contiguous().view(torch.int32)
+    return aligned(b).view(torch.int32)
 
 
 def _shorts(b: Tensor) -> Tensor:
     """16-bit words: (n, 2k) uint8 -> (n, k) int32, not negative"""
-    return b.contiguous().view(torch.int16).int() & 0xFFFF
+    return aligned(b).view(torch.int16).int() & 0xFFFF
 
 
 def _fields(words: Tensor, width: int, count: int) -> Tensor:

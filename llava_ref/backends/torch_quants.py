@@ -75,7 +75,7 @@ def q2_k(b: Tensor) -> Tensor:
 
     Each 32 bytes hold 128 weights: the lowest fields of all 32 first."""
     d, m, scales = half(b[:, 80:82]), half(b[:, 82:84]), b[:, :16]
-    q = fields(b[:, 16:80].unflatten(1, (2, 32)), 2).reshape(-1, 16, 16).float()
+    q = fields(b[:, 16:80].reshape(-1, 2, 32), 2).reshape(-1, 16, 16).float()
     return ((d * (scales & 15).float())[..., None] * q - (m * (scales >> 4).float())[..., None]).flatten(1)
 
 
@@ -85,7 +85,7 @@ def q3_k(b: Tensor) -> Tensor:
     16 scales of 6 bits: low nibbles in the nibbles of bytes 0..7, high pairs in the fields of bytes 8..11."""
     s = fields(b[:, 96:104], 4).flatten(1) | fields(b[:, 104:108], 2).flatten(1) << 4
     d = half(b[:, 108:110]) * (s.float() - 32)
-    low = fields(b[:, 32:96].unflatten(1, (2, 32)), 2).reshape(-1, 16, 16)
+    low = fields(b[:, 32:96].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
     high = fields(b[:, :32], 1).reshape(-1, 16, 16)
     return (d[..., None] * ((low | high << 2).float() - 4)).flatten(1)
 
@@ -103,14 +103,14 @@ def q4_k(b: Tensor) -> Tensor:
 
     Each 32 bytes hold 64 weights: the low nibbles of all 32 first."""
     s, t = _scales_k(b[:, 4:16])
-    q = fields(b[:, 16:].unflatten(1, (4, 32)), 4).reshape(-1, 8, 32).float()
+    q = fields(b[:, 16:].reshape(-1, 4, 32), 4).reshape(-1, 8, 32).float()
     return ((half(b[:, :2]) * s)[..., None] * q - (half(b[:, 2:4]) * t)[..., None]).flatten(1)
 
 
 def q5_k(b: Tensor) -> Tensor:
     """d, m, 12 bytes of scales as Q4_K, 32 bytes of fifth bits, 128 bytes of nibbles as Q4_K.  w = d s q - m t"""
     s, t = _scales_k(b[:, 4:16])
-    low = fields(b[:, 48:].unflatten(1, (4, 32)), 4).reshape(-1, 8, 32)
+    low = fields(b[:, 48:].reshape(-1, 4, 32), 4).reshape(-1, 8, 32)
     q = (low | fields(b[:, 16:48], 1) << 4).float()
     return ((half(b[:, :2]) * s)[..., None] * q - (half(b[:, 2:4]) * t)[..., None]).flatten(1)
 
@@ -119,8 +119,8 @@ def q6_k(b: Tensor) -> Tensor:
     """128 bytes of nibbles, 64 bytes of 2-bit fields, 16 int8 scales, d.  w = d s (q - 32), s for 16 weights
 
     Each 64 bytes of nibbles hold 128 weights, low ones first; each 32 bytes of fields the top of the same 128."""
-    low = fields(b[:, :128].unflatten(1, (2, 64)), 4).reshape(-1, 8, 32)
-    high = fields(b[:, 128:192].unflatten(1, (2, 32)), 2).reshape(-1, 8, 32)
+    low = fields(b[:, :128].reshape(-1, 2, 64), 4).reshape(-1, 8, 32)
+    high = fields(b[:, 128:192].reshape(-1, 2, 32), 2).reshape(-1, 8, 32)
     q = ((low | high << 4).float() - 32).reshape(-1, 16, 16)
     d = half(b[:, 208:210]) * b[:, 192:208].view(torch.int8).float()
     return (d[..., None] * q).flatten(1)
@@ -142,7 +142,7 @@ def tq1_0(b: Tensor) -> Tensor:
 
 def tq2_0(b: Tensor) -> Tensor:
     """64 bytes of 2-bit fields as Q2_K, d.  w = d (q - 1)"""
-    return half(b[:, 64:]) * (fields(b[:, :64].unflatten(1, (2, 32)), 2).flatten(1).float() - 1)
+    return half(b[:, 64:]) * (fields(b[:, :64].reshape(-1, 2, 32), 2).flatten(1).float() - 1)
 
 
 def mxfp4(b: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ def nvfp4(b: Tensor) -> Tensor:
     exponent, mantissa = (s >> 3 & 15).float(), (s & 7).float()
     scale = torch.where(exponent == 0, mantissa * 2**-9, (1 + mantissa / 8) * torch.exp2(exponent - 7))
     scale = torch.where((s == 0) | (s == 127), 0, scale * 0.5)
-    return (scale[..., None] * _table(E2M1, fields(b[:, 4:].unflatten(1, (4, 8)), 4).flatten(2))).flatten(1)
+    return (scale[..., None] * _table(E2M1, fields(b[:, 4:].reshape(-1, 4, 8), 4).flatten(2))).flatten(1)
 
 
 def iq4_nl(b: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ def iq4_xs(b: Tensor) -> Tensor:
     """d, 2 bytes of high pairs and 4 bytes of low nibbles of 8 scales, 8 times 16 bytes as IQ4_NL.  w = d (s - 32) v"""
     s = fields(b[:, 4:8, None], 4).flatten(1) | fields(b[:, 2:4, None], 2).flatten(1) << 4
     d = half(b[:, :2]) * (s.float() - 32)
-    return (d[..., None] * _table(NL4, fields(b[:, 8:].unflatten(1, (8, 16)), 4).flatten(2))).flatten(1)
+    return (d[..., None] * _table(NL4, fields(b[:, 8:].reshape(-1, 8, 16), 4).flatten(2))).flatten(1)
 
 
 BLOCKS: dict[str, Callable[[Tensor], Tensor]] = {
