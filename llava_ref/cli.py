@@ -49,12 +49,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (LlavaError, UsageError) as error:
         return _fail(str(error))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its exit
         return 141
     except OSError as error:
         return _fail(f"{error.filename or 'output'}: file: {error.strerror or error}")
     except KeyboardInterrupt:
         return 130
+    finally:
+        _give_up_output()
+
+
+def _give_up_output() -> None:
+    """What cannot be written now would be tried again, and complained about, at the interpreter's exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str) -> int:

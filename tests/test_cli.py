@@ -142,7 +142,8 @@ def test_encode_writes_pixels_and_rows(cli, folder):
     assert tensors["pixels"].shape == (1, 3, 28, 28) and tensors["pixels"].dtype == np.float32
     model = llava_ref.load(None, "mmproj.gguf", backend="numpy")
     np.testing.assert_array_equal(tensors["image_embeddings"], model.encode_image("picture.png"))
-    assert about["profile"] == "llava" and about["image"] == "picture.png" and about["width"] == "33"
+    assert about["profile"] == "llava" and about["image"] == "picture.png"
+    assert json.loads(about["source"]) == [33, 20] and json.loads(about["affine"])["scale_x"] == 33 / 28
     assert json.loads(about["quirks"])["square"] == "pad-resize"
     with Image.open(folder / "seen.png") as seen:
         assert seen.size == (28, 28)

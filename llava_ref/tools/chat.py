@@ -57,7 +57,8 @@ class Conversation:
             print_pieces(stream)
         except KeyboardInterrupt:
             stream.close()
-            note("\n(stopped)")
+            print(flush=True)
+            note("(stopped)")
         reply = stream.reply
         if self._args.verbose:
             note(summary(reply))

@@ -1,10 +1,12 @@
 """`encode`: a picture to the rows that stand in for it, and to what the tower was shown."""
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import ParameterError
 from ..model import embedded
+from ..preprocess import save_png
 from . import options
 from .output import check_output, note, print_json, visible, write_tensors
 
@@ -19,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes `pixels` (1, 3, S, S) and `image_embeddings` (N, D), both float32."""
+    """Writes `pixels` (1, 3, S, S) and `image_embeddings` (N, D), both float32.
+
+    The header has the source's width and height and the way back to it: `preprocess.Affine`."""
     if len(args.image) != 1:
         raise ParameterError("--image", f"{len(args.image)} given", "expected one picture")
     mmproj, source = args.mmproj or embedded()[1], args.image[0]
@@ -32,11 +36,10 @@ def run(args: argparse.Namespace) -> int:
         note(f"warning: {visible(warning)}")
     seen = model.preprocess(image)
     tensors = {"pixels": seen.pixels, "image_embeddings": model.engine.encode(seen.pixels[0])}
-    height, width, _ = image.rgb.shape
-    facts = {"mmproj": mmproj.name, "image": source.name, "width": width, "height": height}
+    facts = {"mmproj": mmproj.name, "image": source.name, "source": list(seen.source), "affine": asdict(seen.affine)}
     write_tensors(args.output, tensors, options.about(model, **facts))
     if args.save_seen is not None:
-        seen.save_png(args.save_seen)
+        save_png(seen, args.save_seen)
     shapes = {name: list(x.shape) for name, x in tensors.items()}
     if args.json:
         print_json({"output": str(args.output), "tensors": shapes, **facts} | model.settings)

@@ -1,0 +1,54 @@
+"""The examples of docs/ run, on a tiny pair in the place of the embedded one."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_pair import VICUNA, Tiny, write_pair
+
+from llava_ref.cli import main
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def blocks(name, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", (DOCS / name).read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    pair = write_pair(tmp_path, Tiny(template=VICUNA))
+    for name in ("llava_ref.model", "llava_ref.tools.options", "llava_ref.tools.encode", "llava_ref.tools.tokenize"):
+        monkeypatch.setattr(f"{name}.embedded", lambda: pair)
+    for name in ("cat.jpg", "a.png", "b.png"):
+        Image.fromarray(np.full((9, 13, 3), 200, np.uint8)).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_python_examples(folder, capsys):
+    code = "\n".join(blocks("python.md", "python"))
+    assert code.count("\n") > 20
+    exec(compile(code, "python.md", "exec"), {})
+    assert "'image_tokens': 16" in capsys.readouterr().out
+
+
+def commands():
+    """Each line that one process can run: no chat, and no demo, which has tests of its own."""
+    for line in "".join(blocks("commands.md", "sh")).splitlines():
+        plain = re.sub(r"\$'([^']*)'", lambda m: shlex.quote(m[1].encode().decode("unicode_escape")), line)
+        words = shlex.split(plain, comments=True)
+        if words[:1] == ["llava-ref"] and words[1] not in ("chat", "demo"):
+            yield words[1:]
+
+
+def test_command_examples(folder, capsys):
+    lines = list(commands())
+    assert len(lines) >= 10
+    for arguments in lines:
+        if arguments[0] in ("generate", "encode", "logits"):
+            arguments = [*arguments, "--backend", "numpy"]
+        assert main(arguments) == 0, (arguments, capsys.readouterr().err)
