@@ -74,7 +74,7 @@ class BpeMerger:
 
 
 def split_merges(path: Path, merges: Iterable[str]) -> list[tuple[str, str]]:
-    """Entries of `tokenizer.ggml.merges` as pairs, each once, best first; cut at the first space that is not the entry's
+    """Entries of `tokenizer.ggml.merges` as pairs, each once, best first, cut at the first space after the entry's
     first character. Raises GGUFError for an entry that is not two texts."""
     unique = dict.fromkeys(merges)
     pairs = [(merge[:cut], merge[cut + 1 :]) for merge in unique if 0 < (cut := merge.find(" ", 1)) < len(merge) - 1]
