@@ -6,7 +6,7 @@ surrogates passed through. Imports nothing of this package, so that it starts in
 
 The environment is the one Hugging Face templates are written for (transformers, utils/chat_template_utils.py):
 immutable sandbox, trim_blocks, lstrip_blocks, loop controls, `{% generation %}` blocks, a `tojson` that does not escape
-for HTML, and the functions `raise_exception` and `strftime_now`. There is no loader and nothing else to reach.
+for HTML, and the functions `raise_exception`, `strftime_now`, `namespace`, `dict`, `range`. There is no loader.
 """
 
 import json
@@ -20,8 +20,10 @@ if __name__ == "__main__":  # isolated and without `site`: the parent says where
     sys.path.extend(sys.argv[1:])
 
 import jinja2.debug  # jinja imports it when a template fails, and by then no file can be opened
+import jinja2.exceptions
 import jinja2.ext
 import jinja2.sandbox
+import jinja2.utils
 from jinja2 import nodes
 from jinja2.parser import Parser
 
@@ -35,9 +37,30 @@ class Generation(jinja2.ext.Extension):
 
     tags = {"generation"}
 
-    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+class Namespace(jinja2.utils.Namespace):
+    """Jinja's, whose attributes could otherwise stand in for Python's own (`__html__`, `__class__` and the like)."""
+
+    def __setitem__(self, name: str, value: object) -> None:
+        if name.startswith("_"):
+            raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {name!r}")
+        super().__setitem__(name, value)
+
+
+def namespace(*pairs: Any, **values: Any) -> Namespace:
+    made = Namespace()
+    for name, value in dict(*pairs, **values).items():
+        made[name] = value
+    return made
+
+
+def make_dict(*pairs: Any, **values: Any) -> dict[Any, Any]:
+    """`dict`, without the class and its attributes."""
+    return dict(*pairs, **values)
 
 
 def raise_exception(message: object) -> NoReturn:
@@ -66,6 +89,7 @@ def environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
     del env.globals["lipsum"]
     env.filters["tojson"] = tojson
     env.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
+    env.globals.update(namespace=namespace, dict=make_dict)
     return env
 
 

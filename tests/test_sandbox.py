@@ -54,12 +54,20 @@ def child_script(tmp_path, monkeypatch):
         ("{{ strftime_now('%Y') | length }}", "4"),
         ("{{ nobody }}|{{ who.nothing }}", "|"),  # undefined is empty, as in Hugging Face
         ("{% set ns = namespace(n=0) %}{% for i in [1, 2] %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}", "3"),
+        ("{{ dict([('a', 1)], b=2) | tojson }}{{ namespace({'a': 5}, self=6).self }}", '{"a": 1, "b": 2}6'),
+        ("{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}", "21"),
         ("{{ who }}\n", "me"),  # the last newline of a template is not kept
     ],
 )  # fmt: skip
 def test_the_environment_is_hugging_faces(source, text):
-    assert one(source, who="me").text == text
     assert sandbox.run_trusted(source, [{"who": "me"}])[0].text == text
+
+
+def test_the_child_has_the_same_environment():
+    source = (
+        "{{ {'a': '<'} | tojson }}{% generation %}\n{{ strftime_now('%') ~ namespace(x=who).x }}{% endgeneration %}\n"
+    )
+    assert one(source, who="me").text == '{"a": "<"}%me'
 
 
 @pytest.mark.parametrize(
@@ -72,14 +80,34 @@ def test_the_environment_is_hugging_faces(source, text):
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recurses"),
         ("{{ " + "(" * 50_000 + ")" * 50_000 + " }}", "recurses"),
         ("{% if 1 %}" * 3000 + "{% endif %}" * 3000, "recurses"),
-        ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
         ("{% for a in range(99999) %}{% for b in range(99) %}0123456789{% endfor %}{% endfor %}", "1048576 bytes"),
+        ("{{ cycler.__init__.__globals__.os.popen('id') }}", "SecurityError"),
+        ("{% if %}", "line 1: Expected an expression"),
+    ],
+    ids=lambda text: re.sub(r"\W+", "-", text[:30]),
+)  # fmt: skip
+def test_a_template_that_wants_too_much_gets_one_line(source, problem):
+    began = time.monotonic()
+    outcome = one(source)
+    assert outcome.text is None and not outcome.raised
+    assert problem in outcome.problem and len(outcome.problem) <= 1000
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    "source, problem",
+    [
+        ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
         ("{{ ''.__class__.__mro__ }}", "SecurityError"),
         ("{{ cycler.__init__.__globals__.os.popen('id') }}", "SecurityError"),
         ("{{ raise_exception.__globals__.os }}", "SecurityError"),
         ("{{ '{0.__class__.__mro__}'.format(1) }}", "SecurityError"),
         ("{{ (messages | attr('__cl' ~ 'ass__')).__mro__ }}", "SecurityError"),
         ("{% set _ = messages.append(1) %}", "SecurityError"),
+        ("{{ namespace(__html__=range) }}", "SecurityError"),
+        ("{% set ns = namespace() %}{% set ns._x = 1 %}", "SecurityError"),
+        ("{{ namespace({1: 2}) }}", "AttributeError"),
+        ("{{ dict.__init__.x }}", "SecurityError"),
         ("{% include '/etc/passwd' %}", "no loader"),
         ("{% import 'os' as os %}", "no loader"),
         ("{{ lipsum() }}", "'lipsum' is undefined"),
@@ -91,12 +119,10 @@ def test_the_environment_is_hugging_faces(source, text):
     ],
     ids=lambda text: re.sub(r"\W+", "-", text[:30]),
 )  # fmt: skip
-def test_a_hostile_template_gets_one_line(source, problem):
-    began = time.monotonic()
-    outcome = one(source, messages=[{"role": "user", "content": "x"}])
+def test_a_template_that_fails_gets_one_line(source, problem):
+    (outcome,) = sandbox.run_trusted(source, [{"messages": [{"role": "user", "content": "x"}]}])
     assert outcome.text is None and not outcome.raised
     assert problem in outcome.problem and len(outcome.problem) <= 1000
-    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize(
