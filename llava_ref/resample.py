@@ -82,8 +82,9 @@ def resize(
 def resize_padded(rgb: np.ndarray, size: int, fill: tuple[int, int, int]) -> np.ndarray:
     """(h, w, 3) uint8, centred on a square of colour `fill` and resized -> (size, size, 3) uint8.
 
-    The square has the longer side and is never made: a strip of 1 x 10,000 pixels would need 300 MB. The padding before the picture is half of what is missing, rounded down. Both of Pillow's pass orders are horizontal
-    first on a square.
+    The square has the longer side and is never made: a strip of 1 x 10,000 pixels would need 300 MB. The padding
+    before the picture is half of what is missing, rounded down. Both of Pillow's pass orders are horizontal first on a
+    square.
     """
     h, w = rgb.shape[:2]
     side = Axis(max(h, w), size, 0, size)
