@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import LlavaError
+from llava_ref.errors import LlavaError
+
 from . import hf_tokenizer, hf_weights
 from .hf_config import ConversionError, read_text, read_vision
 from .pairs import Pair

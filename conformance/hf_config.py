@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import LlavaError
+from llava_ref.errors import LlavaError
+
 from .pairs import CLIP_MEAN, CLIP_STD
 from .writing import Metadata
 

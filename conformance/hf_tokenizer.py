@@ -158,14 +158,12 @@ def parse_tokenizers(fast: dict[str, Any], where: str) -> Vocabulary:
     vocabulary = Vocabulary(space_prefix=_adds_space(fast))
     for text in sorted(ids, key=ids.__getitem__):
         is_byte = len(text) == 6 and text.startswith("<0x") and text.endswith(">")
-        kind = (
-            UNKNOWN if text == model.get("unk_token") else BYTE if is_byte else CONTROL if text in special else NORMAL
-        )
+        kind = UNKNOWN if text == "<unk>" else BYTE if is_byte else CONTROL if text in special else NORMAL
         vocabulary.append(text, -float(ranks.get(text, len(ranks))) if kind == NORMAL else 0.0, kind)
-    for name, text in (("unknown", model.get("unk_token")), ("bos", "<s>"), ("eos", "</s>")):
+    for text in ("<unk>", "<s>", "</s>"):
         if text not in ids:
-            raise ConversionError(where, "model.vocab", f"has no {name} token, expected {text!r}")
-        setattr(vocabulary, name, ids[text])
+            raise ConversionError(where, "model.vocab", f"has no {text} token")
+    vocabulary.unknown, vocabulary.bos, vocabulary.eos = ids["<unk>"], ids["<s>"], ids["</s>"]
     return vocabulary
 
 

@@ -5,14 +5,13 @@ Two packages because neither has both: `xllamacpp` exports the symbols from one 
 that structs come back with are compared with known ones before anything is trusted.
 """
 
-import importlib.util
+from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cffi import FFI
-from llama_cpp_py_sync._cffi_bindings import get_ffi
 
 # ggml.h: the fields of ggml_tensor that are read here, GGML_MAX_DIMS 4, GGML_MAX_OP_PARAMS 64, GGML_MAX_SRC 10.
 TENSOR = """
@@ -24,12 +23,21 @@ const char * ggml_op_name(int op);
 """
 NUMPY = {0: np.float32, 1: np.float16, 24: np.int8, 26: np.int32, 27: np.int64}  # ggml.h, enum ggml_type; 30 is BF16
 BF16 = 30
-EXPECTED = {  # llama.cpp b11549, what the *_default_params functions return
+EXPECTED: dict[str, dict[str, float]] = {  # llama.cpp b11549, what the *_default_params functions return
     "model": {"n_gpu_layers": -1, "vocab_only": False, "use_extra_bufts": True, "no_alloc": False},
-    "context": {"n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_threads": 4, "flash_attn_type": -1, "type_k": 1}
-    | {"type_v": 1, "yarn_beta_slow": -1.0, "embeddings": False, "offload_kqv": True, "swa_full": True},
-    "mtmd": {"use_gpu": True, "n_threads": 4, "flash_attn_type": -1, "warmup": True, "image_max_tokens": -1}
-    | {"batch_max_tokens": 1024},
+    "context": {
+        "n_ctx": 512,
+        "n_batch": 2048,
+        "n_ubatch": 512,
+        "n_threads": 4,
+        "flash_attn_type": -1,
+        "yarn_beta_slow": -1.0,
+        "type_k": 1,
+        "type_v": 1,
+        "offload_kqv": True,
+        "swa_full": True,
+    },
+    "mtmd": {"use_gpu": True, "n_threads": 4, "flash_attn_type": -1, "warmup": True, "batch_max_tokens": 1024},
 }
 
 
@@ -38,11 +46,11 @@ class LlamaLibrary:
 
     def __init__(self) -> None:
         path = shared_object()
-        self.ffi: Any = get_ffi()
-        self.lib: Any = self.ffi.dlopen(str(path))
-        self._tensors = FFI()
+        self.ffi: Any = import_module("llama_cpp_py_sync._cffi_bindings").get_ffi()
+        self.lib = self.ffi.dlopen(str(path))
+        self._tensors: Any = import_module("cffi").FFI()
         self._tensors.cdef(TENSOR.replace("...;", "void * extra; char padding[8];"))
-        self._ggml: Any = self._tensors.dlopen(str(path))
+        self._ggml = self._tensors.dlopen(str(path))
         self.defaults = {
             "model": self.lib.llama_model_default_params(),
             "context": self.lib.llama_context_default_params(),
@@ -101,7 +109,7 @@ class LlamaLibrary:
 
 def shared_object() -> Path:
     """Where xllamacpp's library lies. ModuleNotFoundError if the package is not installed."""
-    spec = importlib.util.find_spec("xllamacpp")
+    spec = find_spec("xllamacpp")
     folders = spec.submodule_search_locations if spec else None
     if not folders:
         raise ModuleNotFoundError("xllamacpp is not installed: pip install 'llava-ref[conformance]'")

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import LlavaError
+from llava_ref.errors import LlavaError
 
 Part = Sequence[int] | np.ndarray  # token ids, or rows (n, D) that stand in for embeddings
 Picture = np.ndarray | Path  # RGB bytes (H, W, 3), or a file for llama.cpp to decode
@@ -101,7 +101,8 @@ class Oracle:
         """For each prompt, in a fresh context: logits of every position, and `greedy` tokens that follow.
 
         Each part is computed at once. `capture` holds patterns (`blk.*`-like globs) of tensor names to keep."""
-        jobs, arrays = [], {}
+        jobs: list[dict[str, Any]] = []
+        arrays: dict[str, np.ndarray] = {}
         for i, prompt in enumerate(prompts):
             named = {f"{i}.{j}": _array(part) for j, part in enumerate(prompt)}
             arrays |= named

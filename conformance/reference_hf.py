@@ -6,6 +6,7 @@ growth (see `pairs`), because transformers' own initialisation is so small that 
 
 import os
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,8 @@ def missing() -> str | None:
 def build(shape: Shape, seed: int) -> Any:
     """A LlavaForConditionalGeneration with random float32 weights, ready to run."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # transformers reads it when it is imported
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
-    vision = CLIPVisionConfig(
+    hf: Any = import_module("transformers")
+    vision = hf.CLIPVisionConfig(
         hidden_size=shape.vision_width,
         intermediate_size=shape.vision_mlp,
         num_hidden_layers=shape.n_block,
@@ -60,7 +60,7 @@ def build(shape: Shape, seed: int) -> Any:
         patch_size=shape.patch_size,
         hidden_act="gelu" if shape.use_gelu else "quick_gelu",
     )
-    text = LlamaConfig(
+    text = hf.LlamaConfig(
         vocab_size=shape.n_vocab,
         hidden_size=shape.width,
         intermediate_size=shape.mlp_width,
@@ -72,7 +72,7 @@ def build(shape: Shape, seed: int) -> Any:
         attention_bias=shape.attention_bias,
         tie_word_embeddings=shape.tied,
     )
-    config = LlavaConfig(
+    config = hf.LlavaConfig(
         vision_config=vision,
         text_config=text,
         image_token_index=shape.image_token,
@@ -80,7 +80,7 @@ def build(shape: Shape, seed: int) -> Any:
         tie_word_embeddings=shape.tied,
         attn_implementation="eager",
     )
-    model = LlavaForConditionalGeneration(config).eval()
+    model = hf.LlavaForConditionalGeneration(config).eval()
     _randomise(model, seed)
     return model
 

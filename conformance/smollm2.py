@@ -5,6 +5,7 @@ decoder and no vision tower. T positions, V vocabulary.
 """
 
 import os
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,7 @@ def llama_of(path: Path) -> Any:
 
     Read with the gguf package, not with this project's reader, so that the two check each other."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # transformers reads it when it is imported
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+    hf: Any = import_module("transformers")
 
     reader = GGUFReader(path)
     weights = {t.name: torch.from_numpy(dequantize(t.data, t.tensor_type).copy()) for t in reader.tensors}
@@ -49,7 +49,7 @@ def llama_of(path: Path) -> Any:
         return reader.fields[f"llama.{key}"].contents()
 
     heads, kv_heads = setting("attention.head_count"), setting("attention.head_count_kv")
-    config = LlamaConfig(
+    config = hf.LlamaConfig(
         vocab_size=weights["token_embd.weight"].shape[0],
         hidden_size=setting("embedding_length"),
         intermediate_size=setting("feed_forward_length"),
@@ -71,9 +71,9 @@ def llama_of(path: Path) -> Any:
             weight = weights[f"blk.{i}.{gguf}.weight"]
             state[f"model.layers.{i}.{name}.weight"] = weight if n_head is None else _in_halves(weight, n_head)
     with torch.device("meta"):  # random weights for 135 million parameters would take seconds
-        model = LlamaForCausalLM(config)
+        model = hf.LlamaForCausalLM(config)
     model.load_state_dict(state, assign=True)
-    model.model.rotary_emb = LlamaRotaryEmbedding(config)  # its table is no weight, so it is still on "meta"
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its table is no weight, so it is still on "meta"
     return model.eval()
 
 

@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import quantize
 
-from ..errors import ParameterError
+from llava_ref.errors import ParameterError
 
 Value = bool | int | float | str | list[int] | list[float] | list[str]
 Metadata = Mapping[str, Value]
