@@ -234,19 +234,20 @@ def vision_tensors(s: VisionSpec, text_width: int, random: Random) -> dict[str, 
 
 def _vision_block(name: str, s: VisionSpec, random: Random) -> dict[str, Tensor]:
     D, F = s.width, s.mlp_width
-    up, down = ("ffn_down", "ffn_up") if s.swapped else ("ffn_up", "ffn_down")
+    stored = {"ffn_up": "ffn_down", "ffn_down": "ffn_up"} if s.swapped else {}
     matrices = {
         "attn_q": (D, D, random.qk),
         "attn_k": (D, D, random.qk),
         "attn_v": (D, D, 1.0),
         "attn_out": (D, D, random.residual),
-        up: (F, D, 1.0),
-        down: (D, F, random.residual),
+        "ffn_up": (F, D, 1.0),
+        "ffn_down": (D, F, random.residual),
     }
     tensors = _affine_norm(f"{name}.ln1", D, random) | _affine_norm(f"{name}.ln2", D, random)
     for part, (rows, columns, gain) in matrices.items():
-        tensors[f"{name}.{part}.weight"] = random.matrix(f"{name}.{part}", rows, columns, gain)
-        tensors[f"{name}.{part}.bias"] = random.normal(f"{name}.{part}.bias", rows, std=0.1)
+        in_file = f"{name}.{stored.get(part, part)}"
+        tensors[f"{in_file}.weight"] = random.matrix(f"{name}.{part}", rows, columns, gain)
+        tensors[f"{in_file}.bias"] = random.normal(f"{name}.{part}.bias", rows, std=0.1)
     return tensors
 
 

@@ -50,7 +50,7 @@ def test_plain_types(kind):
     numpy, torch = quants.dequantize(tensor), torch_quants.dequantize(tensor, "cpu").numpy()
     assert numpy.dtype == torch.dtype == np.float32
     np.testing.assert_array_equal(numpy, torch)
-    assert len(np.unique(numpy)) > 5
+    assert len(np.unique(numpy)) > 3
 
 
 @pytest.mark.parametrize("kind", list(TYPES))
