@@ -9,7 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "llava_ref"
 ORDER = [  # a module may import from earlier rows only
-    ["errors"],
+    ["errors", "blocks"],
+    ["gguf_bytes"],
+    ["gguf_metadata"],
     ["gguf"],
     ["quants", "ops"],
     ["trace", "config", "profiles", "quote"],
