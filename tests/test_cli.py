@@ -164,7 +164,8 @@ def test_logits_are_those_of_the_library(cli, folder):
 
 def test_outputs_never_replace_inputs(cli, folder):
     before = (folder / "mmproj.gguf").read_bytes()
-    for output in ("mmproj.gguf", "./mmproj.gguf", "picture.png"):
+    (folder / "link.gguf").symlink_to("mmproj.gguf")
+    for output in ("mmproj.gguf", "link.gguf", "picture.png"):
         status, _, err = cli("encode", "--mmproj", "mmproj.gguf", "--image", "picture.png", "-o", output)
         assert status == 2 and "is one of the input files" in err
     assert (folder / "mmproj.gguf").read_bytes() == before
@@ -217,7 +218,8 @@ USER_ERRORS = {
     "unknown command": ["draw"],
     "bad number": ["generate", "--temp", "minus one", "-p", "x"],
     "unknown option": ["generate", "-p", "x", "--speed", "9"],
-    "shortened option": ["generate", "-p", "x", "--max-tok", "9"],
+    "shortened option": ["generate", *TEXT, "-p", "x", "--max-tok", "9"],
+    "control characters": ["generate", "--temp", "\x1b[31m\n", "-p", "x"],
     "no prompt": ["generate", *TEXT],
     "missing file": ["generate", "-m", "nowhere.gguf", "-p", "x"],
     "broken file": ["tokenize", "-m", "broken.gguf", "x"],
@@ -251,6 +253,7 @@ def test_what_a_user_can_mend_is_one_line(name, cli):
     assert (status, out) == (2, "")
     assert err.startswith("error: ") and err.count("\n") == 1 and len(err) < 1100
     assert err.count(": ") >= 2, "file or argument, and what is wrong"
+    assert err[:-1].isprintable()
 
 
 def test_nan_is_an_error_not_an_answer(cli, folder):
@@ -266,6 +269,9 @@ def test_help_for_every_command(capsys):
         with pytest.raises(SystemExit) as caught:
             main([name, "--help"])
         assert caught.value.code == 0 and COMMANDS[name] in " ".join(capsys.readouterr().out.split())
+
+
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
 
 def run_python(*arguments, **options):
@@ -295,8 +301,9 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_a_closed_pipe_is_no_error(folder):
-    command = [sys.executable, "-m", "llava_ref", "inspect", "text.gguf", "--json"]
-    program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder)
+    command = [sys.executable, "-m", "llava_ref", "tokenize", "-m", "text.gguf", "the"]
+    pipe = subprocess.PIPE
+    program = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=folder, env=BUFFERED)
     program.stdout.close()
     with program.stderr:
         assert (program.wait(60), program.stderr.read()) == (141, "")
@@ -306,8 +313,8 @@ def test_a_full_disk_is_one_line(folder):
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "llava_ref", "inspect", "text.gguf"]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=folder)
+        command = [sys.executable, "-m", "llava_ref", "tokenize", "-m", "text.gguf", "the"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=folder, env=BUFFERED)
     assert done.returncode == 2 and done.stderr == "error: output: file: No space left on device\n"
 
 

@@ -84,6 +84,18 @@ def test_a_stop_string_cuts_the_answer(one):
     assert reply.text == whole[: whole.index(stop)] and reply.finish_reason == "stop"
 
 
+def test_penalties_count_the_prompt(one):
+    logits = one.logits("the a", images=[])[-1].astype(float)
+    a = one.tokenizer.encode("the a")[-1]
+    bias = {a: logits.max() - logits[a] + 0.5}  # now `a` is the likeliest, by 0.5
+    request = one.raw_request("the a")
+    plain, penalised = (
+        one.answer(request, Sampling(logit_bias=bias, presence_penalty=p), max_tokens=1).finish().token_ids
+        for p in (0.0, 1.0)
+    )
+    assert plain == (a,) != penalised
+
+
 def test_an_answer_ends_with_the_context(pair):
     model = llava_ref.load(*pair, backend="numpy", n_context=40)
     used = model.count_tokens(ask(RGB, "a"))
