@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
-from llava_ref.conformance import convert, hf_config, hf_tokenizer, pairs, reference_hf
+from llava_ref.conformance import convert, hf_config, hf_tokenizer, oracle, pairs, reference_hf
 from llava_ref.conformance.hf_config import ConversionError
 from llava_ref.conformance.hf_weights import plain_name
+from llava_ref.conformance.measure import rel_rms
 from llava_ref.conformance.writing import write
 from safetensors.numpy import load_file, save_file
 
 from llava_ref import gguf
+from llava_ref.engine import Engine
+from llava_ref.profiles import PROFILES
 from llava_ref.quants import dequantize
 from llava_ref.tokenizer import Tokenizer
 
@@ -163,6 +166,19 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "has rows of 60, expected a multiple of 32" in capsys.readouterr().err
     assert convert.main([str(tmp_path), str(tmp_path / "out")]) == 1
     assert "config.json: missing file" in capsys.readouterr().err
+
+
+@needs_transformers
+@pytest.mark.skipif(bool(oracle.missing()), reason=str(oracle.missing()))
+def test_llama_cpp_reads_the_pair(checkpoint: Path, tmp_path: Path, within: Any) -> None:
+    pair = convert.convert_folder(checkpoint, str(tmp_path / "out"), "F32")
+    ours = Engine(gguf.read(pair.text), gguf.read(pair.mmproj), backend="numpy", quirks=PROFILES["llama.cpp"])
+    llama = oracle.Oracle(pair.text, pair.mmproj)
+    (image,) = llama.encode([np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)])
+    (want,) = llama.logits([[[1, 5, 260], image.rows, [261, 262, 263]]])
+    within("llama.cpp, image rows, a converted checkpoint", rel_rms(ours.encode(image.pixels), image.rows), 2e-3)
+    found = ours.session().feed([[1, 5, 260], image.rows, [261, 262, 263]], all_logits=True)
+    within("llama.cpp, logits, a converted checkpoint", rel_rms(found, want.logits), 5e-6)
 
 
 def test_a_config_that_leaves_out_the_defaults() -> None:
