@@ -7,7 +7,7 @@
 The names below are imported when they are first used, so that `import llava_ref` loads neither torch nor numpy.
 """
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
@@ -65,5 +65,5 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f".{_HOME[name]}", __name__), name)
     if name == "__version__":
-        return metadata.version("llava-ref")
+        return import_module("importlib.metadata").version("llava-ref")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
