@@ -8,15 +8,17 @@ import os
 import stat
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import ExifTags, GifImagePlugin, Image
+from PIL import ExifTags, GifImagePlugin, Image, UnidentifiedImageError
 
 from .errors import ImageError
 
@@ -27,8 +29,9 @@ MAX_ENCODED = 20 * 2**20  # bytes of a file
 MAX_PIXELS = 40_000_000  # width x height
 MAX_SIDE = 65_535  # what a JPEG can have: bounds the work that padding or cropping a strip would make
 MAX_IMAGES = 16  # in one request
-MAX_SEGMENTS = 1_000  # of a JPEG's header: Pillow joins the EXIF ones at a cost that grows with their square
-MAX_SCANS = 100  # of a progressive JPEG: each is a pass over all pixels; encoders make about ten
+MAX_METADATA = 1_000  # chunks of a PNG beside the pixels, segments of a JPEG's header: Pillow unpacks and joins them
+MAX_BLOCKS = 100_000  # all chunks of a PNG; blocks of a GIF before its first frame
+MAX_SCANS = 50  # of a progressive JPEG: each is a pass over all pixels; encoders make about ten
 
 MAGIC = {  # first bytes -> Pillow's name
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -112,8 +115,7 @@ def _decode(data: bytes, exif: Exif, alpha: Alpha, where: str) -> DecodedImage:
     if len(data) > MAX_ENCODED:
         raise ImageError(where, "size", f"over {MAX_ENCODED} bytes encoded")
     name = _format(data, where)
-    if name == "JPEG":
-        _check_jpeg(data, where)
+    _check_structure(name, data, where)
     with _pillow(name, where):
         image = Image.open(BytesIO(data), formats=[name])
     return _convert(image, exif, alpha, where, name)
@@ -136,16 +138,62 @@ def _check_size(width: int, height: int, where: str) -> None:
         raise ImageError(where, "size", f"{width} x {height} pixels, {limits}")
 
 
-def _check_jpeg(data: bytes, where: str) -> None:
-    """Counts what costs time without holding pixels. FF DA only ever marks a scan: a coded FF is followed by 00."""
-    if (scans := data.count(b"\xff\xda")) > MAX_SCANS:
-        raise ImageError(where, "JPEG", f"{scans} scans, expected at most {MAX_SCANS}")
-    at, segments = 2, 0
-    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
-        segments += 1
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if segments > MAX_SEGMENTS:
-            raise ImageError(where, "JPEG", f"over {MAX_SEGMENTS} segments before the picture")
+def _check_structure(name: str, data: bytes, where: str) -> None:
+    """Refuses files whose parts cost time and hold no pixels. Passes over whatever Pillow passes over."""
+    if name == "PNG":
+        kinds = Counter(islice(_png_chunks(data), MAX_BLOCKS + 1))
+        pixels = sum(kinds[kind] for kind in (b"IDAT", b"fdAT", b"fcTL"))
+        counts = {
+            "chunks": (kinds.total(), MAX_BLOCKS),
+            "chunks beside the pixels": (kinds.total() - pixels, MAX_METADATA),
+        }
+    elif name == "JPEG":  # FF DA only ever marks a scan: in coded data FF is followed by 00
+        segments = sum(1 for _ in islice(_jpeg_segments(data), MAX_METADATA + 1))
+        counts = {"header segments": (segments, MAX_METADATA), "scans": (data.count(b"\xff\xda"), MAX_SCANS)}
+    elif name == "GIF":
+        blocks = sum(1 for _ in islice(_gif_blocks(data), MAX_BLOCKS + 1))
+        counts = {"blocks before the first frame": (blocks, MAX_BLOCKS)}
+    else:
+        counts = {}
+    for what, (found, limit) in counts.items():
+        if found > limit:
+            raise ImageError(where, name, f"over {limit:,} {what}")
+
+
+def _png_chunks(data: bytes) -> Iterator[bytes]:
+    at, kind = 8, b""
+    while at + 8 <= len(data) and kind != b"IEND":
+        kind = data[at + 4 : at + 8]
+        yield kind
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+
+
+def _jpeg_segments(data: bytes) -> Iterator[int]:
+    """Markers up to the first scan."""
+    at = data.find(b"\xff", 2)
+    while 0 <= at < len(data) - 1 and data[at + 1] != 0xDA:
+        marker = data[at + 1]
+        yield marker
+        length = 0
+        if 0xC0 <= marker <= 0xFE and marker != 0xC8 and not 0xD0 <= marker <= 0xD9 and not 0xF0 <= marker <= 0xFD:
+            length = max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
+        at = data.find(b"\xff", at + 1 + (marker != 0xFF) + length)
+
+
+def _gif_blocks(data: bytes) -> Iterator[int]:
+    """Sub-blocks of extensions, and stray bytes, up to the first frame."""
+    flags = data[10] if len(data) > 10 else 0
+    at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    while at < len(data) and data[at] not in b",;":
+        if data[at] != 0x21:
+            at += 1
+        else:
+            at += 2
+            while at < len(data) and data[at]:
+                yield at
+                at += 1 + data[at]
+            at += 1
+        yield at
 
 
 @contextmanager
@@ -157,7 +205,7 @@ def _pillow(name: str, where: str) -> Iterator[None]:
         warnings.filterwarnings("ignore", "Palette images with Transparency")  # the colours are what we want
         try:
             yield
-        except Image.UnidentifiedImageError:  # its text is an address in memory
+        except UnidentifiedImageError:  # its text is an address in memory
             raise ImageError(where, name, "the header cannot be read") from None
         except Exception as error:
             raise ImageError(where, name, f"{type(error).__name__}: {error}") from None
@@ -168,7 +216,6 @@ def _convert(image: Image.Image, exif: Exif, alpha: Alpha, where: str, name: str
     _check_size(*image.size, where)
     with _pillow(name, where):
         image.load()
-    _check_size(*image.size, where)
     orientation, notes = _orientation(image, name, where)
     with _pillow(name, where):
         rgb = _rgb(image, alpha)
@@ -195,12 +242,13 @@ def _rgb(image: Image.Image, alpha: Alpha) -> np.ndarray:
 
 def _blank_as_stb_image(rgb: np.ndarray, image: GifImagePlugin.GifImageFile) -> None:
     """What a GIF's first frame does not draw, as stb_image 2.30 leaves it (`stbi__gif_load_next`)."""
-    left, top, right, bottom = image.dispose_extent
+    left, top, right, bottom = image.dispose_extent or (0, 0, *image.size)
     frame = rgb[top:bottom, left:right].copy()
     frame[np.asarray(image)[top:bottom, left:right] == image.info.get("transparency", -1)] = 0
     background = 3 * image.info.get("background", 0)
     palette = image.global_palette.getdata()[1] if image.global_palette else b""
-    rgb[:] = list(palette[background : background + 3]) if 0 < background < len(palette) else 0
+    around = palette[background : background + 3][::-1]  # it holds palettes as BGR and copies this one colour as it is
+    rgb[:] = list(around) if background and around else 0
     rgb[top:bottom, left:right] = frame
 
 

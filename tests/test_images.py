@@ -1,0 +1,345 @@
+"""Decoding: five formats by content, limits before pixels, one rule each for alpha, palettes, 16 bits, CMYK and EXIF."""
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from llava_ref import images
+from llava_ref.errors import ImageError
+
+FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP"]
+LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True, "exact": True}, "BMP": {}}
+
+
+def noise(h, w, bands=3, seed=0):
+    return np.random.default_rng([seed, h, w]).integers(0, 256, (h, w, bands), dtype=np.uint8)
+
+
+def encode(image, kind, **options):
+    file = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, kind, **options)
+    return file.getvalue()
+
+
+def chunk(kind, data=b""):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(w, h, depth, colour, rows=b"", extra=b""):
+    """A PNG put together by hand: kinds that Pillow does not write, and headers that lie."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND")
+
+
+def refused(source, match, **options):
+    with pytest.raises(ImageError, match=match) as caught:
+        images.load(source, **options)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+    return caught.value
+
+
+# Formats
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+@pytest.mark.parametrize("h, w", [(1, 1), (5, 7), (1, 10_000), (10_000, 1)])
+def test_lossless_formats_give_the_pixels_back(kind, h, w):
+    rgb = noise(h, w)
+    got = images.load(encode(rgb, kind, **LOSSLESS[kind]))
+    assert got.rgb.dtype == np.uint8 and np.array_equal(got.rgb, rgb)
+    assert (got.format, got.width, got.height, got.orientation, got.warnings) == (kind, w, h, 1, ())
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_decodes_as_pillow_does(kind):
+    data = encode(noise(13, 9), kind)
+    assert np.array_equal(images.decode(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_label_is_not_looked_at(kind, tmp_path):
+    path = tmp_path / "picture.tiff"
+    path.write_bytes(encode(noise(4, 3), kind))
+    assert images.load(path).format == images.load(str(path)).format == kind
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PPM", "ICO", "PCX", "DIB", "SGI", "TGA", "EPS"])
+def test_other_formats_are_refused_though_pillow_reads_them(kind):
+    refused(encode(noise(16, 16), kind), "image: format: starts with .*expected PNG, JPEG, WebP, GIF or BMP")
+
+
+def test_only_the_decoder_of_the_magic_bytes_runs():
+    refused(b"\x89PNG\r\n\x1a\n" + encode(noise(4, 4), "TIFF"), "PNG: the header cannot be read")
+
+
+def test_a_gif_gives_its_first_frame():
+    frames = [Image.new("RGB", (4, 3), colour) for colour in ("red", "lime", "blue")]
+    got = images.decode(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert (got == (255, 0, 0)).all()
+
+
+def test_a_jpeg_with_a_broken_multi_picture_index_is_still_a_jpeg():
+    data = encode(noise(4, 4), "JPEG")
+    index = b"\xff\xe2" + struct.pack(">H", 10) + b"MPF\0junk"
+    assert np.array_equal(images.decode(data[:2] + index + data[2:]), images.decode(data))
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"\x89PNG", b"RIFF", b"RIFF\0\0\0\0WAVE", b"<svg/>", b"\x1b[31m\n"])
+def test_what_is_no_picture_is_refused_on_one_printable_line(data):
+    refused(data, "^image: format: starts with")
+
+
+# Truncation and trailing bytes
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_cut_file_is_refused_unless_every_pixel_was_there(kind):
+    data = encode(noise(9, 7), kind)
+    whole, accepted = images.decode(data), 0
+    for length in range(len(data)):
+        try:
+            assert np.array_equal(images.decode(data[:length]), whole), length
+            accepted += 1
+        except ImageError:
+            pass
+    assert accepted <= {"PNG": 20, "GIF": 2, "BMP": 3}.get(kind, 0)  # checksums and end marks only
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("garbage", [b"\0", b"trailing" * 1000, encode(noise(2, 2), "PNG")])
+def test_bytes_after_the_end_change_nothing(kind, garbage):
+    data = encode(noise(9, 7), kind)
+    assert np.array_equal(images.decode(data + garbage), images.decode(data))
+
+
+# Limits
+
+
+def test_the_limits_are_the_promised_ones():
+    assert (images.MAX_ENCODED, images.MAX_PIXELS, images.MAX_IMAGES) == (20 * 2**20, 40_000_000, 16)
+
+
+def test_encoded_size(tmp_path):
+    data = encode(noise(4, 4), "PNG")
+    padded = data + bytes(images.MAX_ENCODED - len(data))
+    assert images.decode(padded).shape == (4, 4, 3)
+    refused(padded + b"\0", "image: size: over 20971520 bytes")
+    path = tmp_path / "big"
+    with open(path, "wb") as file:
+        file.truncate(10**12)  # sparse: only the limit may be read
+    refused(path, "size: over 20971520 bytes")
+
+
+def liars(w, h):
+    """Small files that say they are w x h."""
+    yield "PNG", png(w, h, 8, 2)
+    jpeg = bytearray(encode(noise(8, 8), "JPEG"))
+    at = jpeg.index(b"\xff\xc0") + 5
+    jpeg[at : at + 4] = struct.pack(">HH", h & 0xFFFF, w & 0xFFFF)
+    yield "JPEG", bytes(jpeg)
+    gif = bytearray(encode(noise(8, 8), "GIF"))
+    gif[6:10] = struct.pack("<HH", w & 0xFFFF, h & 0xFFFF)
+    yield "GIF", bytes(gif)
+    frame = bytearray(encode(noise(8, 8), "GIF"))  # the frame is larger than the screen
+    at = frame.index(b"\x2c\0\0\0\0") + 5
+    frame[at : at + 4] = struct.pack("<HH", w & 0xFFFF, h & 0xFFFF)
+    yield "GIF", bytes(frame)
+    bmp = bytearray(encode(noise(8, 8), "BMP"))
+    for sign in (1, -1):  # a negative height: rows from the top
+        bmp[18:26] = struct.pack("<ii", w, sign * h)
+        yield "BMP", bytes(bmp)
+    webp = bytearray(encode(noise(8, 8, 4), "WEBP", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"))
+    webp[24:30] = struct.pack("<I", w - 1)[:3] + struct.pack("<I", h - 1)[:3]
+    yield "WEBP", bytes(webp)
+
+
+@pytest.mark.parametrize("w, h", [(60_000, 60_000), (6_400, 6_400), (50_000, 801)])
+def test_bombs_are_refused_before_a_pixel_is_decoded(w, h, monkeypatch):
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
+    for kind, data in liars(w, h):
+        refused(
+            data, f"image: (size: {w} x {h} pixels|{kind}: (Decompress|the header|OSError: could not create decoder))"
+        )
+
+
+def test_the_pixel_limit_is_exact():
+    assert images.load(np.broadcast_to(np.uint8(0), (6_250, 6_400, 3))).width == 6_400
+    problem = "6401 x 6250 pixels, expected at most 40,000,000 pixels and 65,535 a side"
+    refused(np.broadcast_to(np.uint8(0), (6_250, 6_401, 3)), problem)
+    refused(png(6_401, 6_250, 8, 0), problem)
+
+
+def test_the_side_limit_is_exact():
+    assert images.decode(encode(Image.new("1", (65_535, 1)), "PNG")).shape == (1, 65_535, 3)
+    refused(encode(Image.new("1", (1, 65_536)), "PNG"), "1 x 65536 pixels")
+
+
+@pytest.mark.parametrize("w, h", [(0, 4), (4, 0), (0, 0)])
+def test_no_pixels(w, h):
+    for kind, data in [("PNG", png(w, h, 8, 2)), *liars(max(w, 1), max(h, 1))][:1]:
+        refused(data, kind)
+    bmp = bytearray(encode(noise(8, 8), "BMP"))
+    bmp[18:26] = struct.pack("<ii", w, h)
+    refused(bytes(bmp), "image: ")
+    refused(np.zeros((h, w, 3), np.uint8), f"{w} x {h} pixels, expected at least 1 x 1")
+
+
+def jpeg_with(segments):
+    data = encode(noise(4, 4), "JPEG")
+    return data[:2] + segments + data[2:]
+
+
+def test_structures_that_cost_time_and_hold_no_pixels():
+    exif = b"\xff\xe1\0\x09Exif\0\0x"
+    comment = chunk(b"tEXt", b"a\0b")
+    gif = encode(noise(4, 4), "GIF")
+    at = gif.index(b"\x2c\0\0\0\0")
+    progressive = encode(noise(40, 40), "JPEG", progressive=True)
+    scan = progressive[progressive.rindex(b"\xff\xda") : -2]
+    for data, what in [
+        (jpeg_with(exif * 1001), "over 1,000 header segments"),
+        (jpeg_with(b"\xff" * 2000), "over 1,000 header segments"),
+        (jpeg_with(b"\xff\xfe\0\2junk\xff\xf0\xff\xd0" + exif * 1000), "over 1,000 header segments"),
+        (progressive[:-2] + scan * 50 + b"\xff\xd9", "over 50 scans"),
+        (png(1, 1, 8, 0, b"\0\0", comment * 1000), "over 1,000 chunks beside the pixels"),
+        (png(1, 1, 8, 0, b"\0\0", chunk(b"IDAT") * 100_000), "over 100,000 chunks"),
+        (gif[:at] + b"\x21\xfe" + b"\x01x" * 100_001 + b"\0" + gif[at:], "over 100,000 blocks before"),
+        (gif[:at] + b"\x21\xfe\0" * 100_001 + gif[at:], "over 100,000 blocks before"),
+        (gif[:at] + b"\x07" * 100_001 + gif[at:], "over 100,000 blocks before"),
+    ]:
+        refused(data, what)
+    assert images.decode(jpeg_with(exif * 900)).shape == (4, 4, 3)
+    assert images.decode(gif[:at] + b"\x21\xfe" + b"\x01x" * 1000 + b"\0" + gif[at:]).shape == (4, 4, 3)
+    assert images.decode(png(1, 1, 8, 0, b"\0\0", comment * 900)).shape == (1, 1, 3)
+
+
+# Sources
+
+
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", tmp_path, Path("/dev/zero")):
+        refused(path, "regular file|directory", where="messages[0]")
+    refused(tmp_path / "missing", "No such file")
+    refused("nul\0byte", "null byte")
+
+
+def test_arrays_are_taken_as_they_are():
+    rgb = noise(5, 7)
+    assert np.array_equal(images.load(rgb[:, ::-1]).rgb, rgb[:, ::-1])
+    for array in (rgb[..., 0], rgb.astype(np.float32), noise(5, 7, 4), rgb[None], rgb.astype(object)):
+        refused(array, r"image: array: .*expected uint8 \(height, width, 3\)")
+    refused(np.lib.stride_tricks.as_strided(rgb, (10_000, 10_000, 3), (0, 0, 1)), "10000 x 10000 pixels")
+    refused(42, "image: type: int, expected bytes, a path, a PIL image or an array")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "HSV", "LAB"])
+def test_pil_images_are_converted(mode):
+    image = Image.fromarray(noise(5, 7)).convert("RGB")
+    image = ImageOps.grayscale(image).convert(mode) if mode == "LA" else image
+    image = image.convert(mode) if mode != "LAB" else Image.new("LAB", (7, 5), (90, 100, 110))
+    got = images.load(image)
+    assert np.array_equal(got.rgb, np.asarray(image.convert("RGB"))) and got.format == "PIL image"
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pil_images_without_8_bit_colours_are_refused(mode):
+    refused(Image.new(mode, (3, 3)), f"mode {mode} has no 8-bit colours")
+
+
+def test_a_pil_image_over_the_limit_is_refused_before_it_is_loaded(monkeypatch):
+    image = Image.open(io.BytesIO(png(9000, 9000, 8, 2)))
+    monkeypatch.setattr(image, "load", lambda: pytest.fail("decoded"))
+    refused(image, "9000 x 9000 pixels")
+
+
+# One rule each: 16 bits, alpha, CMYK, EXIF
+
+
+@pytest.mark.parametrize("colour, bands", [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_16_bit_values_are_shifted_right_by_8(colour, bands):
+    values = np.random.default_rng(0).integers(0, 65536, (5, 3, bands), dtype=np.uint16)
+    data = png(3, 5, 16, colour, b"".join(b"\0" + row.astype(">u2").tobytes() for row in values))
+    got = images.decode(data)
+    assert np.array_equal(got, np.broadcast_to((values >> 8)[..., : 3 if bands > 2 else 1], (5, 3, 3)))
+
+
+@pytest.mark.parametrize("alpha", ["convert", "drop"])
+def test_colours_under_alpha_are_taken_as_stored(alpha):
+    rgba = noise(5, 7, 4)
+    for kind in ("PNG", "WEBP"):
+        assert np.array_equal(images.decode(encode(rgba, kind, **LOSSLESS[kind]), alpha=alpha), rgba[..., :3])
+    grey = Image.merge("LA", [Image.fromarray(rgba[..., i]) for i in (0, 3)])
+    assert np.array_equal(images.decode(encode(grey, "PNG"), alpha=alpha), rgba[..., [0, 0, 0]])
+    palette = Image.new("P", (2, 2))
+    palette.putpalette(range(12))
+    palette.putdata([0, 1, 2, 3])
+    for transparency in (1, b"\0\x80\xff\x10"):
+        got = images.decode(encode(palette, "PNG", transparency=transparency), alpha=alpha)
+        assert got.reshape(-1).tolist() == list(range(12))
+    keyed = encode(rgba[..., :3], "PNG", transparency=tuple(map(int, rgba[0, 0, :3])))
+    assert np.array_equal(images.decode(keyed, alpha=alpha), rgba[..., :3])
+
+
+def gif(background, screen=(6, 4)):
+    """4 x 2 pixels of the indices 0 1 2 3, of which 2 is transparent, at (1, 1) of the screen."""
+    image = Image.new("P", (4, 2))
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120])
+    image.putdata([0, 1, 2, 3] * 2)
+    data = bytearray(encode(image, "GIF", transparency=2, optimize=False))
+    data[6:10], data[11] = struct.pack("<HH", *screen), background
+    at = data.index(b"\x2c\0\0\0\0") + 1
+    data[at : at + 4] = struct.pack("<HH", 1, 1)
+    return bytes(data)
+
+
+def test_a_gif_is_blank_where_its_first_frame_draws_nothing():
+    """As measured against stb_image in llama.cpp b11548: BGR around the frame included."""
+    convert = images.decode(gif(3))
+    drop, plain = images.decode(gif(3), alpha="drop"), images.decode(gif(0), alpha="drop")
+    assert convert[1, 3].tolist() == convert[0, 0].tolist() == [70, 80, 90], "the transparent index's colour"
+    assert drop[1, 3].tolist() == [0, 0, 0] and drop[0, 0].tolist() == [120, 110, 100]
+    assert plain[1, 3].tolist() == plain[0, 0].tolist() == [0, 0, 0]
+    assert drop[1, 1].tolist() == convert[1, 1].tolist() == [10, 20, 30]
+    assert images.decode(gif(200), alpha="drop")[0, 0].tolist() == [0, 0, 0], "no such colour"
+
+
+def test_cmyk_jpegs_are_converted_the_adobe_way_round():
+    cmyk = Image.new("CMYK", (16, 16), (255, 0, 0, 0))  # cyan
+    for options in ({}, {"progressive": True}):
+        r, g, b = images.decode(encode(cmyk, "JPEG", quality=95, **options))[8, 8].tolist()
+        assert r < 5 and g > 250 and b > 250
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_exif_orientation(kind, orientation):
+    image = Image.fromarray(noise(5, 7))
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    data = encode(image, kind, exif=exif)
+    stored = np.asarray(Image.open(io.BytesIO(data)))
+    ignored, applied = images.load(data), images.load(data, exif="apply", where="photo")
+    assert np.array_equal(ignored.rgb, stored) and ignored.orientation == applied.orientation == orientation
+    assert ignored.warnings == ((f"image: EXIF orientation {orientation} is ignored",) if orientation != 1 else ())
+    assert np.array_equal(applied.rgb, np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data)))))
+    assert applied.warnings == () and applied.rgb.flags.c_contiguous
+
+
+@pytest.mark.parametrize("value", [0, 9, 65535])
+def test_an_orientation_that_does_not_exist_is_1(value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    assert images.load(encode(noise(2, 3), "PNG", exif=exif), exif="apply").orientation == 1
+
+
+def test_broken_exif_data_is_a_warning_and_no_error():
+    got = images.load(encode(noise(2, 3), "PNG", exif=b"Exif\0\0rubbish"), where="a\nb")
+    assert got.orientation == 1
+    assert got.warnings == ("a\\nb: EXIF data cannot be read, orientation taken as 1",)
