@@ -160,7 +160,7 @@ class Stream(Iterator[str]):
 
     def _timings(self) -> dict[str, float | None]:
         seconds = [step.seconds for step in self._taken]
-        prefill, decode = sum(seconds[:1]), sum(seconds[1:])
+        prefill, decode = sum(seconds[:1], 0.0), sum(seconds[1:], 0.0)
         return {
             "load_s": self.clock.load_s,
             "preprocess_s": self.clock.preprocess_s,

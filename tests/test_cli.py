@@ -14,6 +14,7 @@ from tiny_pair import VICUNA, Tiny, write_pair, write_text
 
 import llava_ref
 from llava_ref.cli import COMMANDS, main
+from llava_ref.sampler import Sampling
 from llava_ref.tools.terminal import draw
 
 
@@ -326,32 +327,83 @@ def test_pictures_in_a_terminal():
     assert lines[0].startswith("\x1b[38;2;255;0;0m\x1b[48;2;0;0;255m▀") and lines[0].endswith("\x1b[0m")
 
 
-def embedded():
-    text, _ = llava_ref.embedded()
-    if not (text.parent / "pictures" / "pictures.json").exists():
-        pytest.skip("no embedded pair in this checkout")
+@pytest.fixture
+def assets(folder, monkeypatch):
+    """A tiny pair and two pictures in the place of the embedded ones. The model says "a", always."""
+    from llava_ref.tools import demo
+
+    pictures = folder / "pictures"
+    pictures.mkdir(exist_ok=True)
+    entries = [{"file": f"{i}.png", "question": f"what {i}?", "answer": answer} for i, answer in enumerate("ab")]
+    (pictures / "pictures.json").write_text(json.dumps(entries))
+    for entry in entries:
+        Image.new("RGB", (9, 7), (255, 0, 0)).save(pictures / entry["file"])
+    monkeypatch.setattr(demo, "embedded", lambda: (folder / "text.gguf", folder / "mmproj.gguf"))
+    monkeypatch.setattr(demo, "MAX_TOKENS", 1)
+    letter = llava_ref.load(folder / "text.gguf", backend="numpy").tokenizer.encode("a", prefix=False)[0]
+    monkeypatch.setattr(demo, "Sampling", lambda: Sampling(logit_bias={letter: 100.0}))
+    return folder
 
 
-def test_demo_paths_exist(cli):
-    embedded()
+DEMO = ["demo", "--backend", "numpy"]
+
+
+def test_demo_paths(cli, assets):
     status, out, _ = cli("demo", "--paths")
     paths = json.loads(out)
-    assert status == 0 and len(paths["images"]) >= 6
+    assert status == 0 and len(paths["images"]) == 2
     assert all(os.path.isfile(path) for path in (paths["model"], paths["mmproj"], *paths["images"]))
 
 
-def test_demo_shows_every_picture(cli):
-    embedded()
-    status, out, _ = cli("demo", "--backend", "numpy")
+def test_demo_tells_right_from_wrong(cli, assets):
+    status, out, _ = cli(*DEMO)
     lines = out.splitlines()
-    assert status == 0 and sum(line.startswith("  question  ") for line in lines) >= 6
-    assert " right; loaded in " in lines[-1] and "\x1b" not in out
+    assert status == 0 and "\x1b" not in out
+    assert lines[:3] == ["0.png", "  question  what 0?", "  answer    a"]
+    assert lines[3].startswith("  right     preprocess ") and " encode " in lines[3] and " decode " in lines[3]
+    assert lines[8].startswith("  wrong, expected b  ")
+    assert lines[-1].startswith("1 of 2 right; loaded in ")
 
 
-def test_demo_eval_counts(cli):
-    embedded()
-    status, out, err = cli("demo", "--eval", "5", "--seed", "3", "--json", "--backend", "numpy")
+def test_demo_draws_on_a_terminal(cli, assets, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert cli(*DEMO)[1].count("\x1b[48;2;255;0;0m▀") == 2 * 36 * 14
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in cli(*DEMO)[1]
+
+
+def test_demo_json(cli, assets):
+    got = json.loads(cli(*DEMO, "--json")[1])
+    assert (got["right"], got["n"], got["backend"]) == (1, 2, "numpy")
+    assert [(p["file"], p["text"], p["answer"]) for p in got["pictures"]] == [("0.png", "a", "a"), ("1.png", "a", "b")]
+
+
+def test_demo_eval_counts_exact_answers(cli, assets, monkeypatch):
+    from llava_ref.scenes import Question
+    from llava_ref.tools import demo
+
+    def questions(n, seed):
+        assert (n, seed) == (4, 3)
+        for kind, answer in (("x", "a"), ("x", "A"), ("y", "a"), ("x", "a")):
+            yield Image.new("RGB", (12, 9)), Question(kind, "what?", answer)
+
+    monkeypatch.setattr(demo, "fresh_questions", questions)
+    status, out, err = cli(*DEMO, "--eval", "4", "--seed", "3", "--json", "--profile", "llama.cpp")
     got = json.loads(out)
-    assert status == 0 and (got["n"], got["seed"]) == (5, 3) and "5 of 5 questions" in err
-    assert sum(kind["n"] for kind in got["by_kind"].values()) == 5
-    assert got["accuracy"] == sum(kind["right"] for kind in got["by_kind"].values()) / 5
+    assert status == 0 and "4 of 4 questions, 75.0% answered exactly" in err
+    assert (got["n"], got["right"], got["accuracy"], got["seed"]) == (4, 3, 0.75, 3)
+    assert got["by_kind"] == {"x": {"n": 3, "right": 2, "accuracy": 2 / 3}, "y": {"n": 1, "right": 1, "accuracy": 1}}
+    assert got["profile"] == "llama.cpp"
+    out = cli(*DEMO, "--eval", "4", "--seed", "3")[1]
+    assert "x" in out and "66.7%" in out and "75.0%  (seed 3)" in out
+
+
+def test_the_embedded_model_answers(cli):
+    text, _ = llava_ref.embedded()
+    if not (text.parent / "pictures" / "pictures.json").exists():
+        pytest.skip("no embedded pair in this checkout")
+    got = json.loads(cli(*DEMO, "--json")[1])
+    assert got["n"] >= 6 and got["right"] == got["n"]
+    got = json.loads(cli(*DEMO, "--eval", "20", "--seed", "1", "--json")[1])
+    assert got["right"] >= 16

@@ -1,4 +1,7 @@
-"""`demo`: the embedded model looks at the embedded pictures, or at freshly drawn ones."""
+"""`demo`: the embedded model looks at the embedded pictures, or at freshly drawn ones.
+
+assets/pictures/pictures.json: a list of objects with `file`, `question` and `answer`.
+"""
 
 import argparse
 import json
