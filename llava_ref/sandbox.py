@@ -22,7 +22,7 @@ from . import sandbox_child
 from .errors import TemplateError
 
 SECONDS = 2  # of processor time, and by the clock once the child has started
-PATIENCE = 10  # seconds by the clock for everything, a slow start on a busy machine included
+PATIENCE = 20  # seconds by the clock for everything, a slow start on a busy machine included
 ADDRESS_SPACE = 256 << 20  # bytes, the child's own 25 MB included
 OUTPUT = 1 << 20  # UTF-8 bytes of one rendering
 CHILD = Path(sandbox_child.__file__).absolute()

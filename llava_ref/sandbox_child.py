@@ -142,9 +142,8 @@ def confine(seconds: int, address_space: int) -> None:
 
 
 def main() -> None:
-    environment().from_string(
-        "{{ strftime_now('\\n') }}"
-    ).render()  # what is read late is read while files can be opened
+    # codecs, the time zone: what jinja reads at first use must be read while files can be opened
+    environment().from_string("{{ strftime_now('\\n') }}").render()
     job = json.loads(sys.stdin.buffer.read())
     limits = job["limits"]
     confine(limits["seconds"], limits["address_space"])

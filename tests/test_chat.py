@@ -84,10 +84,13 @@ def test_without_the_words_that_start_an_answer():
         (LISTS, talk((U, "hi")), "[user]hi[assistant]"),
         (IMAGES_FIRST, MORE, "USER: <image>\nWhat is this? ASSISTANT: A cat. USER: Sure? ASSISTANT:"),
         (IMAGES_FIRST, talk((U, [IMAGE, IMAGE, text("a"), text("b")])), "USER: <image>\n<image>\na b ASSISTANT:"),
+        (IMAGES_FIRST, talk((U, [IMAGE, text("a"), text("b")]), (A, "c")),
+         "USER: <image>\na b ASSISTANT: c ASSISTANT:"),
         (IMAGES_FIRST, LAST, "USER: Look:\n<image> ASSISTANT:"),  # not what the template would do with a list
         (IMAGES_FIRST, MIDDLE, "USER: Compare\n<image>\nwith\n<image>\nplease. ASSISTANT:"),
         (PLAIN, MORE, "user=<image>\nWhat is this?;assistant=A cat.;user=Sure?;"),
         (PLAIN, talk((U, [text("a"), text("b")])), "user=a\nb;"),
+        ("[IMG]" + PLAIN, ONE, "[IMG]user=<image>\nWhat is this?;"),  # not a slot where there is a better one
         (SYSTEM_AS_TEXT, SYSTEM, "<<Be brief.>><image>What is this?"),
         *(
             (BOTH.replace("SLOT", slot), talk((U, [text(" a "), IMAGE, text(" b ")]), (A, " c ")), "(a<image>b)( c )")
@@ -146,6 +149,12 @@ def test_what_users_type_is_neither_code_nor_a_slot():
     )
 
 
+def test_private_use_characters_are_nobodys():
+    """Quoting uses such characters, but none that a template or a text has."""
+    private = "".join(chr(c) for c in range(0xE000, 0xE100))
+    assert render(talk((U, "<" + private)), private + "{{ messages[0].content }}") == f"{private}<{private}"
+
+
 def test_the_context_is_what_hugging_face_gives():
     source = "{{ bos_token }}{{ eos_token }}{{ tools is none }}{{ documents is none }}{{ messages[0].content }}"
     assert render(talk((U, "x")), source, bos_token="<s>", eos_token="</s>") == "<s></s>TrueTruex"
@@ -165,9 +174,10 @@ def test_our_own_templates_need_no_process_and_others_get_one(monkeypatch):
     for source in TEMPLATES.values():
         render(ONE, source)
     assert calls == []
-    render(ONE, VICUNA + " ")
+    render(SYSTEM, VICUNA + " ")
     render(MORE, LISTS)
-    assert len(calls) == 2  # one process for all forms of a conversation
+    render(talk((U, "hi")), LISTS)
+    assert [len(contexts) for _, contexts, _ in calls] == [4, 4, 2]  # one process for the forms, and no form twice
 
 
 @pytest.mark.parametrize("source", ["{{ 7 ** (10 ** 9) }}", "{{ 'a' * 2**31 }}"])
@@ -274,13 +284,13 @@ def test_a_prompt_has_the_vocabularys_tokens(words, want):
 
 def test_control_tokens_cannot_be_pasted_together():
     """Across parts, across messages, and with what the template writes."""
-    parts = (TextPart("<|im_"), TextPart("start|>"), TextPart("im_start"))
+    parts = (TextPart("<|IM_"), TextPart("QUIZ9|>"), TextPart("IM_QUIZ9"))
     source = "{% for p in messages[0].content %}{{ '<|' if loop.last }}{{ p.text }}{{ '|>' if loop.last }}{% endfor %}"
     prompt = render_prompt(
-        [Message("user", parts)], ChatTemplate("file", source, ""), Words(control_texts=("<|im_start|>",) * 2)
+        [Message("user", parts)], ChatTemplate("file", source, ""), Words(control_texts=("<|IM_QUIZ9|>",) * 2)
     )
-    assert prompt.shown == "<|im_start|><|im_start|>"
-    assert "im_start" not in prompt.text
+    assert prompt.shown == "<|IM_QUIZ9|><|IM_QUIZ9|>"
+    assert not set("IM_QUIZ9") & set(prompt.text)
 
 
 def test_no_template_is_an_error_when_one_is_needed():

@@ -92,6 +92,11 @@ def test_base64_in_a_bare_image_field_is_a_path_for_a_program_and_data_for_a_ser
     assert parse(part, allow_objects=False)[0].source == PNG
 
 
+def test_data_and_urls_are_never_paths():
+    assert parse({"type": "image", "image": f" \nDATA:;base64,{B64}"})[0].source == PNG
+    assert "URL images are off" in refuse(user({"type": "image", "image": " HTTPS://example.com/a"}))
+
+
 def test_objects():
     array, picture = np.zeros((2, 3, 3), np.uint8), Image.new("RGB", (3, 2))
     for key in ("image", "path"):

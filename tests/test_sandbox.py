@@ -91,7 +91,7 @@ def test_a_template_that_wants_too_much_gets_one_line(source, problem):
     outcome = one(source)
     assert outcome.text is None and not outcome.raised
     assert problem in outcome.problem and len(outcome.problem) <= 1000
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < sandbox.PATIENCE
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_template_is_stopped_after_two_seconds(source):
     began = time.monotonic()
     with pytest.raises(TemplateError, match=f"chat template: {FIELD}: stopped: it took more than 2 s"):
         one(source)
-    assert 1.5 < time.monotonic() - began < 5
+    assert 1.5 < time.monotonic() - began < sandbox.PATIENCE
     assert children() == []
 
 
@@ -231,7 +231,7 @@ def test_the_clock_stops_a_child_that_only_waits(child_script, monkeypatch):
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
         signal.signal(signal.SIGALRM, before)
-    assert 0.9 < time.monotonic() - began < 5
+    assert 0.9 < time.monotonic() - began < sandbox.PATIENCE
 
 
 @pytest.mark.parametrize("code", ["time.sleep(60)", "os.close(1); time.sleep(60)", "sys.stdin.read(); time.sleep(60)"])
@@ -241,7 +241,7 @@ def test_a_child_that_escaped_every_limit_is_killed(child_script, monkeypatch, c
     began = time.monotonic()
     with pytest.raises(TemplateError, match="it took more than"):
         one("x" * 500_000)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
     assert children() == []
 
 
