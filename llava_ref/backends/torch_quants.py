@@ -17,6 +17,7 @@ from .torch_bits import bits, fields, half
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 PLAIN |= {"I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64}  # types torch has itself
+CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}  # weights converted at a time: what is in between stays in a core's cache
 E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # twice the value: OCP Microscaling Formats 1.0
 NL4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # kvalues_iq4nl, ggml-common.h
 
@@ -35,8 +36,15 @@ def dequantize_rows(view: TensorView, rows: Sequence[int], device: str) -> Tenso
 
 def _dequantize(data: Tensor, kind: str) -> Tensor:
     if kind in PLAIN:
+        if data.data_ptr() % TYPES[kind].bytes:  # a file may ask for an alignment of 1
+            data = data.clone()
         return data.view(PLAIN[kind]).to(torch.float32)
-    return BLOCKS[kind](data.reshape(-1, TYPES[kind].bytes))
+    weights = TYPES[kind].weights
+    blocks, step = data.reshape(-1, TYPES[kind].bytes), CHUNK[data.device.type] // weights
+    out = torch.empty((len(blocks), weights), dtype=torch.float32, device=data.device)
+    for source, target in zip(blocks.split(step), out.split(step), strict=True):
+        target.copy_(BLOCKS[kind](source))
+    return out
 
 
 def _table(values: Sequence[int], index: Tensor) -> Tensor:
@@ -155,8 +163,9 @@ def mxfp4(b: Tensor) -> Tensor:
 def nvfp4(b: Tensor) -> Tensor:
     """Four 8-bit float scales (4 bits of exponent, 3 of mantissa), for 16 weights each: 8 bytes, low nibbles first."""
     s = b[:, :4]
-    exponent, mantissa = (s >> 3 & 15).float(), (s & 7).float()
-    scale = torch.where(exponent == 0, mantissa * 2**-9, (1 + mantissa / 8) * torch.exp2(exponent - 7))
+    exponent, mantissa = s >> 3 & 15, (s & 7).float()
+    power = (exponent.int() + 120 << 23).view(torch.float32)  # 2^(exponent - 7), exact on every device
+    scale = torch.where(exponent == 0, mantissa * 2**-9, (1 + mantissa / 8) * power)
     scale = torch.where((s == 0) | (s == 127), 0, scale * 0.5)
     return (scale[..., None] * _table(E2M1, fields(b[:, 4:].reshape(-1, 4, 8), 4).flatten(2))).flatten(1)
 
