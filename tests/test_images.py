@@ -1,4 +1,4 @@
-"""Decoding: five formats by content, limits before pixels, one rule each for alpha, palettes, 16 bits, CMYK and EXIF."""
+"""Decoding: five formats by content, limits before pixels, one rule for alpha, palettes, 16 bits, CMYK and EXIF."""
 
 import io
 import os
