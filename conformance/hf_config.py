@@ -109,21 +109,24 @@ def read_text(where: str, config: Mapping[str, Any]) -> TextShape:
         attention_bias=bool(c.get("attention_bias")),
         mlp_bias=bool(c.get("mlp_bias")),
         rope_divisors=divisors,
-        metadata={
-            "general.architecture": "llama",
-            "llama.block_count": c["num_hidden_layers"],
-            "llama.context_length": c["max_position_embeddings"],
-            "llama.embedding_length": c["hidden_size"],
-            "llama.feed_forward_length": c["intermediate_size"],
-            "llama.attention.head_count": n_head,
-            "llama.attention.head_count_kv": n_head_kv,
-            "llama.attention.key_length": head_size,
-            "llama.attention.value_length": head_size,
-            "llama.attention.layer_norm_rms_epsilon": float(c["rms_norm_eps"]),
-            **({"llama.attention.sliding_window": c["sliding_window"]} if c.get("sliding_window") else {}),
-            **rope,
-        },
+        metadata={**_text_metadata(c, n_head_kv, head_size), **rope},
     )
+
+
+def _text_metadata(c: Mapping[str, Any], n_head_kv: int, head_size: int) -> Metadata:
+    return {
+        "general.architecture": "llama",
+        "llama.block_count": c["num_hidden_layers"],
+        "llama.context_length": c["max_position_embeddings"],
+        "llama.embedding_length": c["hidden_size"],
+        "llama.feed_forward_length": c["intermediate_size"],
+        "llama.attention.head_count": c["num_attention_heads"],
+        "llama.attention.head_count_kv": n_head_kv,
+        "llama.attention.key_length": head_size,
+        "llama.attention.value_length": head_size,
+        "llama.attention.layer_norm_rms_epsilon": float(c["rms_norm_eps"]),
+        **({"llama.attention.sliding_window": c["sliding_window"]} if c.get("sliding_window") else {}),
+    }
 
 
 def _rope(where: str, c: Mapping[str, Any], head_size: int) -> tuple[dict[str, int | float | str], np.ndarray | None]:
@@ -166,15 +169,8 @@ def read_vision(
     where: str, config: Mapping[str, Any], text_width: int, processor: Mapping[str, Any] | None = None
 ) -> VisionShape:
     """The tower's and projector's sizes from a LLaVA config; mean and deviation from its preprocessor_config.json."""
-    given = dict(config.get("vision_config") or {})
-    if (kind := given.get("model_type", "clip_vision_model")) != "clip_vision_model":
-        raise ConversionError(where, "vision_config.model_type", f"{kind!r} is not supported")
-    c: dict[str, Any] = {**CLIP, **given}
-    if c["hidden_act"] not in ("quick_gelu", "gelu"):
-        raise ConversionError(where, "vision_config.hidden_act", f"{c['hidden_act']!r} is not supported")
-    for key, want in (("vision_feature_select_strategy", "default"), ("projector_hidden_act", "gelu")):
-        if (found := config.get(key, want)) != want:
-            raise ConversionError(where, key, f"{found!r} is not supported, expected {want!r}")
+    c: dict[str, Any] = {**CLIP, **(config.get("vision_config") or {})}
+    _check_vision(where, config, c)
     n_block = c["num_hidden_layers"]
     used = _feature_layer(where, config.get("vision_feature_layer", -2), n_block)
     processor, v = processor or {}, "clip.vision."
@@ -205,6 +201,16 @@ def read_vision(
             **({"clip.use_gelu": True} if c["hidden_act"] == "gelu" else {}),
         },
     )
+
+
+def _check_vision(where: str, config: Mapping[str, Any], c: Mapping[str, Any]) -> None:
+    if (kind := c.get("model_type", "clip_vision_model")) != "clip_vision_model":
+        raise ConversionError(where, "vision_config.model_type", f"{kind!r} is not supported")
+    if c["hidden_act"] not in ("quick_gelu", "gelu"):
+        raise ConversionError(where, "vision_config.hidden_act", f"{c['hidden_act']!r} is not supported")
+    for key, want in (("vision_feature_select_strategy", "default"), ("projector_hidden_act", "gelu")):
+        if (found := config.get(key, want)) != want:
+            raise ConversionError(where, key, f"{found!r} is not supported, expected {want!r}")
 
 
 def _feature_layer(where: str, layer: Any, n_block: int) -> int:

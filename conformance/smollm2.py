@@ -62,19 +62,24 @@ def llama_of(path: Path) -> Any:
         tie_word_embeddings=True,
         attn_implementation="eager",
     )
-    embedding = weights["token_embd.weight"]
-    state = {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding}
-    state["model.norm.weight"] = weights["output_norm.weight"]
-    for i in range(config.num_hidden_layers):
-        for name, gguf in BLOCK.items():
-            n_head = {"attn_q": heads, "attn_k": kv_heads}.get(gguf)
-            weight = weights[f"blk.{i}.{gguf}.weight"]
-            state[f"model.layers.{i}.{name}.weight"] = weight if n_head is None else _in_halves(weight, n_head)
+    state = _state(weights, config.num_hidden_layers, heads, kv_heads)
     with torch.device("meta"):  # random weights for 135 million parameters would take seconds
         model = hf.LlamaForCausalLM(config)
     model.load_state_dict(state, assign=True)
     model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its table is no weight, so it is still on "meta"
     return model.eval()
+
+
+def _state(weights: dict[str, torch.Tensor], n_layer: int, heads: int, kv_heads: int) -> dict[str, torch.Tensor]:
+    embedding = weights["token_embd.weight"]
+    state = {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding}
+    state["model.norm.weight"] = weights["output_norm.weight"]
+    for i in range(n_layer):
+        for name, gguf in BLOCK.items():
+            n_head = {"attn_q": heads, "attn_k": kv_heads}.get(gguf)
+            weight = weights[f"blk.{i}.{gguf}.weight"]
+            state[f"model.layers.{i}.{name}.weight"] = weight if n_head is None else _in_halves(weight, n_head)
+    return state
 
 
 def _in_halves(rows: torch.Tensor, n_head: int) -> torch.Tensor:

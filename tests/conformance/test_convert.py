@@ -1,47 +1,27 @@
-"""The converter: the same pair from every layout of names, errors by name, vocabularies from both kinds of file."""
+"""The converter: the same pair from every layout of names, errors by name."""
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tokenizers
-from llava_ref.conformance import convert, hf_config, hf_tokenizer, oracle, pairs, reference_hf
+from llava_ref.conformance import convert, hf_config, oracle, reference_hf
 from llava_ref.conformance.hf_config import ConversionError
 from llava_ref.conformance.hf_weights import plain_name
 from llava_ref.conformance.measure import rel_rms
-from llava_ref.conformance.writing import write
 from safetensors.numpy import load_file, save_file
+from tiny_vocabulary import N_BASE, fast_tokenizer
 
 from llava_ref import gguf
 from llava_ref.engine import Engine
 from llava_ref.profiles import PROFILES
 from llava_ref.quants import dequantize
-from llava_ref.tokenizer import Tokenizer
 
 reason = reference_hf.missing()
 needs_transformers = pytest.mark.skipif(bool(reason), reason=str(reason))
 pytestmark = pytest.mark.oracle
-MERGES = [("▁", "a"), ("b", "c"), ("▁a", "bc"), ("▁", "▁"), ("c", "c"), ("▁", "b")]
-LETTERS = ["▁", "a", "b", "c"]
-BYTES = [f"<0x{b:02X}>" for b in range(256)]
-
-
-def fast_tokenizer(added: list[tuple[str, bool]]) -> dict[str, Any]:
-    """A tokenizer.json as transformers writes one for Llama, with tokens added at the end."""
-    tokens = ["<unk>", "<s>", "</s>", *BYTES, *LETTERS, *[a + b for a, b in MERGES]]
-    special = [{"id": i, "content": tokens[i], "special": True} for i in range(3)]
-    more = [{"id": len(tokens) + i, "content": text, "special": s} for i, (text, s) in enumerate(added)]
-    model = {"type": "BPE", "byte_fallback": True, "unk_token": "<unk>", "merges": [list(m) for m in MERGES]}
-    model["vocab"] = {token: i for i, token in enumerate(tokens)}
-    normalizer = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}]}
-    return {"added_tokens": special + more, "model": model, "normalizer": normalizer, "pre_tokenizer": None}
-
-
-N_BASE = 3 + 256 + len(LETTERS) + len(MERGES)
 
 
 @pytest.fixture(scope="module")
@@ -211,97 +191,3 @@ def test_what_a_pair_cannot_say_is_refused(change: dict[str, Any], field: str) -
     with pytest.raises(ConversionError) as caught:
         hf_config.read_vision("here", change, hf_config.read_text("here", change).width)
     assert caught.value.field == field
-
-
-def test_added_tokens_keep_their_ids_and_the_image_token_needs_none(tmp_path: Path) -> None:
-    added = [("<image>", True), ("<|im_end|>", True), ("[SEP]", False), ("<pad>", True)]
-    (tmp_path / "tokenizer.json").write_text(json.dumps(fast_tokenizer(added)))
-    found = hf_tokenizer.read_folder(tmp_path, N_BASE + 64, N_BASE)
-    assert found.texts[N_BASE:] == ["<image>", "<|im_end|>", "[SEP]"]
-    assert found.kinds[N_BASE:] == [hf_tokenizer.UNUSED, hf_tokenizer.CONTROL, hf_tokenizer.USER_DEFINED]
-    with pytest.raises(ConversionError, match="tokenizer has more tokens"):
-        hf_tokenizer.read_folder(tmp_path, N_BASE + 2, N_BASE)
-
-
-def test_a_folder_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConversionError, match=r"tokenizer\.model: missing file"):
-        hf_tokenizer.read_folder(tmp_path, 300, None)
-    for model, problem in (
-        ({"type": "BPE", "vocab": {}, "merges": []}, "byte fallback"),
-        ({"type": "Unigram", "byte_fallback": True}, "byte fallback"),
-    ):
-        (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model}))
-        with pytest.raises(ConversionError, match=problem):
-            hf_tokenizer.read_folder(tmp_path, 300, None)
-
-
-def train(folder: Path, **change: Any) -> Path:
-    """A small BPE sentencepiece model with byte fallback and the options of Llama's, but for `change`."""
-    skip = "sentencepiece not installed: pip install 'llava-ref[training]'"
-    options = {"model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False, **change}
-    pytest.importorskip("sentencepiece", reason=skip).SentencePieceTrainer.train(
-        sentence_iterator=iter(["the red circle is left of a blue square"] * 50),
-        model_prefix=str(folder / "tokenizer"),
-        vocab_size=320,
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        user_defined_symbols=["[X]"],
-        minloglevel=2,
-        **options,
-    )
-    return folder / "tokenizer.model"
-
-
-@pytest.fixture(scope="module")
-def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    path = train(tmp_path_factory.mktemp("spm"))
-    return pytest.importorskip("sentencepiece").SentencePieceProcessor(model_file=str(path)), path
-
-
-@pytest.mark.parametrize("change", [{"model_type": "unigram"}, {"remove_extra_whitespaces": True}])
-def test_a_sentencepiece_model_of_another_kind_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    data = train(tmp_path, **change).read_bytes()
-    with pytest.raises(ConversionError, match=f"_spec.{next(iter(change))}: "):
-        hf_tokenizer.parse_sentencepiece(data, "here")
-
-
-def test_a_sentencepiece_model_is_read_as_the_library_reads_it(sentencepiece_model: Any) -> None:
-    library, path = sentencepiece_model
-    found, ids = hf_tokenizer.parse_sentencepiece(path.read_bytes(), "here"), range(library.get_piece_size())
-    assert found.texts == [library.id_to_piece(i) for i in ids]
-    assert np.allclose(found.scores, [library.get_score(i) for i in ids])
-    assert [kind == hf_tokenizer.BYTE for kind in found.kinds] == [library.is_byte(i) for i in ids]
-    assert [kind == hf_tokenizer.CONTROL for kind in found.kinds] == [library.is_control(i) for i in ids]
-    assert (found.unknown, found.bos, found.eos) == (library.unk_id(), library.bos_id(), library.eos_id())
-
-
-def test_our_tokenizer_on_a_converted_model_gives_the_librarys_ids(sentencepiece_model: Any, tmp_path: Path) -> None:
-    library, path = sentencepiece_model
-    metadata = hf_tokenizer.parse_sentencepiece(path.read_bytes(), "here").metadata()
-    tokenizer = Tokenizer.from_gguf(written(tmp_path, metadata))
-    for text in ("the red circle", "left of blue  squares", "ähh 3", "a"):
-        assert tokenizer.encode(text) == library.encode(text)
-
-
-def test_our_tokenizer_on_a_converted_tokenizer_json_gives_that_librarys_ids(tmp_path: Path) -> None:
-    contents = fast_tokenizer([])
-    contents["normalizer"]["normalizers"].append({"type": "Replace", "pattern": {"String": " "}, "content": "▁"})
-    described = {"version": "1.0", **contents, "added_tokens": []}
-    described |= {"truncation": None, "padding": None, "post_processor": None, "decoder": None}
-    library = tokenizers.Tokenizer.from_str(json.dumps(described))
-    tokenizer = Tokenizer.from_gguf(written(tmp_path, hf_tokenizer.parse_tokenizers(contents, "here").metadata()))
-    for text in ("abc", "a bc bcc", "ccc  b", "abcé a", "bbbccc"):
-        assert tokenizer.encode(text) == library.encode(text).ids
-
-
-def written(folder: Path, vocabulary: Any) -> gguf.GGUFFile:
-    """A text model with this vocabulary, small."""
-    spec = replace(pairs.TextSpec(), n_layer=1)
-    write(folder / "text.gguf", {**pairs.text_metadata(spec), **vocabulary}, {})
-    return gguf.read(folder / "text.gguf")
-
-
-@pytest.mark.parametrize("spoil", [lambda d: d[:-9], lambda d: b"\x0a\xff\xff\xff\x7f" + d, lambda d: b"\x0b" + d])
-def test_a_damaged_sentencepiece_model_is_refused(sentencepiece_model: Any, spoil: Any) -> None:
-    with pytest.raises(ConversionError, match="not a sentencepiece model"):
-        hf_tokenizer.parse_sentencepiece(spoil(sentencepiece_model[1].read_bytes()), "here")
