@@ -5,6 +5,7 @@ N patches, D decoder width, V vocabulary, T positions fed.
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -45,6 +46,8 @@ class Engine:
         budget = default_budget(files) if weight_cache is None else weight_cache
         self.ops: Ops = get_ops(backend, device, threads, budget)
         self.text = None if text_file is None else read_text(text_file)
+        if self.text is not None and quirks.window == "ignore":
+            self.text = replace(self.text, window=None)
         self.vision = None if mmproj_file is None else read_vision(mmproj_file)
         if text_file is not None and self.text is not None:
             weights = Weights(text_file, self.ops)

@@ -34,6 +34,8 @@ class Quirks:
     text_pieces: Literal["separate", "whole", "separate-prefixed"] = "separate"
     """Text around images: each piece tokenised by itself; the whole string at once; by itself, and an SPM space prefix
     also after a control token inside a piece."""
+    window: Literal["honour", "ignore"] = "honour"
+    """A sliding window that a file of the llama architecture asks for; llama.cpp does not read the key there."""
 
 
 PROFILES: Mapping[str, Quirks] = {
@@ -47,6 +49,7 @@ PROFILES: Mapping[str, Quirks] = {
         square="resize-pad",
         alpha="drop",
         text_pieces="separate-prefixed",
+        window="ignore",
     ),
 }
 

@@ -100,7 +100,7 @@ def test_a_window_of_five_sees_five(make):
     assert rel_rms(*(engine.session().feed([t]) for t in ([9, 6, 7, 8, 10], [300, 6, 7, 8, 10]))) > 1e-3
 
 
-QUIRKS = [name for name in describe(Quirks()) if name not in ("square", "exif", "alpha", "text_pieces")]
+QUIRKS = ["class_token", "vit_layers", "post_ln", "gelu"]
 
 
 @pytest.mark.parametrize("name", QUIRKS)
@@ -111,6 +111,11 @@ def test_each_quirk_of_the_tower_changes_the_rows(make, backend, name):
     changed, plain = (make(vision=vision, backend=backend, quirks=q).encode(PIXELS) for q in (quirks, Quirks()))
     assert changed.shape == plain.shape == (16, 48)
     assert rel_rms(changed, plain) > 1e-5
+
+
+def test_profile_llama_cpp_sees_past_the_window(make):
+    ignored = make(TextSpec(window=5), quirks=resolve("llava", {"window": "ignore"}))
+    np.testing.assert_array_equal(answer(ignored), answer(make()))
 
 
 def test_a_feature_layer_counts_blocks(make):
