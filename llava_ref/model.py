@@ -15,7 +15,7 @@ from PIL import Image
 from . import gguf, images
 from .chat import ChatTemplate, choose_template, parse_messages, render_prompt
 from .engine import Engine, Part
-from .errors import ParameterError, PromptError
+from .errors import ImageError, ParameterError, PromptError
 from .generate import Clock, Reply, Request, Step, StopStrings, Stream, generate, room
 from .messages import ImagePart
 from .preprocess import Preprocessed, preprocess
@@ -255,9 +255,15 @@ class Llava:
         return self.engine.session(self.n_context).feed(self._parts(request, Clock()), all_logits=True)
 
     def decode_image(self, source: ImageSource, where: str = "image") -> images.DecodedImage:
-        """A picture as the profile reads it. ImageError."""
+        """A picture as the profile reads it. ImageError names the file, or `where` if there is none."""
+        path = str(source) if isinstance(source, str | Path) else None
         quirks = self.engine.quirks
-        return images.load(source, exif=quirks.exif, alpha=quirks.alpha, where=where)
+        try:
+            return images.load(source, exif=quirks.exif, alpha=quirks.alpha, where=path or where)
+        except ImageError as error:
+            if error.field != path:
+                raise
+            raise ImageError(path, "file", error.problem) from None
 
     def preprocess(self, image: images.DecodedImage) -> Preprocessed:
         """What the tower is shown: `pixels` (1, 3, S, S) float32. ParameterError without an mmproj file."""

@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_pair import VICUNA, Tiny, write_mmproj, write_pair, write_text
 
 import llava_ref
-from llava_ref import GGUFError, NumericsError, PairError, ParameterError, PromptError
+from llava_ref import GGUFError, ImageError, NumericsError, PairError, ParameterError, PromptError
 from llava_ref.sampler import Sampling
 
 RGB = np.random.default_rng(0).integers(0, 256, (30, 47, 3), np.uint8)
@@ -31,8 +31,12 @@ def one(pair):
     return llava_ref.load(*pair, backend="numpy")
 
 
+def is_picture(part):
+    return not isinstance(part, str) or part.endswith(".png")
+
+
 def ask(*parts):
-    content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "image": p} for p in parts]
+    content = [{"type": "image", "image": p} if is_picture(p) else {"type": "text", "text": p} for p in parts]
     return [{"role": "user", "content": content}]
 
 
@@ -130,6 +134,18 @@ def test_every_form_of_a_picture_is_the_same(one, tmp_path):
     assert want.shape == (N, 32) and want.dtype == np.float32
     for source in (path, str(path), buffer.getvalue(), Image.fromarray(RGB)):
         np.testing.assert_array_equal(one.encode_image(source), want)
+
+
+def test_a_picture_that_cannot_be_read_is_named(one, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    for source, start in (
+        (tmp_path / "bad.png", f"{tmp_path}/bad.png: format: "),
+        (str(tmp_path / "none.png"), f"{tmp_path}/none.png: file: No such file"),
+        (b"not a picture", r"messages[0].content[1]: format: "),
+    ):
+        with pytest.raises(ImageError) as caught:
+            one.chat(ask("what?", source))
+        assert str(caught.value).startswith(start)
 
 
 def test_pictures_are_seen_in_their_order(one):

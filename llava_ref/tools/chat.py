@@ -43,7 +43,7 @@ class Conversation:
         """A picture for the next message. ImageError, PromptError."""
         if self._model.engine.vision is None:
             raise PromptError(str(path), "image", "the model was loaded without an mmproj file and cannot see pictures")
-        image = self._model.decode_image(path, str(path))
+        image = self._model.decode_image(path)
         for warning in image.warnings:
             note(f"warning: {visible(warning)}")
         self._images.append(image.rgb)

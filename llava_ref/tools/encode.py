@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     for output in outputs:
         check_output(output, [mmproj, source])
     model = options.load_model(args, None, mmproj)
-    image = model.decode_image(source, str(source))
+    image = model.decode_image(source)
     for warning in image.warnings:
         note(f"warning: {visible(warning)}")
     seen = model.preprocess(image)
