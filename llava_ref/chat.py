@@ -1,9 +1,10 @@
 """A conversation -> the prompt string a model was trained to see, pictures as `<image>`.
 
 A template is code of unknown taste: some want a message's content as a string, some as a list of parts, some put all
-pictures first, some lose what they do not expect. So each text is wrapped in marks, the conversation is rendered in
-every form, and the first form counts in which each text and each picture came through once and in order. If none does,
-the error says what was lost: nothing is dropped silently.
+pictures first, some lose what they do not expect. So it is given the conversation with a stand-in for each text, in
+every form, and the first form counts in which each stand-in and each picture came through once and in order; then the
+texts take their places. If none does, the error says what was lost: nothing is dropped silently. And what users typed
+is never seen by the template, so neither its length nor what it says can lead one astray.
 """
 
 import re
@@ -21,8 +22,8 @@ from .tokenizer import Tokenizer
 __all__ = ["ChatTemplate", "Prompt", "choose_template", "parse_messages", "render", "render_prompt"]
 
 OTHER_SLOTS = ("<|image|>", "<start_of_image>", "[IMG]", "<|image_pad|>", "<__media__>")  # of other models' templates
-START, END = "\x02", "\x03"  # "start of text", "end of text"; a Quote moves them where users typed them
-EVENT = re.compile(f"{START}([0-9]+){START}([^{START}{END}]*){END}|{re.escape(IMAGE)}")
+STAND_IN = "\x02{}\x03"  # for a text, with its number; "start of text", "end of text"
+EVENT = re.compile("\x02([0-9]{1,9})\x03|" + re.escape(IMAGE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +68,7 @@ def _render(
     messages: Sequence[Message], source: str, field: str, values: dict[str, Any], control_texts: Sequence[str]
 ) -> Prompt:
     parts = [part for message in messages for part in message.parts]
-    texts = [part.text for part in parts if isinstance(part, TextPart)]
-    quote = Quote.over([source, *texts], [*control_texts, *OTHER_SLOTS, START, END])
-    expected, turns = _mark(messages, quote)
+    expected, turns = _stand_ins(messages)
     forms: list[list[dict[str, Any]]] = []
     for content in FORMS:
         form = [{"role": role, "content": content(pieces)} for role, pieces in turns]
@@ -79,17 +78,20 @@ def _render(
     contexts = [{"messages": form, "tools": None, "documents": None, **values} for form in forms]
     ours = source in TEMPLATES.values()
     outcomes = sandbox.run_trusted(source, contexts) if ours else sandbox.run(source, contexts, field)
-    text = _first_complete(outcomes, expected, parts, field)
-    return Prompt(text, quote, tuple(part for part in parts if isinstance(part, ImagePart)))
+    text = _first_complete(outcomes, expected, [part.where for part in parts], field)
+    texts = [part.text.strip() if isinstance(part, TextPart) else "" for part in parts]
+    quote = Quote.over([text, *texts], control_texts)
+    filled = EVENT.sub(lambda event: quote.quote(texts[int(event[1])]) if event[1] else IMAGE, text)
+    return Prompt(filled, quote, tuple(part for part in parts if isinstance(part, ImagePart)))
 
 
-Pieces = list[str | None]  # a message's content: marked and quoted texts, None for a picture
-Event = tuple[int, str] | None  # the number and text of a text part; None is a picture
+Pieces = list[str | None]  # a message's content: texts with stand-ins, None for a picture
+Event = int | None  # the number of a text among all parts; None is a picture
 
 
-def _mark(messages: Sequence[Message], quote: Quote) -> tuple[list[Event], list[tuple[str, Pieces]]]:
-    """What must come through, in order; and the messages with each text between marks that carry its number. White
-    space around a text stays outside the marks: many templates strip it, and may."""
+def _stand_ins(messages: Sequence[Message]) -> tuple[list[Event], list[tuple[str, Pieces]]]:
+    """What must come through, in order; and the messages with a stand-in for each text. White space around a text
+    stays: many templates strip it, and may. So does a text that is nothing else: some templates ask for that."""
     expected: list[Event] = []
     turns: list[tuple[str, Pieces]] = []
     number = 0
@@ -100,9 +102,9 @@ def _mark(messages: Sequence[Message], quote: Quote) -> tuple[list[Event], list[
                 expected.append(None)
                 pieces.append(None)
             elif core := part.text.strip():
-                lead, core, trail = (quote.quote(piece) for piece in part.text.partition(core))
-                expected.append((number, core))
-                pieces.append(f"{lead}{START}{number}{START}{core}{END}{trail}")
+                lead, _, trail = part.text.partition(core)
+                expected.append(number)
+                pieces.append(lead + STAND_IN.format(number) + trail)
             else:
                 pieces.append(part.text)
             number += 1
@@ -133,9 +135,9 @@ FORMS: tuple[Callable[[Pieces], object], ...] = (_as_typed, _as_list, _as_text, 
 
 
 def _first_complete(
-    outcomes: Sequence[sandbox.Outcome], expected: list[Event], parts: Sequence[TextPart | ImagePart], field: str
+    outcomes: Sequence[sandbox.Outcome], expected: list[Event], where: Sequence[str], field: str
 ) -> str:
-    """The first rendering that holds everything, marks removed. TemplateError says what is wrong with them all."""
+    """The first rendering that holds everything. TemplateError says what is wrong with them all."""
     refusals: list[str] = []
     losses: list[tuple[int, str]] = []
     failures: list[str] = []
@@ -144,10 +146,10 @@ def _first_complete(
             (refusals if outcome.raised else failures).append(outcome.problem)
             continue
         text = _with_image_slots(outcome.text)
-        events = [None if m[1] is None else (int(m[1]), m[2]) for m in EVENT.finditer(text)]
+        events = [int(event[1]) if event[1] else None for event in EVENT.finditer(text)]
         if events == expected:
-            return re.sub(f"{START}[0-9]+{START}|{END}", "", text)
-        losses.append(_loss(events, expected, parts))
+            return text
+        losses.append(_loss(events, expected, where))
     if refusals:
         raise TemplateError("chat template", field, f"refuses this conversation: {refusals[0]}")
     raise TemplateError("chat template", field, min(losses)[1] if losses else failures[0])
@@ -159,15 +161,11 @@ def _with_image_slots(text: str) -> str:
     return text.replace(slot, IMAGE) if slot else text
 
 
-def _loss(events: list[Event], expected: list[Event], parts: Sequence[TextPart | ImagePart]) -> tuple[int, str]:
+def _loss(events: list[Event], expected: list[Event], where: Sequence[str]) -> tuple[int, str]:
     """How many texts were lost, and what differs between the parts that came through and those that should have."""
-    found = [event[0] for event in events if event]
-    lost = [parts[event[0]].where for event in expected if event and event[0] not in found]
+    lost = [where[number] for number in expected if number is not None and number not in events]
     if lost:
         return len(lost), f"drops {', '.join(lost)}"
     if events.count(None) != expected.count(None):
         return 0, f"makes {events.count(None)} places for {expected.count(None)} pictures"
-    if len(found) != len(set(found)):
-        return 0, "repeats a text"
-    changed = [parts[event[0]].where for event in expected if event and event not in events]
-    return 0, f"changes {', '.join(changed)}" if changed else "changes the order of the parts"
+    return 0, "repeats a text" if len(events) != len(expected) else "changes the order of the parts"

@@ -21,7 +21,7 @@ import markupsafe
 from . import sandbox_child
 from .errors import TemplateError
 
-SECONDS = 2  # of processor time, and by the clock once the child has started
+SECONDS = 2  # of processor time; twice that by the clock, once the child has started
 PATIENCE = 20  # seconds by the clock for everything, a slow start on a busy machine included
 ADDRESS_SPACE = 256 << 20  # bytes, the child's own 25 MB included
 OUTPUT = 1 << 20  # UTF-8 bytes of one rendering
@@ -46,9 +46,9 @@ def run(source: str, contexts: Sequence[Mapping[str, Any]], field: str) -> list[
     """
     limits = {"seconds": SECONDS, "address_space": ADDRESS_SPACE, "output": OUTPUT}
     job = json.dumps({"source": source, "contexts": list(contexts), "limits": limits})
-    code, answer = _child(job.encode("ascii"), len(contexts) * 6 * OUTPUT + 4096, field)
+    code, answer = _child(job.encode("ascii"), len(contexts) * 6 * OUTPUT + 4096, field)  # JSON: at most 6 bytes each
     if code in OUT_OF_TIME:
-        raise TemplateError("chat template", field, f"stopped: it took more than {SECONDS} s")
+        raise TemplateError("chat template", field, f"stopped: it needs more than {SECONDS} s")
     if code:
         died = f"signal {-code}" if code < 0 else f"exit status {code}"
         raise TemplateError("chat template", field, f"stopped: out of memory or crashed ({died})")

@@ -1,13 +1,13 @@
 """Conversations to prompt strings: golden strings of the named templates, templates of every taste, nothing lost."""
 
 import base64
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 
 from llava_ref import sandbox
-from llava_ref.chat import ChatTemplate, choose_template, parse_messages, render, render_prompt
-from llava_ref.errors import GGUFError, PromptError, TemplateError
+from llava_ref.chat import ChatTemplate, parse_messages, render, render_prompt
+from llava_ref.errors import PromptError, TemplateError
 from llava_ref.messages import ImagePart, Message, TextPart
 from llava_ref.templates import CHATML, KEY, LLAVA_LLAMA_3, MISTRAL_INSTRUCT, TEMPLATES, VICUNA
 
@@ -117,7 +117,9 @@ def test_templates_of_every_taste(source, messages, want):
         ("<image>{{ messages[0].content }}", talk((U, "a")), "makes 1 places for 0 pictures"),
         ("{% for m in messages | reverse %}{{ m.content }}{% endfor %}", talk((U, "a"), (A, "b"), (U, "c")),
          "changes the order of the parts"),
-        ("{{ messages[0].content | replace('\\x03', '!\\x03') }}", talk((U, "abc")), "changes messages[0].content"),
+        ("{{ '\\x020\\x03' + messages[0].content }}", talk((U, "a")), "repeats a text"),
+        ("{{ '\\x02' ~ '9' * 5000 ~ '\\x03' }}", talk((U, "a")), "drops messages[0].content"),
+        ("{{ messages[0].content ~ '\\x0299\\x03' }}", talk((U, "a")), "repeats a text"),
         ("{{ messages[0].content[:-2] }}", talk((U, "abc")), "drops messages[0].content"),
         ("{{ messages | tojson }}", ONE, "drops messages[0].content[1].text"),
         ("{{ messages }}", talk((U, "a")), "drops messages[0].content"),
@@ -140,7 +142,7 @@ def test_white_space_may_be_stripped_but_only_around_a_text():
 
 
 def test_what_users_type_is_neither_code_nor_a_slot():
-    typed = "{{ 7 * 7 }}{% raw %}<image></s>[IMG]<|im_end|>\x02 0\x02\x03"
+    typed = "{{ 7 * 7 }}{% raw %}<image></s>[IMG]<|im_end|>\x020\x03"
     assert render(talk((U, [text(typed), IMAGE])), VICUNA) == f"USER: {typed}\n<image> ASSISTANT:"
     assert render(talk((U, [text(typed), IMAGE])), LISTS) == f"[user]{typed}<image>\n[assistant]"
     assert (
@@ -153,6 +155,23 @@ def test_private_use_characters_are_nobodys():
     """Quoting uses such characters, but none that a template or a text has."""
     private = "".join(chr(c) for c in range(0xE000, 0xE100))
     assert render(talk((U, "<" + private)), private + "{{ messages[0].content }}") == f"{private}<{private}"
+    assert render(talk((U, "<")), "{{ '\\ue000' ~ messages[0].content }}") == "\ue000<"
+
+
+def test_a_template_never_sees_what_users_type(monkeypatch):
+    seen = []
+    real = sandbox.run
+    monkeypatch.setattr(sandbox, "run", lambda *given: seen.append(str(given)) or real(*given))
+    source = (
+        "{{ messages[0].content | upper }}{{ 'secret' in messages[0].content }}{{ messages[0].content | length > 9 }}"
+    )
+    assert render(talk((U, " my secret text ")), source) == " my secret text FalseFalse"
+    assert "secret text" not in seen[0]
+
+
+def test_a_long_conversation_is_no_work_for_a_template():
+    long = "It's <b>1</b>.\n" * 50_000  # LISTS would take a string letter by letter, half a million of them
+    assert render(talk((U, long), (A, long)), LISTS) == f"[user]{long.strip()}\n[assistant]{long.strip()}\n[assistant]"
 
 
 def test_the_context_is_what_hugging_face_gives():
@@ -185,69 +204,6 @@ def test_a_hostile_template_is_a_template_error(source, monkeypatch):
     monkeypatch.setattr(sandbox, "SECONDS", 1)
     with pytest.raises(TemplateError, match=f"chat template: {KEY}: .*(more than|memory)"):
         render(ONE, source)
-
-
-# The template for a file
-
-
-@dataclass
-class File:
-    """What `choose_template` asks a GGUFFile for."""
-
-    metadata: dict = field(default_factory=dict)
-
-    def string(self, key, default):
-        value = self.metadata.get(key, default)
-        if not isinstance(value, str):
-            raise GGUFError("x.gguf", key, "is not a string")
-        return value
-
-    def integer(self, key, low, high, default):
-        return self.metadata.get(key, default)
-
-    def array(self, key, kind):
-        assert (key, kind) == ("tokenizer.ggml.tokens", "string")
-        return ["<s>", "</s>", *self.metadata.get("tokens", [])]
-
-
-MISTRAL = {"llama.block_count": 32, "llama.attention.head_count": 32, "llama.attention.head_count_kv": 8,
-           "llama.feed_forward_length": 14336}  # fmt: skip
-LLAMA_3 = {"tokens": ["<|start_header_id|>", "<|eot_id|>"]}
-IM = {"tokens": ["<|im_start|>", "<|im_end|>"]}
-
-
-@pytest.mark.parametrize(
-    "metadata, has_mmproj, name, why",
-    [
-        ({KEY: LISTS, **IM}, True, "file", f"the file's own ({KEY})"),
-        ({KEY: " \n"}, True, "vicuna", "it comes with an mmproj file"),
-        ({}, True, "vicuna", "it comes with an mmproj file"),
-        ({}, False, "none", "nothing in it tells"),
-        (MISTRAL, False, "none", "nothing in it tells"),
-        (LLAMA_3, False, "llava-llama-3", "its vocabulary has <|start_header_id|>"),
-        (LLAMA_3 | {"general.name": "LLaVA Mistral"}, True, "llava-llama-3", "its vocabulary"),
-        (IM, True, "chatml", "its vocabulary has <|im_start|>"),
-        ({"tokens": ["<|im_start|>"]}, True, "vicuna", "mmproj"),
-        ({"general.name": "BakLLaVA-1"}, True, "mistral-instruct", "its general.name contains 'bakllava'"),
-        ({"general.name": "LLaMA v2", "general.basename": "Mistral-7B"}, False, "mistral-instruct", "general.basename"),
-        ({"general.name": "llava-v1.5-7b"}, False, "vicuna", "its general.name contains 'llava'"),
-        ({"general.name": "llava-v1.6-mistral-7b"}, True, "mistral-instruct", "'mistral'"),
-        ({"general.finetune": "Vicuna"}, False, "vicuna", "general.finetune contains 'vicuna'"),
-        (MISTRAL | {"general.name": "LLaMA v2"}, True, "mistral-instruct", "the shape of Mistral-7B"),
-        (MISTRAL | {"llama.attention.head_count_kv": 32}, True, "vicuna", "mmproj"),
-    ],
-)
-def test_which_template(metadata, has_mmproj, name, why):
-    chosen = choose_template(File(metadata), has_mmproj=has_mmproj)
-    assert chosen.name == name and why in chosen.why
-    assert chosen.source == {**TEMPLATES, "file": LISTS, "none": None}[name]
-
-
-def test_a_template_by_name():
-    chosen = choose_template(File({KEY: LISTS}), has_mmproj=True, name="chatml")
-    assert chosen == ChatTemplate("chatml", CHATML, "asked for")
-    with pytest.raises(TemplateError, match="template: 'vicunna': unknown, expected one of vicuna, mistral-instruct,"):
-        choose_template(File(), has_mmproj=True, name="vicunna")
 
 
 # The prompt for a model

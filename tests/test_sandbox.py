@@ -134,7 +134,7 @@ def test_a_template_that_fails_gets_one_line(source, problem):
 )
 def test_a_template_is_stopped_after_two_seconds(source):
     began = time.monotonic()
-    with pytest.raises(TemplateError, match=f"chat template: {FIELD}: stopped: it took more than 2 s"):
+    with pytest.raises(TemplateError, match=f"chat template: {FIELD}: stopped: it needs more than 2 s"):
         one(source)
     assert 1.5 < time.monotonic() - began < sandbox.PATIENCE
     assert children() == []
@@ -152,7 +152,8 @@ def test_one_bad_context_leaves_the_others():
 
 
 @pytest.mark.parametrize("source, fits", [("{{ 'a' * 2**20 }}", True), ("{{ 'a' * (2**20 + 1) }}", False),
-                                          ("{{ 'é' * 2**19 }}", True), ("{{ 'é' * (2**19 + 1) }}", False)])  # fmt: skip
+                                          ("{{ 'é' * 2**19 }}", True), ("{{ 'é' * (2**19 + 1) }}", False),
+                                          ("{{ '\x01' * 2**20 }}", True)])  # fmt: skip
 @pytest.mark.parametrize("run", [lambda s: one(s), lambda s: sandbox.run_trusted(s, [{}])[0]], ids=["child", "here"])
 def test_the_output_limit_counts_bytes(source, fits, run):
     assert (run(source).text is not None) is fits
@@ -226,12 +227,12 @@ def test_the_clock_stops_a_child_that_only_waits(child_script, monkeypatch):
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
     began = time.monotonic()
     try:
-        with pytest.raises(TemplateError, match="took more than 1 s"):
+        with pytest.raises(TemplateError, match="needs more than 1 s"):
             one("")
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
         signal.signal(signal.SIGALRM, before)
-    assert 0.9 < time.monotonic() - began < sandbox.PATIENCE
+    assert 1.9 < time.monotonic() - began < sandbox.PATIENCE
 
 
 @pytest.mark.parametrize("code", ["time.sleep(60)", "os.close(1); time.sleep(60)", "sys.stdin.read(); time.sleep(60)"])
@@ -239,7 +240,7 @@ def test_a_child_that_escaped_every_limit_is_killed(child_script, monkeypatch, c
     monkeypatch.setattr(sandbox, "PATIENCE", 0.5)
     child_script(code)
     began = time.monotonic()
-    with pytest.raises(TemplateError, match="it took more than"):
+    with pytest.raises(TemplateError, match="it needs more than"):
         one("x" * 500_000)
     assert time.monotonic() - began < 10
     assert children() == []
