@@ -98,7 +98,6 @@ class Tokenizer:
             else:
                 lead = " " if space and self.vocabulary.pre is None and self.vocabulary.add_space_prefix else ""
                 ids += self._merge(lead + part)
-                space = False
         return ids
 
     def _cut(self, text: str, plain: str, special: bool) -> Iterator[int | str]:

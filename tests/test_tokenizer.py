@@ -154,6 +154,9 @@ def test_decoding_rules(spm, tmp_path):
     plain = load(tmp_path, **keys)
     assert plain.decode(plain.encode(" ab")) == " ab"
     assert plain.token_bytes(plain.n_vocab - 1) == b""
+    keys["ggml_add_space_prefix"] = True
+    spaced = load(tmp_path, **keys)
+    assert spaced.decode([spaced.n_vocab - 1, *spaced.encode("ab")]) == "ab"  # the first token that gives any text
 
 
 def test_a_stream_never_cuts_a_character(spm):

@@ -35,7 +35,10 @@ def test_bpe_merges_as_the_slow_way_does():
         )
         pieces = {text: i for i, text in enumerate(texts)}
         merges = [
-            (t[:cut], t[cut:]) for t in (*texts[3:], "cd", "dab") for cut in range(1, len(t)) if rng.random() < 0.7
+            (t[:cut], t[cut:])
+            for t in (*texts[3:], "cd", "dab", "ca", "bb", "acb")
+            for cut in range(1, len(t))
+            if rng.random() < 0.7
         ]
         rng.shuffle(merges)
         merger = BpeMerger(pieces, len(pieces), dict.fromkeys(merges), set(), PRES["gpt-2"])
@@ -91,9 +94,11 @@ def test_bpe_rules(bpe, tmp_path):
 def test_a_merge_to_a_control_token_is_left_out(tmp_path):
     keys = bpe_keys()
     types = [*keys["ggml_token_type"][:256], CONTROL, *keys["ggml_token_type"][257:]]
-    tokenizer = load(tmp_path, **keys | {"ggml_token_type": types})
-    assert words(tokenizer, "ab", special=False) == ["a", "b"]
-    assert words(tokenizer, "ab") == ["ab"]
+    texts = [*keys["ggml_tokens"][:257], "ba", *keys["ggml_tokens"][258:]]
+    merges = {"ggml_merges": ["a b", "b a"]}
+    tokenizer = load(tmp_path, **keys | merges | {"ggml_token_type": types, "ggml_tokens": texts})
+    assert words(tokenizer, "abab", special=False) == ["a", "ba", "b"]
+    assert words(tokenizer, "abab") == ["ab", "ab"]
 
 
 def test_plain_character_bpe_with_byte_fallback(tmp_path):

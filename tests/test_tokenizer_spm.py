@@ -120,6 +120,15 @@ def test_spm_rules(spm, text, options, expected):
     assert words(spm, text, **options) == expected
 
 
+def test_text_is_never_merged_to_a_byte_token(tmp_path):
+    keys = spm_keys()
+    steps = ["0", "x", "4", "1", "<0", "<0x", "<0x4", "<0x41"]
+    keys["ggml_tokens"] += steps
+    keys["ggml_scores"] += [0.0] * len(steps)
+    keys["ggml_token_type"] += [NORMAL] * len(steps)
+    assert words(load(tmp_path, **keys), "<0x41>", prefix=False) == ["<0x41", ">"]
+
+
 def test_a_character_without_tokens_is_the_unknown_token_or_an_error(tmp_path):
     keys = {"ggml_model": "llama", "ggml_tokens": ["?", "<s>", "</s>", "a"], "ggml_scores": [0.0] * 4}
     types = [UNKNOWN, CONTROL, CONTROL, NORMAL]

@@ -71,7 +71,7 @@ SPM_FAULTS = [
     ({"ggml_scores": None}, "tokenizer.ggml.scores: missing"),
     ({"ggml_scores": [0.0, 1.0]}, "tokenizer.ggml.scores: has 2 entries, expected 281"),
     ({"ggml_scores": ["0"] * 281}, r"tokenizer.ggml.scores: is array\[string\]"),
-    ({"ggml_scores": [float("nan")] * 281}, "the score of token 0 is nan"),
+    ({"ggml_scores": [float("nan")] * 281}, "tokenizer.ggml.scores: element 0 is nan"),
     ({"ggml_token_type": [1, 2]}, "tokenizer.ggml.token_type: has 2 entries, expected 281"),
     ({"ggml_token_type": [0.5] * 281}, r"tokenizer.ggml.token_type: is array\[f32\]"),
     ({"ggml_token_type": [BYTE] * 281}, "token 0 has type byte and text '<unk>'"),
