@@ -9,13 +9,15 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "llava_ref"
 ORDER = [  # a module may import from earlier rows only
-    ["errors", "blocks"],
+    ["errors", "blocks", "sandbox_child"],
     ["gguf_bytes"],
     ["gguf_metadata"],
     ["gguf"],
     ["quants", "ops"],
-    ["trace", "config", "profiles", "quote"],
-    ["cache", "rope", "weights", "images", "resample", "pretokenizers", "tokenizer_spm", "tokenizer_bpe", "scenes"],
+    ["trace", "config", "profiles", "quote", "pretokenizers"],
+    ["cache", "rope", "weights", "images", "resample", "vocabulary", "scenes"],
+    ["tokenizer_spm"],
+    ["tokenizer_bpe"],
     ["preprocess", "tokenizer", "vision", "projector", "decoder", "messages", "sandbox"],
     ["templates", "backends"],
     ["chat", "engine"],

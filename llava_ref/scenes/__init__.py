@@ -1,0 +1,28 @@
+"""Pictures of coloured shapes, digits and short words, and questions about them with exactly one right answer.
+
+    for image, question in fresh_questions(n=10, seed=0):    # PIL image, Question(kind, text, answer)
+        ...
+
+Everything follows from the seed alone, on every machine: integers and IEEE arithmetic, a stroke font of our own.
+`fresh_questions` draws from a stream that the training of the embedded model never touches. No torch here.
+"""
+
+from .questions import KINDS, Question, questions
+from .scene import COLOURS, SHAPES, SIZES, WORDS, Scene, Thing, sample_scene
+from .stream import fresh_questions, fresh_scene, training_rng
+
+__all__ = [
+    "COLOURS",
+    "KINDS",
+    "SHAPES",
+    "SIZES",
+    "WORDS",
+    "Question",
+    "Scene",
+    "Thing",
+    "fresh_questions",
+    "fresh_scene",
+    "questions",
+    "sample_scene",
+    "training_rng",
+]

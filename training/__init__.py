@@ -1,0 +1,1 @@
+"""Trains the embedded model. Needs torch, sentencepiece and gguf; nothing in `llava_ref` imports this."""

@@ -1,0 +1,169 @@
+"""Writes a checkpoint as the embedded pair: the decoder in Q8_0 with its vocabulary, the tower and projector in F16.
+
+    python -m training.export CHECKPOINT.pt SPM.model FOLDER
+"""
+
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import sentencepiece as spm
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .data import GRID, IMAGE, MEAN, PATCH, STD
+from .model import Size
+
+TEXT, MMPROJ = "shapes-text.q8_0.gguf", "shapes-mmproj.f16.gguf"
+TEMPLATE = """\
+{%- macro text(content) -%}
+{%- if content is string -%}{{ content }}{%- else -%}
+{%- for part in content -%}
+{%- if part['type'] == 'text' -%}{{ part['text'] }}{%- else -%}{{ '<image>\\n' }}{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}{{ 'USER: ' + text(message['content']) + ' ' }}
+{%- elif message['role'] == 'assistant' -%}{{ 'ASSISTANT: ' + text(message['content']) + '</s>' }}
+{%- else -%}{{ text(message['content']) + ' ' }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
+"""
+VISION_BLOCK = {"ln1": "ln1", "ln2": "ln2", "q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_out",
+                "up": "ffn_up", "down": "ffn_down"}  # fmt: skip
+TEXT_BLOCK = {"norm1": "attn_norm", "norm2": "ffn_norm", "q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output",
+              "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}  # fmt: skip
+
+
+def vision_tensors(state: dict[str, Tensor], c: Size) -> dict[str, Tensor]:
+    """GGUF name -> tensor. The last block, the heads and everything behind them stay at home."""
+    out = {
+        "v.patch_embd.weight": state["tower.patch.weight"].reshape(c.v_width, 3, PATCH, PATCH),
+        "v.class_embd": state["tower.cls"],
+        "v.position_embd.weight": state["tower.position"],
+        "v.pre_ln.weight": state["tower.pre_ln.weight"],
+        "v.pre_ln.bias": state["tower.pre_ln.bias"],
+    }
+    for i in range(c.v_blocks - 1):
+        for ours, theirs in VISION_BLOCK.items():
+            for part in ("weight", "bias"):
+                out[f"v.blk.{i}.{theirs}.{part}"] = state[f"tower.blocks.{i}.{ours}.{part}"]
+    for ours, theirs in (("mm0", "mm.0"), ("mm2", "mm.2")):
+        for part in ("weight", "bias"):
+            out[f"{theirs}.{part}"] = state[f"{ours}.{part}"]
+    return out
+
+
+def text_tensors(state: dict[str, Tensor], c: Size) -> dict[str, Tensor]:
+    """GGUF name -> tensor."""
+    out = {
+        "token_embd.weight": state["decoder.embed.weight"],
+        "output_norm.weight": state["decoder.norm.weight"],
+        "output.weight": state["decoder.output.weight"],
+    }
+    for i in range(c.blocks):
+        for ours, theirs in TEXT_BLOCK.items():
+            out[f"blk.{i}.{theirs}.weight"] = state[f"decoder.blocks.{i}.{ours}.weight"]
+    return out
+
+
+def q8_0(x: Tensor) -> NDArray[np.uint8]:
+    """Rows of blocks of 32 as GGUF stores them."""
+    return gguf.quants.quantize(x.float().numpy(), gguf.GGMLQuantizationType.Q8_0)
+
+
+def write_vision(path: Path, state: dict[str, Tensor], c: Size) -> None:
+    w = gguf.GGUFWriter(path, "clip")
+    w.add_string("general.type", "mmproj")
+    w.add_name("Shapes vision tower")
+    w.add_license("MIT")
+    w.add_description("CLIP-shaped vision tower and projector, trained on drawn pictures of shapes, digits and words")
+    w.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    w.add_bool("clip.has_vision_encoder", True)
+    w.add_bool("clip.has_text_encoder", False)
+    w.add_bool("clip.has_llava_projector", True)
+    w.add_string("clip.projector_type", "mlp")
+    w.add_bool("clip.use_gelu", False)
+    stored = c.v_blocks - 1
+    for key, value in {
+        "image_size": IMAGE, "patch_size": PATCH, "embedding_length": c.v_width, "feed_forward_length": c.v_mlp,
+        "block_count": stored, "projection_dim": c.width, "attention.head_count": c.v_heads,
+    }.items():  # fmt: skip
+        w.add_uint32(f"clip.vision.{key}", value)
+    w.add_float32("clip.vision.attention.layer_norm_epsilon", c.ln_eps)
+    w.add_array("clip.vision.image_mean", list(MEAN))
+    w.add_array("clip.vision.image_std", list(STD))
+    w.add_array("clip.vision.feature_layer", [stored])  # hidden state k is the output of block k - 1
+    for name, tensor in vision_tensors(state, c).items():
+        half = tensor.ndim > 1 and name != "v.position_embd.weight"
+        w.add_tensor(name, tensor.float().numpy().astype(np.float16 if half else np.float32))
+    _close(w)
+
+
+def write_text(path: Path, state: dict[str, Tensor], c: Size, vocabulary: str) -> None:
+    w = gguf.GGUFWriter(path, "llama")
+    w.add_name("Shapes")
+    w.add_license("MIT")
+    w.add_description("Answers questions about drawn pictures of shapes, digits and words")
+    w.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    w.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    w.add_context_length(c.context)
+    w.add_embedding_length(c.width)
+    w.add_block_count(c.blocks)
+    w.add_feed_forward_length(c.mlp)
+    w.add_head_count(c.heads)
+    w.add_head_count_kv(c.kv_heads)
+    w.add_layer_norm_rms_eps(c.rms_eps)
+    w.add_rope_dimension_count(c.width // c.heads)
+    w.add_rope_freq_base(c.rope_base)
+    w.add_vocab_size(c.vocabulary)
+    _vocabulary(w, vocabulary)
+    for name, tensor in text_tensors(state, c).items():
+        if tensor.ndim == 1:
+            w.add_tensor(name, tensor.float().numpy())
+        else:
+            w.add_tensor(name, q8_0(tensor), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    _close(w)
+
+
+def _vocabulary(w: gguf.GGUFWriter, path: str) -> None:
+    sp = spm.SentencePieceProcessor(model_file=path)
+    ids = range(sp.get_piece_size())
+    kinds = gguf.TokenType
+    w.add_tokenizer_model("llama")
+    w.add_tokenizer_pre("default")
+    w.add_token_list([sp.id_to_piece(i) for i in ids])
+    w.add_token_scores([sp.get_score(i) for i in ids])
+    w.add_token_types([
+        kinds.UNKNOWN if sp.is_unknown(i) else kinds.CONTROL if sp.is_control(i) else kinds.BYTE if sp.is_byte(i)
+        else kinds.NORMAL for i in ids
+    ])  # fmt: skip
+    w.add_unk_token_id(0)
+    w.add_bos_token_id(1)
+    w.add_eos_token_id(2)
+    w.add_add_bos_token(True)
+    w.add_add_eos_token(False)
+    w.add_add_space_prefix(True)
+    w.add_chat_template(TEMPLATE)
+
+
+def _close(w: gguf.GGUFWriter) -> None:
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+
+
+def main() -> None:
+    checkpoint, vocabulary, folder = sys.argv[1:]
+    state = torch.load(checkpoint)["model"]
+    write_vision(Path(folder) / MMPROJ, state, Size())
+    write_text(Path(folder) / TEXT, state, Size(), vocabulary)
+
+
+if __name__ == "__main__":
+    main()

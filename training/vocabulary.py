@@ -1,0 +1,68 @@
+"""The SentencePiece vocabulary: BPE with byte fallback, trained on what the generator says and a little plain English."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import sentencepiece as spm
+
+from llava_ref.scenes import COLOURS, SHAPES, WORDS, questions, sample_scene, training_rng
+from llava_ref.scenes.scene import DIGITS
+
+SIZE = 768
+ENGLISH = """
+the of and to a in that it is was for on with as at by be this have from or had not are but what all were when
+we there can an your which their said if do will each about how up out them then she many some so these would other
+into has more her two like him see time could no make than first been its who now people my made over did down only
+way find use may water long little very after words called just where most know get through back much before go good
+new write our used me man too any day same right look think also around another came come work three word must because
+does part even place well such here take why things help put years different away again off went old number great tell
+men say small every found still between name should home big give air line set own under read last never us left end
+along while might next sound below saw something thought both few those always looked show large often together asked
+house world going want school important until form food keep children feet land side without boy once animals life
+enough took sometimes four head above kind began almost live page got earth need far hand high year mother light
+country father let night picture being study second eye table window paper music book letter story answer question
+hello please thank you yes nothing nobody anything everything I am a model that looks at pictures and answers questions
+A picture is worth a thousand words. I cannot see that. Who are you? What can you do? Thank you very much!
+brown white grey pink line dot ring arrow cube cone face tree bird fish car boat train ship moon sky sea hill road
+A B C D E F G H I J K L M N O P Q R S T U V W X Y Z a b c d e f g h i j k l m n o p q r s t u v w x y z ( ) - ; ' ! / + = %
+""".strip().splitlines()
+
+
+def _lines(n_scenes: int) -> Iterator[str]:
+    """Questions between quotation marks, so that their first word is learned without a space before it."""
+    for i in range(n_scenes):
+        rng = training_rng(0, i)
+        for q in questions(sample_scene(rng), rng, 4):
+            yield f'"{q.text}" ASSISTANT: {q.answer}'
+            yield f"USER: {q.text} ASSISTANT: {q.answer}"
+    for words in (COLOURS, SHAPES, WORDS, DIGITS):
+        for word in words:
+            yield from [word] * 40
+    for line in ENGLISH:
+        yield from [line] * 30
+
+
+def train(prefix: Path, n_scenes: int = 4000) -> None:
+    """Writes PREFIX.model and PREFIX.vocab."""
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(_lines(n_scenes)),
+        model_prefix=str(prefix),
+        model_type="bpe",
+        vocab_size=SIZE,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=True,
+        character_coverage=1.0,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=1,
+    )
+
+
+if __name__ == "__main__":
+    train(Path(sys.argv[1]))
