@@ -93,7 +93,8 @@ def _parse(cursor: Cursor) -> GGUFFile:
         if not key or key in entries:
             raise cursor.fail(key or "metadata key", "duplicate key" if key else "empty key")
         cursor.spend("characters in keys", len(key), key)
-        entries[key] = cursor.step_over(*cursor.numbers("I", key), key)
+        kind = cursor.numbers("I", key)[0]
+        entries[key] = cursor.step_over(kind, key)
     file = GGUFFile(cursor, version, entries)
     _read_tensors(cursor, file, n_tensors)
     return file

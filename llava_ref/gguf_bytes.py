@@ -76,13 +76,9 @@ class Cursor:
         return struct.unpack_from(codes, self.data, self.need(struct.calcsize(codes), field))
 
     def string(self, field: str, limit: int = MAX_STRING) -> str:
-        """A length of 64 bits and that many bytes of UTF-8."""
-        length = self.numbers("Q", field)[0]
-        if length > limit:
-            raise self.fail(field, f"a string of {length} bytes, expected at most {limit}")
-        begin = self.need(length, field)
+        begin = self._step_over_string(field, limit)
         try:
-            return self.data[begin : begin + length].decode()
+            return self.data[begin : self.at].decode()
         except UnicodeDecodeError as error:
             raise self.fail(field, f"a string is not UTF-8: {error.reason} at its byte {error.start}") from None
 
@@ -99,6 +95,8 @@ class Cursor:
         begin = self.at
         if element in SCALARS:
             self.need(count * struct.calcsize("<" + SCALARS[element][1]), field)
+        elif kind == STRING:
+            self._step_over_string(field, MAX_STRING)
         elif element == STRING:
             self._step_over_strings(count, field)
         else:
@@ -106,6 +104,13 @@ class Cursor:
             for _ in range(count):
                 self.step_over(ARRAY, field, depth + 1)
         return Entry(kind, begin, element if kind == ARRAY else -1, count)
+
+    def _step_over_string(self, field: str, limit: int) -> int:
+        """A length of 64 bits and that many bytes of UTF-8; gives where the text begins."""
+        length = self.numbers("Q", field)[0]
+        if length > limit:
+            raise self.fail(field, f"a string of {length} bytes, expected at most {limit}")
+        return self.need(length, field)
 
     def _step_over_strings(self, count: int, field: str) -> None:
         self._at_least(count * 8, count, field)
@@ -129,11 +134,15 @@ class Cursor:
             return self._elements(entry.element, entry.count, field)
         return self._elements(entry.kind, 1, field)[0]
 
+    def _array(self, field: str) -> list[Any]:
+        element, count = self.numbers("IQ", field)
+        return self._elements(element, count, field)
+
     def _elements(self, element: int, count: int, field: str) -> list[Any]:
         if element == STRING:
             return [self.string(field) for _ in range(count)]
         if element == ARRAY:
-            return [self._elements(*self.numbers("IQ", field), field) for _ in range(count)]
+            return [self._array(field) for _ in range(count)]
         if element == BOOL and self.data[self.at : self.at + count].translate(None, b"\0\1"):
             raise self.fail(field, "holds a bool that is neither 0 nor 1")
         return list(self.numbers(f"{count}{SCALARS[element][1]}", field))

@@ -42,7 +42,7 @@ def _dequantize(data: Tensor, kind: str) -> Tensor:
     weights = TYPES[kind].weights
     blocks, step = data.reshape(-1, TYPES[kind].bytes), CHUNK[data.device.type] // weights
     out = torch.empty((len(blocks), weights), dtype=torch.float32, device=data.device)
-    for source, target in zip(blocks.split(step), out.split(step), strict=True):
+    for source, target in zip(torch.split(blocks, step), torch.split(out, step), strict=True):
         target.copy_(BLOCKS[kind](source))
     return out
 
