@@ -234,7 +234,7 @@ def _rgb(image: Image.Image, alpha: Alpha) -> np.ndarray:
         return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise ValueError(f"mode {image.mode} has no 8-bit colours, convert it first")
-    rgb = np.array(image.convert("RGB"))
+    rgb = np.array(image if image.mode == "RGB" else image.convert("RGB"))
     if alpha == "drop" and isinstance(image, GifImagePlugin.GifImageFile) and image.mode in ("P", "L"):
         _blank_as_stb_image(rgb, image)
     return rgb
