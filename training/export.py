@@ -2,8 +2,8 @@
 
     python -m training.export CHECKPOINT.pt SPM.model FOLDER
 """
-
-import sys
+The text model's matrices are Q8_0, the tower's and the projector's F16; norms, biases and positions are F32. The tower's
+last block, which only the training's own heads read, is not written: blocks end at the feature layer.
 from pathlib import Path
 
 import gguf
