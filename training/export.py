@@ -2,8 +2,8 @@
 
     python -m training.export CHECKPOINT.pt SPM.model FOLDER
 """
-The text model's matrices are Q8_0, the tower's and the projector's F16; norms, biases and positions are F32. The tower's
-last block, which only the training's own heads read, is not written: blocks end at the feature layer.
+
+import sys
 from pathlib import Path
 
 import gguf
@@ -13,26 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llava_ref.templates import VICUNA
+
 from .data import GRID, IMAGE, MEAN, PATCH, STD
 from .model import Size
 
 TEXT, MMPROJ = "shapes-text.q8_0.gguf", "shapes-mmproj.f16.gguf"
-TEMPLATE = """\
-{%- macro text(content) -%}
-{%- if content is string -%}{{ content }}{%- else -%}
-{%- for part in content -%}
-{%- if part['type'] == 'text' -%}{{ part['text'] }}{%- else -%}{{ '<image>\\n' }}{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-{%- endmacro -%}
-{%- for message in messages -%}
-{%- if message['role'] == 'user' -%}{{ 'USER: ' + text(message['content']) + ' ' }}
-{%- elif message['role'] == 'assistant' -%}{{ 'ASSISTANT: ' + text(message['content']) + '</s>' }}
-{%- else -%}{{ text(message['content']) + ' ' }}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
-"""
 VISION_BLOCK = {"ln1": "ln1", "ln2": "ln2", "q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_out",
                 "up": "ffn_up", "down": "ffn_down"}  # fmt: skip
 TEXT_BLOCK = {"norm1": "attn_norm", "norm2": "ffn_norm", "q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output",
@@ -148,7 +134,7 @@ def _vocabulary(w: gguf.GGUFWriter, path: str) -> None:
     w.add_add_bos_token(True)
     w.add_add_eos_token(False)
     w.add_add_space_prefix(True)
-    w.add_chat_template(TEMPLATE)
+    w.add_chat_template(VICUNA)
 
 
 def _close(w: gguf.GGUFWriter) -> None:
