@@ -24,7 +24,7 @@ train: .venv/.training ## trains the embedded pair again (hours)
 	.venv/bin/python training/train.py
 
 .venv/.python:
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 ..." * (sys.version_info < (3, 11)))'
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."'
 	$(PYTHON) -m venv .venv
 	touch $@
 
