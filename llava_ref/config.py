@@ -146,6 +146,8 @@ def read_text(file: GGUFFile) -> TextConfig:
     width = file.integer("llama.embedding_length", 1, MAX_WIDTH)
     n_head = file.integer("llama.attention.head_count", 1, MAX_HEADS)
     n_head_kv = file.integer("llama.attention.head_count_kv", 1, MAX_HEADS, n_head)
+    if n_head > width:
+        raise GGUFError(file.path, "llama.attention.head_count", f"{n_head} is more than the width {width}")
     if n_head % n_head_kv:
         raise GGUFError(file.path, "llama.attention.head_count_kv", f"{n_head_kv} does not divide head_count {n_head}")
     head_size = file.integer("llama.attention.key_length", 1, MAX_WIDTH, width // n_head)

@@ -296,6 +296,13 @@ def test_configs_of_the_handmade_pair(tmp_path):
     assert config.read_vision(gguf.read(write(tmp_path, build(VISION)))).n_patches == 4
 
 
+def test_more_heads_than_channels_are_refused(tmp_path):
+    keys = [k for k in TEXT if not k[0].startswith("llama.attention.head") and k[0] != "llama.rope.dimension_count"]
+    file = gguf.read(write(tmp_path, build([*keys, ("llama.attention.head_count", "u32", 33)])))
+    with pytest.raises(GGUFError, match="llama.attention.head_count: 33 is more than the width 32"):
+        config.read_text(file)
+
+
 # What reading costs
 
 
