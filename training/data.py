@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from llava_ref.scenes import COLOURS, KINDS, SHAPES, SIZES, WORDS, Question, Scene, questions, sample_scene, training_rng
+from llava_ref.scenes import COLOURS, SHAPES, SIZES, WORDS, Question, Scene, questions, sample_scene, training_rng
 from llava_ref.scenes.scene import CELL, DIGITS
 
 IMAGE, PATCH = 64, 8
@@ -25,6 +25,10 @@ PAD_COLOUR = (122, 116, 104)  # int(mean * 255)
 NAMES = (*SHAPES, *DIGITS, *WORDS)
 LABELS = {"name": len(NAMES), "colour": len(COLOURS), "size": 2, "row": 3, "column": 3, "centre": 1}  # each and "none"
 BOS, EOS = 1, 2
+WEIGHTS = {  # of kinds while training: more of what is hard
+    "colour": 6, "shape": 6, "count": 24, "exists": 9, "where": 12, "what at": 11,
+    "size": 5, "digit": 9, "word": 6, "caption": 9,
+}  # fmt: skip
 CHAIN = 0.2  # share of questions that follow the last one as a second turn
 
 
@@ -53,7 +57,7 @@ def to_model_size(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def patch_labels(scene: Scene) -> NDArray[np.int64]:
-    """(N, 6): name, colour, size, row, column, centre of the thing that covers 40 % of a patch, or the "none" of each."""
+    """(N, 6): name, colour, size, row, column, centre of the thing covering 40 % of a patch, or the "none" of each."""
     side = CELL * max(scene.rows, scene.columns)
     dx, dy = (side - CELL * scene.columns) // 2, (side - CELL * scene.rows) // 2
     out = np.empty((GRID, GRID, len(LABELS)), np.int64)
@@ -136,7 +140,7 @@ def make_batch(packer: Packer, seed: int, indices: range) -> Batch:
     for index in indices:
         rng = training_rng(seed, index)
         scene = sample_scene(rng)
-        asked = questions(scene, rng, 9) if packer.length else []
+        asked = questions(scene, rng, 9, WEIGHTS) if packer.length else []
         pixels.append(to_model_size(scene.draw()))
         labels.append(patch_labels(scene))
         counts.append(scene_counts(scene))
@@ -161,6 +165,3 @@ def work(out: "queue.Queue[Batch]", vocabulary: str, seed: int, first: int, size
     packer = Packer(vocabulary, length)
     for start in itertools.count(first, size):
         out.put(make_batch(packer, seed, range(start, start + size)))
-
-
-ALL_KINDS = list(KINDS)

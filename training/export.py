@@ -1,6 +1,6 @@
 """Writes a checkpoint as the embedded pair: the decoder in Q8_0 with its vocabulary, the tower and projector in F16.
 
-    python -m training.export CHECKPOINT.pt SPM.model FOLDER
+python -m training.export CHECKPOINT.pt SPM.model FOLDER
 """
 
 import sys
@@ -15,14 +15,18 @@ from torch import Tensor
 
 from llava_ref.templates import VICUNA
 
-from .data import GRID, IMAGE, MEAN, PATCH, STD
+from .data import IMAGE, MEAN, PATCH, STD
 from .model import Size
 
 TEXT, MMPROJ = "shapes-text.q8_0.gguf", "shapes-mmproj.f16.gguf"
-VISION_BLOCK = {"ln1": "ln1", "ln2": "ln2", "q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_out",
-                "up": "ffn_up", "down": "ffn_down"}  # fmt: skip
-TEXT_BLOCK = {"norm1": "attn_norm", "norm2": "ffn_norm", "q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output",
-              "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}  # fmt: skip
+VISION_BLOCK = {  # our name: theirs
+    "ln1": "ln1", "ln2": "ln2", "q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_out",
+    "up": "ffn_up", "down": "ffn_down",
+}  # fmt: skip
+TEXT_BLOCK = {
+    "norm1": "attn_norm", "norm2": "ffn_norm", "q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output",
+    "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down",
+}  # fmt: skip
 
 
 def vision_tensors(state: dict[str, Tensor], c: Size) -> dict[str, Tensor]:

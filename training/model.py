@@ -51,8 +51,9 @@ class VisionBlock(nn.Module):
         """(B, T, D) -> (B, T, D), or only the first `queries` rows of it."""
         n = self.ln1(x)
         some = n[:, :queries]
-        q, k, v = (f(y).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-                   for f, y in ((self.q, some), (self.k, n), (self.v, n)))
+        q, k, v = (
+            f(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f, y in ((self.q, some), (self.k, n), (self.v, n))
+        )
         h = x[:, :queries] + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return h + self.down(quick_gelu(self.up(self.ln2(h))))
 

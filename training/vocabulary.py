@@ -1,4 +1,4 @@
-"""The SentencePiece vocabulary: BPE with byte fallback, trained on what the generator says and a little plain English."""
+"""The SentencePiece vocabulary: BPE with byte fallback, trained on the generator's sentences and a little English."""
 
 import sys
 from collections.abc import Iterator
@@ -25,7 +25,8 @@ country father let night picture being study second eye table window paper music
 hello please thank you yes nothing nobody anything everything I am a model that looks at pictures and answers questions
 A picture is worth a thousand words. I cannot see that. Who are you? What can you do? Thank you very much!
 brown white grey pink line dot ring arrow cube cone face tree bird fish car boat train ship moon sky sea hill road
-A B C D E F G H I J K L M N O P Q R S T U V W X Y Z a b c d e f g h i j k l m n o p q r s t u v w x y z ( ) - ; ' ! / + = %
+A B C D E F G H I J K L M N O P Q R S T U V W X Y Z a b c d e f g h i j k l m n o p q r s t u v w x y z
+( ) - ; ' ! / + = %
 """.strip().splitlines()
 
 

@@ -1,6 +1,6 @@
 """Questions about a scene, each with exactly one right answer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +17,13 @@ class Question:
     answer: str
 
 
-def questions(scene: Scene, rng: np.random.Generator, n: int = 1) -> list[Question]:
-    """`n` questions, their kinds drawn by the weights in KINDS among those the scene allows; no text twice."""
+def questions(
+    scene: Scene, rng: np.random.Generator, n: int = 1, weights: Mapping[str, int] | None = None
+) -> list[Question]:
+    """`n` questions, no text twice, their kinds drawn by `weights` (those of KINDS) among those the scene allows."""
     draw = Draw(rng)
     kinds = list(KINDS)
-    ends = np.cumsum([KINDS[kind][0] for kind in kinds])
+    ends = np.cumsum([weights[kind] if weights else KINDS[kind][0] for kind in kinds])
     out: dict[str, Question] = {}
     for _ in range(20 * n):
         if len(out) == n:
@@ -61,7 +63,7 @@ def _pointable(scene: Scene) -> list[Thing]:
 
 
 def describe(thing: Thing, with_size: bool = False) -> str:
-    """"a red circle", "the digit 7", "the word CAT"; for a caption "a large red circle", "the blue digit 7"."""
+    """Say "a red circle", "the digit 7", "the word CAT"; for a caption "a large red circle", "the blue digit 7"."""
     if thing.kind == "shape":
         return _article(f"{thing.size} {thing.colour} {thing.name}" if with_size else f"{thing.colour} {thing.name}")
     return f"the {thing.colour} {thing.kind} {thing.name}" if with_size else f"the {thing.kind} {thing.name}"
@@ -123,7 +125,8 @@ def _where(scene: Scene, draw: Draw) -> Made:
     if not things:
         return None
     thing = draw.pick(things)
-    return draw.pick(["Where is {}?", "Tell me where {} is."]).format(draw.pick(_alone(scene, thing))), scene.place(thing)
+    form = draw.pick(["Where is {}?", "Tell me where {} is."])
+    return form.format(draw.pick(_alone(scene, thing))), scene.place(thing)
 
 
 def _what_at(scene: Scene, draw: Draw) -> Made:

@@ -75,7 +75,7 @@ class Scene:
         return Image.fromarray(canvas.astype(np.uint8))
 
     def cell_name(self, row: int, column: int) -> str:
-        """"top left", "top", ... "centre": what a cell is called."""
+        """What a cell is called: "top left", "top", ... "centre"."""
         vertical = _third(row, self.rows, ("top", "", "bottom"))
         horizontal = _third(column, self.columns, ("left", "", "right"))
         return " ".join(part for part in (vertical, horizontal) if part) or "centre"

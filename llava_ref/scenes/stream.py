@@ -1,4 +1,4 @@
-"""Streams of scenes. Training and evaluation never share one: their seeds differ in the spawn key, whatever the seed."""
+"""Streams of scenes. Training and evaluation never share one: whatever the seed, their spawn keys differ."""
 
 from collections.abc import Iterator
 
