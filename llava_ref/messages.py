@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from .errors import PromptError
+from .images import MAX_IMAGES
 
-MAX_MESSAGES, MAX_IMAGES = 1024, 16
+MAX_MESSAGES = 1024
 ImageSource = bytes | str | Path | Image.Image | np.ndarray
 Role = Literal["system", "user", "assistant"]
 ROLES: Mapping[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
