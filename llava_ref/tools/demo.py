@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eval", type=int, metavar="N", help="ask N fresh questions; the share answered exactly")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the fresh questions (default: 0)")
     options.add_running(parser)
+    parser.set_defaults(threads=1)  # more only slow a model this small: 20 times, where the processor is shared
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
