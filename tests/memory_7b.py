@@ -2,8 +2,8 @@
 
     python tests/memory_7b.py FOLDER [--backend torch|numpy]
 
-Builds FOLDER/7b-shaped.q4_k.gguf (Llama 2 7B's shapes, random blocks) unless it is there, runs eight tokens and prints the
-process's peak resident size, which counts the mapped file's pages too.
+Builds FOLDER/7b-shaped.q4_k.gguf (Llama 2 7B's shapes, random blocks) unless it is there, runs eight tokens and prints
+the process's peak resident size, which counts the mapped file's pages too.
 """
 
 import argparse
@@ -69,7 +69,6 @@ def main() -> None:
     if not path.exists():
         build(path)
     import llava_ref.gguf
-
     from llava_ref.engine import Engine
     from llava_ref.profiles import Quirks
 

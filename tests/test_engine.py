@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers import close, rand, rel_rms
-from llava_ref.conformance.pairs import TextSpec, VisionSpec, build
 
 from llava_ref import gguf
+from llava_ref.conformance.pairs import TextSpec, VisionSpec, build
 from llava_ref.engine import Engine
 from llava_ref.errors import GGUFError, NumericsError, PairError, ParameterError, PromptError
 from llava_ref.profiles import PROFILES, Quirks, describe, resolve

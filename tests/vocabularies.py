@@ -3,9 +3,8 @@
 import random
 from pathlib import Path
 
-from llava_ref.conformance.writing import write
-
 from llava_ref import gguf
+from llava_ref.conformance.writing import write
 from llava_ref.tokenizer import Tokenizer
 from llava_ref.tokenizer_bpe import byte_letters
 from llava_ref.tokenizer_spm import SPACE

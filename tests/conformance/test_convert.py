@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llava_ref.conformance import convert, hf_config, oracle, reference_hf
-from llava_ref.conformance.hf_config import ConversionError
-from llava_ref.conformance.hf_weights import plain_name
-from llava_ref.conformance.measure import rel_rms
 from safetensors.numpy import load_file, save_file
 from tiny_vocabulary import N_BASE, fast_tokenizer
 
 from llava_ref import gguf
+from llava_ref.conformance import convert, hf_config, oracle, reference_hf
+from llava_ref.conformance.hf_config import ConversionError
+from llava_ref.conformance.hf_weights import plain_name
+from llava_ref.conformance.measure import rel_rms
 from llava_ref.engine import Engine
 from llava_ref.profiles import PROFILES
 from llava_ref.quants import dequantize

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from llava_ref.conformance import oracle, pairs
 from PIL import Image
 
 from llava_ref import images
+from llava_ref.conformance import oracle, pairs
 from llava_ref.profiles import PROFILES
 
 reason = oracle.missing()

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
-from llava_ref.conformance import hf_tokenizer, pairs
-from llava_ref.conformance.hf_config import ConversionError
-from llava_ref.conformance.writing import write
 from tiny_vocabulary import N_BASE, fast_tokenizer
 
 from llava_ref import gguf
+from llava_ref.conformance import hf_tokenizer, pairs
+from llava_ref.conformance.hf_config import ConversionError
+from llava_ref.conformance.writing import write
 from llava_ref.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.oracle

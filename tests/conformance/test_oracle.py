@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from llava_ref.conformance import oracle, pairs
 from llava_ref.conformance.measure import kl, max_abs, rel_rms
 from llava_ref.conformance.writing import write

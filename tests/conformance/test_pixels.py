@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llava_ref.conformance import oracle, pairs
 
 from llava_ref import gguf
 from llava_ref.config import VisionConfig, read_vision
+from llava_ref.conformance import oracle, pairs
 from llava_ref.preprocess import preprocess
 from llava_ref.profiles import PROFILES
 

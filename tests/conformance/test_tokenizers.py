@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from llava_ref.conformance import oracle
-from llava_ref.conformance.writing import write
 
 from llava_ref import gguf
+from llava_ref.conformance import oracle
+from llava_ref.conformance.writing import write
 from llava_ref.pretokenizers import PRES
 from llava_ref.tokenizer import Tokenizer
 from llava_ref.tokenizer_bpe import byte_letters

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llava_ref.conformance import convert, pairs, reference_hf
-from llava_ref.conformance.measure import rel_rms
 
 from llava_ref import gguf
+from llava_ref.conformance import convert, pairs, reference_hf
+from llava_ref.conformance.measure import rel_rms
 from llava_ref.engine import Engine
 from llava_ref.profiles import PROFILES, Quirks
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from llava_ref.kernels import reference as ref
 from torch.nn import functional as F
+
+from llava_ref.kernels import reference as ref
 
 WIDTHS = [(1, 1), (2, 128), (5, 123), (3, 1000)]  # odd sizes on purpose
 
