@@ -10,8 +10,12 @@ from pathlib import Path
 import llava_ref
 from llava_ref.scenes import Question, fresh_questions
 
-KINDS = ("colour", "count", "word", "where", "digit", "relation", "size", "shape")  # in the order shown
+KINDS = ("colour", "count", "word", "where", "digit", "what at", "shape", "caption")  # in the order shown
 MAX_SEEN = 400  # pictures to look through
+
+
+def _file(kind: str) -> str:
+    return kind.replace(" ", "-") + ".png"
 
 
 def main() -> None:
@@ -30,9 +34,9 @@ def main() -> None:
         reply = model.chat([{"role": "user", "content": content}], max_tokens=32)
         if reply.text.strip() == question.answer:
             chosen[question.kind] = question
-            image.save(args.out / f"{question.kind}.png", optimize=True)
+            image.save(args.out / _file(question.kind), optimize=True)
     rows = [
-        {"file": f"{kind}.png", "question": chosen[kind].text, "answer": chosen[kind].answer}
+        {"file": _file(kind), "question": chosen[kind].text, "answer": chosen[kind].answer}
         for kind in KINDS
         if kind in chosen
     ]

@@ -29,6 +29,7 @@ COLOURS = {
 BACKGROUNDS = ((252, 251, 247), (232, 240, 248), (238, 246, 234), (250, 236, 236), (240, 234, 247), (226, 228, 230))
 GRIDS = ((3, 3), (2, 3), (3, 2))  # rows, columns
 RADII = {"small": (18, 21), "large": (27, 33)}  # pixels, both ends included
+DIGIT_MAX = 29  # a turned digit's corners stay in the cell
 LETTERS = (20, 24)  # half the height of a word's letters
 
 
@@ -148,8 +149,9 @@ def _shade(draw: Draw, rgb: tuple[int, int, int], amount: int) -> tuple[int, int
 
 def _thing(draw: Draw, kind: Literal["shape", "digit"], name: str, colour: str, cell: tuple[int, int]) -> Thing:
     size = draw.pick(SIZES)
-    radius = draw.between(*RADII[size])
-    room = max(CELL // 2 - radius - radius * 3 // 20 - 2, 0)
+    radius = min(draw.between(*RADII[size]), DIGIT_MAX if kind == "digit" else CELL)
+    reach = radius + radius * (6 if kind == "digit" else 3) // 20 + 2  # of a turned corner
+    room = max(CELL // 2 - reach, 0)
     x = cell[1] * CELL + CELL // 2 + draw.between(-room, room)
     y = cell[0] * CELL + CELL // 2 + draw.between(-room, room)
     rgb = _shade(draw, COLOURS[colour], 10)
