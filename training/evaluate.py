@@ -59,12 +59,12 @@ def evaluate(model: Model, packer: Packer, n: int, seed: int) -> dict[str, tuple
 
 
 def main() -> None:
-    checkpoint, vocabulary, n, *seeds = [*sys.argv[1:], "500", "0", "1"][: max(len(sys.argv) - 1, 5)]
+    checkpoint, vocabulary, n, *seeds = sys.argv[1:] if len(sys.argv) > 3 else [*sys.argv[1:3], "500"]
     torch.set_num_threads(1)
     packer = Packer(vocabulary)
     model = Model(Size(), packer.prefix)
     model.load_state_dict(rounded(torch.load(checkpoint)["model"], Size()))
-    for seed in map(int, seeds):
+    for seed in map(int, seeds or [0, 1]):
         for kind, (right, asked) in evaluate(model, packer, int(n), seed).items():
             print(f"seed {seed}  {kind:8} {right:4} of {asked:4}  {right / asked:.1%}")
 

@@ -152,46 +152,6 @@ def _size(scene: Scene, draw: Draw) -> Made:
     return draw.pick(["Is {} small or large?", "How big is {}?"]).format(draw.pick(_alone(scene, thing))), thing.size
 
 
-_RELATIONS = (("left of", "right of"), ("above", "below"))
-_FURTHER = (("further left", "further right"), ("higher", "lower"))
-
-
-def _two(scene: Scene, draw: Draw) -> tuple[Thing, Thing, int] | None:
-    """Two things and an axis on which they differ: 0 columns, 1 rows. Words stand in no column."""
-    axis = draw.between(0, 1)
-    things = [t for t in _pointable(scene) if axis == 1 or t.kind != "word"]
-    if len(things) < 2:
-        return None
-    first = draw.take(things)
-    second = draw.pick(things)
-    differ = first.column != second.column if axis == 0 else first.row != second.row
-    return (first, second, axis) if differ else None
-
-
-def _before(a: Thing, b: Thing, axis: int) -> bool:
-    return a.column < b.column if axis == 0 else a.row < b.row
-
-
-def _relation(scene: Scene, draw: Draw) -> Made:
-    pair = _two(scene, draw)
-    if pair is None:
-        return None
-    a, b, axis = pair
-    side = draw.between(0, 1)
-    text = f"Is {draw.pick(_alone(scene, a))} {_RELATIONS[axis][side]} {draw.pick(_alone(scene, b))}?"
-    return text, "yes" if _before(a, b, axis) == (side == 0) else "no"
-
-
-def _compare(scene: Scene, draw: Draw) -> Made:
-    pair = _two(scene, draw)
-    if pair is None:
-        return None
-    a, b, axis = pair
-    side = draw.between(0, 1)
-    one, two = draw.pick(_alone(scene, a)), draw.pick(_alone(scene, b))
-    return f"Which is {_FURTHER[axis][side]}, {one} or {two}?", one if _before(a, b, axis) == (side == 0) else two
-
-
 def _digit(scene: Scene, draw: Draw) -> Made:
     digits = [t for t in scene.things if t.kind == "digit"]
     forms = ["Which digit is shown?", "What is the digit?", "Read the digit."]
