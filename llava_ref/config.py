@@ -77,7 +77,8 @@ def read_vision(file: GGUFFile) -> VisionConfig:
     """The tower's settings. GGUFError names the key that is missing, mistyped or impossible."""
     if not file.boolean("clip.has_vision_encoder", False):
         raise GGUFError(file.path, "clip.has_vision_encoder", "not true: no vision tower, not an mmproj file")
-    projector = file.string("clip.projector_type")
+    # Files of 2023 do not name their projector; there was only one. llama.cpp b10605 refuses them.
+    projector = file.string("clip.projector_type", "") or file.string("clip.vision.projector_type", "") or "mlp"
     if projector != "mlp":
         raise GGUFError(file.path, "clip.projector_type", f"{projector!r} is not supported, expected 'mlp'")
     v = "clip.vision."
