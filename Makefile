@@ -20,8 +20,11 @@ check: .venv/.dev ## formatter, linter, types
 conformance: .venv/.conformance ## against transformers and llama.cpp
 	.venv/bin/python -m pytest tests/conformance
 
-train: .venv/.training ## trains the embedded pair again (hours)
-	.venv/bin/python training/train.py
+train: .venv/.training ## trains the embedded pair again (about two hours of one core)
+	mkdir -p run
+	.venv/bin/python -m training.vocabulary run/spm
+	.venv/bin/python -m training.train run --minutes 100 --aux 1
+	.venv/bin/python -m training.export run/last.pt run/spm.model llava_ref/assets
 
 .venv/.python:
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."'
