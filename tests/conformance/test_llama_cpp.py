@@ -163,7 +163,7 @@ def test_a_wrong_quirk_is_caught(case: Any, fault: str) -> None:
         ("linear, swapped", {"rope_base": 10100.0}, {"use_gelu": True}),
         ("yarn from 64, no pre_ln", {"rope_factor": 4.1}, {"feature_layer": 4}),
         ("divisors, small patches", {"rope_divisors": False}, {"n_head": 8}),
-        ("GQA", {"window": 20}, {"n_head": 2}),
+        ("GQA", {"rope_base": 9900.0}, {"n_head": 2}),
     ],
 )
 def test_a_file_that_says_something_else_is_caught(
