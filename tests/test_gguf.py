@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from gguf_files import ODD, TEXT, VISION, Tensor, build, good_files, key, text, write
 
-from llava_ref import config, gguf, quants
+from llava_ref import config, gguf, gguf_bytes, quants
 from llava_ref.backends import torch_quants
 from llava_ref.errors import GGUFError
 from llava_ref.gguf_bytes import LIMITS
@@ -118,6 +118,9 @@ MORE_BAD = {
     "rows of half a block": (build((), [Tensor("t", "Q8_0", (48, 2), b"x" * 102)]), "t", "blocks of 32"),
     "first of four axes 0": (build((), [Tensor("t", ne=(0, 1, 1, 1))]), "t", "axis of 0"),
     "overlap": (build((), [Tensor("a", ne=(9,)), Tensor("b", offset=32)]), "b", "overlaps that of a"),
+    "overlap of one byte": (
+        build([("general.alignment", "u32", 1)], [Tensor("a", "I8", (5,)), Tensor("b", "I8", (2,), offset=4)]),
+        "b", "overlaps that of a"),
     "same data twice": (build((), [Tensor("a"), Tensor("b", offset=0)]), "b", "overlaps that of a"),
     "offset past the end": (build((), [Tensor("a", offset=1 << 40)]), "a", "the file ends at"),
     "size that wraps to 0": (build((), [Tensor("t", "I8", (1 << 32, 1 << 32), b"")]), "t", str(1 << 64)),
@@ -211,6 +214,7 @@ def test_only_regular_files_are_opened(make, tmp_path):
     with pytest.raises(GGUFError) as caught:
         gguf.read(path)
     assert caught.value.field == "file" and str(caught.value).isprintable()
+    assert ("not a regular file" in str(caught.value)) == (make in ("directory", "fifo", "device"))
 
 
 def test_a_link_to_a_regular_file_is_opened_and_no_file_handle_leaks(tmp_path):
@@ -357,7 +361,9 @@ def test_weights_at_odd_addresses(tmp_path):
     for name, view in file.tensors.items():
         want = quants.dequantize(straight.tensors[name])
         np.testing.assert_array_equal(quants.dequantize(view), want)
-        np.testing.assert_array_equal(torch_quants.dequantize(view, "cpu").numpy(), want)
+        got = torch_quants.dequantize(view, "cpu")
+        np.testing.assert_array_equal(got.numpy(), want)
+        assert got.data_ptr() % 4 == 0
 
 
 MEASURE = """
@@ -427,6 +433,23 @@ def test_limits_are_of_everything_together(what, keys, tensors, tmp_path, monkey
     gguf.read(path)
     monkeypatch.setitem(LIMITS, what, 2)
     refused(path, f"{what} are over the limit, 2 in all")
+
+
+def test_an_array_in_an_array_counts_for_32_elements(tmp_path, monkeypatch):
+    path = write(tmp_path, build([("k", "u8[][]", [[1, 2], [3]])]))
+    monkeypatch.setitem(LIMITS, "array elements", 2 * 32 + 3)
+    gguf.read(path)
+    monkeypatch.setitem(LIMITS, "array elements", 2 * 32 + 2)
+    refused(path, "k", "array elements are over the limit")
+
+
+@pytest.mark.parametrize("kind, content", [("string", "abcd"), ("string[]", ["", "abcd"])])
+def test_a_string_has_a_greatest_length(kind, content, tmp_path, monkeypatch):
+    path = write(tmp_path, build([("k", kind, content)]))
+    monkeypatch.setattr(gguf_bytes, "MAX_STRING", 4)
+    gguf.read(path)
+    monkeypatch.setattr(gguf_bytes, "MAX_STRING", 3)
+    refused(path, "k", "4 bytes")
 
 
 def test_a_header_has_a_greatest_size(tmp_path, monkeypatch):

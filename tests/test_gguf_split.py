@@ -81,6 +81,16 @@ def test_another_part_or_name_says_which_to_open(name, tmp_path):
         gguf.read(tmp_path / name)
 
 
+def test_all_parts_share_the_greatest_size_of_a_header(tmp_path, monkeypatch):
+    first = parts(tmp_path)
+    sizes = [path.stat().st_size for path in tmp_path.iterdir()]
+    monkeypatch.setitem(LIMITS, "bytes of header", sum(sizes))
+    gguf.read(first)
+    monkeypatch.setitem(LIMITS, "bytes of header", max(sizes) + 50)
+    with pytest.raises(GGUFError, match=r"model-00002-of-00003.gguf: .* a header may take ends after"):
+        gguf.read(first)
+
+
 @pytest.mark.parametrize("what, enough", [("tensors", 3), ("keys", 10), ("characters in keys", 126)])
 def test_all_parts_share_the_limits_of_one_file(what, enough, tmp_path, monkeypatch):
     first = parts(tmp_path)
