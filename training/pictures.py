@@ -1,4 +1,5 @@
-"""Chooses the demo's pictures: the first of an evaluation stream that the exported pair answers right, one a kind.
+"""Chooses the demo's pictures: the first lively ones of an evaluation stream that the exported
+pair answers right, one a kind.
 
 python -m training.pictures [--seed 0] [--out llava_ref/assets/pictures]
 """
@@ -8,10 +9,11 @@ import json
 from pathlib import Path
 
 import llava_ref
-from llava_ref.scenes import Question, fresh_questions
+from llava_ref.scenes import Question, fresh_scene, questions
 
 KINDS = ("colour", "count", "word", "where", "digit", "what at", "shape", "caption")  # in the order shown
 MAX_SEEN = 400  # pictures to look through
+MIN_THINGS = 3
 
 
 def _file(kind: str) -> str:
@@ -26,9 +28,10 @@ def main() -> None:
     args.out.mkdir(exist_ok=True)
     model = llava_ref.load(*llava_ref.embedded())
     chosen: dict[str, Question] = {}
-    for image, question in fresh_questions(MAX_SEEN, args.seed):
-        wanted = question.kind in KINDS and question.kind not in chosen and question.answer not in ("no", "0", "1")
-        if not wanted:
+    for index in range(MAX_SEEN):
+        scene, rng = fresh_scene(args.seed, index)
+        image, question = scene.draw(), questions(scene, rng)[0]
+        if question.kind not in KINDS or question.kind in chosen or len(scene.things) < MIN_THINGS:
             continue
         content = [{"type": "image", "image": image}, {"type": "text", "text": question.text}]
         reply = model.chat([{"role": "user", "content": content}], max_tokens=32)
