@@ -1,0 +1,47 @@
+"""What the README says is so."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from llava_ref.profiles import PROFILES, describe
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_example_runs(capsys):
+    for block in re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE):
+        exec(compile(block, "README.md", "exec"), {})
+    assert "'image_tokens': 64" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_every_dependency_has_its_reason():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
+    table = README[README.index("| package | for |") :]
+    assert set(re.findall(r"^\| (\w+) \|", table, re.MULTILINE)) - {"package"} == wanted
+
+
+@pytest.mark.parametrize("column, profile", list(enumerate(PROFILES, start=1)))
+def test_the_table_of_quirks_is_the_code(column, profile):
+    rows = [line.strip("| ").split(" | ") for line in README.splitlines() if re.match(r"\| `\w+`", line)]
+    stated = {re.match(r"`(\w+)`", row[0])[1]: re.match(r"`([\w-]+)`", row[column])[1] for row in rows}
+    assert stated == describe(PROFILES[profile])
+
+
+def test_the_tree_names_what_is_there():
+    tree = README[README.index("## How it is laid out") :]
+    named = re.findall(r"^(\w+/) ", tree[: tree.index("Dependencies")], re.MULTILINE)
+    assert {"llava_ref/", "kernels/", "conformance/", "training/", "tests/"} == set(named)
+    assert all((ROOT / name).is_dir() for name in named)
