@@ -104,7 +104,7 @@ def _short(value: Any) -> str:
         return printable(f"{value['length']:,} elements: {first}, …", 2 * WIDTH)
     if isinstance(value, list):
         return printable("[" + ", ".join(_short(x) for x in value) + "]", 2 * WIDTH)
-    return printable(f"{value:.8g}" if isinstance(value, float) else str(value), WIDTH)
+    return printable(f"{value:.7g}" if isinstance(value, float) else str(value), WIDTH)
 
 
 def _meaning(report: dict[str, Any]) -> list[str]:
