@@ -28,10 +28,6 @@ class KVCache:
     def advance(self, count: int) -> None:
         self.length += count
 
-    def truncate(self, length: int) -> None:
-        """Forgets the positions from `length` on."""
-        self.length = min(self.length, length)
-
     def _fit(self, old: Array, end: int) -> Array:
         if end <= old.shape[0]:
             return old

@@ -141,18 +141,21 @@ class Llava:
 
         An answer ends at `max_tokens`, or where the context does, with finish_reason "length"; at a stop string or an
         end-of-generation token with "stop". LlavaError of the part that is wrong, before any work."""
-        sampling = Sampling(
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            repeat_penalty,
-            frequency_penalty,
-            presence_penalty,
-            logit_bias or {},
-            seed,
+        stream = self.stream(
+            messages,
+            max_tokens=max_tokens,
+            stop=stop,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
+            frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty,
+            logit_bias=logit_bias,
+            seed=seed,
         )
-        return self.answer(self.request(messages), sampling, max_tokens=max_tokens, stop=stop).finish()
+        return stream.finish()
 
     def stream(
         self,
