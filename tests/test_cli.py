@@ -400,9 +400,6 @@ def test_demo_eval_counts_exact_answers(cli, assets, monkeypatch):
 
 
 def test_the_embedded_model_answers(cli):
-    text, _ = llava_ref.embedded()
-    if not (text.parent / "pictures" / "pictures.json").exists():
-        pytest.skip("no embedded pair in this checkout")
     got = json.loads(cli(*DEMO, "--json")[1])
     assert got["n"] >= 6 and got["right"] == got["n"]
     got = json.loads(cli(*DEMO, "--eval", "20", "--seed", "1", "--json")[1])
