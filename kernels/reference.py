@@ -79,14 +79,26 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None
     (T, H, dh) (S, Hkv, dh) (S, Hkv, dh) (T, S) -> (T, H * dh). Query head h reads key/value head h // (H / Hkv).
     Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; grouped as in Ainslie et al. 2023,
     https://arxiv.org/abs/2305.13245."""
+    weights = attention_weights(wide(q), wide(k), scale, mask)
+    return attention_values(weights, wide(v)).to(q.dtype)
+
+
+def attention_weights(q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T * scale + mask), every row a distribution.  (T, H, dh) (S, Hkv, dh) (T, S) -> (H, T, S)"""
     (T, H, dh), Hkv = q.shape, k.shape[1]
     queries = wide(q).reshape(T, Hkv, H // Hkv, dh).permute(1, 2, 0, 3)  # (Hkv, H/Hkv, T, dh)
-    keys, values = (wide(a).permute(1, 0, 2)[:, None] for a in (k, v))  # (Hkv, 1, S, dh)
-    scores = queries @ keys.transpose(-1, -2) * scale  # (Hkv, H/Hkv, T, S)
+    scores = queries @ wide(k).permute(1, 2, 0)[:, None] * scale  # (Hkv, H/Hkv, T, S)
     if mask is not None:
         scores = scores + mask
-    y = torch.softmax(scores, -1) @ values  # (Hkv, H/Hkv, T, dh)
-    return y.permute(2, 0, 1, 3).reshape(T, H * dh).to(q.dtype)
+    return torch.softmax(scores, -1).reshape(H, T, -1).to(q.dtype)
+
+
+def attention_values(weights: Tensor, v: Tensor) -> Tensor:
+    """Means of the values, weighted, heads side by side.  (H, T, S) (S, Hkv, dh) -> (T, H * dh)"""
+    (H, T, S), (_, Hkv, dh) = weights.shape, v.shape
+    groups = wide(weights).reshape(Hkv, H // Hkv, T, S)
+    y = groups @ wide(v).permute(1, 0, 2)[:, None]  # (Hkv, H/Hkv, T, dh)
+    return y.permute(2, 0, 1, 3).reshape(T, H * dh).to(v.dtype)
 
 
 def patches(pixels: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:

@@ -24,7 +24,8 @@ from .errors import (
 if TYPE_CHECKING:
     from . import chat, gguf, images
     from .generate import Reply, Step, Stream
-    from .model import Llava, embedded, load
+    from .loading import embedded, load
+    from .model import Llava
     from .sampler import Sampling
 
 __all__ = [
@@ -54,8 +55,8 @@ _HOME = {
     "Sampling": "sampler",
     "Step": "generate",
     "Stream": "generate",
-    "embedded": "model",
-    "load": "model",
+    "embedded": "loading",
+    "load": "loading",
 }
 
 

@@ -21,6 +21,8 @@ COMMANDS = {  # each is a module of tools/ with `add_arguments(parser)` and `run
     "tokenize": "text to token ids",
     "encode": "a picture to the rows that stand in for it",
     "logits": "logits at every position of a prompt",
+    "trace": "the arrays inside a run, by name, to a file",
+    "diff": "two trace files, stage by stage",
 }
 
 

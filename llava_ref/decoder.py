@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import rope
+from .attention import attend
 from .cache import KVCache
 from .config import TextConfig
 from .ops import Array, Ops, Weight
-from .trace import Tap, no_tap, scoped
+from .trace import Tap, no_tap
 from .weights import Affine, Weights
 
 
@@ -99,7 +100,7 @@ def attention(
     q = tap("Qcur_rope", ops.rope(q, at.cos, at.sin))
     k = tap("Kcur_rope", ops.rope(k, at.cos, at.sin))
     keys, values = cache.append(layer, k, v)  # (S, Hkv, dh)
-    y = tap("kqv_out", ops.attention(q, keys, values, c.attention_scale, at.mask))  # (T, H * dh)
+    y = tap("kqv_out", attend(q, keys, values, c.attention_scale, at.mask, ops, tap))  # (T, H * dh)
     return tap("attn_out", ops.linear(y, w.out.weight, w.out.bias))
 
 
@@ -124,7 +125,7 @@ def forward(x: Array, w: TextWeights, c: TextConfig, cache: KVCache, ops: Ops, t
     at = positions(c, w.frequencies, cache.length, x.shape[0], ops)
     x = tap("embd", x)
     for i, weights in enumerate(w.blocks):
-        x = block(x, weights, c, at, cache, i, ops, scoped(tap, f"blk.{i}"))
+        x = block(x, weights, c, at, cache, i, ops, tap.under(f"blk.{i}"))
     cache.advance(x.shape[0])
     return x
 

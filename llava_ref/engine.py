@@ -4,12 +4,12 @@ N patches, D decoder width, V vocabulary, T positions fed.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from . import decoder, projector, vision
+from . import decoder, projector, stages, vision
 from .backends import get_ops
 from .backends.cache import float32_bytes
 from .cache import KVCache
@@ -18,7 +18,8 @@ from .errors import NumericsError, PairError, PromptError
 from .gguf import GGUFFile
 from .ops import Array, Ops
 from .profiles import Quirks
-from .trace import Tap, no_tap
+from .stages import Stage
+from .trace import At, Probe, Probes, Tap, no_tap
 from .weights import Weights
 
 BATCH = 512  # rows run through the decoder at once: bounds the memory of the attention scores
@@ -37,11 +38,12 @@ class Engine:
         *,
         backend: str = "torch",
         device: str = "cpu",
+        precision: str = "exact",
         threads: int | None = None,
         quirks: Quirks,
         weight_cache: int | None = None,
     ) -> None:
-        self.text_file, self.mmproj_file, self.quirks = text_file, mmproj_file, quirks
+        self.text_file, self.mmproj_file, self.quirks, self.precision = text_file, mmproj_file, quirks, precision
         files = [file for file in (text_file, mmproj_file) if file is not None]
         budget = default_budget(files) if weight_cache is None else weight_cache
         self.ops: Ops = get_ops(backend, device, threads, budget)
@@ -74,7 +76,7 @@ class Engine:
         assert self.vision is not None and self.mmproj_file is not None, "this engine has no vision tower"
         rows = self._encode(pixels, tap)
         if not self.ops.all_finite(rows):
-            self._encode(pixels, _refuse(self.ops, self.mmproj_file))
+            self._encode(pixels, Probes(_Refuse(self.ops, self.mmproj_file)).tap(self))
         return self.ops.numpy(rows)
 
     def _encode(self, pixels: np.ndarray, tap: Tap) -> Array:
@@ -85,37 +87,51 @@ class Engine:
             )
             return projector.mlp(features, self._projector_weights, self.ops, tap)
 
-    def session(self, n_context: int | None = None) -> "Session":
+    def session(self, n_context: int | None = None, probes: Probes | None = None) -> "Session":
         """An empty sequence of at most `n_context` positions (default: what the model was trained for)."""
-        return Session(self, n_context)
+        return Session(self, n_context, probes)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Every stage that these files run, in order."""
+        found: list[Stage] = []
+        if self.vision is not None:
+            w = self._vision_weights
+            found += stages.tower(len(w.blocks), w.pre_ln is not None, w.post_ln is not None)
+        return tuple(found if self.text is None else [*found, *stages.text(self.text)])
+
+    def unembed(self, hidden: np.ndarray) -> np.ndarray:
+        """The final norm and the output matrix over hidden states of any layer, (T, D) -> (T, V) float32."""
+        assert self.text is not None, "this engine has no text model"
+        return self.ops.numpy(decoder.logits(self.ops.array(hidden), self._text_weights, self.text, self.ops))
 
 
 class Session:
     """One sequence: the positions fed so far and their keys and values."""
 
-    def __init__(self, engine: Engine, n_context: int | None = None) -> None:
+    def __init__(self, engine: Engine, n_context: int | None = None, probes: Probes | None = None) -> None:
         assert engine.text is not None and engine.text_file is not None, "this engine has no text model"
         self._engine, self._text, self._weights = engine, engine.text, engine._text_weights
         self._file, self._ops = engine.text_file, engine.ops
         self.n_context = n_context or self._text.context
         self._cache = KVCache(self._text.n_layer, self._text.n_head_kv, self._text.head_size, self.n_context, self._ops)
         self._fed: list[Part] = []
+        self._probes = probes or Probes()
 
     @property
     def n_past(self) -> int:
         """Positions fed so far."""
         return self._cache.length
 
-    def feed(self, parts: Sequence[Part], *, all_logits: bool = False, tap: Tap = no_tap) -> np.ndarray:
+    def feed(self, parts: Sequence[Part], *, all_logits: bool = False) -> np.ndarray:
         """Runs token ids and image rows, in order, at the next positions.
 
         Logits of the last position (V,), or of every one fed, (T, V), float32. PromptError, before any work, where they
         do not fit the context; NumericsError where a NaN or infinity appears, naming the first tensor to hold one."""
         self._check(parts)
         self._fed.extend(parts)
-        logits = self._run(parts, all_logits, tap)
+        logits = self._run(parts, all_logits)
         if not self._ops.all_finite(logits):
-            Session(self._engine, self.n_context)._run(self._fed, True, _refuse(self._ops, self._file))
+            Session(self._engine, self.n_context, Probes(_Refuse(self._ops, self._file)))._run(self._fed, True)
         result = self._ops.numpy(logits)
         return result if all_logits else result[-1]
 
@@ -133,25 +149,41 @@ class Session:
             elif not all(0 <= token < self._text.n_vocab for token in part):
                 raise PromptError("prompt", "tokens", f"an id is not in 0..{self._text.n_vocab - 1}")
 
-    def _run(self, parts: Sequence[Part], all_logits: bool, tap: Tap) -> Array:
+    def _run(self, parts: Sequence[Part], all_logits: bool) -> Array:
         ops, w, c = self._ops, self._weights, self._text
-        parts = [part for part in parts if len(part)]
-        rows = ops.concat([ops.array(p) if isinstance(p, np.ndarray) else ops.embed(w.embd, p) for p in parts])
-        batches = [rows[i : i + BATCH] for i in range(0, rows.shape[0], BATCH)]
+        first, hidden = self.n_past, []
         with np.errstate(all="ignore"):  # bad numbers are told by `all_finite`, not by numpy's warnings
-            hidden = [decoder.forward(batch, w, c, self._cache, ops, tap) for batch in batches]
-            return decoder.logits(ops.concat(hidden) if all_logits else hidden[-1][-1:], w, c, ops, tap)
+            for batch in self._batches([part for part in parts if len(part)]):
+                tap = self._tap(self.n_past, self.n_past + batch.shape[0])
+                hidden.append(decoder.forward(batch, w, c, self._cache, ops, tap))
+            if all_logits:
+                return decoder.logits(ops.concat(hidden), w, c, ops, self._tap(first, self.n_past))
+            return decoder.logits(hidden[-1][-1:], w, c, ops, self._tap(self.n_past - 1, self.n_past))
+
+    def _batches(self, parts: Sequence[Part]) -> Iterator[Array]:
+        """Rows (T, D) to run at once. llama.cpp decodes pieces of text and pictures one by one, and its rounding
+        depends on how many rows there are; precision `ggml` follows it."""
+        ops, embd = self._ops, self._weights.embd
+        rows = [ops.array(p) if isinstance(p, np.ndarray) else ops.embed(embd, p) for p in parts]
+        for group in rows if self._engine.precision == "ggml" else [ops.concat(rows)]:
+            for i in range(0, group.shape[0], BATCH):
+                yield group[i : i + BATCH]
+
+    def _tap(self, first: int, end: int) -> Tap:
+        return self._probes.tap(self, range(first, end))
 
 
-def _refuse(ops: Ops, file: GGUFFile) -> Tap:
-    """A tap that stops at the first array with a NaN or infinity and names it."""
+class _Refuse(Probe):
+    """Stops at the first array with a NaN or infinity and names it."""
 
-    def tap(name: str, x: Array) -> Array:
-        if not ops.all_finite(x):
-            raise NumericsError(file.path, name, "holds NaN or infinity, the first tensor to do so")
+    def __init__(self, ops: Ops, file: GGUFFile) -> None:
+        super().__init__(["*"])
+        self._ops, self._file = ops, file
+
+    def see(self, x: Array, at: At) -> Array:
+        if not self._ops.all_finite(x):
+            raise NumericsError(self._file.path, at.name, "holds NaN or infinity, the first tensor to do so")
         return x
-
-    return tap
 
 
 def default_budget(files: Sequence[GGUFFile]) -> int:

@@ -5,85 +5,30 @@ N rows of an image, D decoder width, T positions, V vocabulary, S the tower's pi
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from . import gguf, images
+from . import images
 from .chat import ChatTemplate, choose_template, parse_messages, render_prompt
 from .engine import Engine, Part
 from .errors import ImageError, ParameterError, PromptError
 from .generate import Clock, Reply, Request, Step, StopStrings, Stream, generate, room
 from .messages import ImagePart
 from .preprocess import Preprocessed, preprocess
-from .profiles import describe, resolve
 from .prompt import Prompt, TextChunk, chunks, raw
 from .sampler import Sampler, Sampling
 from .tokenizer import Tokenizer
+from .trace import Edit, Edits, Probe, Probes, Sink, Tap, Trace, no_tap
 
 ImageSource = bytes | str | Path | Image.Image | np.ndarray
 Messages = Sequence[Mapping[str, Any]]
-
-
-def embedded() -> tuple[Path, Path]:
-    """The text model and the mmproj file that come with the package."""
-    assets = Path(__file__).parent / "assets"
-    return assets / "shapes-text.q8_0.gguf", assets / "shapes-mmproj.f16.gguf"
-
-
-def load(
-    text: str | Path | None,
-    mmproj: str | Path | None = None,
-    *,
-    backend: str = "torch",
-    device: str = "cpu",
-    precision: str = "exact",
-    profile: str = "llava",
-    quirks: Mapping[str, str] | None = None,
-    threads: int | None = None,
-    weight_cache: int | None = None,
-    n_context: int | None = None,
-    template: str | None = None,
-) -> "Llava":
-    """Opens a pair; `text` may be None (pictures can then only be encoded), and `mmproj` (text only).
-
-    `quirks` changes single quirks of the profile. `weight_cache`: bytes of weights kept as float32 (default: all, if
-    they take at most half of the free memory). `n_context`: positions of prompt and answer, by default and at most what
-    the model was trained for. `template`: a named chat template instead of the file's own.
-    GGUFError, PairError for the files; ParameterError for a setting."""
-    began = time.perf_counter()
-    _check_settings(precision, threads, weight_cache, n_context)
-    if text is None and mmproj is None:
-        raise ParameterError("load", "text", "neither a text model nor an mmproj file was given")
-    text_file = None if text is None else gguf.read(text)
-    mmproj_file = None if mmproj is None else gguf.read(mmproj)
-    resolved = resolve(profile, quirks)
-    engine = Engine(
-        text_file,
-        mmproj_file,
-        backend=backend,
-        device=device,
-        threads=threads,
-        quirks=resolved,
-        weight_cache=weight_cache,
-    )
-    settings = {"profile": profile, "precision": precision, "backend": backend, "device": device}
-    model = Llava(engine, settings | {"quirks": describe(resolved)}, n_context, template)
-    model.load_s = time.perf_counter() - began
-    return model
-
-
-def _check_settings(precision: str, threads: int | None, weight_cache: int | None, n_context: int | None) -> None:
-    if precision in ("fast", "ggml"):
-        raise ParameterError("precision", repr(precision), "not available yet, expected 'exact'")
-    if precision != "exact":
-        raise ParameterError("precision", repr(precision), "unknown, expected 'exact'")
-    for name, value, low in (("threads", threads, 1), ("weight_cache", weight_cache, 0), ("n_context", n_context, 2)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
-            raise ParameterError(name, repr(value), f"expected a whole number from {low}")
+P = TypeVar("P", bound=Probe)
 
 
 class Llava:
@@ -95,6 +40,7 @@ class Llava:
         self._tokenizer: Tokenizer | None = None
         self._template: ChatTemplate | None = None
         self._n_context = 0
+        self._probes = Probes()
         if engine.text is not None and engine.text_file is not None:
             if n_context is not None and n_context > engine.text.context:
                 raise ParameterError("n_context", str(n_context), f"the model has {engine.text.context} positions")
@@ -227,7 +173,7 @@ class Llava:
         stops = StopStrings(stop)
 
         def begin() -> Iterator[Step]:
-            session, parts = self.engine.session(self.n_context), self._parts(request, clock)
+            session, parts = self.engine.session(self.n_context, self._probes), self._parts(request, clock)
             return generate(session, parts, sampler, self.tokenizer.stream(), self.tokenizer.end_ids, stops, limit)
 
         return Stream(request, clock, begin)
@@ -238,10 +184,10 @@ class Llava:
         return [chunk.token_ids if isinstance(chunk, TextChunk) else rows[chunk.index] for chunk in request.chunks]
 
     def _rows(self, image: images.DecodedImage, clock: Clock) -> np.ndarray:
-        began = time.perf_counter()
-        pixels = self.preprocess(image).pixels[0]
+        began, tap = time.perf_counter(), self._probes.tap(image)
+        pixels = self.preprocess(image, tap).pixels[0]
         ready = time.perf_counter()
-        rows = self.engine.encode(pixels)
+        rows = self.engine.encode(pixels, tap)
         clock.preprocess_s += ready - began
         clock.encode_s += time.perf_counter() - ready
         return rows
@@ -255,7 +201,8 @@ class Llava:
         if len(request.token_ids) > self.n_context:
             problem = f"{len(request.token_ids)} positions do not fit the context of {self.n_context}"
             raise PromptError("prompt", "tokens", problem)
-        return self.engine.session(self.n_context).feed(self._parts(request, Clock()), all_logits=True)
+        session = self.engine.session(self.n_context, self._probes)
+        return session.feed(self._parts(request, Clock()), all_logits=True)
 
     def decode_image(self, source: ImageSource, where: str = "image") -> images.DecodedImage:
         """A picture as the profile reads it. ImageError names the file, or `where` if there is none."""
@@ -268,12 +215,50 @@ class Llava:
                 raise
             raise ImageError(path, "file", error.problem) from None
 
-    def preprocess(self, image: images.DecodedImage) -> Preprocessed:
+    def preprocess(self, image: images.DecodedImage, tap: Tap = no_tap) -> Preprocessed:
         """What the tower is shown: `pixels` (1, 3, S, S) float32. ParameterError without an mmproj file."""
         if self.engine.vision is None:
             raise ParameterError("mmproj", "missing", "a vision tower is needed for this")
-        return preprocess(image.rgb, self.engine.vision, self.engine.quirks)
+        return preprocess(image.rgb, self.engine.vision, self.engine.quirks, tap)
 
     def encode_image(self, image: ImageSource) -> np.ndarray:
         """Bytes, a path, a PIL image or an array -> the rows that stand in for the picture, (N, D) float32."""
-        return self.engine.encode(self.preprocess(self.decode_image(image)).pixels[0])
+        return self._rows(self.decode_image(image), Clock())
+
+    def stages(self) -> tuple[str, ...]:
+        """Names of all arrays that a run of this pair computes, in order; `stages.Stage` says what each is."""
+        return tuple(stage.name for stage in self.engine.stages())
+
+    def trace(self, *globs: str, sink: Sink | None = None) -> AbstractContextManager[Trace]:
+        """`with model.trace("vision.*", "blk.3.*") as trace:` keeps the arrays of those names, as numpy: see `Trace`.
+
+        Without a name, everything but the attention weights: those are computed only for a name that says
+        `kq_soft_max`. ParameterError for a name that fits no stage."""
+        return self.probed(Trace(globs or ("*",), self.engine.ops, sink))
+
+    def intervene(self, functions: Mapping[str, Edit]) -> AbstractContextManager[Edits]:
+        """`with model.intervene({"blk.3.out": function}):` puts `function(x, at)` in the place of x: see `Edits`."""
+        return self.probed(Edits(functions, self.engine.ops))
+
+    @contextmanager
+    def probed(self, probe: P) -> Iterator[P]:
+        """Everything that runs inside the block is shown to `probe`. ParameterError for a name that fits no stage."""
+        names = self.stages()
+        for glob in probe.globs:
+            if not any(fnmatchcase(name, glob) for name in names):
+                raise ParameterError("stage", repr(glob), f"fits none of this model's, which are {_examples(names)}")
+        self._probes.add(probe)
+        try:
+            yield probe
+        finally:
+            self._probes.remove(probe)
+
+    def unembed(self, hidden: np.ndarray) -> np.ndarray:
+        """The final norm and the output matrix over hidden states of any layer, (T, D) -> (T, V) float32."""
+        if self.engine.text is None:
+            raise PromptError("model", "text", "loaded without a text model, so there are no logits")
+        return self.engine.unembed(hidden)
+
+
+def _examples(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + f", ... {names[-1]} ({len(names)} in all)"

@@ -50,6 +50,10 @@ class Ops(Protocol):
         Query head h reads key/value head h // (H / Hkv). `mask` is (T, S), 0 where allowed and -inf where not."""
         ...
 
+    def attention_weights(self, q: Array, k: Array, scale: float, mask: Array | None) -> Array: ...  # -> (H, T, S)
+
+    def attention_values(self, weights: Array, v: Array) -> Array: ...  # (H, T, S) (S, Hkv, dh) -> (T, H * dh)
+
     def add(self, x: Array, w: Weight) -> Array: ...  # x + w, same shape: position embeddings
 
     def concat(self, parts: Sequence[Array | Weight]) -> Array: ...  # rows of (t_i, D); a (D,) weight is one row

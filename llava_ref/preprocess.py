@@ -21,6 +21,7 @@ from .config import VisionConfig
 from .errors import ImageError
 from .profiles import Quirks
 from .resample import resize, resize_padded
+from .trace import Tap, no_tap
 
 LLAMA_CPP_FILL = (122, 116, 104)  # clip.cpp:1420; the same whatever the file's mean is
 
@@ -57,8 +58,9 @@ class Preprocessed:
     source: tuple[int, int]  # width, height
 
 
-def preprocess(rgb: np.ndarray, config: VisionConfig, quirks: Quirks) -> Preprocessed:
+def preprocess(rgb: np.ndarray, config: VisionConfig, quirks: Quirks, tap: Tap = no_tap) -> Preprocessed:
     """(h, w, 3) uint8 -> pixels, the picture seen, and the way back. `quirks.square` picks the rule."""
+    rgb = tap("image.rgb", rgb)
     h, w = rgb.shape[:2]
     size = config.image_size
     if quirks.square == "pad-resize":
@@ -68,6 +70,7 @@ def preprocess(rgb: np.ndarray, config: VisionConfig, quirks: Quirks) -> Preproc
         seen, affine = _crop(rgb, size)
     else:
         seen, affine = _resize_pad(rgb, size)
+    seen = tap("image.seen", seen)
     return Preprocessed(normalise(seen, config), seen, affine, (w, h))
 
 

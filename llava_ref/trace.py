@@ -1,25 +1,215 @@
-"""Taps: how a forward pass is watched without knowing that it is.
+"""Probes: how a forward pass is watched, and changed, without knowing that it is.
 
-A tap is a function `(name, x) -> x`, called with every named intermediate array and giving back the array to go on
-with. Names: `vision.<stage>` and `vision.blk.<i>.<part>` in the tower, `projector.<part>`, `blk.<i>.<part>` and
-`result_*` in the decoder; the parts are llama.cpp's callback names where it has one (b10605, `cb(...)` in
-models/llava.cpp and llama-graph.cpp).
+A forward pass calls `tap(name, x)` with every named intermediate array and goes on with what comes back. In an ordinary
+run the tap is `no_tap`, which gives back `x`. `Probes.tap` gives one that shows each array to the probes that asked for
+its name: `Edits` change it, a `Trace` keeps it, and anything else that has the two methods of `Probe` may look too.
+`stages` lists the names.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Protocol
 
-from .ops import Array
+import numpy as np
 
-Tap = Callable[[str, Array], Array]
+from .errors import ParameterError
+from .ops import Array, Ops
+
+ON_REQUEST = "kq_soft_max"  # costs extra, so that only a pattern with this word in it asks for it
 
 
-def no_tap(name: str, x: Array) -> Array:
+class Tap(Protocol):
+    """What a forward pass is handed."""
+
+    def __call__(self, name: str, x: Array) -> Array: ...
+
+    def wants(self, name: str) -> bool: ...  # whether to compute a stage that is computed on request
+
+    def under(self, prefix: str) -> "Tap": ...  # the same, with `prefix.` put before every name
+
+
+class NoTap:
     """The tap of an ordinary run."""
-    return x
+
+    def __call__(self, name: str, x: Array) -> Array:
+        return x
+
+    def wants(self, name: str) -> bool:
+        return False
+
+    def under(self, prefix: str) -> Tap:
+        return self
 
 
-def scoped(tap: Tap, prefix: str) -> Tap:
-    """`tap`, with `prefix.` put before every name. `no_tap` stays `no_tap`, so that an ordinary run pays nothing."""
-    if tap is no_tap:
-        return no_tap
-    return lambda name, x: tap(f"{prefix}.{name}", x)
+no_tap: Tap = NoTap()
+
+
+@dataclass(frozen=True, slots=True)
+class At:
+    """Where in a run an array was met."""
+
+    name: str
+    positions: range | None
+    """The array's rows as positions of the sequence; None in the tower and the projector."""
+    run: int
+    """Which picture, or which sequence, since the probe was set, from 0."""
+
+    @property
+    def numbered(self) -> str:
+        """The name, with `#1`, `#2`, ... behind it for a further picture or sequence."""
+        return f"{self.name}#{self.run}" if self.run else self.name
+
+
+class Probe:
+    """Looks at the arrays whose names match one of `globs`, as in `vision.*` (a star matches dots too)."""
+
+    def __init__(self, globs: Sequence[str]) -> None:
+        self.globs = tuple(globs)
+        self._wanted: dict[str, bool] = {}
+        self._runs: dict[bool, list[object]] = {False: [], True: []}
+
+    def wants(self, name: str) -> bool:
+        """Whether `see` is to be called with this array."""
+        if name not in self._wanted:
+            globs = self.globs if ON_REQUEST not in name else [glob for glob in self.globs if ON_REQUEST in glob]
+            self._wanted[name] = any(fnmatchcase(name, glob) for glob in globs)
+        return self._wanted[name]
+
+    def see(self, x: Array, at: At) -> Array:
+        """The array to go on with."""
+        return x
+
+    def number(self, run: object, in_sequence: bool) -> int:
+        """Pictures and sequences are counted apart, in the order they are first seen."""
+        seen = self._runs[in_sequence]
+        for i, other in enumerate(seen):
+            if other is run:
+                return i
+        seen.append(run)
+        return len(seen) - 1
+
+
+class Probes:
+    """The probes that are set now, in the order their arrays are shown to them."""
+
+    def __init__(self, *probes: Probe) -> None:
+        self._set: list[Probe] = list(probes)
+
+    def add(self, probe: Probe) -> None:
+        """Edits come before everything else, so that a trace has what the pass goes on with."""
+        edits = sum(isinstance(other, Edits) for other in self._set)
+        self._set.insert(edits if isinstance(probe, Edits) else len(self._set), probe)
+
+    def remove(self, probe: Probe) -> None:
+        self._set.remove(probe)
+
+    def tap(self, run: object, positions: range | None = None) -> Tap:
+        """For one pass. `run`: the picture or sequence it belongs to, any object, the same for all its passes."""
+        return _Live(tuple(self._set), run, positions, "") if self._set else no_tap
+
+
+class _Live:
+    """The tap of a run that is watched."""
+
+    def __init__(self, probes: tuple[Probe, ...], run: object, positions: range | None, prefix: str) -> None:
+        self._probes, self._run, self._positions, self._prefix = probes, run, positions, prefix
+
+    def __call__(self, name: str, x: Array) -> Array:
+        name = self._prefix + name
+        for probe in self._probes:
+            if probe.wants(name):
+                number = probe.number(self._run, self._positions is not None)
+                x = probe.see(x, At(name, self._positions, number))
+        return x
+
+    def wants(self, name: str) -> bool:
+        return any(probe.wants(self._prefix + name) for probe in self._probes)
+
+    def under(self, prefix: str) -> Tap:
+        return _Live(self._probes, self._run, self._positions, f"{self._prefix}{prefix}.")
+
+
+Edit = Callable[[Array, At], Array]
+
+
+class Edits(Probe):
+    """Functions that change arrays: `function(x, at) -> x`, of the shape and type that came in.
+
+    `x` is the backend's own array, float32 (the picture's stages: numpy, uint8). A numpy array may come back from
+    either backend. All functions whose pattern fits are applied, in order. ParameterError for a wrong shape or type."""
+
+    def __init__(self, functions: Mapping[str, Edit], ops: Ops) -> None:
+        super().__init__(tuple(functions))
+        self._functions, self._ops = dict(functions), ops
+
+    def see(self, x: Array, at: At) -> Array:
+        for glob, function in self._functions.items():
+            if fnmatchcase(at.name, glob):
+                x = self._checked(function(x, at), x, at)
+        return x
+
+    def _checked(self, y: Array, x: Array, at: At) -> Array:
+        if isinstance(y, np.ndarray) and not isinstance(x, np.ndarray):
+            y = self._ops.array(y)
+        if not isinstance(y, type(x)):
+            raise ParameterError("intervene", at.name, f"the function gave {type(y).__name__}, expected an array")
+        if y.shape != x.shape or y.dtype != x.dtype:
+            found, expected = (f"{a.dtype} {list(a.shape)}" for a in (y, x))
+            raise ParameterError("intervene", at.name, f"the function gave {found}, expected {expected}")
+        return y
+
+
+class Sink(Protocol):
+    """Where a trace puts what it saw."""
+
+    def add(self, name: str, piece: np.ndarray) -> None: ...
+
+
+class Trace(Probe, Mapping[str, np.ndarray]):
+    """The arrays of a run by name, in the order computed; numpy, on the host.
+
+    A stage that ran several times, as the decoder does for a long prompt and for every generated token, has its rows
+    joined in order. With a `sink` the pieces go there instead, and the mapping stays empty."""
+
+    def __init__(self, globs: Sequence[str], ops: Ops, sink: Sink | None = None) -> None:
+        super().__init__(globs)
+        self._ops, self._sink = ops, sink
+        self._pieces: dict[str, list[np.ndarray]] = {}
+
+    def see(self, x: Array, at: At) -> Array:
+        piece = x if isinstance(x, np.ndarray) else self._ops.numpy(x)
+        if self._sink is not None:
+            self._sink.add(at.numbered, piece)
+        else:
+            self._pieces.setdefault(at.numbered, []).append(piece.copy())
+        return x
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        pieces = self._pieces[name]
+        if len(pieces) > 1:
+            self._pieces[name] = pieces = [join(name, pieces)]
+        return pieces[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pieces)
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+
+def join(name: str, pieces: Sequence[np.ndarray]) -> np.ndarray:
+    """The rows of one stage, run piece by piece. Attention weights (H, T, S) have their rows in the middle, and S
+    grows: what a piece could not see yet has weight 0."""
+    if ON_REQUEST not in name:
+        return np.concatenate(pieces)
+    width = max(piece.shape[2] for piece in pieces)
+    return np.concatenate([np.pad(piece, ((0, 0), (0, 0), (0, width - piece.shape[2]))) for piece in pieces], 1)
+
+
+def joined_shape(name: str, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of `join` over pieces of these shapes."""
+    first = shapes[0]
+    if ON_REQUEST not in name:
+        return (sum(shape[0] for shape in shapes), *first[1:])
+    return first[0], sum(shape[1] for shape in shapes), max(shape[2] for shape in shapes)

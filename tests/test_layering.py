@@ -9,21 +9,22 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "llava_ref"
 ORDER = [  # a module may import from earlier rows only
-    ["errors", "blocks", "sandbox_child"],
+    ["errors", "blocks", "measure", "sandbox_child"],
     ["gguf_bytes"],
     ["gguf_metadata"],
     ["gguf"],
     ["quants", "ops"],
     ["trace", "config", "profiles", "quote", "pretokenizers"],
-    ["cache", "rope", "weights", "images", "resample", "vocabulary", "scenes"],
+    ["stages", "attention", "cache", "rope", "weights", "images", "resample", "vocabulary", "scenes"],
     ["tokenizer_spm"],
     ["tokenizer_bpe"],
     ["preprocess", "tokenizer", "vision", "projector", "decoder", "messages", "sandbox"],
     ["templates", "backends"],
-    ["chat", "engine"],
+    ["chat", "engine", "tracefile"],
     ["prompt", "sampler"],
     ["generate"],
     ["model"],
+    ["loading"],
     ["tools"],
     ["cli"],
 ]

@@ -76,13 +76,20 @@ class NumpyOps:
         return np.stack((even * c - odd * s, even * s + odd * c), -1).reshape(x.shape)
 
     def attention(self, q: F32, k: F32, v: F32, scale: float, mask: F32 | None) -> F32:
+        return self.attention_values(self.attention_weights(q, k, scale, mask), v)
+
+    def attention_weights(self, q: F32, k: F32, scale: float, mask: F32 | None) -> F32:
         (T, H, dh), Hkv = q.shape, k.shape[1]
         queries = q.reshape(T, Hkv, H // Hkv, dh).transpose(1, 2, 0, 3)  # (Hkv, H/Hkv, T, dh)
         scores = queries @ k.transpose(1, 2, 0)[:, None] * np.float32(scale)  # (Hkv, H/Hkv, T, S)
         if mask is not None:
             scores += mask
         scores = np.exp(scores - scores.max(-1, keepdims=True))
-        y = scores / scores.sum(-1, keepdims=True) @ v.transpose(1, 0, 2)[:, None]  # (Hkv, H/Hkv, T, dh)
+        return (scores / scores.sum(-1, keepdims=True)).reshape(H, T, -1)
+
+    def attention_values(self, weights: F32, v: F32) -> F32:
+        (H, T, S), (_, Hkv, dh) = weights.shape, v.shape
+        y = weights.reshape(Hkv, H // Hkv, T, S) @ v.transpose(1, 0, 2)[:, None]  # (Hkv, H/Hkv, T, dh)
         return y.transpose(2, 0, 1, 3).reshape(T, H * dh)
 
     def add(self, x: F32, w: NumpyWeight) -> F32:

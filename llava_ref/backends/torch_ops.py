@@ -73,6 +73,12 @@ class TorchOps:
     def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Tensor:
         return reference.attention(q, k, v, scale, mask)
 
+    def attention_weights(self, q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+        return reference.attention_weights(q, k, scale, mask)
+
+    def attention_values(self, weights: Tensor, v: Tensor) -> Tensor:
+        return reference.attention_values(weights, v)
+
     def add(self, x: Tensor, w: TorchWeight) -> Tensor:
         return x + w.array()
 

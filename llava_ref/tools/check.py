@@ -10,8 +10,8 @@ from ..config import MAX_WIDTH
 from ..engine import Engine
 from ..errors import GGUFError, LlavaError, ParameterError
 from ..gguf import GGUFFile
+from ..loading import embedded
 from ..messages import ImagePart, Message, TextPart
-from ..model import embedded
 from ..profiles import PROFILES, Quirks
 from ..prompt import TextChunk, chunks
 from ..templates import choose_template

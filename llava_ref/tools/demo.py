@@ -15,7 +15,8 @@ from PIL import Image
 
 from ..errors import ParameterError
 from ..generate import Stream
-from ..model import Llava, embedded
+from ..loading import embedded
+from ..model import Llava
 from ..sampler import Sampling
 from ..scenes import fresh_questions
 from . import options

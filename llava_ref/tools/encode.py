@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import ParameterError
-from ..model import embedded
+from ..loading import embedded
 from ..preprocess import save_png
 from . import options
 from .output import check_output, note, print_json, visible, write_tensors

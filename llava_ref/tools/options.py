@@ -7,7 +7,8 @@ from typing import Any
 
 from ..errors import ParameterError
 from ..generate import Request
-from ..model import Llava, embedded, load
+from ..loading import embedded, load
+from ..model import Llava
 from ..profiles import PROFILES
 from ..sampler import Sampling
 
@@ -58,9 +59,11 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", type=Path, action="append", default=[], metavar="FILE", help="a picture; repeatable")
 
 
-def add_prompt(parser: argparse.ArgumentParser) -> None:
+def add_prompt(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """What `request` reads, besides --image."""
-    parser.add_argument("-p", "--prompt", required=True, metavar="TEXT", help="what to ask; pictures come before it")
+    parser.add_argument(
+        "-p", "--prompt", required=required, metavar="TEXT", help="what to ask; pictures come before it"
+    )
     parser.add_argument("--system", metavar="TEXT", help="a system message")
     parser.add_argument("--raw", action="store_true", help="the prompt as it stands, without template; <image> is one")
 

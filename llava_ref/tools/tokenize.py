@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .. import gguf
 from ..errors import ParameterError
-from ..model import embedded
+from ..loading import embedded
 from ..tokenizer import Tokenizer
 from . import options
 from .output import print_json

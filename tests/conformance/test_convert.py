@@ -14,8 +14,8 @@ from llava_ref import gguf
 from llava_ref.conformance import convert, hf_config, oracle, reference_hf
 from llava_ref.conformance.hf_config import ConversionError
 from llava_ref.conformance.hf_weights import plain_name
-from llava_ref.conformance.measure import rel_rms
 from llava_ref.engine import Engine
+from llava_ref.measure import rel_rms
 from llava_ref.profiles import PROFILES
 from llava_ref.quants import dequantize
 

@@ -8,8 +8,8 @@ import pytest
 
 from llava_ref import gguf
 from llava_ref.conformance import oracle, pairs
-from llava_ref.conformance.measure import kl, rel_rms
 from llava_ref.engine import Engine, Part
+from llava_ref.measure import kl, rel_rms
 from llava_ref.preprocess import preprocess
 from llava_ref.profiles import PROFILES, Quirks
 from llava_ref.prompt import TextChunk, chunks, raw

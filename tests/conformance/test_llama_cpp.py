@@ -10,9 +10,9 @@ import pytest
 
 from llava_ref import gguf
 from llava_ref.conformance import oracle, pairs
-from llava_ref.conformance.measure import kl, max_abs, rel_rms
 from llava_ref.conformance.pairs import TextSpec, VisionSpec
 from llava_ref.engine import Engine, Part, Session
+from llava_ref.measure import kl, max_abs, rel_rms
 from llava_ref.profiles import PROFILES, Quirks
 
 reason = oracle.missing()

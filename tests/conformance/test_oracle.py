@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from llava_ref.conformance import oracle, pairs
-from llava_ref.conformance.measure import kl, max_abs, rel_rms
 from llava_ref.conformance.writing import write
+from llava_ref.measure import kl, max_abs, rel_rms
 
 reason = oracle.missing()
 needs_llama = pytest.mark.skipif(bool(reason), reason=str(reason))

@@ -9,8 +9,8 @@ import pytest
 
 from llava_ref import gguf
 from llava_ref.conformance import oracle, reference_hf, smollm2
-from llava_ref.conformance.measure import rel_rms
 from llava_ref.engine import Engine, Session
+from llava_ref.measure import rel_rms
 from llava_ref.profiles import PROFILES
 from llava_ref.tokenizer import Tokenizer
 

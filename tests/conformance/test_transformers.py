@@ -10,8 +10,8 @@ import pytest
 
 from llava_ref import gguf
 from llava_ref.conformance import convert, pairs, reference_hf
-from llava_ref.conformance.measure import rel_rms
 from llava_ref.engine import Engine
+from llava_ref.measure import rel_rms
 from llava_ref.profiles import PROFILES, Quirks
 
 reason = reference_hf.missing()

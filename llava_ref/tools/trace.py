@@ -1,0 +1,106 @@
+"""`trace`: the arrays inside a run, by name, in a file; or the names alone."""
+
+import argparse
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ParameterError
+from ..model import Llava
+from ..sampler import Sampling
+from ..stages import Stage
+from ..tracefile import Writer
+from . import options
+from .output import check_output, note, print_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    options.add_mmproj(parser)
+    options.add_images(parser)
+    options.add_prompt(parser, required=False)
+    parser.add_argument("-n", "--max-tokens", type=int, default=0, metavar="N", help="tokens to generate (default: 0)")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT.safetensors")
+    parser.add_argument(
+        "--names",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="which stages, as in 'vision.*'; repeatable (default: all but the attention weights, '*kq_soft_max')",
+    )
+    parser.add_argument("--list", action="store_true", help="say what the stages are, and stop")
+    options.add_text(parser)
+    options.add_running(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes every stage asked for, and `token_ids` (T,) int64, -1 where a picture stands."""
+    text, mmproj = options.pair(args)
+    if args.list:
+        return _list(options.load_model(args, text, mmproj), args.json)
+    for name in ("prompt", "output"):
+        if getattr(args, name) is None:
+            raise ParameterError(f"--{name}", "missing", "expected, unless --list is given")
+    if args.max_tokens < 0:
+        raise ParameterError("--max-tokens", str(args.max_tokens), "expected a number of tokens from 0")
+    check_output(args.output, [text, mmproj, *args.image])
+    model = options.load_model(args, text, mmproj)
+    with Writer(args.output) as writer:
+        facts = _record(args, model, writer)
+        facts |= {"files": hashes([path for path in (text, mmproj, *args.image) if path is not None])}
+        shapes = writer.finish(options.about(model, format="llava_ref trace 1", names=args.names or ["*"], **facts))
+    if args.json:
+        print_json({"output": str(args.output), "tensors": shapes, **facts} | model.settings)
+    else:
+        note(f"{args.output}: {len(shapes)} tensors, {args.output.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def _record(args: argparse.Namespace, model: Llava, writer: Writer) -> dict[str, Any]:
+    request = options.request(args, model)
+    with model.trace(*args.names, sink=writer):
+        if args.max_tokens:
+            generated = model.answer(request, Sampling(), max_tokens=args.max_tokens).finish().token_ids
+        else:
+            model.request_logits(request)
+            generated = ()
+    writer.add("token_ids", np.array([*request.token_ids, *generated[:-1]], np.int64))  # the last one was not fed
+    return {"prompt": request.prompt.shown, "generated": list(generated), "types": types(model)}
+
+
+def types(model: Llava) -> dict[str, str]:
+    """Stage -> ggml type of the matrix that it is a product with."""
+    tensors = {
+        name: view.type
+        for file in (model.engine.text_file, model.engine.mmproj_file)
+        if file is not None
+        for name, view in file.tensors.items()
+    }
+    tied = {"output.weight": tensors.get("token_embd.weight", "F32")}
+    found = {stage.name: (tied | tensors).get(stage.weight or "") for stage in model.engine.stages()}
+    return {name: kind for name, kind in found.items() if kind is not None}
+
+
+def hashes(paths: list[Path]) -> dict[str, str]:
+    """File name -> SHA-256."""
+    found = {}
+    for path in paths:
+        with open(path, "rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _list(model: Llava, as_json: bool) -> int:
+    stages = model.engine.stages()
+    if as_json:
+        print_json([{key: getattr(stage, key) for key in Stage.__slots__} for stage in stages])
+        return 0
+    rows = [("stage", "shape", "llama.cpp", "transformers")]
+    rows += [(stage.name, stage.shape, stage.llama_cpp, stage.transformers) for stage in stages]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    for row in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip())
+    return 0

@@ -1,0 +1,126 @@
+"""Trace files: the arrays of a run as safetensors, with how they were made in the header.
+
+Every name is a stage (`stages`), `#1`, `#2`, ... behind it for a further picture; besides them `token_ids` (T,) int64,
+-1 where a picture stands. The header's `__metadata__` holds text; what is not text is JSON. Any other program's
+safetensors file with these names can be read too. Format: https://github.com/huggingface/safetensors, README, "Format".
+"""
+
+import json
+import math
+import os
+import struct
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from .errors import ParameterError
+from .trace import join, joined_shape
+
+DTYPES = {"float32": "F32", "uint8": "U8", "int64": "I64"}
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Where an array lies in the body that is being written."""
+
+    at: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+class Writer:
+    """Takes the pieces of a trace as they come and puts them on disk at once: memory holds one tensor at most.
+
+    `with Writer(path) as sink:` then `sink.add(name, piece)`, and `sink.finish(about)` to make the file. Without
+    `finish`, or if that fails, nothing is left behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._body: IO[bytes] = tempfile.TemporaryFile(dir=path.parent)
+        self._pieces: dict[str, list[Piece]] = {}
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._body.close()
+
+    def add(self, name: str, piece: np.ndarray) -> None:
+        """float32, uint8 or int64 of any shape. The rows of further pieces of a name are joined to the first's."""
+        at = self._body.seek(0, os.SEEK_END)
+        self._body.write(np.ascontiguousarray(piece).data)
+        self._pieces.setdefault(name, []).append(Piece(at, piece.shape, piece.dtype))
+
+    def finish(self, about: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+        """Writes the file, whole or not at all; the shape of every tensor."""
+        shapes = {name: joined_shape(name, [piece.shape for piece in pieces]) for name, pieces in self._pieces.items()}
+        header, at = dict[str, Any](__metadata__=dict(about)), 0
+        for name, shape in shapes.items():
+            dtype = self._pieces[name][0].dtype
+            end = at + math.prod(shape) * dtype.itemsize
+            header[name] = {"dtype": DTYPES[dtype.name], "shape": shape, "data_offsets": [at, end]}
+            at = end
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "xb") as file:
+                file.write(struct.pack("<Q", len(text)) + text)
+                for name in self._pieces:
+                    file.write(self._read(name).data)
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return shapes
+
+    def _read(self, name: str) -> np.ndarray:
+        pieces = []
+        for piece in self._pieces[name]:
+            self._body.seek(piece.at)
+            data = self._body.read(math.prod(piece.shape) * piece.dtype.itemsize)
+            pieces.append(np.frombuffer(data, piece.dtype).reshape(piece.shape))
+        return np.ascontiguousarray(join(name, pieces))
+
+
+class TraceFile(Mapping[str, np.ndarray]):
+    """A trace file; arrays are read when they are asked for. ParameterError for a file that is none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            opened: Any = safe_open(str(path), framework="np")
+            self._file = opened
+            self.about: dict[str, str] = dict(opened.metadata() or {})
+            self._names = _in_order(path)
+        except FileNotFoundError:
+            raise ParameterError(path, "file", "is not there") from None
+        except (SafetensorError, OSError) as error:
+            raise ParameterError(path, "header", f"not a safetensors file: {error}") from None
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        try:
+            return np.asarray(self._file.get_tensor(name))
+        except (SafetensorError, TypeError, AttributeError) as error:  # a type that numpy does not have
+            raise ParameterError(self.path, name, f"cannot be read: {error}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _in_order(path: Path) -> list[str]:
+    """The names as they stand in a file that is known to be right."""
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return sorted(header, key=lambda name: header[name]["data_offsets"])
