@@ -36,6 +36,10 @@ class Quirks:
     also after a control token inside a piece."""
     window: Literal["honour", "ignore"] = "honour"
     """A sliding window that a file of the llama architecture asks for; llama.cpp does not read the key there."""
+    kv_cache: Literal["f32", "f16"] = "f32"
+    """What keys and values are kept in. Matters in precision `ggml` only; llama.cpp's `--cache-type-k` and `-v`."""
+    flash_attention: Literal["off", "on"] = "off"
+    """Whether attention is ggml's fused kind. Matters in precision `ggml` only; llama.cpp's `--flash-attn`."""
 
 
 PROFILES: Mapping[str, Quirks] = {
@@ -50,6 +54,8 @@ PROFILES: Mapping[str, Quirks] = {
         alpha="drop",
         text_pieces="separate-prefixed",
         window="ignore",
+        kv_cache="f16",
+        flash_attention="on",
     ),
 }
 

@@ -1,13 +1,37 @@
-"""Backends: the operations of `ops.Ops`, once in numpy and once in torch. Neither imports the other."""
+"""Backends: the operations of `ops.Ops`, once in numpy and once in torch, neither of which imports the other; and over
+either of them, the arithmetic of ggml."""
 
 from ..errors import ParameterError
 from ..ops import Ops
+from ..profiles import Quirks
+
+PRECISIONS = ("exact", "ggml")
 
 
-def get_ops(backend: str, device: str, threads: int | None, budget: int) -> Ops:
+def get_ops(
+    backend: str,
+    device: str,
+    threads: int | None,
+    budget: int,
+    precision: str = "exact",
+    quirks: Quirks = Quirks(),  # noqa: B008 - frozen
+) -> Ops:
     """The backend by name: "torch" on "cpu" or "cuda", "numpy" on "cpu".
 
-    `budget`: bytes of float32 weights that may be kept once they are dequantised. ParameterError for what is absent."""
+    `budget`: bytes of float32 weights that may be kept once they are dequantised. `precision`: "exact" is float32
+    throughout; "ggml" rounds as ggml's CPU backend does, its attention as `quirks.kv_cache` and `.flash_attention` say.
+    ParameterError for what is absent."""
+    if precision not in PRECISIONS:
+        raise ParameterError("precision", repr(precision), "unknown, expected 'exact' or 'ggml'")
+    ops = _backend(backend, device, threads, budget)
+    if precision == "exact":
+        return ops
+    from .ggml_ops import GgmlOps
+
+    return GgmlOps(ops, quirks)
+
+
+def _backend(backend: str, device: str, threads: int | None, budget: int) -> Ops:
     if backend == "numpy":
         if device != "cpu":
             raise ParameterError("device", repr(device), "the numpy backend runs on 'cpu' only")
