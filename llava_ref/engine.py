@@ -99,6 +99,14 @@ class Engine:
             found += stages.tower(len(w.blocks), w.pre_ln is not None, w.post_ln is not None)
         return tuple(found if self.text is None else [*found, *stages.text(self.text)])
 
+    def types(self) -> dict[str, str]:
+        """Stage -> ggml type of the matrix that it is a product with, for the stages that are."""
+        files = [file for file in (self.text_file, self.mmproj_file) if file is not None]
+        types = {name: view.type for file in files for name, view in file.tensors.items()}
+        if "token_embd.weight" in types:
+            types.setdefault("output.weight", types["token_embd.weight"])
+        return {stage.name: types[stage.weight] for stage in self.stages() if stage.weight in types}
+
     def unembed(self, hidden: np.ndarray) -> np.ndarray:
         """The final norm and the output matrix over hidden states of any layer, (T, D) -> (T, V) float32."""
         assert self.text is not None, "this engine has no text model"

@@ -201,8 +201,13 @@ class Llava:
         if len(request.token_ids) > self.n_context:
             problem = f"{len(request.token_ids)} positions do not fit the context of {self.n_context}"
             raise PromptError("prompt", "tokens", problem)
-        session = self.engine.session(self.n_context, self._probes)
-        return session.feed(self._parts(request, Clock()), all_logits=True)
+        return self.forward(self._parts(request, Clock()))
+
+    def forward(self, parts: Sequence[Part]) -> np.ndarray:
+        """Logits at every position of token ids and image rows (n, D), in order, from an empty context: (T, V)."""
+        if self.engine.text is None:
+            raise PromptError("model", "text", "loaded without a text model, so there are no logits")
+        return self.engine.session(self.n_context, self._probes).feed(parts, all_logits=True)
 
     def decode_image(self, source: ImageSource, where: str = "image") -> images.DecodedImage:
         """A picture as the profile reads it. ImageError names the file, or `where` if there is none."""

@@ -68,20 +68,7 @@ def _record(args: argparse.Namespace, model: Llava, writer: Writer) -> dict[str,
             model.request_logits(request)
             generated = ()
     writer.add("token_ids", np.array([*request.token_ids, *generated[:-1]], np.int64))  # the last one was not fed
-    return {"prompt": request.prompt.shown, "generated": list(generated), "types": types(model)}
-
-
-def types(model: Llava) -> dict[str, str]:
-    """Stage -> ggml type of the matrix that it is a product with."""
-    tensors = {
-        name: view.type
-        for file in (model.engine.text_file, model.engine.mmproj_file)
-        if file is not None
-        for name, view in file.tensors.items()
-    }
-    tied = {"output.weight": tensors.get("token_embd.weight", "F32")}
-    found = {stage.name: (tied | tensors).get(stage.weight or "") for stage in model.engine.stages()}
-    return {name: kind for name, kind in found.items() if kind is not None}
+    return {"prompt": request.prompt.shown, "generated": list(generated), "types": model.engine.types()}
 
 
 def hashes(paths: list[Path]) -> dict[str, str]:

@@ -1,0 +1,103 @@
+"""How far one stage may be from a reference's, computed from the same inputs.
+
+Two computations may both be float32 (this project in precision `exact`, transformers), both ggml's (precision `ggml`,
+llama.cpp), or one of each; the last differ by the rounding of activations to the type of the weights, and by ggml's
+tables of float16. Bounds are about twice the worst that was measured on random models.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llava_ref.blocks import TYPES
+from llava_ref.stages import Kind, Stage
+
+Arithmetic = Literal["float32", "ggml"]
+FLOAT32 = 2e-6
+"""Sums of float32 products in another order."""
+SOFTMAX = 1e-5
+"""Attention: sums of float32, and an exponential that ggml approximates by a polynomial."""
+TABLE = 1e-3
+"""An activation read from a table of float16 values, which has eleven bits: 2.8e-4 on the whole."""
+FLASH = 5e-3
+"""ggml's flash attention and its cache, in float16."""
+JPEG = 3.0
+"""Levels of 255 by which decoders of JPEG may differ."""
+EXACT = 1e-6
+"""What must be equal: bytes, and float32 made of them in at most three operations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A limit, and what it limits."""
+
+    measure: Literal["rel_rms", "max_abs"]
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What is compared with what."""
+
+    ours: Arithmetic
+    theirs: Arithmetic
+    flash_attention: bool
+    """Whether one side computes attention in float16."""
+    positions: int
+    jpeg: bool
+
+
+def bound(stage: Stage, weight_type: str | None, terms: Terms) -> Bound:
+    """For one stage. `weight_type`: ggml type of the matrix it is a product with, if there is one."""
+    if stage.kind == "exact":
+        return Bound("max_abs", JPEG if terms.jpeg and stage.name in ("image.rgb", "image.seen") else EXACT)
+    if terms.ours == terms.theirs:
+        return Bound("rel_rms", max(_alike(stage.kind), rope(stage, terms)))
+    return Bound("rel_rms", max(_unlike(stage, weight_type, terms), rope(stage, terms)))
+
+
+def rope(stage: Stage, terms: Terms) -> float:
+    """ggml multiplies angles up in float32, this project has them from float64: the error of an angle grows with the
+    position. A turn by a wrong angle e moves a pair of channels by e of its length."""
+    return FLOAT32 + 2e-7 * terms.positions if stage.name.endswith("_rope") else 0.0
+
+
+def _alike(kind: Kind) -> float:
+    return SOFTMAX if kind == "attention" else FLOAT32
+
+
+def _unlike(stage: Stage, weight_type: str | None, terms: Terms) -> float:
+    if stage.kind == "attention":
+        return FLASH if terms.flash_attention else SOFTMAX
+    if stage.kind == "table":
+        return TABLE
+    if stage.kind == "matmul":
+        # The patch embedding is a product of float16 numbers in ggml whatever the file has (im2col).
+        types = [weight_type or "F32"] + ["F16"] * (stage.name == "vision.patch_embd")
+        return max(map(matmul, types))
+    return FLOAT32
+
+
+def matmul(kind: str) -> float:
+    """Float32 on dequantised weights against ggml's product, which rounds activations to suit this type."""
+    plain = {"F32": FLOAT32, "F16": 5e-4, "BF16": 4e-3}
+    if kind in plain:
+        return plain[kind]
+    return 2e-2 if TYPES[kind].weights == 32 else 4e-2
+
+
+def divergence(kind: str) -> float:
+    """Nats a position, end to end, with weights of this type."""
+    plain = {"F32": 5e-4, "F16": 5e-4, "BF16": 5e-3}
+    if kind in plain:
+        return plain[kind]
+    return 8e-2 if TYPES[kind].weights == 32 else 0.15
+
+
+def margin(kind: str) -> float:
+    """Logits by which another token may lead and it is still rounding."""
+    return {"F32": 0.01, "F16": 0.1, "BF16": 0.2}.get(kind, 1.0)
+
+
+def coarsest(kinds: set[str]) -> str:
+    """The type that rounds most; F32 of none."""
+    return max(kinds, key=matmul, default="F32")

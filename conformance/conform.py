@@ -1,0 +1,286 @@
+"""This project and a reference on one pair, one prompt and its pictures: which stage differs first, and why.
+
+The reference has run already (`reference.Run`). This project runs twice: once from the reference's inputs at every
+stage, which tells where the fault is, and once on its own, which tells what it comes to. Then one known quirk after
+another is switched, and where that puts a stage right it is the explanation.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
+
+from llava_ref.measure import Distance, kl
+from llava_ref.model import Llava
+from llava_ref.profiles import Quirks
+from llava_ref.stages import Stage
+
+from .bounds import Arithmetic, Bound, Terms, bound, coarsest, divergence, margin
+from .comparing import Seen, parts, run_beside
+from .reference import Case, Run
+
+Loader = Callable[[Mapping[str, str]], Llava]
+"""Our model with these quirks changed."""
+SECTIONS = {  # where a quirk can be seen: beginnings of names
+    "class_token": ("vision.", "projector."),
+    "vit_layers": ("vision.", "projector."),
+    "post_ln": ("vision.", "projector."),
+    "gelu": ("vision.", "projector."),
+    "square": ("image.", "vision.pixels"),
+    "exif": ("image.", "vision.pixels"),
+    "alpha": ("image.", "vision.pixels"),
+    "text_pieces": ("token_ids",),
+    "window": ("blk.",),
+    "kv_cache": ("blk.", "vision."),
+    "flash_attention": ("blk.", "vision."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """One stage. `problem` is None where it is within its bound."""
+
+    name: str
+    kind: str
+    weight_type: str | None
+    shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None]  # ours, the reference's
+    own: Distance | None  # from the reference's inputs
+    whole: Distance | None  # from its own
+    bound: Bound
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Neighbouring stages that are out for one reason."""
+
+    stage: str
+    n_stages: int
+    problem: str
+    explained: tuple[str, ...]
+    """Quirks as NAME=VALUE, each of which by itself puts the stage right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """A token that we would not have chosen after the reference's text."""
+
+    place: int
+    ours: int
+    theirs: int
+    margin: float  # our logit of ours, less our logit of theirs
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the whole way comes to."""
+
+    token_ids: tuple[tuple[int, ...], tuple[int, ...]]  # ours, the reference's; -1 where a picture stands
+    kl: tuple[float, ...] | None  # nats at each position; None where token ids differ
+    kl_bound: float
+    top_1: float | None  # share of positions with the same likeliest token
+    greedy: tuple[int, ...]  # the reference's
+    disagreements: tuple[Disagreement, ...]
+    margin_bound: float
+
+    @property
+    def within(self) -> bool:
+        close = self.kl is None or max(self.kl, default=0.0) <= self.kl_bound
+        return close and all(d.margin <= self.margin_bound for d in self.disagreements)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything `conform` found."""
+
+    settings: dict[str, Any]
+    reference: str
+    about: Mapping[str, str]
+    prompt: str
+    stages: tuple[StageResult, ...]
+    findings: tuple[Finding, ...]
+    outcome: Outcome
+
+    @property
+    def same(self) -> bool:
+        return not self.findings and self.outcome.within
+
+
+def conform(load: Loader, case: Case, run: Run) -> Report:
+    """LlavaError of our own side; the reference's were raised when it ran."""
+    model = load({})
+    compare = partial(_compare, case=case, run=run)
+    seen = compare(model)
+    explained = _explain(load, compare, [stage for stage in seen.stages if stage.problem], model.engine.quirks)
+    return Report(
+        settings=model.settings,
+        reference=run.name,
+        about=run.about,
+        prompt=case.prompt,
+        stages=seen.stages,
+        findings=_findings(seen.stages, explained),
+        outcome=_outcome(model, case, run, seen),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    stages: tuple[StageResult, ...]
+    ids: tuple[int, ...]
+    logits: np.ndarray  # (T, V) of the run on its own
+
+
+def _compare(model: Llava, case: Case, run: Run) -> _Compared:
+    ids = tuple(model.raw_request(case.prompt, case.images).token_ids)
+    stages = {stage.name: stage for stage in model.engine.stages()}
+    types = model.engine.types()
+    terms = _terms(model, case, run)
+    bounds = {name: bound(stage, types.get(name), terms) for name, stage in stages.items()}
+    other = Bound("rel_rms", 0.0)
+
+    def bound_of(name: str) -> Bound:
+        return bounds.get(name.partition("#")[0], other)
+
+    own, _ = run_beside(model, case.images, run.token_ids, run.stages, bound_of, forced=True)
+    whole, logits = run_beside(model, case.images, ids, run.stages, bound_of, forced=False)
+    results = [_token_ids(ids, run.token_ids)]
+    for name in _merged(list(own), [name for name in run.stages if name != "token_ids"]):
+        stage = stages.get(name.partition("#")[0])
+        results.append(_result(name, stage, types, own.get(name), whole.get(name), run.stages, bound_of(name)))
+    return _Compared(tuple(_in_order(results)), ids, logits)
+
+
+def _terms(model: Llava, case: Case, run: Run) -> Terms:
+    ours: Arithmetic = "ggml" if model.engine.precision == "ggml" else "float32"
+    theirs: Arithmetic = "ggml" if run.about.get("arithmetic") == "ggml" else "float32"
+    flash = run.about.get("attention") == "float16" or (ours == "ggml" and model.engine.quirks.flash_attention == "on")
+    jpeg = any(path.suffix.lower() in (".jpg", ".jpeg") for path in case.images)
+    return Terms(ours, theirs, flash, len(run.token_ids), jpeg)
+
+
+def _result(
+    name: str, stage: Stage | None, types: Mapping[str, str], own: Seen | None, whole: Seen | None,
+    theirs: Mapping[str, np.ndarray], limit: Bound,
+) -> StageResult:  # fmt: skip
+    reference = theirs[name].shape if name in theirs else None
+    shapes = (None if own is None else own.shape, reference)
+    distance = own.distance if own else None
+    problem = None
+    if own is None:
+        problem = "this run has no such stage"
+    elif reference is None:
+        problem = None if stage is None or name.startswith("image.seen") else "the reference has no such stage"
+    elif distance is None:
+        problem = "shapes differ"
+    elif not getattr(distance, limit.measure) <= limit.limit:
+        problem = f"{limit.measure.replace('_', ' ')} {getattr(distance, limit.measure):.2g} over {limit.limit:.2g}"
+    kind = stage.kind if stage else "float"
+    weight_type = types.get(name.partition("#")[0])
+    return StageResult(name, kind, weight_type, shapes, distance, whole.distance if whole else None, limit, problem)
+
+
+def _token_ids(ours: Sequence[int], theirs: Sequence[int]) -> StageResult:
+    problem = None
+    if tuple(ours) != tuple(theirs):
+        differ = (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
+        at = next(differ, min(len(ours), len(theirs)))
+        found, expected = (ids[at] if at < len(ids) else "nothing" for ids in (ours, theirs))
+        problem = f"{found} at position {at}, the reference has {expected}"
+    shapes = ((len(ours),), (len(theirs),))
+    return StageResult("token_ids", "exact", None, shapes, None, None, Bound("max_abs", 0.0), problem)
+
+
+def _merged(ours: list[str], theirs: list[str]) -> list[str]:
+    """Our order, with what only the reference has put behind its predecessor there."""
+    merged, before = list(ours), ""
+    for name in theirs:
+        if name not in merged:
+            merged.insert(merged.index(before) + 1 if before in merged else 0, name)
+        before = name
+    return merged
+
+
+def _in_order(results: list[StageResult]) -> list[StageResult]:
+    """Token ids stand between the projector and the decoder."""
+    ids, *rest = results
+    at = next((i for i, result in enumerate(rest) if _section(result.name) == "text"), len(rest))
+    return [*rest[:at], ids, *rest[at:]]
+
+
+def _section(name: str) -> str:
+    return "picture" if name.startswith(("image.", "vision.", "projector.")) else "text"
+
+
+def _explain(
+    load: Loader, compare: Callable[[Llava], _Compared], bad: Sequence[StageResult], quirks: Quirks
+) -> dict[str, tuple[str, ...]]:
+    """For each stage that is out, the single changes that put it right without putting an earlier one out."""
+    found: dict[str, tuple[str, ...]] = {result.name: () for result in bad}
+    was = {result.name for result in bad}
+    for name, value in _alternatives(bad, quirks):
+        now = {result.name for result in compare(load({name: value})).stages if result.problem}
+        if now - was:
+            continue
+        for stage in was - now:
+            found[stage] = (*found[stage], f"{name}={value}")
+    return found
+
+
+def _alternatives(bad: Sequence[StageResult], quirks: Quirks) -> list[tuple[str, str]]:
+    """Quirks that can be seen where something is out, each with its other values."""
+    kinds = get_type_hints(Quirks)
+    return [
+        (field.name, value)
+        for field in fields(quirks)
+        if any(result.name.startswith(SECTIONS[field.name]) for result in bad)
+        for value in get_args(kinds[field.name])
+        if value != getattr(quirks, field.name)
+    ]
+
+
+def _findings(stages: Sequence[StageResult], explained: Mapping[str, tuple[str, ...]]) -> tuple[Finding, ...]:
+    groups: list[list[StageResult]] = []
+    for before, result in zip((None, *stages), stages, strict=False):
+        if not result.problem:
+            continue
+        same = before is not None and before.problem and groups and explained[before.name] == explained[result.name]
+        if same and explained[result.name]:
+            groups[-1].append(result)
+        else:
+            groups.append([result])
+    return tuple(
+        Finding(group[0].name, len(group), group[0].problem or "", explained[group[0].name]) for group in groups
+    )
+
+
+def _outcome(model: Llava, case: Case, run: Run, seen: _Compared) -> Outcome:
+    kind = coarsest(set(model.engine.types().values()))
+    theirs = run.stages.get("result_output")
+    same_ids = seen.ids == run.token_ids and theirs is not None and theirs.shape == seen.logits.shape
+    divergences = kl(seen.logits, theirs) if same_ids and theirs is not None else None
+    top = float((seen.logits.argmax(-1) == theirs.argmax(-1)).mean()) if same_ids and theirs is not None else None
+    return Outcome(
+        token_ids=(seen.ids, run.token_ids),
+        kl=None if divergences is None else tuple(float(x) for x in divergences),
+        kl_bound=divergence(kind),
+        top_1=top,
+        greedy=run.greedy,
+        disagreements=_disagreements(model, case, run),
+        margin_bound=margin(kind),
+    )
+
+
+def _disagreements(model: Llava, case: Case, run: Run) -> tuple[Disagreement, ...]:
+    """Where the reference's continuation, fed to us token by token, is not what we expect next."""
+    if not run.greedy:
+        return ()
+    rows = [model.encode_image(image) for image in case.images]
+    logits = model.forward([*parts(run.token_ids, rows), list(run.greedy[:-1])])
+    found = []
+    for place, (token, row) in enumerate(zip(run.greedy, logits[len(run.token_ids) - 1 :], strict=True)):
+        ours = int(row.argmax())
+        if ours != token:
+            found.append(Disagreement(place, ours, token, float(row[ours] - row[token])))
+    return tuple(found)

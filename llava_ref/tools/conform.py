@@ -1,0 +1,206 @@
+"""`conform`: this project and a reference on the same pair, pictures and prompt, stage by stage; and why they differ.
+
+The comparing and the references are the package `llava_ref.conformance`, which nothing else here imports.
+"""
+
+import argparse
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ParameterError
+from ..loading import load
+from ..model import Llava
+from . import options
+from .output import check_output, note, print_json, visible, write_text
+
+if TYPE_CHECKING:
+    from ..conformance.conform import Report
+    from ..conformance.reference import Reference
+
+WORDS = {  # what a quirk is about, for the one sentence that names it
+    "class_token": "the place of the class token",
+    "vit_layers": "how many blocks of the tower are run",
+    "post_ln": "the norm behind the tower",
+    "gelu": "the form of GELU",
+    "square": "how a picture is padded, or cut, to a square",
+    "exif": "the picture's EXIF orientation",
+    "alpha": "transparency",
+    "text_pieces": "how the text around pictures is tokenised",
+    "window": "the sliding window",
+    "kv_cache": "the type of the cache",
+    "flash_attention": "flash attention's rounding",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    options.add_mmproj(parser)
+    options.add_images(parser)
+    options.add_prompt(parser)
+    parser.add_argument(
+        "--against",
+        required=True,
+        metavar="REFERENCE",
+        help="llama.cpp, hf, a trace file, or this project by other settings, as in this:backend=numpy,gelu=tanh",
+    )
+    parser.add_argument(
+        "-n", "--max-tokens", type=int, default=12, metavar="N", help="tokens that follow (default: 12)"
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="everything, as one page with plots")
+    options.add_text(parser)
+    options.add_running(parser)
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 if every stage and the outcome are within their bounds, 1 if not."""
+    from ..conformance.conform import conform
+    from ..conformance.reference import Case
+
+    text, mmproj = options.pair(args)
+    if args.max_tokens < 0:
+        raise ParameterError("--max-tokens", str(args.max_tokens), "expected a number of tokens from 0")
+    if args.report is not None:
+        check_output(args.report, [text, mmproj, *args.image])
+    model = options.load_model(args, text, mmproj)
+    request = options.request(args, model)
+    case = Case(text, mmproj, tuple(args.image), request.prompt.shown)
+    reference = _reference(args.against, model)
+    note(f"running {reference.name}")
+    answer = reference.run(case, n_greedy=args.max_tokens)
+    note(f"running {_settings(model.settings)}")
+    report = conform(lambda changed: _with(args, model, changed), case, answer)
+    if args.report is not None:
+        from ..conformance.report_page import render
+
+        write_text(args.report, render(report, args.image))
+        note(f"{args.report}: written")
+    if args.json:
+        print_json(_as_json(report))
+    else:
+        _print(report)
+    return 0 if report.same else 1
+
+
+def _with(args: argparse.Namespace, model: Llava, changed: Mapping[str, str]) -> Llava:
+    """The model itself, or one like it with some quirks changed."""
+    if not changed:
+        return model
+    text, mmproj = options.pair(args)
+    settings = model.settings
+    return load(
+        text,
+        mmproj,
+        backend=settings["backend"],
+        device=settings["device"],
+        precision=settings["precision"],
+        profile=settings["profile"],
+        quirks=options.quirks(args) | dict(changed),
+        threads=args.threads,
+        n_context=args.ctx_size,
+        template=args.template,
+    )
+
+
+def _reference(name: str, model: Llava) -> "Reference":
+    """By its name on the command line. ParameterError for one that is not known."""
+    if name == "llama.cpp":
+        from ..conformance.oracle import EXACT
+        from ..conformance.reference_llama import LlamaCpp
+
+        quirks = model.engine.quirks
+        rounded = model.engine.precision == "ggml"
+        flash, half = rounded and quirks.flash_attention == "on", rounded and quirks.kv_cache == "f16"
+        return LlamaCpp(replace(EXACT, flash_attention=int(flash), cache_type=int(half)))
+    if name == "hf":
+        from ..conformance.reference_transformers import Transformers
+
+        return Transformers()
+    from ..conformance.reference_this import Recorded, ThisProject
+
+    kind, colon, settings = name.partition(":")
+    if kind == "this" and colon:
+        changed = _pairs(settings)
+        own = {key: changed.pop(key) for key in ("backend", "precision", "profile") if key in changed}
+        return ThisProject(**own, quirks=changed)  # type: ignore[arg-type]
+    if Path(name).is_file():
+        return Recorded(Path(name))
+    raise ParameterError(
+        "--against", repr(name), "unknown, expected llama.cpp, hf, a trace file or this:NAME=VALUE,..."
+    )
+
+
+def _pairs(settings: str) -> dict[str, str]:
+    found = {}
+    for pair in settings.split(","):
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ParameterError("--against", repr(pair), "expected NAME=VALUE after 'this:', as in backend=numpy")
+        found[name] = value
+    return found
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return f"llava_ref {settings['backend']} {settings['precision']}, profile {settings['profile']}"
+
+
+def verdict(report: "Report") -> list[str]:
+    """What was found, in sentences."""
+    what = f"{_settings(report.settings)} against {report.reference}"
+    if not report.findings:
+        return [f"{what}: no stage over its threshold"]
+    lines = [f"{what}: {report.findings[0].stage} is the first stage over its threshold"]
+    for i, finding in enumerate(report.findings, 1):
+        more = f" and {finding.n_stages - 1} behind it" if finding.n_stages > 1 else ""
+        lines.append(f"  {i}. {finding.stage}{more}: {finding.problem}")
+        for change in finding.explained:
+            lines.append(f"     vanishes with --quirk {change}: {WORDS[change.partition('=')[0]]}")
+        if not finding.explained:
+            lines.append("     no known quirk explains it")
+    return lines
+
+
+def _outcome(report: "Report") -> list[str]:
+    o, lines = report.outcome, []
+    if o.kl is None:
+        lines.append("token ids differ, so that logits cannot be compared position by position")
+    else:
+        worst = max(range(len(o.kl)), key=o.kl.__getitem__)
+        lines.append(
+            f"logits: KL {sum(o.kl) / len(o.kl):.2g} nats a position, at most {o.kl[worst]:.2g} (position {worst}; "
+            f"{o.kl_bound:g} allowed), the same likeliest token at {o.top_1:.1%}"
+        )
+    if o.greedy:
+        agreed = len(o.greedy) - len(o.disagreements)
+        lines.append(f"greedy tokens, fed the reference's: {agreed} of {len(o.greedy)} agree")
+    for d in o.disagreements:
+        lines.append(f"  token {d.place}: ours {d.ours}, the reference's {d.theirs}, ahead by {d.margin:.3g} logits")
+    return lines
+
+
+def _print(report: "Report") -> None:
+    width = max(len(stage.name) for stage in report.stages)
+    print(f"{'stage':{width}}  {'own':>8}  {'whole':>8}  {'bound':>8}")
+    for stage in report.stages:
+        own, whole = (f"{d.rel_rms:8.1e}" if d else " " * 8 for d in (stage.own, stage.whole))
+        at = f", first at {list(stage.own.first_bad)}" if stage.problem and stage.own and stage.own.first_bad else ""
+        print(f"{stage.name:{width}}  {own}  {whole}  {stage.bound.limit:8.1e}  {stage.problem or ''}{at}".rstrip())
+    print("own: relative RMS error of the stage from the reference's inputs; whole: from its own")
+    for line in [*_outcome(report), *verdict(report)]:
+        print(visible(line))
+
+
+def _as_json(report: "Report") -> Any:
+    return {"same": report.same, "verdict": verdict(report)} | _finite(asdict(report))
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity as null, which JSON has no other word for."""
+    if isinstance(value, dict):
+        return {key: _finite(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
