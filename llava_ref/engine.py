@@ -46,7 +46,7 @@ class Engine:
         self.text_file, self.mmproj_file, self.quirks, self.precision = text_file, mmproj_file, quirks, precision
         files = [file for file in (text_file, mmproj_file) if file is not None]
         budget = default_budget(files) if weight_cache is None else weight_cache
-        self.ops: Ops = get_ops(backend, device, threads, budget)
+        self.ops: Ops = get_ops(backend, device, threads, budget, precision, quirks)
         self.text = None if text_file is None else read_text(text_file)
         if self.text is not None and quirks.window == "ignore":
             self.text = replace(self.text, window=None)

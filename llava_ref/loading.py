@@ -61,10 +61,8 @@ def load(
 
 
 def _check_settings(precision: str, threads: int | None, weight_cache: int | None, n_context: int | None) -> None:
-    if precision in ("fast", "ggml"):
-        raise ParameterError("precision", repr(precision), "not available yet, expected 'exact'")
-    if precision != "exact":
-        raise ParameterError("precision", repr(precision), "unknown, expected 'exact'")
+    if precision == "fast":
+        raise ParameterError("precision", repr(precision), "not available yet, expected 'exact' or 'ggml'")
     for name, value, low in (("threads", threads, 1), ("weight_cache", weight_cache, 0), ("n_context", n_context, 2)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
             raise ParameterError(name, repr(value), f"expected a whole number from {low}")

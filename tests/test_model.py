@@ -200,7 +200,6 @@ def test_vision_only_encodes(pair, one):
 
 SETTINGS = [
     ({"precision": "fast"}, "precision: 'fast': not available yet"),
-    ({"precision": "ggml"}, "precision: 'ggml': not available yet"),
     ({"precision": "half"}, "precision: 'half': unknown"),
     ({"backend": "jax"}, "backend: 'jax'"),
     ({"backend": "numpy", "device": "cuda"}, "device: 'cuda'"),

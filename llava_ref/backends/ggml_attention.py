@@ -13,10 +13,12 @@ def one_by_one(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, mask: 
     """softmax(q k^T * scale + mask) v.  (T, H, dh) (S, Hkv, dh) (S, Hkv, dh) (T, S) -> (T, H * dh), float32.
 
     q, k and v are float16 numbers in float32. After each key, what is summed so far is rounded to float16, and where
-    the largest score so far grew, it has been scaled down, and rounded, before."""
+    the largest score so far grew, it has been scaled down, and rounded, before. One such rounding that goes the other
+    way shows, so scores and powers of e are computed in float64 and rounded once."""
     (T, H, dh), (S, Hkv, _) = q.shape, k.shape
-    queries = q.transpose(1, 0, 2).reshape(Hkv, -1, dh)
-    scores = (queries @ k.transpose(1, 2, 0)).reshape(H, T, S) * np.float32(scale)
+    queries = q.astype(np.float64).transpose(1, 0, 2).reshape(Hkv, -1, dh)
+    products = (queries @ k.astype(np.float64).transpose(1, 2, 0)).astype(np.float32)
+    scores = products.reshape(H, T, S) * np.float32(scale)
     if mask is not None:
         scores = scores + mask
     weight, shrink = online(scores)
@@ -37,6 +39,10 @@ def online(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     before = np.concatenate([np.full_like(largest[..., :1], -np.inf), largest[..., :-1]], -1)
     hidden = np.isneginf(scores)
     with np.errstate(invalid="ignore"):  # -inf - -inf, where nothing has been seen yet
-        weight = np.where(hidden, np.float32(0), np.exp(scores - largest))
-        shrink = np.where(hidden, np.float32(1), np.exp(before - largest))
+        weight = np.where(hidden, np.float32(0), _exp(scores - largest))
+        shrink = np.where(hidden, np.float32(1), _exp(before - largest))
     return weight, shrink
+
+
+def _exp(x: np.ndarray) -> np.ndarray:
+    return np.exp(x.astype(np.float64)).astype(np.float32)

@@ -125,7 +125,7 @@ def _reference(name: str, model: Llava) -> "Reference":
     if kind == "this" and colon:
         changed = _pairs(settings)
         own = {key: changed.pop(key) for key in ("backend", "precision", "profile") if key in changed}
-        return ThisProject(**own, quirks=changed)  # type: ignore[arg-type]
+        return ThisProject(**own, quirks=changed)
     if Path(name).is_file():
         return Recorded(Path(name))
     raise ParameterError(
