@@ -102,7 +102,7 @@ class Probes:
         self._set.insert(edits if isinstance(probe, Edits) else len(self._set), probe)
 
     def remove(self, probe: Probe) -> None:
-        self._set.remove(probe)
+        self._set = [other for other in self._set if other is not probe]  # traces are equal by their arrays
 
     def tap(self, run: object, positions: range | None = None) -> Tap:
         """For one pass. `run`: the picture or sequence it belongs to, any object, the same for all its passes."""
