@@ -21,7 +21,7 @@ def make(backend: str = "numpy", kv_cache: str = "f32", flash_attention: str = "
 
 
 def view(kind: str, shape: tuple[int, ...], data: np.ndarray) -> TensorView:
-    return TensorView("blk.0.w", kind, shape, memoryview(data.tobytes()))
+    return TensorView("blk.0.w", kind, shape, memoryview(bytearray(data.tobytes())))
 
 
 def linear(ops: Ops, kind: str, x: np.ndarray, rows: int = 9) -> np.ndarray:

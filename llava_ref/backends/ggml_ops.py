@@ -35,7 +35,7 @@ class GgmlOps:
             raise ParameterError("precision", "'ggml'", problem)
         if len(view.shape) == 4 and view.type == "F32":
             data = np.frombuffer(view.data, np.float32).astype(np.float16)
-            view = TensorView(view.name, "F16", view.shape, memoryview(data.tobytes()))
+            view = TensorView(view.name, "F16", view.shape, memoryview(bytearray(data.tobytes())))
         return self._inner.weight(view)
 
     def linear(self, x: Array, w: Weight, b: Weight | None = None) -> Array:
