@@ -14,7 +14,7 @@ from .attention import attend
 from .cache import KVCache
 from .config import TextConfig
 from .ops import Array, Ops, Weight
-from .trace import Tap, no_tap
+from .trace import Tap, no_tap, scoped
 from .weights import Affine, Weights
 
 
@@ -125,7 +125,7 @@ def forward(x: Array, w: TextWeights, c: TextConfig, cache: KVCache, ops: Ops, t
     at = positions(c, w.frequencies, cache.length, x.shape[0], ops)
     x = tap("embd", x)
     for i, weights in enumerate(w.blocks):
-        x = block(x, weights, c, at, cache, i, ops, tap.under(f"blk.{i}"))
+        x = block(x, weights, c, at, cache, i, ops, scoped(tap, f"blk.{i}"))
     cache.advance(x.shape[0])
     return x
 

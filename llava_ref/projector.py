@@ -9,7 +9,7 @@ from .errors import GGUFError
 from .gguf import GGUFFile
 from .ops import Activation, Array, Ops
 from .profiles import Quirks
-from .trace import Tap, no_tap
+from .trace import Tap, no_tap, scoped
 from .weights import Affine, Weights
 
 
@@ -39,7 +39,7 @@ def _rows(file: GGUFFile, w: Weights, name: str) -> int:
 
 def mlp(x: Array, w: ProjectorWeights, ops: Ops, tap: Tap = no_tap) -> Array:
     """(N, Dv) -> (N, D)"""
-    tap = tap.under("projector")
+    tap = scoped(tap, "projector")
     h = tap("mm_0", ops.linear(x, w.first.weight, w.first.bias))  # (N, M)
     h = tap("gelu", ops.activation(h, w.activation))
     return tap("out", ops.linear(h, w.second.weight, w.second.bias))

@@ -19,30 +19,23 @@ from .ops import Array, Ops
 ON_REQUEST = "kq_soft_max"  # costs extra, so that only a pattern with this word in it asks for it
 
 
-class Tap(Protocol):
-    """What a forward pass is handed."""
-
-    def __call__(self, name: str, x: Array) -> Array: ...
-
-    def wants(self, name: str) -> bool: ...  # whether to compute a stage that is computed on request
-
-    def under(self, prefix: str) -> "Tap": ...  # the same, with `prefix.` put before every name
+Tap = Callable[[str, Array], Array]
+"""What a forward pass is handed: `no_tap`, or what `Probes.tap` gives."""
 
 
-class NoTap:
-    """The tap of an ordinary run."""
-
-    def __call__(self, name: str, x: Array) -> Array:
-        return x
-
-    def wants(self, name: str) -> bool:
-        return False
-
-    def under(self, prefix: str) -> Tap:
-        return self
+def no_tap(name: str, x: Array) -> Array:
+    """The tap of an ordinary run: a plain function, because Python calls nothing faster."""
+    return x
 
 
-no_tap: Tap = NoTap()
+def scoped(tap: Tap, prefix: str) -> Tap:
+    """The same tap, with `prefix.` put before every name."""
+    return tap.under(prefix) if isinstance(tap, _Live) else tap
+
+
+def wants(tap: Tap, name: str) -> bool:
+    """Whether to compute a stage that is computed on request."""
+    return isinstance(tap, _Live) and tap.wants(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +119,7 @@ class _Live:
     def wants(self, name: str) -> bool:
         return any(probe.wants(self._prefix + name) for probe in self._probes)
 
-    def under(self, prefix: str) -> Tap:
+    def under(self, prefix: str) -> "_Live":
         return _Live(self._probes, self._run, self._positions, f"{self._prefix}{prefix}.")
 
 

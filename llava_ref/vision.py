@@ -12,7 +12,7 @@ from .errors import GGUFError
 from .gguf import GGUFFile
 from .ops import Activation, Array, Ops, Weight
 from .profiles import Quirks
-from .trace import Tap, no_tap
+from .trace import Tap, no_tap, scoped
 from .weights import Affine, Weights
 
 
@@ -123,7 +123,7 @@ def encode(pixels: Array, w: VisionWeights, c: VisionConfig, p: VisionPlan, ops:
 
     With a class token, rows 1..N of N + 1 are given back: the patches, when it stands first; all but patch 0, and the
     class token as the last one, when it stands last as in llama.cpp b10605 (models/llava.cpp)."""
-    tap = tap.under("vision")
+    tap = scoped(tap, "vision")
     x = tap("patch_embd", ops.patches(tap("pixels", pixels), w.patch.weight, w.patch.bias))  # (N, D)
     if w.class_embd is not None:
         x = ops.concat([w.class_embd, x] if p.class_first else [x, w.class_embd])  # (T, D)
@@ -131,7 +131,7 @@ def encode(pixels: Array, w: VisionWeights, c: VisionConfig, p: VisionPlan, ops:
     if w.pre_ln is not None:
         x = tap("pre_ln", ops.layer_norm(x, w.pre_ln.weight, w.pre_ln.bias, c.eps))
     for i, weights in enumerate(w.blocks):
-        x = block(x, weights, c, p, ops, tap.under(f"blk.{i}"))
+        x = block(x, weights, c, p, ops, scoped(tap, f"blk.{i}"))
     if w.post_ln is not None:
         x = tap("post_ln", ops.layer_norm(x, w.post_ln.weight, w.post_ln.bias, c.eps))
     return tap("features", x if w.class_embd is None else x[1:])

@@ -1,0 +1,84 @@
+"""What trace points cost while nobody watches: decoding with them, and by the same source with every one cut out.
+
+`python -m llava_ref.conformance.trace_cost` runs the embedded model, or `-m TEXT.gguf`, one token at a time, by turns
+with and without, and prints the median of the differences: CPU time of the one thread that computes.
+"""
+
+import argparse
+import ast
+import inspect
+import random
+import statistics
+import time
+from pathlib import Path
+from types import ModuleType
+
+from llava_ref import decoder, engine, gguf
+from llava_ref.engine import Engine
+from llava_ref.loading import embedded
+from llava_ref.profiles import Quirks
+
+WARM_UP = 20
+
+
+class Cut(ast.NodeTransformer):
+    """`tap(name, x)` becomes x, `scoped(tap, prefix)` becomes tap, and attention is the backend's, fused."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        match node.func:
+            case ast.Name("tap"):
+                return node.args[1]
+            case ast.Name("scoped"):
+                return node.args[0]
+            case ast.Name("attend"):
+                attention = ast.Attribute(ast.Name("ops", ast.Load()), "attention", ast.Load())
+                return ast.Call(attention, node.args[:5], [])
+        return node
+
+
+def without_taps(module: ModuleType) -> ModuleType:
+    """A module of the same source, its trace points cut out."""
+    tree = ast.fix_missing_locations(Cut().visit(ast.parse(inspect.getsource(module))))
+    left = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "tap"]
+    assert not left, "a trace point was not cut"
+    cut = ModuleType(module.__name__)
+    cut.__package__ = module.__package__
+    exec(compile(tree, str(module.__file__), "exec"), cut.__dict__)
+    return cut
+
+
+def measure(text: Path, backend: str, n_tokens: int) -> tuple[list[float], list[float]]:
+    """Seconds a token, with trace points and without, `n_tokens` each, at the same positions of the same sequence."""
+    model = Engine(gguf.read(text), None, backend=backend, threads=1, quirks=Quirks())
+    cut = without_taps(decoder)
+    sessions = {module: model.session() for module in (decoder, cut)}
+    for session in sessions.values():
+        session.feed([[1, 5, 9, 20]])
+    times: dict[ModuleType, list[float]] = {decoder: [], cut: []}
+    tokens = random.Random(0)
+    for _ in range(WARM_UP + n_tokens):
+        token = tokens.randrange(10, 200)
+        for module in tokens.sample([decoder, cut], 2):
+            engine.__dict__["decoder"] = module
+            began = time.thread_time()
+            sessions[module].feed([[token]])
+            times[module].append(time.thread_time() - began)
+    engine.__dict__["decoder"] = decoder
+    return times[decoder][WARM_UP:], times[cut][WARM_UP:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-m", "--model", type=Path, default=embedded()[0])
+    parser.add_argument("-n", type=int, default=1000, metavar="TOKENS")
+    args = parser.parse_args()
+    for backend in ("torch", "numpy"):
+        with_points, without = measure(args.model, backend, args.n)
+        token = statistics.median(without)
+        extra = statistics.median(a - b for a, b in zip(with_points, without, strict=True))
+        print(f"{backend}: {token * 1e3:.3f} ms a token, trace points {extra * 1e6:+.1f} us ({extra / token:+.2%})")
+
+
+if __name__ == "__main__":
+    main()
