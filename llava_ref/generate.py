@@ -14,6 +14,7 @@ from .errors import ParameterError, PromptError
 from .images import DecodedImage
 from .prompt import ImageChunk, Prompt, TextChunk
 from .sampler import Sampler
+from .scores import Score
 
 FinishReason = Literal["stop", "length"]
 
@@ -43,6 +44,8 @@ class Step:
     """On the last step only: "stop" for an end-of-generation token or a stop string, "length" for a limit."""
     seconds: float
     """Time this token took; the first one's is the prompt's."""
+    score: Score | None = None
+    """Its log-probability, where `Sampling.top_logprobs` asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +246,8 @@ def generate(
     An end-of-generation token is a step of its own, without text. The session's errors pass through."""
     for count in range(1, limit + 1):
         began = time.perf_counter()
-        token = sampler.pick(session.feed(parts))
+        logits = session.feed(parts)
+        token = sampler.pick(logits)
         parts = [[token]]
         ended = token in end_ids
         text = "" if ended else stops.push(decoder.push(token))
@@ -252,6 +256,6 @@ def generate(
         if last and not stops.met:
             text += stops.push(decoder.flush()) + stops.flush()
         reason: FinishReason | None = "stop" if ended or stops.met else "length" if last else None
-        yield Step(token, text, reason, time.perf_counter() - began)
+        yield Step(token, text, reason, time.perf_counter() - began, sampler.score(logits, token))
         if last:
             return

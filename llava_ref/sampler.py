@@ -8,12 +8,15 @@ the temperature. Removed tokens are -inf. The random numbers are numpy's PCG64: 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from .errors import ParameterError
+from .scores import Score, score
 
 PENALTY_WINDOW = 64  # tokens, as llama.cpp's --repeat-last-n
+MAX_TOP = 20  # alternatives to report with a token, as OpenAI's
 
 _RANGES = {  # both ends included
     "temperature": (0.0, 100.0),
@@ -23,6 +26,20 @@ _RANGES = {  # both ends included
     "frequency_penalty": (-2.0, 2.0),
     "presence_penalty": (-2.0, 2.0),
 }
+
+
+class Matcher(Protocol):
+    """What one answer may go on with; see `grammar`."""
+
+    def allowed(self) -> np.ndarray: ...  # (V,) bool, one True at least
+
+    def accept(self, token_id: int) -> None: ...  # the token that was chosen
+
+
+class Grammar(Protocol):
+    """A form that answers must have."""
+
+    def start(self) -> Matcher: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +64,10 @@ class Sampling:
     """Token id -> number added to its logit, -100..100."""
     seed: int | None = None
     """The same seed gives the same tokens; None draws one."""
+    grammar: Grammar | None = None
+    """Only tokens that it allows; the others are out before every stage."""
+    top_logprobs: int | None = None
+    """Report each token's log-probability and so many of the likeliest, 0 to 20; None reports nothing."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in _RANGES.items():
@@ -54,6 +75,8 @@ class Sampling:
         _check_integer("top_k", self.top_k, 2**31 - 1)
         if self.seed is not None:
             _check_integer("seed", self.seed, 2**64 - 1)
+        if self.top_logprobs is not None:
+            _check_integer("top_logprobs", self.top_logprobs, MAX_TOP)
         for token, bias in self.logit_bias.items():
             _check_integer("logit_bias", token, 2**31 - 1)
             _check_number("logit_bias", bias, -100.0, 100.0)
@@ -83,13 +106,23 @@ class Sampler:
         self.sampling = sampling
         self._rng = np.random.Generator(np.random.PCG64(sampling.seed))
         self._history = list(history)
+        self._matcher = None if sampling.grammar is None else sampling.grammar.start()
 
     def pick(self, logits: np.ndarray) -> int:
         """The next token from its logits (V,), which stay as they are. Remembers it."""
+        if self._matcher is not None:
+            logits = np.where(self._matcher.allowed(), logits, -np.inf)
         x = filtered(logits, self._history, self.sampling)
         token = int(x.argmax()) if self.sampling.temperature == 0 else self._draw(x)
         self._history.append(token)
+        if self._matcher is not None:
+            self._matcher.accept(token)
         return token
+
+    def score(self, logits: np.ndarray, token_id: int) -> Score | None:
+        """What `top_logprobs` asks to be reported of a token under its logits (V,); None if nothing."""
+        n_top = self.sampling.top_logprobs
+        return None if n_top is None else score(logits, token_id, n_top)
 
     def _draw(self, x: np.ndarray) -> int:
         ids = np.flatnonzero(x > -np.inf)
