@@ -92,6 +92,13 @@ def load(
     raise ImageError(where, "type", f"{type(source).__name__}, expected bytes, a path, a PIL image or an array")
 
 
+def measure(data: bytes, where: str = "image") -> tuple[int, int]:
+    """Width and height in pixels from a file's header, nothing decoded. ImageError as for `decode`."""
+    image = _open(data, where)
+    _check_size(*image.size, where)
+    return image.size
+
+
 def _from_array(rgb: np.ndarray, where: str) -> DecodedImage:
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
         raise ImageError(where, "array", f"{rgb.dtype} {rgb.shape}, expected uint8 (height, width, 3)")
@@ -112,13 +119,18 @@ def _read(path: Path, where: str) -> bytes:
 
 
 def _decode(data: bytes, exif: Exif, alpha: Alpha, where: str) -> DecodedImage:
+    image = _open(data, where)
+    return _convert(image, exif, alpha, where, _format(data, where))
+
+
+def _open(data: bytes, where: str) -> Image.Image:
+    """The header read, no pixel decoded."""
     if len(data) > MAX_ENCODED:
         raise ImageError(where, "size", f"over {MAX_ENCODED} bytes encoded")
     name = _format(data, where)
     _check_structure(name, data, where)
     with _pillow(name, where):
-        image = Image.open(BytesIO(data), formats=[name])
-    return _convert(image, exif, alpha, where, name)
+        return Image.open(BytesIO(data), formats=[name])
 
 
 def _format(data: bytes, where: str) -> str:

@@ -3,13 +3,14 @@
 The shapes are OpenAI's, and the variants that are seen in the wild: pictures as `image_url` (object or string),
 `input_image`, Hugging Face's `image` and Anthropic's `source`; data URIs with any label, raw and URL-safe base64, with
 white space, without padding. Nothing that would change the meaning is ignored: it is refused, by name. Nothing is
-fetched, and nothing is decoded but base64: what the bytes are is `images`' business.
+fetched unless the caller says how, and nothing is decoded but base64: what the bytes are is `images`' business.
 """
 
 import base64
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,12 @@ IMAGE_KEYS = ("image_url", "image", "url", "path", "base64", "source")
 HINTS = ("type", "detail", "cache_control")  # keys that change neither what is said nor what is shown
 BASE64 = re.compile(r"(?:[A-Za-z0-9+/]*|[A-Za-z0-9_-]*)={0,2}")
 SMALLEST_PICTURE = 20  # bytes; no format we read has a file this short, a path or a word may be
+
+
+class Url(str):
+    """Where a picture is, before it is fetched."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +59,29 @@ class Message:
 
 
 ReadPicture = Callable[[Mapping[str, Any], str], ImagePart]
+Fetch = Callable[[str, str], bytes]  # (URL, where it stands) -> the file; raises a LlavaError that names the place
 
 
-def parse_messages(messages: object, where: str = "messages", *, allow_objects: bool = True) -> list[Message]:
+def parse_messages(
+    messages: object, where: str = "messages", *, allow_objects: bool = True, fetch: Fetch | None = None
+) -> list[Message]:
     """A conversation, checked. PromptError names the first place that cannot be read.
 
     `allow_objects`: a part `{"type": "image", "image": ...}` may hold a path, bytes, a PIL image or an array, which
-    only a program can write. What comes over a network must be parsed without: no path in it is ever opened."""
-    return _parse(messages, where, _read_object if allow_objects else _read_data)
+    only a program can write. What comes over a network must be parsed without: no path in it is ever opened.
+    `fetch` gets the pictures at http and https URLs; without it they are refused."""
+    read = partial(_read_object if allow_objects else _read_data, urls=fetch is not None)
+    parsed = _parse(messages, where, read)
+    if fetch is None:
+        return parsed
+    return [replace(message, parts=tuple(_fetched(part, fetch) for part in message.parts)) for message in parsed]
+
+
+def _fetched(part: TextPart | ImagePart, fetch: Fetch) -> TextPart | ImagePart:
+    """Once all is known to be in order, so that nothing is fetched for a conversation that is refused."""
+    if isinstance(part, ImagePart) and isinstance(part.source, Url):
+        return ImagePart(fetch(part.source, part.where), part.where)
+    return part
 
 
 def parse_slots(messages: object, where: str = "messages") -> list[Message]:
@@ -127,7 +149,7 @@ def _text(text: object, where: str) -> TextPart:
     return TextPart(text, where)
 
 
-def _read_object(part: Mapping[str, Any], where: str) -> ImagePart:
+def _read_object(part: Mapping[str, Any], where: str, *, urls: bool = False) -> ImagePart:
     """What a program may pass in `image` and `path`, and all that `_read_data` reads."""
     value = part.get("image") if part.get("path") is None else part["path"]
     if isinstance(value, bytes | bytearray | memoryview):
@@ -137,10 +159,10 @@ def _read_object(part: Mapping[str, Any], where: str) -> ImagePart:
     if isinstance(value, bytes | Path | Image.Image | np.ndarray):
         _one_source(part, where)
         return ImagePart(value, where)
-    return _read_data(part, where)
+    return _read_data(part, where, urls=urls)
 
 
-def _read_data(part: Mapping[str, Any], where: str) -> ImagePart:
+def _read_data(part: Mapping[str, Any], where: str, *, urls: bool = False) -> ImagePart:
     """A picture that came as text: a data URI or base64."""
     key = _one_source(part, where)
     value, field = part[key], key
@@ -155,7 +177,7 @@ def _read_data(part: Mapping[str, Any], where: str) -> ImagePart:
         value, field = value.get(name), f"source.{name}"
     if not isinstance(value, str):
         raise PromptError(where, field, f"expected a string with a data URI or base64, got {_kind(value)}")
-    return ImagePart(_from_text(value, where, field), f"{where}.{field}")
+    return ImagePart(_from_text(value, where, field, urls), f"{where}.{field}")
 
 
 def _one_source(part: Mapping[str, Any], where: str) -> str:
@@ -166,11 +188,13 @@ def _one_source(part: Mapping[str, Any], where: str) -> str:
     return given[0]
 
 
-def _from_text(text: str, where: str, field: str) -> bytes:
+def _from_text(text: str, where: str, field: str, urls: bool) -> bytes | Url:
     start = text[:4096].lstrip()
     scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", start)
     name = scheme[0].lower() if scheme else ""
     if name in ("http:", "https:"):
+        if urls:
+            return Url(text.strip())
         raise PromptError(where, field, "URL images are off, expected a data URI or base64")
     if name == "data:":
         label, comma, data = text.partition(",")
