@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(table, end="")
     if write:
         page = PAGE.read_text()
-        PAGE.write_text(page.replace(between_markers(page), table))
+        PAGE.write_text(page.replace(BEGIN + between_markers(page) + END, BEGIN + table + END))
 
 
 if __name__ == "__main__":
