@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from tiny_pair import VICUNA, Tiny, write_pair
 
+from llava_ref import stages
 from llava_ref.cli import main
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -21,7 +22,7 @@ def blocks(name, language):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     pair = write_pair(tmp_path, Tiny(template=VICUNA))
-    for name in ("llava_ref.model", "llava_ref.tools.options", "llava_ref.tools.encode", "llava_ref.tools.tokenize"):
+    for name in ("llava_ref.loading", "llava_ref.tools.options", "llava_ref.tools.encode", "llava_ref.tools.tokenize"):
         monkeypatch.setattr(f"{name}.embedded", lambda: pair)
     for name in ("cat.jpg", "a.png", "b.png"):
         Image.fromarray(np.full((9, 13, 3), 200, np.uint8)).save(tmp_path / name)
@@ -36,9 +37,9 @@ def test_python_examples(folder, capsys):
     assert "'image_tokens': 16" in capsys.readouterr().out
 
 
-def commands():
+def commands(name):
     """Each line that one process can run: no chat, and no demo, which has tests of its own."""
-    for line in "".join(blocks("commands.md", "sh")).splitlines():
+    for line in "".join(blocks(name, "sh")).splitlines():
         plain = re.sub(r"\$'([^']*)'", lambda m: shlex.quote(m[1].encode().decode("unicode_escape")), line)
         words = shlex.split(plain, comments=True)
         if words[:1] == ["llava-ref"] and words[1] not in ("chat", "demo"):
@@ -46,9 +47,21 @@ def commands():
 
 
 def test_command_examples(folder, capsys):
-    lines = list(commands())
-    assert len(lines) >= 10
+    lines = [*commands("commands.md"), *commands("tracing.md")]
+    assert len(lines) >= 14
     for arguments in lines:
         if arguments[0] in ("generate", "encode", "logits"):
             arguments = [*arguments, "--backend", "numpy"]
         assert main(arguments) == 0, (arguments, capsys.readouterr().err)
+
+
+def test_tracing_examples():
+    exec(compile("\n".join(blocks("tracing.md", "python")), "tracing.md", "exec"), {})
+
+
+def test_the_table_of_stages_is_the_code_s():
+    rows = re.findall(r"^\| `(.+?)` \| (.*?) \| (.*?) \| (.*?) \|$", (DOCS / "tracing.md").read_text(), re.MULTILINE)
+    parts = (stages.IMAGE, stages.TOWER_IN, stages.TOWER_BLOCK, stages.TOWER_OUT)
+    parts += (stages.TEXT_IN, stages.TEXT_BLOCK, stages.TEXT_OUT)
+    table = [stage for part in parts for stage in part]
+    assert rows == [(s.name, s.shape.replace(" ", ", "), s.llama_cpp, s.transformers) for s in table]
