@@ -92,8 +92,12 @@ class LlamaLibrary:
         """What computed it: MUL_MAT, ADD, RESHAPE, ..."""
         return bytes(self._tensors.string(self._ggml.ggml_op_name(tensor.op))).decode()
 
-    def array(self, tensor: Any) -> np.ndarray:
-        """A copy of a tensor's values: float32 or integers, in torch order, at least two axes."""
+    def sources(self, tensor: Any) -> tuple[str, ...]:
+        """The names of what it was computed from."""
+        return tuple(self.name(source) for source in tensor.src if source)
+
+    def array(self, tensor: Any, axes: int = 2) -> np.ndarray:
+        """A copy of a tensor's values: float32 or integers, in torch order, at least so many axes."""
         ne, nb = list(tensor.ne), list(tensor.nb)
         dtype = np.dtype(np.uint16 if tensor.type == BF16 else NUMPY[tensor.type])
         extent = sum((n - 1) * stride for n, stride in zip(ne, nb, strict=True)) + dtype.itemsize
@@ -103,7 +107,8 @@ class LlamaLibrary:
             view = (view.astype(np.uint32) << 16).view(np.float32)
         elif dtype == np.float16:
             view = view.astype(np.float32)
-        axis = next((i for i, n in enumerate(view.shape[:2]) if n != 1), 2)
+        spare = 4 - axes
+        axis = next((i for i, n in enumerate(view.shape[:spare]) if n != 1), spare)
         return view.reshape(view.shape[axis:])
 
 

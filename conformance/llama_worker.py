@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .llama_library import LlamaLibrary
+from .llama_stages import Node, Recorder
 
 Job = dict[str, Any]
 
@@ -27,6 +28,7 @@ class Watch:
         self._llama = llama
         self.patterns: list[str] = []
         self.pixels = False
+        self.recorder = Recorder([])
         self.seen: list[dict[str, str]] = []
         self.arrays: dict[str, np.ndarray] = {}
         self._count: dict[str, int] = {}
@@ -36,12 +38,14 @@ class Watch:
     def during(self, job: Job) -> Iterator[None]:
         """Watches for what `job` asks."""
         self.patterns, self.pixels = job.get("capture", []), job.get("pixels", False)
+        self.recorder = Recorder(job.get("stages", []))
         self.seen, self.arrays, self._count = [], {}, {}
         yield
-        self.patterns, self.pixels = [], False
+        self.arrays |= {f"stage {name}": array for name, array in self.recorder.arrays().items()}
+        self.patterns, self.pixels, self.recorder = [], False, Recorder([])
 
     def _call(self, pointer: Any, ask: bool, _: Any) -> bool:
-        if not self.patterns and not self.pixels:
+        if not self.patterns and not self.pixels and not self.recorder.globs:
             return not ask
         # Asking for every node also keeps ggml from fusing two of them, which would leave the first one unwritten.
         if not ask:
@@ -57,6 +61,18 @@ class Watch:
             numbered = f"{name}#{count}" if count else name
             self.seen.append({"name": numbered, "op": op})
             self.arrays[f"tensor {numbered}"] = self._llama.array(tensor)
+        if self.recorder.globs:
+            self.recorder.see(self._node(tensor, name, op))
+
+    def _node(self, tensor: Any, name: str, op: str) -> Node:
+        llama = self._llama
+        return Node(
+            name=name,
+            op=op,
+            sources=llama.sources(tensor),
+            array=lambda axes: llama.array(tensor, axes),
+            source=lambda i, axes: llama.array(tensor.src[i], axes),
+        )
 
 
 class Worker:
@@ -70,6 +86,7 @@ class Worker:
         self.lib.llama_backend_init()
         if request["text"]:
             self._load_text(request["text"])
+        self.vision: Any = None
         if request["mmproj"]:
             self._load_vision(request["mmproj"])
 
@@ -95,10 +112,12 @@ class Worker:
         return RuntimeError("; ".join([what, *self.llama.log[-2:]]))
 
     @contextmanager
-    def context(self) -> Iterator[Any]:
-        """A fresh, empty context for one job."""
+    def context(self, parts: list[np.ndarray], greedy: int) -> Iterator[Any]:
+        """A fresh, empty context for one job, as large as the settings say or as these parts need."""
         s, params = self.settings, self.llama.defaults["context"]
-        params.n_ctx, params.n_batch, params.n_ubatch = s["context"], s["batch"], s["micro_batch"]
+        lengths = [len(part) for part in parts]
+        params.n_ctx, params.n_batch = max(s["context"], sum(lengths) + greedy), max([s["batch"], *lengths])
+        params.n_ubatch = s["micro_batch"]
         params.n_threads = params.n_threads_batch = s["threads"]
         params.flash_attn_type, params.type_k, params.type_v = s["flash_attention"], s["cache_type"], s["cache_type"]
         params.cb_eval = self.watch.callback
@@ -135,14 +154,16 @@ class Worker:
     def logits(self, job: Job) -> tuple[Any, dict[str, np.ndarray]]:
         """Logits of every position, and `greedy` tokens that follow, each the likeliest."""
         parts = [self.arrays[name] for name in job["parts"]]
-        with self.context() as context, self.watch.during(job):
+        with self.context(parts, job.get("greedy", 0)) as context, self.watch.during(job):
             found, tokens = self._run(context, parts, job.get("greedy", 0))
         return {"tokens": tokens}, {"logits": found}
 
     def _run(self, context: Any, parts: list[np.ndarray], greedy: int) -> tuple[np.ndarray, list[int]]:
         found: list[np.ndarray] = []
         for part in parts:
+            self.watch.recorder.decoder()
             found.append(self.feed(context, part, sum(map(len, found))))
+        self.watch.recorder.stop()
         n_past, tokens, last = sum(map(len, found)), list[int](), found[-1][-1]
         for i in range(greedy):
             tokens.append(int(np.argmax(last)))
@@ -168,12 +189,30 @@ class Worker:
 
     def prompt(self, job: Job) -> tuple[Any, dict[str, np.ndarray]]:
         """The whole way: text with media markers and pictures -> chunks, logits, greedy tokens."""
-        bitmaps = [self._bitmap(image)[0] for image in job["images"]]
-        with self.context() as context, self.watch.during(job):
-            parts = [self._part(chunk) for chunk in self._chunks(job["string"], bitmaps, bos=job["bos"])]
-            found, tokens = self._run(context, parts, job["greedy"])
+        with self.watch.during(job):
+            parts = self._prompt_parts(job)
+            with self.context(parts, job["greedy"]) as context:
+                found, tokens = self._run(context, parts, job["greedy"])
         chunks = [{"image": len(part)} if part.ndim == 2 else {"tokens": part.tolist()} for part in parts]
         return {"tokens": tokens, "chunks": chunks}, {"logits": found}
+
+    def _prompt_parts(self, job: Job) -> list[np.ndarray]:
+        """Token ids (T,) and image rows (N, D), in order."""
+        if self.vision is None:
+            (fact, _) = self.tokenize({**job, "special": True})
+            parts = [np.array(fact["tokens"], np.int32)]
+        else:
+            pictures = [self._bitmap(image) for image in job["images"]]
+            for i, (_, rgb) in enumerate(pictures):
+                self.watch.recorder.add(f"image.rgb#{i}" if i else "image.rgb", rgb)
+            chunks = self._chunks(job["string"], [bitmap for bitmap, _ in pictures], bos=job["bos"])
+            parts = [self._part(chunk) for chunk in chunks]
+        bos = self.lib.llama_vocab_bos(self.vocab)
+        if job["single_bos"] and parts and parts[0].tolist()[:2] == [bos, bos]:
+            parts[0] = parts[0][1:]
+        if not any(map(len, parts)):
+            raise RuntimeError("the prompt has no tokens")
+        return parts
 
     def _bitmap(self, image: dict[str, Any]) -> tuple[Any, np.ndarray]:
         if "rgb" in image:
@@ -209,6 +248,7 @@ class Worker:
         return np.array(self.ffi.unpack(ids, count[0]), np.int32)
 
     def _encode(self, chunk: Any) -> np.ndarray:
+        self.watch.recorder.picture()
         status = self.lib.mtmd_encode_chunk(self.vision, chunk)
         if status:
             raise self._failed(f"mtmd_encode_chunk returned {status}")

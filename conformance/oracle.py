@@ -77,6 +77,7 @@ class PromptResult:
     logits: np.ndarray  # (T, V) float32, every position
     tokens: tuple[int, ...]
     tensors: tuple[Tensor, ...]
+    stages: dict[str, np.ndarray]  # by this project's names, see `llama_stages`
 
 
 def missing() -> str | None:
@@ -132,14 +133,21 @@ class Oracle:
         bos: bool = True,
         greedy: int = 0,
         capture: Sequence[str] = (),
+        stages: Sequence[str] = (),
+        single_bos: bool = False,
     ) -> PromptResult:
-        """The whole way. `string` holds `<__media__>` where a picture goes; control tokens in it are parsed."""
+        """The whole way. `string` holds `<__media__>` where a picture goes; control tokens in it are parsed.
+
+        `stages` holds patterns of this project's stage names. `single_bos`: where the string begins with BOS, no other
+        is put before it, as llama.cpp's chat code has it (common/chat.cpp)."""
         arrays: dict[str, np.ndarray] = {}
         images = [_image(str(i), picture, arrays) for i, picture in enumerate(pictures)]
         job = {"kind": "prompt", "string": string, "images": images, "bos": bos, "greedy": greedy}
-        ((fact, found),) = self._run([{**job, "capture": list(capture)}], arrays)
+        job |= {"capture": list(capture), "single_bos": single_bos} | ({"stages": list(stages)} if stages else {})
+        ((fact, found),) = self._run([job], arrays)
         chunks = tuple(tuple(chunk["tokens"]) if "tokens" in chunk else chunk["image"] for chunk in fact["chunks"])
-        return PromptResult(chunks, found["logits"], tuple(fact["tokens"]), _tensors(fact, found))
+        named = {name.removeprefix("stage "): array for name, array in found.items() if name.startswith("stage ")}
+        return PromptResult(chunks, found["logits"], tuple(fact["tokens"]), _tensors(fact, found), named)
 
     def tokenize(self, strings: Iterable[str], *, bos: bool = True, special: bool = True) -> list[list[int]]:
         """Token ids of each string; `bos` puts a BOS before it if the vocabulary asks for one."""
