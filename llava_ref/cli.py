@@ -24,6 +24,7 @@ COMMANDS = {  # each is a module of tools/ with `add_arguments(parser)` and `run
     "trace": "the arrays inside a run, by name, to a file",
     "diff": "two trace files, stage by stage",
     "conform": "this project and another engine, stage by stage, and why they differ",
+    "quality": "what quantisation costs, and which tensors deserve more bits",
 }
 
 

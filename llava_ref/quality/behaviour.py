@@ -1,0 +1,96 @@
+"""What a pair does with the cases, beside what the reference does.   N rows of a picture, P positions scored,
+V vocabulary."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..engine import Engine
+from ..measure import kl, rel_rms
+from ..trace import Probe, Probes
+from .cases import Case
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One case through one pair."""
+
+    rows: tuple[np.ndarray, ...]  # (N, D) of each picture
+    logits: np.ndarray | None  # (P, V) at the scored positions; None without a text model
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One case, of a pair from the reference."""
+
+    cosines: np.ndarray  # of each image row, all pictures
+    rows_rel_rms: float
+    kl: np.ndarray  # (P,) nats
+    same_top: np.ndarray  # (P,) bool: the likeliest token is the same
+    in_answer: np.ndarray  # (P,) bool
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """KL over some positions, in nats."""
+
+    n: int
+    mean: float
+    max: float
+    typical: float
+    """The square of the mean root: a few odd positions, which often make the mean, do not decide it."""
+    top_1: float
+    """Share of the positions where the likeliest token is the same."""
+
+
+def run(text: Engine | None, tower: Engine | None, case: Case, *probe: Probe) -> Outcome:
+    """A case through the engines that hold the two halves, shown to each probe. NumericsError."""
+    probes = Probes(*probe)
+    rows = tuple(tower.encode(x, probes.tap(x)) for x in case.pixels) if tower is not None else ()
+    return Outcome(rows, None if text is None else logits(text, case, rows, probes))
+
+
+def logits(text: Engine, case: Case, rows: Sequence[np.ndarray], probes: Probes | None = None) -> np.ndarray:
+    """(P, V) after each position that a token follows."""
+    every = text.session(len(case.next_ids), probes).feed(case.parts(rows), all_logits=True)
+    return every[case.scored]
+
+
+def difference(case: Case, got: Outcome, want: Outcome) -> Difference:
+    pairs = list(zip(got.rows, want.rows, strict=True))
+    cosines = [_cosines(a, b) for a, b in pairs]
+    none = np.zeros(0)
+    if got.logits is None or want.logits is None:
+        return Difference(np.concatenate([none, *cosines]), _rows_rel_rms(pairs), none, none > 0, none > 0)
+    return Difference(
+        cosines=np.concatenate([none, *cosines]),
+        rows_rel_rms=_rows_rel_rms(pairs),
+        kl=np.maximum(kl(got.logits, want.logits), 0),  # rounding of the sum may leave -1e-17
+        same_top=got.logits.argmax(-1) == want.logits.argmax(-1),
+        in_answer=case.in_answer,
+    )
+
+
+def spread(differences: Iterable[Difference], answer: bool | None = None) -> Spread | None:
+    """Over all positions; those of the answers, or of the questions, alone. None if there are none."""
+    taken = [(d, d.in_answer == answer if answer is not None else d.in_answer | True) for d in differences]
+    values = np.concatenate([d.kl[mask] for d, mask in taken] or [np.zeros(0)])
+    if not len(values):
+        return None
+    same = np.concatenate([d.same_top[mask] for d, mask in taken])
+    typical = float(np.sqrt(values).mean() ** 2)
+    return Spread(len(values), float(values.mean()), float(values.max()), typical, float(same.mean()))
+
+
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(N, D), (N, D) -> (N,)."""
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    sizes = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    return np.divide((x * y).sum(1), sizes, out=(x == y).all(1).astype(np.float64), where=sizes > 0)
+
+
+def _rows_rel_rms(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    if not pairs:
+        return 0.0
+    return rel_rms(np.concatenate([a for a, _ in pairs]), np.concatenate([b for _, b in pairs]))

@@ -1,0 +1,76 @@
+"""Two pairs of files that should be one model in different types."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from ..config import TextConfig, VisionConfig, read_text, read_vision
+from ..errors import PairError
+from ..gguf import GGUFFile, TensorView
+
+Config = TextConfig | VisionConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A text model, an mmproj file, or both."""
+
+    text: GGUFFile | None
+    mmproj: GGUFFile | None
+
+    def tensors(self) -> dict[str, TensorView]:
+        """Of both files, in their order. Names of the two have nothing in common."""
+        files = [file for file in (self.text, self.mmproj) if file is not None]
+        return {name: view for file in files for name, view in file.tensors.items()}
+
+    def with_tensors(self, views: Mapping[str, TensorView]) -> "Pair":
+        """The same pair with these tensors, by name, in the place of its own. Nothing is copied."""
+        return Pair(*(None if file is None else _with(file, views) for file in (self.text, self.mmproj)))
+
+
+def _with(file: GGUFFile, views: Mapping[str, TensorView]) -> GGUFFile:
+    other = copy.copy(file)
+    other.tensors = {name: views.get(name, view) for name, view in file.tensors.items()}
+    return other
+
+
+def changed(quantised: Pair, reference: Pair) -> list[str]:
+    """Names of the tensors that are not stored in the same bytes, in the order of the files."""
+    theirs = reference.tensors()
+    return [name for name, view in quantised.tensors().items() if not same_bytes(view, theirs[name])]
+
+
+def same_bytes(a: TensorView, b: TensorView) -> bool:
+    return a.type == b.type and a.data == b.data
+
+
+def check(quantised: Pair, reference: Pair) -> None:
+    """PairError naming the first tensor or setting that the two have not in common, or have in different shapes."""
+    if quantised.text is not None and reference.text is not None:
+        _check_tensors(quantised.text, reference.text)
+        _check_config(quantised.text, read_text(quantised.text), reference.text, read_text(reference.text))
+        key = "tokenizer.ggml.tokens"
+        if list(quantised.text[key]) != list(reference.text[key]):
+            raise PairError(quantised.text.path, key, f"differs from {reference.text.path}: another vocabulary")
+    if quantised.mmproj is not None and reference.mmproj is not None:
+        _check_tensors(quantised.mmproj, reference.mmproj)
+        _check_config(quantised.mmproj, read_vision(quantised.mmproj), reference.mmproj, read_vision(reference.mmproj))
+
+
+def _check_tensors(file: GGUFFile, other: GGUFFile) -> None:
+    for name, view in file.tensors.items():
+        if name not in other.tensors:
+            raise PairError(other.path, name, f"missing tensor: {file.path} has it")
+        if view.shape != other.tensors[name].shape:
+            found, expected = list(view.shape), list(other.tensors[name].shape)
+            raise PairError(file.path, name, f"has shape {found}, but {expected} in {other.path}")
+    for name in other.tensors:
+        if name not in file.tensors:
+            raise PairError(file.path, name, f"missing tensor: {other.path} has it")
+
+
+def _check_config(file: GGUFFile, ours: Config, other: GGUFFile, theirs: Config) -> None:
+    for field in fields(ours):
+        a, b = getattr(ours, field.name), getattr(theirs, field.name)
+        if a != b and field.name != "name":
+            raise PairError(file.path, field.name, f"is {a}, but {b} in {other.path}: not the same model")

@@ -1,0 +1,196 @@
+"""`quality`: what quantisation costs a pair of files, and which tensors deserve more bits."""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from .. import gguf
+from ..engine import default_budget
+from ..errors import ParameterError
+from ..loading import embedded
+from ..model import Llava
+from ..quality import cases, comparison, ranking, siblings, tensors
+from ..quality.cases import Case
+from ..quality.comparison import Comparison
+from ..quality.report import Report, as_json, sizes
+from ..quality.siblings import Pair
+from . import options, quality_page, quality_words
+from .output import check_output, note, print_json, visible, write_text
+
+EVERY = 2.0  # seconds between notes on what has been done
+Question = tuple[str, Path | None]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    options.add_mmproj(parser)
+    parser.add_argument("--against-model", type=Path, metavar="TEXT16.gguf", help="the text model with more bits")
+    parser.add_argument("--against-mmproj", type=Path, metavar="MMPROJ16.gguf", help="the mmproj file with more bits")
+    options.add_images(parser)
+    parser.add_argument(
+        "-p", "--prompt", action="append", default=[], metavar="TEXT", help="asked about every picture; repeatable"
+    )
+    parser.add_argument(
+        "-n", "--max-tokens", type=int, default=64, metavar="N", help="of the reference's answers (default: 64)"
+    )
+    parser.add_argument(
+        "--rank",
+        choices=("tensors", "layers", "none"),
+        default="tensors",
+        help="which deserve more bits: one run through all pictures for each (default: tensors)",
+    )
+    parser.add_argument(
+        "--swap", action="append", default=[], metavar="GLOB", help="rank only tensors of this name; repeatable"
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="everything, as one page with plots")
+    options.add_text(parser)
+    options.add_running(parser)
+    parser.set_defaults(precision=None)
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 once it is measured: a large loss is a result."""
+    ours, theirs = _paths(args)
+    if args.report is not None:
+        check_output(args.report, [*ours, *theirs, *args.image])
+    report = measure(args, ours, theirs)
+    if args.report is not None:
+        write_text(args.report, quality_page.render(report))
+        note(f"{args.report}: written")
+    if args.json:
+        print_json({"verdict": quality_words.verdict(report), "precision": report.precision} | as_json(report))
+    else:
+        for line in quality_words.lines(report):
+            print(visible(line))
+    return 0
+
+
+Paths = tuple[Path | None, Path | None]
+
+
+def _paths(args: argparse.Namespace) -> tuple[Paths, Paths]:
+    """Text model and mmproj file of either pair: the embedded ones if none is named, a file itself without a sibling.
+
+    Sets the precision that was not asked for: `ggml` where no sibling is given, or there would be nothing to measure.
+    ParameterError."""
+    ours: Paths = (args.model, args.mmproj) if args.model or args.mmproj else embedded()
+    for path, sibling, name in (
+        (ours[0], args.against_model, "model"),
+        (ours[1], args.against_mmproj, "mmproj"),
+    ):
+        if sibling is not None and path is None:
+            raise ParameterError(
+                f"--against-{name}", str(sibling), f"expected --{name} too, which it is the sibling of"
+            )
+    alone = args.against_model is None and args.against_mmproj is None
+    if args.precision is None:
+        args.precision = "ggml" if alone else "exact"
+    if alone and args.precision == "exact":
+        raise ParameterError(
+            "--precision", "exact", "a file is the same as itself, expected ggml or a sibling to compare"
+        )
+    return ours, (args.against_model or ours[0], args.against_mmproj or ours[1])
+
+
+def measure(args: argparse.Namespace, ours: Paths, theirs: Paths) -> Report:
+    """All of it, with notes on standard error."""
+    quantised, reference = _open(ours), _open(theirs)
+    siblings.check(quantised, reference)
+    names = _swapped(args, siblings.changed(quantised, reference))
+    if args.weight_cache is None:  # half of the free memory for both pairs together, not for each
+        files = [file for pair in (quantised, reference) for file in (pair.text, pair.mmproj) if file is not None]
+        args.weight_cache = default_budget(files) / options.GIB
+    model = options.load_model(_with(args, precision="exact"), *theirs)
+    c = Comparison(model, quantised, args.precision, args.threads, int(args.weight_cache * options.GIB))
+    say = _progress()
+    asked = _cases(args, model, say)
+    found = comparison.behaviour(c, asked, say)
+    order = _rank(args, c, asked, found, names, say)
+    return Report(
+        files=sizes(quantised, reference),
+        precision=args.precision,
+        tensors=tuple(tensors.compare(quantised, reference)),
+        behaviour=found,
+        cases=tuple(asked),
+        ranking=tuple(order),
+        raised=tuple(ranking.raised(c, asked, found.wanted, order, say)),
+    )
+
+
+def _open(paths: Paths) -> Pair:
+    return Pair(*(None if path is None else gguf.read(path) for path in paths))
+
+
+def _with(args: argparse.Namespace, **changed: Any) -> argparse.Namespace:
+    return argparse.Namespace(**(vars(args) | changed))
+
+
+def _swapped(args: argparse.Namespace, names: Sequence[str]) -> list[str]:
+    """The tensors to rank, of those that differ. ParameterError for a pattern that fits none."""
+    for glob in args.swap:
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise ParameterError("--swap", repr(glob), f"fits none of the {len(names)} tensors that differ")
+    return [name for name in names if not args.swap or any(fnmatchcase(name, glob) for glob in args.swap)]
+
+
+def _rank(
+    args: argparse.Namespace,
+    c: Comparison,
+    asked: Sequence[Case],
+    found: comparison.Behaviour,
+    names: Sequence[str],
+    say: comparison.Say,
+) -> list[ranking.Ranked]:
+    if args.rank == "none" or c.quantised.text is None:  # without a text model there is no KL to rank by
+        return []
+    return ranking.rank(c, asked, found.wanted, ranking.groups(names, args.rank == "layers"), say)
+
+
+def _cases(args: argparse.Namespace, model: Llava, say: comparison.Say) -> list[Case]:
+    """Every picture with every question, answered. ParameterError where there is nothing to ask."""
+    questions = _questions(args, model)
+    found = []
+    for done, (text, path) in enumerate(questions, 1):
+        label = "" if path is None else path.name
+        if model.engine.text is None:
+            assert path is not None
+            found.append(cases.look(model, label, path))
+            continue
+        message = options.user_message(options.checked_text("--prompt", text), [] if path is None else [path])
+        found.append(cases.ask(model, label, text, model.request([message]), args.max_tokens))
+        say(f"{done} of {len(questions)} answers of the reference")
+    return found
+
+
+def _questions(args: argparse.Namespace, model: Llava) -> list[Question]:
+    """Question and picture. The embedded pictures bring their own questions."""
+    if model.engine.vision is None:
+        if args.image:
+            raise ParameterError("--image", str(args.image[0]), "expected --mmproj too, which sees pictures")
+        if not args.prompt:
+            raise ParameterError("--prompt", "missing", "expected for a text model alone")
+        return [(prompt, None) for prompt in args.prompt]
+    if args.image:
+        return [(prompt, path) for path in args.image for prompt in args.prompt or ["Describe the picture."]]
+    folder = embedded()[0].parent / "pictures"
+    entries = json.loads((folder / "pictures.json").read_text())
+    return [(prompt, folder / entry["file"]) for entry in entries for prompt in args.prompt or [entry["question"]]]
+
+
+def _progress() -> Callable[[str], None]:
+    """Notes on standard error, at most one every few seconds."""
+    last = time.monotonic()
+
+    def say(text: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= EVERY:
+            last = now
+            note(text)
+
+    return say

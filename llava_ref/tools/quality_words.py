@@ -1,0 +1,179 @@
+"""What `quality` measured, in words and tables for a terminal."""
+
+from collections.abc import Sequence
+
+from ..quality.behaviour import Spread, spread
+from ..quality.report import Report, Size, same_answer
+from ..quality.tensors import TensorError
+
+SHOWN = 15  # rows of a table of tensors; --json and --report have them all
+
+
+def lines(r: Report) -> list[str]:
+    """The whole report: tensors, layers, cases, ranking, verdict."""
+    pages = [_tensors(r), _layers(r), _cases(r), _ranking(r), ["verdict", *(f"  {line}" for line in verdict(r))]]
+    return [line for page in pages if page for line in [*page, ""]][:-1]
+
+
+def headline(r: Report) -> str:
+    """The one thing to know."""
+    answers = spread(r.behaviour.differences, True)
+    if answers is None:
+        worst = max((d.rows_rel_rms for d in r.behaviour.differences), default=0.0)
+        return f"Image rows differ by {worst:.1e} (relRMS) for the worst picture"
+    return f"{_same(r)}; the next token costs {answers.mean:.2g} nats more on average"
+
+
+def _same(r: Report) -> str:
+    differences = r.behaviour.differences
+    return f"{sum(map(same_answer, differences))} of {len(differences)} greedy answers stay the same"
+
+
+def worst(r: Report) -> list[TensorError]:
+    """The tensors that differ, or whose products do: the worst product first, those that are in none behind."""
+    products = r.behaviour.products
+    rows = [t for t in r.tensors if t.rel_rms or t.name in products]
+    return sorted(rows, key=lambda t: (-products.get(t.name, 0.0), -t.rel_rms))
+
+
+def verdict(r: Report) -> list[str]:
+    """What was found, in sentences with numbers."""
+    found = [_size(kind, size) for kind, size in r.files.items() if size.n_bytes != size.reference_bytes]
+    if r.precision == "ggml":
+        found.append("the quantised pair ran with ggml's rounding of activations, the reference in float32")
+    found += [*_images(r), *_next_tokens(r), *_worst(r), *_advice(r)]
+    return found
+
+
+def _size(kind: str, s: Size) -> str:
+    bits, reference = (8 * n / s.n_weights for n in (s.n_bytes, s.reference_bytes))
+    share = s.n_bytes / s.reference_bytes
+    return (
+        f"{kind}: {s.n_bytes:,} bytes, {bits:.2f} bits per weight; {share:.0%} of the reference's, {reference:.2f} bits"
+    )
+
+
+def _images(r: Report) -> list[str]:
+    cosines = r.cosines
+    if not len(cosines):
+        return []
+    worst = max(d.rows_rel_rms for d in r.behaviour.differences)
+    if not worst:
+        return ["image rows: the same as the reference's"]
+    mean, least = (f"{x:.6f}" for x in (cosines.mean(), cosines.min()))
+    return [f"image rows: cosine {mean} on average, {least} at worst; relRMS {worst:.1e} for the worst picture"]
+
+
+def _next_tokens(r: Report) -> list[str]:
+    differences = r.behaviour.differences
+    answers, questions = spread(differences, True), spread(differences, False)
+    found = []
+    if answers is not None:
+        same = sum(same_answer(d) for d in differences)
+        found.append(
+            f"next token in answers: {_kl(answers)}; {same} of {len(differences)} greedy answers stay the same"
+        )
+    if questions is not None:
+        found.append(f"next token in questions: {_kl(questions)}")
+    return found
+
+
+def _kl(s: Spread) -> str:
+    return (
+        f"KL {s.mean:.2g} nats on average, {s.typical:.2g} typically, {s.max:.2g} at most, over {s.n} positions; "
+        f"the likeliest token is the same at {s.top_1:.1%}"
+    )
+
+
+def _worst(r: Report) -> list[str]:
+    added = r.behaviour.added
+    name = max(added, key=added.__getitem__, default=None)
+    return [f"layers: {name} adds most error, relRMS {added[name]:.1e}"] if name and added[name] else []
+
+
+def _advice(r: Report) -> list[str]:
+    if not r.ranking:
+        return ["no tensor is stored differently, so none is ranked"] if not any(t.rel_rms for t in r.tensors) else []
+    first, total = r.ranking[0], sum(size.n_bytes for size in r.files.values())
+    found = [
+        f"more bits: {first.label} first, which alone costs {first.kl.typical:.2g} nats typically and would take "
+        f"{first.extra_bytes:,} bytes more"
+    ]
+    for step in r.raised:
+        what = "raising it" if step.n == 1 else f"raising the first {step.n} of {len(r.ranking)}"
+        gone = r.share(step)
+        effect = f"removes {gone:.0%} of the typical KL" if gone >= 0 else f"adds {-gone:.0%} to the typical KL"
+        found.append(f"{what} takes {step.extra_bytes:,} bytes (+{step.extra_bytes / total:.1%}) and {effect}")
+    return found
+
+
+def _tensors(r: Report) -> list[str]:
+    products, rows = r.behaviour.products, worst(r)
+    table = [
+        [
+            t.name,
+            t.type,
+            t.reference_type,
+            f"{t.bits:.2f}",
+            f"{t.rel_rms:.1e}",
+            f"{t.max_abs:.1e}",
+            _error(products, t.name),
+        ]
+        for t in rows[:SHOWN]
+    ]
+    head = ["tensor", "type", "reference", "bits", "relRMS", "max abs", "product"]
+    return _table(head, table, len(rows)) if rows else []
+
+
+def _error(errors: dict[str, float], name: str) -> str:
+    return f"{errors[name]:.1e}" if name in errors else "-"
+
+
+def _layers(r: Report) -> list[str]:
+    b = r.behaviour
+    rows = [[name, f"{added:.1e}", f"{b.carried[name]:.1e}"] for name, added in b.added.items()]
+    return _table(["layer", "adds", "carries"], rows, len(rows)) if any(b.carried.values()) else []
+
+
+def _cases(r: Report) -> list[str]:
+    rows = []
+    for case, d in zip(r.cases, r.behaviour.differences, strict=True):
+        s = spread([d], True)
+        cosine = f"{d.cosines.min():.6f}" if len(d.cosines) else "-"
+        kl = ["-", "-", "-"] if s is None else [f"{s.mean:.1e}", f"{s.max:.1e}", "same" if same_answer(d) else "other"]
+        rows.append([case.label or "-", cosine, *kl, f"{_short(case.question)} {_short(case.answer)}".strip()])
+    head = ["picture", "worst row", "KL mean", "KL max", "answer", "question and the reference's answer"]
+    return _table(head, rows, len(rows))
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 50 else line[:49] + "…"
+
+
+def _ranking(r: Report) -> list[str]:
+    rows = [
+        [
+            e.label,
+            str(len(e.names)),
+            f"{e.extra_bytes:,}",
+            f"{e.kl.mean:.1e}",
+            f"{e.kl.typical:.1e}",
+            f"{e.per_mib:.1e}",
+        ]
+        for e in r.ranking[:SHOWN]
+    ]
+    head = ["more bits for", "tensors", "bytes more", "KL mean", "typical", "per MiB"]
+    return _table(head, rows, len(r.ranking)) if rows else []
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], n: int) -> list[str]:
+    """First column and a last one of text to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    left = {0, len(head) - 1} if head[-1].startswith("question") else {0}
+    found = [
+        "  ".join(f"{x:<{w}}" if i in left else f"{x:>{w}}" for i, (x, w) in enumerate(zip(row, widths, strict=True)))
+        for row in [head, *rows]
+    ]
+    more = [f"... and {n - len(rows)} more: --json and --report have them all"] if n > len(rows) else []
+    return [line.rstrip() for line in found] + more
