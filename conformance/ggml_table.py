@@ -89,6 +89,11 @@ def between_markers(page: str) -> str:
     return page.split(BEGIN)[1].split(END)[0]
 
 
+def with_table(page: str, table: str) -> str:
+    """The page with `table` between its markers."""
+    return page.replace(BEGIN + between_markers(page) + END, BEGIN + table + END)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Every matrix product against ggml's own.")
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.parent.name}/{PAGE.name}")
@@ -96,8 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = markdown(measure())
     print(table, end="")
     if write:
-        page = PAGE.read_text()
-        PAGE.write_text(page.replace(BEGIN + between_markers(page) + END, BEGIN + table + END))
+        PAGE.write_text(with_table(PAGE.read_text(), table))
 
 
 if __name__ == "__main__":
