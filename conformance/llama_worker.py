@@ -91,6 +91,7 @@ class Worker:
             self._load_vision(request["mmproj"])
 
     def _load_text(self, path: str) -> None:
+        _say(f"loading {Path(path).name}")
         params = self.llama.defaults["model"]
         params.n_gpu_layers, params.use_extra_bufts = 0, self.settings["extra_buffers"]
         self.model = self.lib.llama_model_load_from_file(path.encode(), params)
@@ -100,6 +101,7 @@ class Worker:
         self.n_vocab, self.width = self.lib.llama_vocab_n_tokens(self.vocab), self.lib.llama_model_n_embd(self.model)
 
     def _load_vision(self, path: str) -> None:
+        _say(f"loading {Path(path).name}")
         params = self.llama.defaults["mtmd"]
         params.use_gpu, params.print_timings, params.warmup = False, False, self.settings["warmup"]
         params.flash_attn_type, params.n_threads = self.settings["flash_attention"], self.settings["threads"]
@@ -256,6 +258,11 @@ class Worker:
         return self._floats(self.lib.mtmd_get_output_embd(self.vision), (count, self.width))
 
 
+def _say(what: str) -> None:
+    """The last word, should llama.cpp crash now."""
+    print(what, file=sys.stderr, flush=True)
+
+
 def main(folder: Path) -> None:
     request = json.loads((folder / "request.json").read_text())
     with np.load(folder / "request.npz") as arrays:
@@ -268,6 +275,7 @@ def main(folder: Path) -> None:
     }
     facts, arrays = [], {}
     for i, job in enumerate(request["jobs"]):
+        _say(f"running {job['kind']}")
         fact, found = kinds[job["kind"]](job)
         facts.append({**fact, "seen": worker.watch.seen})
         arrays |= {f"{i} {name}": array for name, array in (found | worker.watch.arrays).items()}

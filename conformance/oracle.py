@@ -180,7 +180,7 @@ class Oracle:
         words = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
         if done.returncode < 0:
             name = signal.Signals(-done.returncode).name
-            raise OracleError("llama.cpp", "process", f"ended by {name}: {words}")
+            raise OracleError("llama.cpp", "process", f"ended by {name}; last heard: {words or 'nothing'}")
         if done.returncode:
             raise OracleError("llama.cpp", "process", words or f"ended with status {done.returncode}")
 
