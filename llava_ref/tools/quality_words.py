@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ..quality.behaviour import Spread, spread
+from ..quality.ranking import Raised
 from ..quality.report import Report, Size, same_answer
 from ..quality.tensors import TensorError
 
@@ -11,7 +12,14 @@ SHOWN = 15  # rows of a table of tensors; --json and --report have them all
 
 def lines(r: Report) -> list[str]:
     """The whole report: tensors, layers, cases, ranking, verdict."""
-    pages = [_tensors(r), _layers(r), _cases(r), _ranking(r), ["verdict", *(f"  {line}" for line in verdict(r))]]
+    pages = [
+        _tensors(r),
+        _layers(r),
+        _cases(r),
+        _ranking(r),
+        _raised(r),
+        ["verdict", *(f"  {line}" for line in verdict(r))],
+    ]
     return [line for page in pages if page for line in [*page, ""]][:-1]
 
 
@@ -57,11 +65,11 @@ def _images(r: Report) -> list[str]:
     cosines = r.cosines
     if not len(cosines):
         return []
-    worst = max(d.rows_rel_rms for d in r.behaviour.differences)
-    if not worst:
+    most = max(d.rows_rel_rms for d in r.behaviour.differences)
+    if not most:
         return ["image rows: the same as the reference's"]
     mean, least = (f"{x:.6f}" for x in (cosines.mean(), cosines.min()))
-    return [f"image rows: cosine {mean} on average, {least} at worst; relRMS {worst:.1e} for the worst picture"]
+    return [f"image rows: cosine {mean} on average, {least} at worst; relRMS {most:.1e} for the worst picture"]
 
 
 def _next_tokens(r: Report) -> list[str]:
@@ -69,10 +77,7 @@ def _next_tokens(r: Report) -> list[str]:
     answers, questions = spread(differences, True), spread(differences, False)
     found = []
     if answers is not None:
-        same = sum(same_answer(d) for d in differences)
-        found.append(
-            f"next token in answers: {_kl(answers)}; {same} of {len(differences)} greedy answers stay the same"
-        )
+        found.append(f"next token in answers: {_kl(answers)}; {_same(r)}")
     if questions is not None:
         found.append(f"next token in questions: {_kl(questions)}")
     return found
@@ -92,19 +97,23 @@ def _worst(r: Report) -> list[str]:
 
 
 def _advice(r: Report) -> list[str]:
+    if not any(t.rel_rms for t in r.tensors):
+        return ["weights: the same as the reference's, so that no tensor is ranked"]
     if not r.ranking:
-        return ["no tensor is stored differently, so none is ranked"] if not any(t.rel_rms for t in r.tensors) else []
-    first, total = r.ranking[0], sum(size.n_bytes for size in r.files.values())
-    found = [
-        f"more bits: {first.label} first, which alone costs {first.kl.typical:.2g} nats typically and would take "
-        f"{first.extra_bytes:,} bytes more"
-    ]
-    for step in r.raised:
-        what = "raising it" if step.n == 1 else f"raising the first {step.n} of {len(r.ranking)}"
-        gone = r.share(step)
-        effect = f"removes {gone:.0%} of the typical KL" if gone >= 0 else f"adds {-gone:.0%} to the typical KL"
-        found.append(f"{what} takes {step.extra_bytes:,} bytes (+{step.extra_bytes / total:.1%}) and {effect}")
+        return []
+    first, n, total = r.ranking[0], len(r.ranking), sum(size.n_bytes for size in r.files.values())
+    alone = f"alone it costs {first.kl.typical:.2g} nats typically, and {first.extra_bytes:,} bytes would undo that"
+    found = [f"more bits: first of {n} is {first.label}; {alone}"]
+    step = next((step for step in r.raised if r.share(step) >= 0.5), r.raised[-1] if r.raised else None)
+    if step is not None:
+        extra = f"{step.extra_bytes:,} bytes (+{step.extra_bytes / total:.1%})"
+        found.append(f"raising the first {step.n} takes {extra} and {_removed(r.share(step))} of the typical KL")
     return found
+
+
+def _removed(share: float) -> str:
+    """Of a KL, in words."""
+    return f"removes {share:.0%}" if share >= 0 else f"adds {-share:.0%}"
 
 
 def _tensors(r: Report) -> list[str]:
@@ -165,6 +174,24 @@ def _ranking(r: Report) -> list[str]:
     ]
     head = ["more bits for", "tensors", "bytes more", "KL mean", "typical", "per MiB"]
     return _table(head, rows, len(r.ranking)) if rows else []
+
+
+def _raised(r: Report) -> list[str]:
+    rows = [
+        [
+            f"the first {step.n}",
+            f"{step.extra_bytes:,}",
+            f"{step.kl.mean:.1e}",
+            f"{step.kl.typical:.1e}",
+            _left(r, step),
+        ]
+        for step in r.raised
+    ]
+    return _table(["raised together", "bytes more", "KL mean", "typical", "left"], rows, len(rows)) if rows else []
+
+
+def _left(r: Report, step: Raised) -> str:
+    return f"{1 - r.share(step):.0%}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], n: int) -> list[str]:
