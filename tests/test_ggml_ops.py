@@ -146,6 +146,12 @@ def test_what_is_summed_is_float16_after_every_key():
     assert one_by_one(q, k, v[::-1], 1.0, None).tolist() == [[2056 * np.float32(1 / 9)] * 2]
 
 
+def test_what_was_summed_is_rounded_when_it_shrinks():
+    """Scores 0 and 0.01, values 1 and -1: float16(exp(-0.01)) - 1 = -0.009765625, not -0.00995."""
+    q, k, v = (np.array(x, np.float32)[:, None, None] for x in ([1], [0, 1], [1, -1]))
+    assert one_by_one(q, k, v, 0.01, None)[0, 0] == pytest.approx(-0.009765625 / (1 + np.exp(-0.01)), rel=1e-6)
+
+
 def test_a_key_with_a_new_largest_score_shrinks_what_was_summed():
     weight, shrink = online(np.log(np.array([-0.0 + 1, 2, 4, 2, 8], np.float32)))
     np.testing.assert_allclose(weight, [1, 1, 1, 0.5, 1], rtol=1e-6)

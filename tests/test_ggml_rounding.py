@@ -86,9 +86,12 @@ def test_a_block_with_nothing_in_it_is_zeros(rounding, largest):
 
 
 def test_sums_of_q8_1_are_float16():
-    """Codes 127 and 2, d = 0.1: float16(0.1 * 129) = 12.8984375, but float16(0.1) * 129 = 12.8968505859375."""
-    errors = sum_errors(np.concatenate([row(12.7, 0.2, width=32), row(127, 2, width=32)], 1))
-    assert errors.tolist() == [[12.8984375 - 12.8968505859375, 0]]
+    """Codes 127 and 2, d = 0.1: float16(0.1 * 129) = 12.8984375, but float16(0.1) * 129 = 12.8968505859375. All codes
+    127: float16(0.1 * 4064) = 406.5, which float16(0.1), not d, would make 406.25; the product has 406.30078125."""
+    errors = sum_errors(
+        np.concatenate([row(12.7, 0.2, width=32), row(127, 2, width=32), row(*[12.7] * 32, width=32)], 1)
+    )
+    assert errors.tolist() == [[12.8984375 - 12.8968505859375, 0, 406.5 - 406.30078125]]
 
 
 @pytest.mark.parametrize("kind, size", [("Q4_1", 20), ("Q5_1", 24)])
@@ -115,13 +118,13 @@ def test_activations_of_float32_weights_are_left_alone():
 
 
 def test_gelu_is_a_table_over_float16():
-    x = np.array([[1.0, 1.0001, -9.999, -10.0, -11.5, 9.99, 10.0, 12.345678]], np.float32)
+    x = np.array([[1.0, 1.0001, -9.999, -10.0, -1e9, 9.99, 10.0, 12.345678, 1e9]], np.float32)
     y = gelu_tanh(x)
     assert y[0, :2].tolist() == [0.84130859375, 0.84130859375]  # float16(0.841192)
     assert y[0, 2:5].tolist() == [0, 0, 0]
-    assert y[0, 5:].tolist() == [half(x)[0, 5], 10.0, x[0, 7]]
+    assert y[0, 5:].tolist() == [half(x)[0, 5], 10.0, x[0, 7], 1e9]
 
 
 def test_quick_gelu_has_no_bounds_to_its_table():
-    x = np.array([1.0, 1.0001, 20.001, -12.0, 1e9], np.float32)  # -12 / (1 + exp(20.4)) = -1.64e-8, below float16's
-    assert gelu_quick(x).tolist() == [0.845703125, 0.845703125, 20.0, 0.0, np.inf]
+    x = np.array([1.0, 1.0001, -1, 20.001, -12.0, 1e9], np.float32)  # -12 / (1 + exp(20.4)) = -1.64e-8, below float16's
+    assert gelu_quick(x).tolist() == [0.845703125, 0.845703125, -0.1541748046875, 20.0, 0.0, np.inf]  # -0.154206

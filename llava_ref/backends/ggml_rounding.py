@@ -21,7 +21,7 @@ ROUNDING: Mapping[str, Rounding] = {  # type of the weights -> what activations 
     **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0", "IQ4_XS"), "Q8_K"),
     **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"), "Q8_K"),
 }
-SMALLEST = np.float32(2**-120)  # below it 127 / amax is infinite: the block is taken for zeros
+SMALLEST = np.float32(2**-120)  # where the largest number of a block is smaller, 127 / it is infinite: taken for 0
 
 
 def rounded(x: np.ndarray, rounding: Rounding) -> np.ndarray:
@@ -60,7 +60,7 @@ def blocks_of_32(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x = x.reshape(len(x), -1, 32)
     largest = np.abs(x).max(-1)
     d = largest / np.float32(127)
-    inverse = np.where(largest < SMALLEST, 0, np.float32(127) / np.maximum(largest, SMALLEST))
+    inverse = np.float32(127) / np.maximum(largest, SMALLEST)
     return np.rint(x * inverse[..., None]), d
 
 
@@ -71,8 +71,7 @@ def blocks_of_256(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     largest = np.take_along_axis(x, np.abs(x).argmax(-1)[..., None], -1)[..., 0]
     zero = np.abs(largest) < SMALLEST
     inverse = np.float32(-127) / np.where(zero, 1, largest)
-    codes = np.minimum(127, np.rint(x * inverse[..., None]))
-    return np.where(zero[..., None], 0, codes), np.where(zero, 0, 1 / inverse)
+    return np.rint(x * inverse[..., None]), np.where(zero, 0, 1 / inverse)
 
 
 def sum_errors(x: np.ndarray) -> np.ndarray:
