@@ -26,7 +26,7 @@ LETTER = 6.6
 """Width of a letter of a label."""
 STAGES, POSITIONS = 280, 700
 """Most columns of a row."""
-SMALLEST = -14
+SMALLEST = -10
 """The lowest decade shown; what is smaller stands on it."""
 LABELLED = 5
 """Findings that have a label in the plot."""

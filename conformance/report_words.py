@@ -161,6 +161,7 @@ def elsewhere(name: str) -> Stage | None:
         return None
     return replace(
         found,
+        weight=found.weight and found.weight.replace("{i}", block[2]),
         llama_cpp=found.llama_cpp.replace("{i}", block[2]),
         transformers=found.transformers.replace("{i}", block[2]),
     )
