@@ -36,7 +36,7 @@ train: .venv/.training ## trains the embedded pair again (about two hours of one
 	touch $@
 
 .venv/.dev: .venv/.python $(SOURCES)
-	$(PIP) torch && $(PIP) --editable '.[dev]'
+	$(PIP) torch && $(PIP) --editable '.[dev,server]'
 	touch $@
 
 .venv/.conformance: .venv/.dev

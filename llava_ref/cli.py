@@ -23,6 +23,7 @@ COMMANDS = {  # each is a module of tools/ with `add_arguments(parser)` and `run
     "logits": "logits at every position of a prompt",
     "trace": "the arrays inside a run, by name, to a file",
     "diff": "two trace files, stage by stage",
+    "serve": "the HTTP server: OpenAI's interface, and Nitro's",
     "conform": "this project and another engine, stage by stage, and why they differ",
     "quality": "what quantisation costs, and which tensors deserve more bits",
 }

@@ -1,0 +1,89 @@
+"""The bytes of a request -> JSON values, within limits that hold while it is read."""
+
+import asyncio
+import json
+from typing import Any, NoReturn
+
+from starlette.requests import Request
+
+from .errors import ApiError, refuse
+from .limits import MAX_DEPTH, MAX_ITEMS, Budget, Limits
+
+
+class ClientGone(Exception):
+    """Nobody waits for an answer."""
+
+
+async def read_body(request: Request, limits: Limits, budget: Budget) -> bytearray:
+    """All of it, counted as it comes. What was taken from `budget` is the caller's to give back: the length.
+
+    ApiError 413, 408, 415 and 429; ClientGone."""
+    _check_type(request.headers.get("content-type"))
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limits.max_body:
+        raise _too_large(limits)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(limits.read_seconds):
+            await _read_into(body, request, limits, budget)
+    except BaseException as error:
+        budget.give_back(len(body))
+        if isinstance(error, TimeoutError):
+            raise ApiError(408, f"the body took more than {limits.read_seconds:g} s", code="timeout") from None
+        raise
+    return body
+
+
+async def _read_into(body: bytearray, request: Request, limits: Limits, budget: Budget) -> None:
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunk = message.get("body", b"")
+        if len(body) + len(chunk) > limits.max_body:
+            raise _too_large(limits)
+        budget.take(len(chunk))
+        body += chunk
+        if not message.get("more_body", False):
+            return
+
+
+def _check_type(content_type: str | None) -> None:
+    """A browser sends other types to any host without asking it first, so they are refused."""
+    kind = (content_type or "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise ApiError(415, "the content type must be application/json", code="unsupported_media_type")
+
+
+def _too_large(limits: Limits) -> ApiError:
+    return ApiError(413, f"the body is over {limits.max_body:,} bytes", code="request_too_large")
+
+
+def parse_json(body: bytes | bytearray) -> Any:
+    """ApiError 400 for what is not JSON, has NaN in it, or is nested or cut into pieces beyond the limits."""
+    if sum(body.count(sign) for sign in b",[{") > MAX_ITEMS:
+        raise refuse(None, f"over {MAX_ITEMS:,} commas and brackets", "invalid_json")
+    try:
+        value = json.loads(body.decode(), parse_constant=_no_constant)
+    except UnicodeDecodeError:
+        raise refuse(None, "the body is not UTF-8", "invalid_json") from None
+    except RecursionError:
+        raise refuse(None, f"nested more than {MAX_DEPTH} deep", "invalid_json") from None
+    except ValueError as error:  # also a number of more than 4,300 digits
+        raise refuse(None, f"the body is not JSON: {error}", "invalid_json") from None
+    _check_depth(value)
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+def _check_depth(value: Any) -> None:
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        children = (child for parent in level for child in (parent.values() if isinstance(parent, dict) else parent))
+        level = [child for child in children if isinstance(child, dict | list)]
+        if not level:
+            return
+    raise refuse(None, f"nested more than {MAX_DEPTH} deep", "invalid_json")

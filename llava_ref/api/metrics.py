@@ -1,0 +1,65 @@
+"""Counters, and their page in Prometheus' text format 0.0.4."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from ..generate import Stream
+
+HELP = {
+    "llava_ref_requests_total": "HTTP requests answered, by route and status",
+    "llava_ref_prompt_tokens_total": "Positions of prompts run, pictures included",
+    "llava_ref_image_tokens_total": "Positions of pictures among them",
+    "llava_ref_completion_tokens_total": "Tokens generated",
+    "llava_ref_encode_seconds_total": "Seconds in the vision tower",
+    "llava_ref_prefill_seconds_total": "Seconds in the prompt's forward passes",
+    "llava_ref_decode_seconds_total": "Seconds in the other tokens' forward passes",
+    "llava_ref_cancelled_total": "Answers whose client went before the end",
+}
+
+
+class Metrics:
+    """What has happened since the start."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._requests: Counter[tuple[str, int]] = Counter()
+        self._sums: dict[str, float] = dict.fromkeys(list(HELP)[1:], 0)
+
+    def request(self, route: str, status: int) -> None:
+        with self._lock:
+            self._requests[route, status] += 1
+
+    def answered(self, streams: Iterable[Stream]) -> None:
+        """What was run of these answers."""
+        for reply in (stream.reply for stream in streams):
+            if reply.token_ids:
+                prompt, times = reply.usage["prompt_tokens_details"], reply.timings
+                with self._lock:
+                    self._add("prompt_tokens", reply.usage["prompt_tokens"])
+                    self._add("image_tokens", prompt["image_tokens"])
+                    self._add("completion_tokens", len(reply.token_ids))
+                    for stage in ("encode", "prefill", "decode"):
+                        self._add(f"{stage}_seconds", times[f"{stage}_s"] or 0.0)
+                    if reply.finish_reason is None:
+                        self._add("cancelled", 1)
+
+    def _add(self, name: str, count: float) -> None:
+        self._sums[f"llava_ref_{name}_total"] += count
+
+    def page(self, gauges: Mapping[str, tuple[str, float]]) -> str:
+        """`gauges`: name -> what it is, its value now."""
+        with self._lock:
+            requests, sums = dict(self._requests), dict(self._sums)
+        lines = _described("llava_ref_requests_total", HELP["llava_ref_requests_total"], "counter")
+        for (route, status), count in sorted(requests.items()):
+            lines.append(f'llava_ref_requests_total{{route="{route}",status="{status}"}} {count}')
+        for name, total in sums.items():
+            lines += [*_described(name, HELP[name], "counter"), f"{name} {total:g}"]
+        for name, (about, value) in gauges.items():
+            lines += [*_described(name, about, "gauge"), f"{name} {value:g}"]
+        return "\n".join(lines) + "\n"
+
+
+def _described(name: str, about: str, kind: str) -> list[str]:
+    return [f"# HELP {name} {about}", f"# TYPE {name} {kind}"]

@@ -1,0 +1,131 @@
+"""The model that is served, and how another takes its place: the old one answers until the new one is ready.
+
+A request keeps the model it was prepared for, so a swap disturbs none; an old model's memory is given back when the
+last of them has been answered.
+"""
+
+import ctypes
+import gc
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import LlavaError, printable
+from ..loading import embedded
+from ..model import Llava
+from ..templates import ChatTemplate
+from .errors import ApiError
+
+Pair = tuple[Path, Path | None]
+Load = Callable[[Path, Path | None, int | None], Llava]  # text model, mmproj, positions
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model and what the server says about it. `prompts`: Nitro's, instead of the file's own template."""
+
+    model: Llava
+    pair: Pair
+    created: int
+    prompts: ChatTemplate | None = None
+    stops: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return printable(self.pair[0].stem, 200)
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same files and settings: what decides an answer, beside the request."""
+        files = [(path.name, path.stat().st_size) for path in self.pair if path is not None and path.exists()]
+        about = json.dumps([files, self.model.settings, self.model.n_context])
+        return "fp_" + hashlib.sha256(about.encode()).hexdigest()[:12]
+
+
+class Models:
+    """What is loaded now. `folders`: where `loadmodel` may take files from, besides the pairs that come with us."""
+
+    def __init__(self, load: Load, folders: tuple[Path, ...] = ()) -> None:
+        self._load, self._folders = load, tuple(folder.resolve() for folder in folders)
+        self._changing = threading.Lock()
+        self._known: set[Path] = {path.resolve() for path in embedded()}
+        self._current: Loaded | None = None
+
+    @property
+    def current(self) -> Loaded:
+        """ApiError 400 if there is none."""
+        loaded = self._current
+        if loaded is None:
+            raise ApiError(
+                400, "no model is loaded: POST /inferences/llamacpp/loadmodel first", code="model_not_loaded"
+            )
+        return loaded
+
+    @property
+    def any(self) -> Loaded | None:
+        return self._current
+
+    def start(self, text: Path, mmproj: Path | None, n_context: int | None = None) -> Loaded:
+        """The first model: named by the operator, so taken from anywhere. LlavaError."""
+        pair = (text.resolve(), None if mmproj is None else mmproj.resolve())
+        self._known |= {path for path in pair if path is not None}
+        self._current = Loaded(self._load(*pair, n_context), pair, int(time.time()))
+        return self._current
+
+    def change(
+        self, text: str, mmproj: str | None, n_context: int | None, prompts: ChatTemplate | None, stops: tuple[str, ...]
+    ) -> Loaded:
+        """Loads another pair and puts it in the place of the old one. ApiError; the old one then stays."""
+        pair = (self._allowed(text, "llama_model_path"), None if not mmproj else self._allowed(mmproj, "mmproj"))
+        if not self._changing.acquire(blocking=False):
+            raise ApiError(503, "another model is being loaded", code="model_loading", retry_after=5)
+        try:
+            if self._current is not None and self._current.pair == pair:
+                raise ApiError(409, "Model already loaded", code="model_already_loaded")
+            self._current = Loaded(self._read(pair, n_context), pair, int(time.time()), prompts, stops)
+            return self._current
+        finally:
+            self._changing.release()
+            give_back()
+
+    def drop(self) -> None:
+        """ApiError 409 if there is none, as Nitro."""
+        if self._current is None:
+            problem = "Model has not been loaded, please load model into nitro"
+            raise ApiError(409, problem, code="model_not_loaded")
+        self._current = None
+        give_back()
+
+    def _allowed(self, name: str, param: str) -> Path:
+        """The file with all links resolved. ApiError 403 says the same of what is not there and what is elsewhere."""
+        try:
+            path = Path(name).resolve()
+        except (OSError, ValueError, RuntimeError):  # a zero byte, a loop of links
+            raise ApiError(400, f"{param}: not a path", param=param, code="invalid_value") from None
+        if path not in self._known and not any(path.is_relative_to(folder) for folder in self._folders):
+            problem = f"{param}: not in a folder that the server was started with (--allow-model-dir)"
+            raise ApiError(403, problem, param=param, code="path_not_allowed")
+        return path
+
+    def _read(self, pair: Pair, n_context: int | None) -> Llava:
+        try:
+            model = self._load(*pair, None)
+            if n_context is None or n_context >= model.n_context:
+                return model
+            return self._load(*pair, n_context)
+        except LlavaError as error:
+            param = "mmproj" if pair[1] is not None and str(pair[1]) == error.where else "llama_model_path"
+            raise ApiError(400, f"{param}: {error.field}: {error.problem}", param=param, code="invalid_model") from None
+
+
+def give_back() -> None:
+    """Memory that is no longer used, to the operating system; glibc keeps it otherwise."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # not glibc
+        pass

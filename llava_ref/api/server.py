@@ -1,0 +1,185 @@
+"""The ASGI application: routes, and the way of a request through queue and model. Everything it needs it is given."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..messages import Fetch
+from . import nitro, prepare, texts
+from .body import read_body
+from .edge import Edge
+from .errors import ApiError
+from .limits import MAX_BODIES, MAX_HELD_PIXELS, Budget, Limits
+from .metrics import Metrics
+from .models import Models, give_back
+from .openapi import description
+from .prepare import Prepared
+from .respond import send_bytes, send_events, send_json, send_result
+from .worker import Job, Worker
+
+log = logging.getLogger("llava_ref.server")
+T = TypeVar("T")
+Handle = Callable[[Request, Receive, Send], Awaitable[None]]
+CHAT = (
+    "/v1/chat/completions",
+    "/chat/completions",
+    "/v1/openai/chat/completions",
+    "/v1/inference/chat/completions",
+    "/inferences/llamacpp/chat_completion",
+)
+
+
+class Api:
+    """One server's state and its handlers."""
+
+    def __init__(self, models: Models, worker: Worker, limits: Limits, fetch: Fetch | None = None) -> None:
+        self.models, self.worker, self.limits, self.fetch = models, worker, limits, fetch
+        self.metrics = Metrics()
+        self._bodies = Budget(MAX_BODIES, "too many large requests at once")
+        self._held = Budget(MAX_HELD_PIXELS, "too many large pictures at once")
+        self._places = Budget(1 + limits.max_queue, f"{limits.max_queue} requests wait already")
+        self._threads = ThreadPoolExecutor(4, "prepare")
+        self._loader = ThreadPoolExecutor(1, "load")
+
+    async def _thread(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    async def chat(self, request: Request, receive: Receive, send: Send) -> None:
+        loaded = self.models.current
+        await self._run(request, receive, send, prepare.chat, loaded, self.limits, self._held, self.fetch)
+
+    async def completion(self, request: Request, receive: Receive, send: Send) -> None:
+        await self._run(request, receive, send, prepare.completion, self.models.current)
+
+    async def _run(
+        self, request: Request, receive: Receive, send: Send, make: Callable[..., Prepared], *args: Any
+    ) -> None:
+        body = await read_body(request, self.limits, self._bodies)
+        with self._places.of(1):
+            try:
+                prepared = await self._thread(make, body, *args)
+            finally:
+                self._bodies.give_back(len(body))
+            del body
+            try:
+                await self._answer(prepared, receive, send)
+            finally:
+                self._held.give_back(prepared.pixels)
+                self.metrics.answered(prepared.streams)
+
+    async def _answer(self, prepared: Prepared, receive: Receive, send: Send) -> None:
+        job = Job(prepared.model, prepared.work)
+        self.worker.submit(job)
+        if prepared.stream:
+            await send_events(job, self.worker, self.limits, receive, send)
+        else:
+            await send_result(job, self.worker, receive, send)
+
+    async def _small(self, request: Request, make: Callable[..., Any], *args: Any) -> Any:
+        """What needs no forward pass: `make(body, ...)` in a thread."""
+        body = await read_body(request, self.limits, self._bodies)
+        try:
+            with self._places.of(1):
+                return await self._thread(make, body, *args)
+        finally:
+            self._bodies.give_back(len(body))
+
+    async def tokenize(self, request: Request, receive: Receive, send: Send) -> None:
+        await send_json(send, 200, await self._small(request, texts.tokenize, self.models.current.model))
+
+    async def detokenize(self, request: Request, receive: Receive, send: Send) -> None:
+        await send_json(send, 200, await self._small(request, texts.detokenize, self.models.current.model))
+
+    async def list_models(self, request: Request, receive: Receive, send: Send) -> None:
+        loaded = self.models.any
+        await send_json(send, 200, {"object": "list", "data": [] if loaded is None else [texts.model_card(loaded)]})
+
+    async def show_model(self, request: Request, receive: Receive, send: Send) -> None:
+        loaded, name = self.models.any, request.path_params["name"]
+        if loaded is None or name != loaded.name:
+            raise ApiError(404, "no such model is loaded", param="model", code="model_not_found")
+        await send_json(send, 200, texts.model_card(loaded))
+
+    async def health(self, request: Request, receive: Receive, send: Send) -> None:
+        if not self.worker.alive:
+            raise ApiError(503, "the thread that runs the model has died", code="worker_dead")
+        await send_json(send, 200, {"status": "ok", "model_loaded": self.models.any is not None})
+
+    async def show_metrics(self, request: Request, receive: Receive, send: Send) -> None:
+        gauges = {
+            "llava_ref_queue_length": ("Requests that wait", float(self.worker.waiting)),
+            "llava_ref_busy": ("1 while a request is being answered", float(self.worker.busy)),
+            "llava_ref_model_loaded": ("1 if there is a model", float(self.models.any is not None)),
+        }
+        page = self.metrics.page(gauges).encode("ascii")
+        await send_bytes(send, 200, page, "text/plain; version=0.0.4; charset=utf-8")
+
+    async def load_model(self, request: Request, receive: Receive, send: Send) -> None:
+        asked = await self._small(request, nitro.parse_load)
+        change = asyncio.get_running_loop().run_in_executor(self._loader, nitro.load, self.models, asked)
+        await asyncio.shield(change)
+        await send_json(send, 200, {"message": "Model loaded successfully", "code": "ModelloadedSuccessfully"})
+
+    async def unload_model(self, request: Request, receive: Receive, send: Send) -> None:
+        await self._thread(self.models.drop)
+        await send_json(send, 200, {"message": "Model unloaded successfully"})
+
+    async def model_status(self, request: Request, receive: Receive, send: Send) -> None:
+        await send_json(send, 200, nitro.status(self.models.any))
+
+    async def openapi(self, request: Request, receive: Receive, send: Send) -> None:
+        await send_json(send, 200, description())
+
+    def routes(self) -> list[Route]:
+        return [
+            *(_route(path, self.chat, "POST") for path in CHAT),
+            _route("/v1/completions", self.completion, "POST"),
+            _route("/v1/models", self.list_models, "GET"),
+            _route("/v1/models/{name}", self.show_model, "GET"),
+            _route("/tokenize", self.tokenize, "POST"),
+            _route("/detokenize", self.detokenize, "POST"),
+            _route("/health", self.health, "GET"),
+            _route("/healthz", self.health, "GET"),
+            _route("/metrics", self.show_metrics, "GET"),
+            _route("/openapi.json", self.openapi, "GET"),
+            _route("/inferences/llamacpp/loadmodel", self.load_model, "POST"),
+            _route("/inferences/llamacpp/unloadmodel", self.unload_model, "GET", "POST"),
+            _route("/inferences/llamacpp/modelstatus", self.model_status, "GET", "POST"),
+        ]
+
+    def close(self) -> None:
+        """After the last request."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._loader.shutdown(wait=False, cancel_futures=True)
+        give_back()
+
+
+def create_app(api: Api, *, api_key: str | None = None, origins: tuple[str, ...] = ()) -> ASGIApp:
+    """The application. `origins`: web pages that may call it, `*` for all. Static files would be mounted here."""
+    app: ASGIApp = Edge(Router(api.routes(), redirect_slashes=False), api_key, api.metrics)
+    if origins:
+        app = CORSMiddleware(
+            app, origins, allow_methods=("GET", "POST"), allow_headers=("*",), expose_headers=("x-request-id",)
+        )
+    return app
+
+
+def _route(path: str, handle: Handle, *methods: str) -> Route:
+    return Route(path, _Endpoint(handle), methods=list(methods))
+
+
+class _Endpoint:
+    """A handler as an ASGI application, so that it sends its answer itself."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._handle(Request(scope, receive), receive, send)

@@ -1,0 +1,55 @@
+"""JSON Schema of conversations, for the OpenAPI page. What they are checked by is `messages`, which is stricter."""
+
+from typing import Any
+
+from pydantic import WithJsonSchema
+
+from ..messages import MAX_MESSAGES
+
+_TEXT = {
+    "type": "object",
+    "properties": {"type": {"enum": ["text", "input_text", "output_text"]}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+}
+_URL = {"type": "string", "description": "A data URI, or base64; an http or https URL if the server allows its host."}
+_DETAIL = {"description": "Accepted; has no effect here: a model sees every picture at one size."}
+_IMAGE = {
+    "type": "object",
+    "properties": {
+        "type": {"enum": ["image_url", "input_image", "image"]},
+        "image_url": {
+            "anyOf": [
+                {"type": "object", "properties": {"url": _URL, "detail": _DETAIL}, "required": ["url"]},
+                _URL,
+            ]
+        },
+        "image": _URL,
+        "url": _URL,
+        "base64": _URL,
+        "source": {"type": "object", "description": "Anthropic's: type, media_type, data or url."},
+        "detail": _DETAIL,
+    },
+    "required": ["type"],
+}
+_MESSAGE = {
+    "type": "object",
+    "properties": {
+        "role": {"enum": ["system", "developer", "user", "assistant"]},
+        "content": {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"anyOf": [_TEXT, _IMAGE]}},
+                {"type": "null", "description": "Of an assistant's message only."},
+            ]
+        },
+    },
+    "required": ["role"],
+}
+MESSAGES: dict[str, Any] = {
+    "type": "array",
+    "items": _MESSAGE,
+    "minItems": 1,
+    "maxItems": MAX_MESSAGES,
+    "description": "The conversation. Pictures may stand anywhere among the texts of any turn.",
+}
+SLOT = WithJsonSchema({"type": "string", "description": "Text; `<image>` in it would be a picture, and is refused."})

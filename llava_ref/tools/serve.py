@@ -1,0 +1,138 @@
+"""`serve`: the HTTP server."""
+
+import argparse
+import asyncio
+import logging
+import socket
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ParameterError
+from ..model import Llava
+from . import options
+from .output import note
+
+if TYPE_CHECKING:
+    from ..api.limits import Limits
+    from ..api.models import Models
+
+PASSIVE = socket.AI_PASSIVE
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    options.add_mmproj(parser)
+    options.add_text(parser)
+    options.add_running(parser)
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default: 127.0.0.1, this machine only")
+    parser.add_argument("--port", type=int, default=3928, metavar="N", help="default: 3928; 0 takes a free one")
+    parser.add_argument("--api-key", metavar="KEY", help="everything but /health then needs it")
+    parser.add_argument(
+        "--allow-model-dir", type=Path, action="append", default=[], metavar="DIR", help="for loadmodel; repeatable"
+    )
+    parser.add_argument(
+        "--allow-image-host", action="append", default=[], metavar="HOST", help="URL images, off without it; repeatable"
+    )
+    parser.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="a page that may call; * for all; repeatable",
+    )
+    for name, (kind, text) in LIMITS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
+
+
+LIMITS = {  # the fields of api.limits.Limits, whose defaults are stated in docs/limits.md
+    "max_body": (int, "bytes of a request (default: 64 MiB)"),
+    "max_images": (int, "pictures of a request (default and at most: 16)"),
+    "max_pixels": (int, "pixels of a request's pictures together (default: 80 million)"),
+    "max_queue": (int, "requests that may wait (default: 16)"),
+    "read_seconds": (float, "for a request's header, and for its body (default: 30)"),
+    "write_seconds": (float, "for a client that takes nothing (default: 30)"),
+    "ping_seconds": (float, "between comments in a silent stream (default: 5)"),
+    "grace_seconds": (float, "for the answer being given, at the end (default: 10)"),
+}
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        problem = f"{error.name} is not installed: pip install 'llava-ref[server]'"
+        raise ParameterError("serve", "extra", problem) from None
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    limits = _limits(args)
+    with _bound(args.host, args.port) as sock:
+        return asyncio.run(_serve(args, limits, sock))
+
+
+def _limits(args: argparse.Namespace) -> "Limits":
+    from ..api.limits import Limits
+
+    given = {name: getattr(args, name) for name in LIMITS if getattr(args, name) is not None}
+    for name, value in given.items():
+        if not 0 <= value <= 2**40 or (value == 0 and name not in ("max_images", "max_queue", "grace_seconds")):
+            raise ParameterError(f"--{name.replace('_', '-')}", str(value), "expected a number above 0")
+    assert {field.name for field in fields(Limits)} == set(LIMITS)
+    return Limits(**given)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket with the address, not listening yet. ParameterError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=PASSIVE)[0]
+        sock = socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        return sock
+    except (OSError, OverflowError) as error:
+        raise ParameterError("--port", f"{host}:{port}", str(getattr(error, "strerror", None) or error)) from None
+
+
+def _models(args: argparse.Namespace) -> "Models":
+    from ..api.models import Models
+
+    def load(text: Path, mmproj: Path | None, n_context: int | None) -> Llava:
+        args.ctx_size = n_context
+        return options.load_model(args, text, mmproj)
+
+    models = Models(load, tuple(args.allow_model_dir))
+    models.start(*options.pair(args), args.ctx_size)
+    return models
+
+
+async def _serve(args: argparse.Namespace, limits: "Limits", sock: socket.socket) -> int:
+    import uvicorn
+
+    from ..api.fetch import Fetcher
+    from ..api.protocol import GracefulServer, patient_protocol
+    from ..api.server import Api, create_app
+    from ..api.worker import Worker
+
+    worker, models = Worker(), _models(args)
+    api = Api(models, worker, limits, Fetcher(tuple(args.allow_image_host)) if args.allow_image_host else None)
+    config = uvicorn.Config(
+        create_app(api, api_key=args.api_key, origins=tuple(args.cors_origin)),
+        http=patient_protocol(limits),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=round(limits.grace_seconds) + 5,
+    )
+    server = GracefulServer(config, worker, limits)
+    host, port = sock.getsockname()[:2]
+    note(f"{models.current.name} at http://{f'[{host}]' if ':' in host else host}:{port}")
+    try:
+        await server.serve([sock])
+    finally:
+        worker.drain(0)
+        worker.join(5)
+        api.close()
+    return server.exit_code
