@@ -151,7 +151,10 @@ def verdict(report: "Report") -> list[str]:
     """What was found, in sentences."""
     what = f"{_settings(report.settings)} against {report.reference}"
     if not report.findings:
-        return [f"{what}: no stage over its threshold"]
+        lines = [f"{what}: no stage over its threshold"]
+        return (
+            lines if report.same else [*lines, "  the outcome is over its own: what every stage may round has added up"]
+        )
     lines = [f"{what}: {report.findings[0].stage} is the first stage over its threshold"]
     for i, finding in enumerate(report.findings, 1):
         more = f" and {finding.n_stages - 1} behind it" if finding.n_stages > 1 else ""
