@@ -197,7 +197,7 @@ def test_an_unexplained_finding_says_how_to_look_and_where():
     report = broken(stage("blk.1.Qcur", 0.5, problem="out"))
     text = Page(render(report, [])).text
     assert "llava-ref trace --names 'blk.1.Qcur'" in text
-    assert "first over the bound at [0, 3], furthest at [4, 2]" in text
+    assert "first value over the bound at [0, 3], furthest off at [4, 2]" in text
     assert "language_model.layers.1.self_attn.q_proj" in text and "blk.1.attn_q.weight" in text
 
 
@@ -321,6 +321,9 @@ def test_what_has_no_number_stands_on_the_shelf():
     assert column.item.text == "blk.0.Qcur: own ∞, bound 2e-6, whole ∞"
     unasked = replace(SAME, stages=(*STAGES_OF, stage("image.seen", None, None, shapes=((3, 3, 3), None))))
     assert columns(stage_panels(unasked))["image.seen"].item.state == "unmeasured"
+    page = Page(render(unasked, []))
+    assert "3 × 3 × 3 Q8_0 not in the reference" in page.text and "✗" not in page.text
+    assert "5 × 7 ≠ 4 × 7 Q8_0 shapes differ" in Page(render(SHAPE, [])).text
     assert not stage_panels(SAME)[0].ticks[0].text.startswith("∞")
 
 
