@@ -362,7 +362,7 @@ def test_a_report_of_7b_stays_readable():
         assert all(a[0] != b[0] or a[2] <= b[1] for a, b in pairwise(ends))  # no label on another
     assert len(kl_panels(outcome)) == 2
     html = render(report, [])
-    assert len(Page(html).all("svg")) == len(panels) + 2 + 4 and len(html) < 2e6
+    assert len(Page(html).all("svg")) == len(panels) + 2 + 5 and len(html) < 2e6
 
 
 @pytest.mark.parametrize(
