@@ -61,7 +61,8 @@ class Engine:
     def _load_vision(self, file: GGUFFile) -> None:
         assert self.vision is not None
         self.plan = vision.plan(self.vision, self.quirks)
-        weights = Weights(file, self.ops)
+        self._tower_ops = self.ops.uncached()
+        weights = Weights(file, self._tower_ops)
         self._vision_weights = vision.load(file, weights, self.vision, self.plan)
         self._projector_weights = projector.load(file, weights, self.vision.width, self.quirks)
         unused = tuple(f"v.blk.{i}." for i in range(self.plan.n_layer, self.vision.n_stored))
@@ -81,11 +82,10 @@ class Engine:
 
     def _encode(self, pixels: np.ndarray, tap: Tap) -> Array:
         assert self.vision is not None
+        ops = self._tower_ops
         with np.errstate(all="ignore"):  # bad numbers are told by `all_finite`, not by numpy's warnings
-            features = vision.encode(
-                self.ops.array(pixels), self._vision_weights, self.vision, self.plan, self.ops, tap
-            )
-            return projector.mlp(features, self._projector_weights, self.ops, tap)
+            features = vision.encode(ops.array(pixels), self._vision_weights, self.vision, self.plan, ops, tap)
+            return projector.mlp(features, self._projector_weights, ops, tap)
 
     def session(self, n_context: int | None = None, probes: Probes | None = None) -> "Session":
         """An empty sequence of at most `n_context` positions (default: what the model was trained for)."""

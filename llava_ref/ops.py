@@ -59,3 +59,5 @@ class Ops(Protocol):
     def concat(self, parts: Sequence[Array | Weight]) -> Array: ...  # rows of (t_i, D); a (D,) weight is one row
 
     def all_finite(self, x: Array) -> bool: ...
+
+    def uncached(self) -> "Ops": ...  # the same for a tower, whose keys and values pass through no cache

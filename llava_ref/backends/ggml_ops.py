@@ -5,6 +5,7 @@ how far off each product is; the letters are those of `ops`. Sources: llama.cpp 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class GgmlOps:
     """`ops.Ops`. Rounding is done on the host, in numpy, for every backend alike."""
 
     def __init__(self, inner: Ops, quirks: Quirks) -> None:
-        self._inner = inner
+        self._inner, self._quirks = inner, quirks
         self.name, self.device = inner.name, inner.device
         self._flash = quirks.flash_attention == "on"
         self._half_cache = self._flash or quirks.kv_cache == "f16"  # flash attention casts what it is given
@@ -82,6 +83,9 @@ class GgmlOps:
 
     def _half(self, x: Array) -> Array:
         return self.array(half(self.numpy(x)))
+
+    def uncached(self) -> "GgmlOps":
+        return GgmlOps(self._inner, replace(self._quirks, kv_cache="f32"))
 
     # The rest is float32 in ggml too.
 

@@ -101,6 +101,9 @@ class NumpyOps:
     def all_finite(self, x: F32) -> bool:
         return bool(np.isfinite(x).all())
 
+    def uncached(self) -> "NumpyOps":
+        return self
+
 
 def _sigmoid(x: F32) -> F32:
     with np.errstate(over="ignore"):  # exp(-x) = inf gives the right limit, 0

@@ -88,6 +88,9 @@ class TorchOps:
     def all_finite(self, x: Tensor) -> bool:
         return bool(torch.isfinite(x).all())
 
+    def uncached(self) -> "TorchOps":
+        return self
+
 
 def _array(w: TorchWeight | None) -> Tensor | None:
     return None if w is None else w.array()

@@ -1,5 +1,6 @@
 """`conform` against llama.cpp itself: the embedded pair, sound, and a random one with eleven faults planted in turn."""
 
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -62,8 +63,15 @@ def test_in_its_own_profile_nothing_is_over_its_threshold(pictures, within, size
     within("conform, embedded pair: KL of exact and llama.cpp, nats", max(report.outcome.kl), 0.08)
 
 
-@pytest.mark.parametrize("settings, quirks", [(EXACT, {"kv_cache": "f32", "flash_attention": "off"}), (DEFAULTS, {})],
-                         ids=["EXACT", "DEFAULTS"])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, quirks",
+    [
+        (EXACT, {"kv_cache": "f32", "flash_attention": "off"}),
+        (replace(EXACT, cache_type=1), {"flash_attention": "off"}),
+        (DEFAULTS, {}),
+    ],
+    ids=["EXACT", "float16 cache", "DEFAULTS"],
+)
 def test_in_precision_ggml_every_stage_agrees_far_more_closely(pictures, within, settings, quirks):
     report = against(settings, pictures["wide"], profile="llama.cpp", precision="ggml", quirks=quirks)
     assert not report.findings
