@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import LlavaError, printable
+from ..grammar import JsonGrammars
 from ..loading import embedded
 from ..model import Llava
 from ..templates import ChatTemplate
@@ -31,6 +32,7 @@ class Loaded:
     model: Llava
     pair: Pair
     created: int
+    grammars: JsonGrammars
     prompts: ChatTemplate | None = None
     stops: tuple[str, ...] = ()
 
@@ -73,7 +75,7 @@ class Models:
         """The first model: named by the operator, so taken from anywhere. LlavaError."""
         pair = (text.resolve(), None if mmproj is None else mmproj.resolve())
         self._known |= {path for path in pair if path is not None}
-        self._current = Loaded(self._load(*pair, n_context), pair, int(time.time()))
+        self._current = _loaded(self._load(*pair, n_context), pair)
         return self._current
 
     def change(
@@ -86,7 +88,7 @@ class Models:
         try:
             if self._current is not None and self._current.pair == pair:
                 raise ApiError(409, "Model already loaded", code="model_already_loaded")
-            self._current = Loaded(self._read(pair, n_context), pair, int(time.time()), prompts, stops)
+            self._current = _loaded(self._read(pair, n_context), pair, prompts, stops)
             return self._current
         finally:
             self._changing.release()
@@ -120,6 +122,10 @@ class Models:
         except LlavaError as error:
             param = "mmproj" if pair[1] is not None and str(pair[1]) == error.where else "llama_model_path"
             raise ApiError(400, f"{param}: {error.field}: {error.problem}", param=param, code="invalid_model") from None
+
+
+def _loaded(model: Llava, pair: Pair, prompts: ChatTemplate | None = None, stops: tuple[str, ...] = ()) -> Loaded:
+    return Loaded(model, pair, int(time.time()), JsonGrammars(model.tokenizer), prompts, stops)
 
 
 def give_back() -> None:

@@ -7,7 +7,7 @@ thread are forward passes. Rows of pictures are computed there, in `Llava`, and 
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import images
@@ -18,6 +18,7 @@ from ..messages import Fetch, ImagePart, Message, parse_messages
 from ..model import Llava
 from ..prompt import TextChunk
 from ..quote import Quote
+from ..sampler import Grammar
 from ..scores import score_prompt
 from . import completions, handler
 from .body import parse_json
@@ -51,7 +52,8 @@ def chat(body: bytearray, loaded: Loaded, limits: Limits, held: Budget, fetch: F
         messages = parse_messages(asked.messages, allow_objects=False, fetch=fetch)
         pixels = _hold(messages, limits, held)
         request = _request(loaded, messages)
-        streams = tuple(_answer(loaded, request, asked, i) for i in range(asked.choices))
+        grammar = _grammar(loaded, asked)
+        streams = tuple(_answer(loaded, request, asked, grammar, i) for i in range(asked.choices))
     except BaseException as error:
         held.give_back(pixels)
         if isinstance(error, LlavaError):
@@ -104,10 +106,17 @@ def _request(loaded: Loaded, messages: list[Message]) -> Request:
     return loaded.model._request(render_prompt(messages, template, loaded.model.tokenizer))
 
 
-def _answer(loaded: Loaded, request: Request, asked: ChatRequest, choice: int) -> Stream:
+def _grammar(loaded: Loaded, asked: ChatRequest) -> Grammar | None:
+    form = asked.response_format
+    if form is None or form.type == "text":
+        return None
+    return loaded.grammars.grammar(None if form.json_schema is None else form.json_schema.schema_)
+
+
+def _answer(loaded: Loaded, request: Request, asked: ChatRequest, grammar: Grammar | None, choice: int) -> Stream:
     top = (asked.top_logprobs or 0) if asked.logprobs else None
-    stop = [*asked.stops, *loaded.stops]
-    return loaded.model.answer(request, asked.sampling(choice, top), max_tokens=asked.limit, stop=stop)
+    sampling = replace(asked.sampling(choice, top), grammar=grammar)
+    return loaded.model.answer(request, sampling, max_tokens=asked.limit, stop=[*asked.stops, *loaded.stops])
 
 
 def _prompt_scores(model: Llava, request: Request, n_top: int | None) -> dict[str, Any]:

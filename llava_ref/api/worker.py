@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+from ..errors import LlavaError
 from ..model import Llava
 from ..ops import Array
 from ..trace import At, Probe
-from .errors import ApiError, internal
+from .errors import ApiError, from_library, internal
 
 log = logging.getLogger("llava_ref.server")
 Work = Callable[[], Iterator[dict[str, Any]]]
@@ -63,6 +64,8 @@ class Job:
             pass
         except ApiError as error:
             self.put(error)
+        except LlavaError as error:
+            self.put(from_library(error, None, None))
         except Exception:
             log.exception("a request failed")
             self.put(internal())
