@@ -12,13 +12,15 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
-from llava_ref.measure import Distance, kl
+from llava_ref.measure import Distance
 from llava_ref.model import Llava
 from llava_ref.profiles import Quirks
 from llava_ref.stages import Stage
+from llava_ref.tracefile import hashes
 
-from .bounds import Arithmetic, Bound, Terms, bound, coarsest, divergence, margin
-from .comparing import Seen, parts, run_beside
+from .bounds import Arithmetic, Bound, Terms, bound
+from .comparing import Seen, run_beside
+from .outcome import Outcome, outcome
 from .reference import Case, Run
 
 Loader = Callable[[Mapping[str, str]], Llava]
@@ -64,34 +66,6 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Disagreement:
-    """A token that we would not have chosen after the reference's text."""
-
-    place: int
-    ours: int
-    theirs: int
-    margin: float  # our logit of ours, less our logit of theirs
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What the whole way comes to."""
-
-    token_ids: tuple[tuple[int, ...], tuple[int, ...]]  # ours, the reference's; -1 where a picture stands
-    kl: tuple[float, ...] | None  # nats at each position; None where token ids differ
-    kl_bound: float
-    top_1: float | None  # share of positions with the same likeliest token
-    greedy: tuple[int, ...]  # the reference's
-    disagreements: tuple[Disagreement, ...]
-    margin_bound: float
-
-    @property
-    def within(self) -> bool:
-        close = self.kl is None or max(self.kl, default=0.0) <= self.kl_bound
-        return close and all(d.margin <= self.margin_bound for d in self.disagreements)
-
-
-@dataclass(frozen=True, slots=True)
 class Report:
     """Everything `conform` found."""
 
@@ -110,18 +84,18 @@ class Report:
 
 def conform(load: Loader, case: Case, run: Run) -> Report:
     """LlavaError of our own side; the reference's were raised when it ran."""
-    model = load({})
+    model, files = load({}), (case.text, case.mmproj, *case.images)
     compare = partial(_compare, case=case, run=run)
     seen = compare(model)
     explained = _explain(load, compare, [stage for stage in seen.stages if stage.problem], model.engine.quirks)
     return Report(
-        settings=model.settings,
+        settings=model.settings | {"files": hashes(path for path in files if path is not None)},
         reference=run.name,
         about=run.about,
         prompt=case.prompt,
         stages=seen.stages,
         findings=_findings(seen.stages, explained),
-        outcome=_outcome(model, case, run, seen),
+        outcome=outcome(model, case, run, seen.ids, seen.logits),
     )
 
 
@@ -253,34 +227,3 @@ def _findings(stages: Sequence[StageResult], explained: Mapping[str, tuple[str, 
     return tuple(
         Finding(group[0].name, len(group), group[0].problem or "", explained[group[0].name]) for group in groups
     )
-
-
-def _outcome(model: Llava, case: Case, run: Run, seen: _Compared) -> Outcome:
-    kind = coarsest(set(model.engine.types().values()))
-    theirs = run.stages.get("result_output")
-    same_ids = seen.ids == run.token_ids and theirs is not None and theirs.shape == seen.logits.shape
-    divergences = kl(seen.logits, theirs) if same_ids and theirs is not None else None
-    top = float((seen.logits.argmax(-1) == theirs.argmax(-1)).mean()) if same_ids and theirs is not None else None
-    return Outcome(
-        token_ids=(seen.ids, run.token_ids),
-        kl=None if divergences is None else tuple(float(x) for x in divergences),
-        kl_bound=divergence(kind),
-        top_1=top,
-        greedy=run.greedy,
-        disagreements=_disagreements(model, case, run),
-        margin_bound=margin(kind),
-    )
-
-
-def _disagreements(model: Llava, case: Case, run: Run) -> tuple[Disagreement, ...]:
-    """Where the reference's continuation, fed to us token by token, is not what we expect next."""
-    if not run.greedy:
-        return ()
-    rows = [model.encode_image(image) for image in case.images]
-    logits = model.forward([*parts(run.token_ids, rows), list(run.greedy[:-1])])
-    found = []
-    for place, (token, row) in enumerate(zip(run.greedy, logits[len(run.token_ids) - 1 :], strict=True)):
-        ours = int(row.argmax())
-        if ours != token:
-            found.append(Disagreement(place, ours, token, float(row[ours] - row[token])))
-    return tuple(found)

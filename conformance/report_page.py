@@ -19,7 +19,8 @@ from llava_ref.errors import ImageError
 from llava_ref.tools.output import visible
 
 from . import report_words as words
-from .conform import Disagreement, Outcome, Report, StageResult
+from .conform import Report, StageResult
+from .outcome import Disagreement, Outcome
 from .report_plot import kl_panels, section, stage_panels
 
 SHOWN = 12

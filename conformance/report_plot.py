@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal
 
-from .conform import Outcome, Report, StageResult
+from .conform import Report, StageResult
+from .outcome import Outcome
 from .report_words import block, figure, grouped
 
 WIDTH, LEFT, RIGHT = 1180, 62, 12

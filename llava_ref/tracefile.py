@@ -5,12 +5,13 @@ Every name is a stage (`stages`), `#1`, `#2`, ... behind it for a further pictur
 safetensors file with these names can be read too. Format: https://github.com/huggingface/safetensors, README, "Format".
 """
 
+import hashlib
 import json
 import math
 import os
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -124,3 +125,12 @@ def _in_order(path: Path) -> list[str]:
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     return sorted(header, key=lambda name: header[name]["data_offsets"])
+
+
+def hashes(paths: Iterable[Path]) -> dict[str, str]:
+    """File name -> SHA-256, so that whoever reads a result can tell what it is a result of."""
+    found = {}
+    for path in paths:
+        with open(path, "rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found

@@ -18,7 +18,7 @@ from llava_ref.conformance.reference import ReferenceError as Failed
 from llava_ref.conformance.reference_this import Recorded, ThisProject
 from llava_ref.stages import Stage
 
-QUESTION = "What color is the circle?"
+QUESTION = "What colour is the circle?"
 SOUND = Fault("")
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from llava_ref.conformance import report_plot
 from llava_ref.conformance.bounds import Bound
-from llava_ref.conformance.conform import Disagreement, Finding, Outcome, Report, StageResult
+from llava_ref.conformance.conform import Finding, Report, StageResult
+from llava_ref.conformance.outcome import Disagreement, Outcome
 from llava_ref.conformance.report_page import SHOWN, render
 from llava_ref.conformance.report_plot import HEIGHT, STAGES, kl_panels, stage_panels
 from llava_ref.conformance.report_words import EXPLANATIONS, figure, grouped, share, verdict
@@ -44,7 +45,8 @@ STAGES_OF = (
     stage("blk.1.Qcur"),
     stage("result_output"),
 )
-OUTCOME = Outcome((IDS, IDS), (0.0, 1e-9, 2e-7, 1e-6, 3e-6, 1e-7), 5e-4, 1.0, (8, 9, 2), (), 0.01)
+TEXTS = {token: f"piece{token}" for token in range(-1, 3000)}
+OUTCOME = Outcome((IDS, IDS), (0.0, 1e-9, 2e-7, 1e-6, 3e-6, 1e-7), 5e-4, 1.0, (8, 9, 2), (), 0.01, TEXTS)
 SAME = Report(
     {"backend": "numpy", "precision": "exact", "profile": "llava", "quirks": {"gelu": "erf"}},
     "llama.cpp b10605",
@@ -267,7 +269,7 @@ def test_token_ids_that_differ_are_marked():
 
 def test_greedy_tokens_with_margins():
     page = Page(render(WORSE, []))
-    assert "9 ≠ 77" in page.text and "✗ over 0.01" in page.text
+    assert "piece9 9 ≠ piece77 77" in page.text and "✗ over 0.01" in page.text
     small = replace(WORSE.outcome, disagreements=(Disagreement(1, 77, 9, 0.004),))
     text = Page(render(replace(SAME, outcome=small), [])).text
     assert "0.004 rounding" in text and "✗" not in text

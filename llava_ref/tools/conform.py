@@ -180,7 +180,8 @@ def _outcome(report: "Report") -> list[str]:
         agreed = len(o.greedy) - len(o.disagreements)
         lines.append(f"greedy tokens, fed the reference's: {agreed} of {len(o.greedy)} agree")
     for d in o.disagreements:
-        lines.append(f"  token {d.place}: ours {d.ours}, the reference's {d.theirs}, ahead by {d.margin:.3g} logits")
+        ours, theirs = (f"{token} ({o.texts[token]})" for token in (d.ours, d.theirs))
+        lines.append(f"  token {d.place}: ours {ours}, the reference's {theirs}, ahead by {d.margin:.3g} logits")
     return lines
 
 

@@ -1,7 +1,6 @@
 """`trace`: the arrays inside a run, by name, in a file; or the names alone."""
 
 import argparse
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from ..errors import ParameterError
 from ..model import Llava
 from ..sampler import Sampling
 from ..stages import Stage
-from ..tracefile import Writer
+from ..tracefile import Writer, hashes
 from . import options
 from .output import check_output, note, print_json
 
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     model = options.load_model(args, text, mmproj)
     with Writer(args.output) as writer:
         facts = _record(args, model, writer)
-        facts |= {"files": hashes([path for path in (text, mmproj, *args.image) if path is not None])}
+        facts |= {"files": hashes(path for path in (text, mmproj, *args.image) if path is not None)}
         shapes = writer.finish(options.about(model, format="llava_ref trace 1", names=args.names or ["*"], **facts))
     if args.json:
         print_json({"output": str(args.output), "tensors": shapes, **facts} | model.settings)
@@ -69,15 +68,6 @@ def _record(args: argparse.Namespace, model: Llava, writer: Writer) -> dict[str,
             generated = ()
     writer.add("token_ids", np.array([*request.token_ids, *generated[:-1]], np.int64))  # the last one was not fed
     return {"prompt": request.prompt.shown, "generated": list(generated), "types": model.engine.types()}
-
-
-def hashes(paths: list[Path]) -> dict[str, str]:
-    """File name -> SHA-256."""
-    found = {}
-    for path in paths:
-        with open(path, "rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
 
 
 def _list(model: Llava, as_json: bool) -> int:
