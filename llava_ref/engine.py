@@ -4,7 +4,7 @@ N patches, D decoder width, V vocabulary, T positions fed.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -122,7 +122,7 @@ class Session:
         self._file, self._ops = engine.text_file, engine.ops
         self.n_context = n_context or self._text.context
         self._cache = KVCache(self._text.n_layer, self._text.n_head_kv, self._text.head_size, self.n_context, self._ops)
-        self._fed: list[Part] = []
+        self._run_units: list[tuple[Part, int]] = []  # and the position behind each
         self._probes = probes or Probes()
 
     @property
@@ -136,10 +136,10 @@ class Session:
         Logits of the last position (V,), or of every one fed, (T, V), float32. PromptError, before any work, where they
         do not fit the context; NumericsError where a NaN or infinity appears, naming the first tensor to hold one."""
         self._check(parts)
-        self._fed.extend(parts)
         logits = self._run(parts, all_logits)
         if not self._ops.all_finite(logits):
-            Session(self._engine, self.n_context, Probes(_Refuse(self._ops, self._file)))._run(self._fed, True)
+            again = Session(self._engine, self.n_context, Probes(_Refuse(self._ops, self._file)))
+            again._run([unit for unit, _ in self._run_units], True)
         result = self._ops.numpy(logits)
         return result if all_logits else result[-1]
 
@@ -157,28 +157,45 @@ class Session:
             elif not all(0 <= token < self._text.n_vocab for token in part):
                 raise PromptError("prompt", "tokens", f"an id is not in 0..{self._text.n_vocab - 1}")
 
+    def rewind(self, parts: Sequence[Part]) -> list[Part]:
+        """Goes back to where the sequence is the beginning of `parts`; what of them is left to feed, at least one unit.
+
+        What is kept is bit for bit what would be computed again, because a unit's result depends on no other split."""
+        wanted, same = units(parts), 0
+        while same < min(len(self._run_units), len(wanted) - 1) and _equal(self._run_units[same][0], wanted[same]):
+            same += 1
+        del self._run_units[same:]
+        self._cache.length = self._run_units[-1][1] if self._run_units else 0
+        return wanted[same:]
+
     def _run(self, parts: Sequence[Part], all_logits: bool) -> Array:
         ops, w, c = self._ops, self._weights, self._text
         first, hidden = self.n_past, []
         with np.errstate(all="ignore"):  # bad numbers are told by `all_finite`, not by numpy's warnings
-            for batch in self._batches([part for part in parts if len(part)]):
-                tap = self._tap(self.n_past, self.n_past + batch.shape[0])
-                hidden.append(decoder.forward(batch, w, c, self._cache, ops, tap))
+            for unit in units(parts):
+                rows = ops.array(unit) if isinstance(unit, np.ndarray) else ops.embed(w.embd, unit)
+                tap = self._tap(self.n_past, self.n_past + len(unit))
+                hidden.append(decoder.forward(rows, w, c, self._cache, ops, tap))
+                self._run_units.append((unit, self.n_past))
             if all_logits:
                 return decoder.logits(ops.concat(hidden), w, c, ops, self._tap(first, self.n_past))
             return decoder.logits(hidden[-1][-1:], w, c, ops, self._tap(self.n_past - 1, self.n_past))
 
-    def _batches(self, parts: Sequence[Part]) -> Iterator[Array]:
-        """Rows (T, D) to run at once. llama.cpp decodes pieces of text and pictures one by one, and its rounding
-        depends on how many rows there are; precision `ggml` follows it."""
-        ops, embd = self._ops, self._weights.embd
-        rows = [ops.array(p) if isinstance(p, np.ndarray) else ops.embed(embd, p) for p in parts]
-        for group in rows if self._engine.precision == "ggml" else [ops.concat(rows)]:
-            for i in range(0, group.shape[0], BATCH):
-                yield group[i : i + BATCH]
-
     def _tap(self, first: int, end: int) -> Tap:
         return self._probes.tap(self, range(first, end))
+
+
+def units(parts: Sequence[Part]) -> list[Part]:
+    """What is run at once: a piece of text or a picture, or `BATCH` positions of one.
+
+    So the arithmetic of a prompt's beginning does not depend on what comes behind it. llama.cpp decodes so too."""
+    return [part[i : i + BATCH] for part in parts for i in range(0, len(part), BATCH)]
+
+
+def _equal(a: Part, b: Part) -> bool:
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return np.array_equal(a, b)
+    return not isinstance(a, np.ndarray) and not isinstance(b, np.ndarray) and list(a) == list(b)
 
 
 class _Refuse(Probe):

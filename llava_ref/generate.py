@@ -100,11 +100,15 @@ class Reply:
 
 @dataclass(slots=True)
 class Clock:
-    """Seconds of the stages, filled in as they are run."""
+    """Seconds of the stages, and what did not have to be run; filled in as the answer comes."""
 
     load_s: float = 0.0
     preprocess_s: float = 0.0
     encode_s: float = 0.0
+    cached_tokens: int = 0
+    """Positions of the prompt that an earlier answer had left: `reuse`."""
+    cached_rows: list[np.ndarray] = field(default_factory=list)
+    """The pictures' rows among them."""
 
 
 @dataclass(slots=True)
@@ -156,7 +160,7 @@ class Stream(Iterator[str]):
             finish_reason=taken[-1].finish_reason if taken else None,
             prompt=self.request.prompt.shown,
             chunks=self.request.describe(),
-            usage=usage(self.request.token_ids, len(taken)),
+            usage=usage(self.request.token_ids, len(taken), self.clock.cached_tokens),
             timings=self._timings(),
             warnings=tuple(warning for image in self.request.images for warning in image.warnings),
         )
@@ -175,10 +179,10 @@ class Stream(Iterator[str]):
         }
 
 
-def usage(prompt_ids: Sequence[int], completion: int) -> dict[str, Any]:
+def usage(prompt_ids: Sequence[int], completion: int, cached: int = 0) -> dict[str, Any]:
     """OpenAI's usage object from the prompt's ids (-1 at picture positions) and the number of tokens generated."""
     images = sum(token < 0 for token in prompt_ids)
-    details = {"text_tokens": len(prompt_ids) - images, "image_tokens": images, "cached_tokens": 0}
+    details = {"text_tokens": len(prompt_ids) - images, "image_tokens": images, "cached_tokens": cached}
     return {
         "prompt_tokens": len(prompt_ids),
         "completion_tokens": completion,

@@ -22,6 +22,7 @@ from .generate import Clock, Reply, Request, Step, StopStrings, Stream, generate
 from .messages import ImagePart
 from .preprocess import Preprocessed, preprocess
 from .prompt import Prompt, TextChunk, chunks, raw
+from .reuse import Reuse, cached_positions
 from .sampler import Sampler, Sampling
 from .tokenizer import Tokenizer
 from .trace import Edit, Edits, Probe, Probes, Sink, Tap, Trace, no_tap
@@ -41,6 +42,8 @@ class Llava:
         self._template: ChatTemplate | None = None
         self._n_context = 0
         self._probes = Probes()
+        self.reuse: Reuse | None = None
+        """Set to a `Reuse`, what one answer has computed serves the next. The answers are the same, bit for bit."""
         if engine.text is not None and engine.text_file is not None:
             if n_context is not None and n_context > engine.text.context:
                 raise ParameterError("n_context", str(n_context), f"the model has {engine.text.context} positions")
@@ -173,10 +176,23 @@ class Llava:
         stops = StopStrings(stop)
 
         def begin() -> Iterator[Step]:
-            session, parts = self.engine.session(self.n_context, self._probes), self._parts(request, clock)
-            return generate(session, parts, sampler, self.tokenizer.stream(), self.tokenizer.end_ids, stops, limit)
+            parts, reuse = self._parts(request, clock), self._reuse()
+            session = (reuse and reuse.take_session()) or self.engine.session(self.n_context, self._probes)
+            rest = session.rewind(parts)
+            clock.cached_tokens = cached_positions(parts, clock.cached_rows, session.n_past)
+            try:
+                yield from generate(
+                    session, rest, sampler, self.tokenizer.stream(), self.tokenizer.end_ids, stops, limit
+                )
+            finally:
+                if reuse is not None:
+                    reuse.keep_session(session)
 
         return Stream(request, clock, begin)
+
+    def _reuse(self) -> Reuse | None:
+        """What may be reused now: nothing while somebody watches, who is to see everything computed."""
+        return None if self._probes.complete else self.reuse
 
     def _parts(self, request: Request, clock: Clock) -> list[Part]:
         """Token ids and image rows (N, D), in the order of the prompt."""
@@ -184,12 +200,19 @@ class Llava:
         return [chunk.token_ids if isinstance(chunk, TextChunk) else rows[chunk.index] for chunk in request.chunks]
 
     def _rows(self, image: images.DecodedImage, clock: Clock) -> np.ndarray:
-        began, tap = time.perf_counter(), self._probes.tap(image)
+        reuse = self._reuse()
+        kept = None if reuse is None else reuse.rows(image.rgb)
+        if kept is not None:
+            clock.cached_rows.append(kept)
+            return kept
+        began, tap = time.perf_counter(), self._probes.tap(object())
         pixels = self.preprocess(image, tap).pixels[0]
         ready = time.perf_counter()
         rows = self.engine.encode(pixels, tap)
         clock.preprocess_s += ready - began
         clock.encode_s += time.perf_counter() - ready
+        if reuse is not None:
+            reuse.keep_rows(image.rgb, rows)
         return rows
 
     def logits(self, prompt: str, images: Sequence[ImageSource] = ()) -> np.ndarray:

@@ -57,6 +57,9 @@ class At:
 class Probe:
     """Looks at the arrays whose names match one of `globs`, as in `vision.*` (a star matches dots too)."""
 
+    complete = True
+    """Whether it must see everything computed, even what was computed before and could be reused."""
+
     def __init__(self, globs: Sequence[str]) -> None:
         self.globs = tuple(globs)
         self._wanted: dict[str, bool] = {}
@@ -96,6 +99,10 @@ class Probes:
 
     def remove(self, probe: Probe) -> None:
         self._set = [other for other in self._set if other is not probe]  # traces are equal by their arrays
+
+    @property
+    def complete(self) -> bool:
+        return any(probe.complete for probe in self._set)
 
     def tap(self, run: object, positions: range | None = None) -> Tap:
         """For one pass. `run`: the picture or sequence it belongs to, any object, the same for all its passes."""

@@ -22,7 +22,7 @@ ORDER = [  # a module may import from earlier rows only
     ["templates", "backends"],
     ["chat", "engine", "tracefile"],
     ["prompt", "sampler", "grammar"],
-    ["generate"],
+    ["generate", "reuse"],
     ["model"],
     ["loading"],
     ["api"],

@@ -29,7 +29,11 @@ class Cancelled(Exception):
 
 
 class StopWhen(Probe):
-    """Ends a forward pass between two arrays once the event is set: in prefill and in the vision tower too."""
+    """Ends a forward pass at the end of a block once the event is set: in prefill and in the vision tower too."""
+
+    complete = False  # it need not see what is not computed
+
+    complete = False
 
     def __init__(self, event: threading.Event) -> None:
         super().__init__(["*"])
