@@ -28,7 +28,7 @@ class Case:
     next_ids: np.ndarray
     """(T,) what follows each position of prompt and answer: a token, or -1 where a picture does."""
     texts: tuple[str, ...]
-    """The tokens that follow the scored positions, as the vocabulary has them."""
+    """The tokens that follow the scored positions, as text; bytes that are no text by themselves are escaped."""
 
     def parts(self, rows: Sequence[np.ndarray]) -> list[Part]:
         """The prompt, with these image rows (N, D), and the answer but for its last token, which nothing follows."""
@@ -52,7 +52,8 @@ def ask(reference: Llava, label: str, question: str, request: Request, max_token
     reply = reference.answer(request, Sampling(), max_tokens=max_tokens).finish()
     ids = request.token_ids
     following = np.array([*ids[1:], *reply.token_ids], np.int64)
-    texts = tuple(reference.tokenizer.text_of(token) for token in following.tolist() if token >= 0)
+    tokens = [reference.tokenizer.token_bytes(token) for token in following.tolist() if token >= 0]
+    texts = tuple(token.decode("utf-8", "backslashreplace") for token in tokens)
     pictures = _pictures(reference, request.images)
     return Case(label, question, reply.text.strip(), *pictures, request.chunks, len(ids), following, texts)
 

@@ -7,6 +7,12 @@ from ..quality.ranking import Raised
 from ..quality.report import Report, Size, same_answer
 from ..quality.tensors import TensorError
 
+TENSORS = "relRMS, max abs: of the weights; product: relRMS of what it gives for the reference's inputs"
+LAYERS = "relRMS of the layer's output; adds: from the reference's input; carries: in a pass of its own"
+CASES = "worst row: cosine of the image row that is furthest off; KL: of the answer's tokens, in nats"
+RANKING = """KL of the reference with this one quantised; typical: the square of the mean root, which a few odd
+positions do not decide; per MiB: typical KL for the bytes more that the reference's type takes"""
+RAISED = "the quantised pair with the first of the ranking in the reference's types; left: of the typical KL"
 SHOWN = 15  # rows of a table of tensors; --json and --report have them all
 
 
@@ -131,7 +137,7 @@ def _tensors(r: Report) -> list[str]:
         for t in rows[:SHOWN]
     ]
     head = ["tensor", "type", "reference", "bits", "relRMS", "max abs", "product"]
-    return _table(head, table, len(rows)) if rows else []
+    return _table(head, table, len(rows), TENSORS) if rows else []
 
 
 def _error(errors: dict[str, float], name: str) -> str:
@@ -141,7 +147,7 @@ def _error(errors: dict[str, float], name: str) -> str:
 def _layers(r: Report) -> list[str]:
     b = r.behaviour
     rows = [[name, f"{added:.1e}", f"{b.carried[name]:.1e}"] for name, added in b.added.items()]
-    return _table(["layer", "adds", "carries"], rows, len(rows)) if any(b.carried.values()) else []
+    return _table(["layer", "adds", "carries"], rows, len(rows), LAYERS) if any(b.carried.values()) else []
 
 
 def _cases(r: Report) -> list[str]:
@@ -152,7 +158,7 @@ def _cases(r: Report) -> list[str]:
         kl = ["-", "-", "-"] if s is None else [f"{s.mean:.1e}", f"{s.max:.1e}", "same" if same_answer(d) else "other"]
         rows.append([case.label or "-", cosine, *kl, f"{_short(case.question)} {_short(case.answer)}".strip()])
     head = ["picture", "worst row", "KL mean", "KL max", "answer", "question and the reference's answer"]
-    return _table(head, rows, len(rows))
+    return _table(head, rows, len(rows), CASES)
 
 
 def _short(text: str) -> str:
@@ -173,7 +179,7 @@ def _ranking(r: Report) -> list[str]:
         for e in r.ranking[:SHOWN]
     ]
     head = ["more bits for", "tensors", "bytes more", "KL mean", "typical", "per MiB"]
-    return _table(head, rows, len(r.ranking)) if rows else []
+    return _table(head, rows, len(r.ranking), RANKING) if rows else []
 
 
 def _raised(r: Report) -> list[str]:
@@ -187,15 +193,16 @@ def _raised(r: Report) -> list[str]:
         ]
         for step in r.raised
     ]
-    return _table(["raised together", "bytes more", "KL mean", "typical", "left"], rows, len(rows)) if rows else []
+    head = ["raised together", "bytes more", "KL mean", "typical", "left"]
+    return _table(head, rows, len(rows), RAISED) if rows else []
 
 
 def _left(r: Report, step: Raised) -> str:
     return f"{1 - r.share(step):.0%}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], n: int) -> list[str]:
-    """First column and a last one of text to the left, numbers to the right."""
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], n: int, legend: str) -> list[str]:
+    """First column and a last one of text to the left, numbers to the right; what they are, below."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     left = {0, len(head) - 1} if head[-1].startswith("question") else {0}
     found = [
@@ -203,4 +210,4 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], n: int) -> list[s
         for row in [head, *rows]
     ]
     more = [f"... and {n - len(rows)} more: --json and --report have them all"] if n > len(rows) else []
-    return [line.rstrip() for line in found] + more
+    return [line.rstrip() for line in found] + more + legend.splitlines()
