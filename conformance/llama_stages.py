@@ -90,9 +90,8 @@ class Recorder:
 
     def _finish(self) -> None:
         for name, array in self._now.items():
-            number = (
-                f"#{self._pictures - 1}" if name.startswith(("vision.", "projector.")) and self._pictures > 1 else ""
-            )
+            of_picture = name.startswith(("vision.", "projector."))
+            number = f"#{self._pictures - 1}" if of_picture and self._pictures > 1 else ""
             self._pieces.setdefault(name + number, []).append(array)
         self._now = {}
 
@@ -101,13 +100,7 @@ class Recorder:
             self._now[name] = read()
 
     def _rows(self, name: str, node: Node) -> None:
-        """A stage whose rows are positions, whatever other axes the node has."""
-
-        def read() -> np.ndarray:
-            array = node.array(2)
-            return array if array.ndim == 2 else array.reshape(len(node.array(3)), -1)
-
-        self._keep(name, read)
+        self._keep(name, lambda: node.array(2))
 
     def _tower(self, node: Node) -> None:
         if not self._embedded:
@@ -135,8 +128,8 @@ class Recorder:
 
     def _tower_block(self, node: Node, part: str, block: int) -> None:
         self._block = block
-        if part in QKV and node.op == "RESHAPE":
-            self._rows(f"vision.blk.{block}.{part}", node)
+        if part in QKV:  # (T, H, dh), the only node of the name
+            self._keep(f"vision.blk.{block}.{part}", lambda: _joined_heads(node.array(3)))
         elif part in TOWER:
             self._rows(f"vision.blk.{block}.{TOWER[part]}", node)
 
@@ -173,3 +166,7 @@ class Recorder:
             self._keep(f"{block}.{part}", lambda: node.array(3)[:, :, : self._past])
         elif part in DECODER:
             self._rows(f"{block}.{DECODER[part]}", node)
+
+
+def _joined_heads(x: np.ndarray) -> np.ndarray:  # (T, H, dh) -> (T, H * dh)
+    return x.reshape(len(x), -1)

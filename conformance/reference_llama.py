@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from zipfile import BadZipFile
 
 from llava_ref.errors import LlavaError
 
@@ -41,7 +42,7 @@ class LlamaCpp:
             )
         except LlavaError as error:
             raise ReferenceError(self.name, error.field, error.problem) from None
-        except (OSError, ValueError, KeyError) as error:  # the folder that questions and answers pass through
+        except (OSError, ValueError, KeyError, BadZipFile) as error:  # of the folder between
             raise ReferenceError(self.name, "answer", str(error)) from None
         return Run(self.name, self._about(oracle), ordered(found.stages), _ids(found), found.tokens)
 

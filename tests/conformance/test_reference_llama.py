@@ -37,6 +37,7 @@ VARIANTS = {
     ),
     "linear, swapped, small patches": (TextSpec(rope_scaling="linear"), VisionSpec(swapped=True, patch_size=8)),
     "divisors": (TextSpec(rope_divisors=True, rope_base=5e5), VisionSpec(image_size=42)),
+    "one patch": (TextSpec(n_layer=1), VisionSpec(image_size=14, class_token=False)),
 }
 
 

@@ -4,10 +4,12 @@ ReferenceError."""
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from reference_cases import EVERYTHING, OF_PICTURES, build, differing, model_of, trace, worst
 
@@ -78,6 +80,16 @@ def test_token_ids_and_what_follows(ran: Any) -> None:
     rows, n = [model.encode_image(path) for path in case.images], len(run.token_ids)
     logits = model.forward([*parts(run.token_ids, rows), run.greedy[:-1]])
     assert run.greedy == tuple(logits[n - 1 :].argmax(-1)) and len(run.greedy) == 5
+
+
+@needs_transformers
+def test_the_row_of_the_image_token_is_never_chosen(ran: Any) -> None:
+    from llava_ref.conformance import hf_from_gguf
+
+    model = hf_from_gguf.load(ran("GQA")[0].text, None)
+    logits = torch.full((1, 1, model.text.n_vocab + 1), -2.0)
+    logits[0, 0, 7], logits[0, 0, model.image_token] = -1.0, 0.0
+    assert model.greedy(SimpleNamespace(logits=logits), 1) == (7,)
 
 
 @needs_transformers
