@@ -110,9 +110,8 @@ class _Tokens:
         self._encode = tokenizer.encode
 
     def __call__(self, text: str | bytes) -> list[int]:
-        return self._encode(
-            text if isinstance(text, str) else text.decode("utf-8", "replace"), special=False, prefix=False
-        )
+        known = text if isinstance(text, str) else text.decode("utf-8", "replace")
+        return self._encode(known, special=False, prefix=False)
 
 
 def _llguidance() -> Any:

@@ -68,7 +68,8 @@ def json_path(body: Any, error: LlavaError, default: str | None) -> str | None:
     """`error.where` if that is a place in `body`. Of an object it is the field that is wrong, present or not."""
     value = value_at(body, error.where)
     if value is NOTHING:
-        return default
+        object_, _, missing = error.where.rpartition(".")
+        return error.where if missing and isinstance(value_at(body, object_), dict) else default
     return f"{error.where}.{error.field}" if isinstance(value, dict) else error.where
 
 

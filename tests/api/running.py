@@ -1,0 +1,100 @@
+"""A server on a socket of this machine, in a thread of the test's own process, with the embedded pair."""
+
+import asyncio
+import base64
+import json
+import socket
+import threading
+import time
+from contextlib import contextmanager
+
+import httpx2
+import uvicorn
+
+import llava_ref
+from llava_ref.api.fetch import Fetcher
+from llava_ref.api.limits import Limits
+from llava_ref.api.models import Models
+from llava_ref.api.protocol import patient_protocol
+from llava_ref.api.server import Api, create_app
+from llava_ref.api.worker import Worker
+
+PICTURES = llava_ref.embedded()[0].parent / "pictures"
+
+
+def picture(name: str) -> bytes:
+    return (PICTURES / name).read_bytes()
+
+
+def data_uri(data: bytes, label: str = "image/png") -> str:
+    return f"data:{label};base64,{base64.b64encode(data).decode()}"
+
+
+def load(text, mmproj, n_context):
+    return llava_ref.load(text, mmproj, threads=1, n_context=n_context)
+
+
+class Running:
+    """A server that has started. `client` speaks to it."""
+
+    def __init__(self, api: Api, models: Models, worker: Worker, url: str) -> None:
+        self.api, self.models, self.worker, self.url = api, models, worker, url
+        self.client = httpx2.Client(base_url=url, timeout=60)
+
+    def post(self, path: str, body, **settings) -> httpx2.Response:
+        return self.client.post(path, json=body, **settings)
+
+    def chat(self, content, **settings) -> httpx2.Response:
+        body = {"model": "any", "messages": [{"role": "user", "content": content}]} | settings
+        return self.post("/v1/chat/completions", body)
+
+    def error(self, answer: httpx2.Response) -> tuple[int, str, str]:
+        """Status, param and code of an answer that must be an error in OpenAI's form."""
+        error = answer.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"} and error["message"]
+        assert answer.headers["x-request-id"].startswith("req_")
+        return answer.status_code, error["param"], error["code"]
+
+    def until(self, condition, seconds: float = 10.0) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, "it has not happened"
+            time.sleep(0.005)
+
+
+@contextmanager
+def serving(*, limits=None, api_key=None, origins=(), folders=(), hosts=(), pair=None, n_context=None):
+    limits = limits or Limits()
+    models, worker = Models(load, tuple(folders)), Worker()
+    models.start(*(pair or llava_ref.embedded()), n_context)
+    api = Api(models, worker, limits, Fetcher(tuple(hosts)) if hosts else None)
+    app = create_app(api, api_key=api_key, origins=tuple(origins))
+    config = uvicorn.Config(
+        app, http=patient_protocol(limits), ws="none", lifespan="off", log_config=None, access_log=False
+    )
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([sock])))
+        thread.start()
+        running = Running(api, models, worker, url)
+        try:
+            yield running
+        finally:
+            running.client.close()
+            server.should_exit = True
+            worker.drain(0)
+            thread.join(20)
+            worker.join(20)
+            api.close()
+
+
+def events(answer) -> list:
+    """The JSON of each event of a stream, "[DONE]" as it is."""
+    lines = [line for line in answer.iter_lines() if line]
+    return [_event(line) for line in lines if not line.startswith(":")]
+
+
+def _event(line: str):
+    assert line.startswith("data: ")
+    return line[6:] if line == "data: [DONE]" else json.loads(line[6:])
