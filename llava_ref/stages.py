@@ -65,7 +65,7 @@ TOWER_BLOCK = (
     _row("layer_out", "T Dv", "float", None, "layer_out-{i}", _HV),
 )
 TOWER_OUT = (
-    _row("vision.post_ln", "T Dv", "float", None, "post_ln", "vision_tower.post_layernorm (all rows)"),
+    _row("vision.post_ln", "T Dv", "float", None, "norm_b (ADD)", "vision_tower.post_layernorm (all rows)"),
     _row("vision.features", "N Dv", "float", None, "node (GET_ROWS)", "< multi_modal_projector"),
     _row("projector.mm_0", "N M", "matmul", "mm.0.weight", "node (ADD)", "multi_modal_projector.linear_1"),
     _row("projector.gelu", "N M", "table", None, "node (UNARY)", "multi_modal_projector.act"),
