@@ -219,8 +219,6 @@ def _pillow(name: str, where: str) -> Iterator[None]:
             yield
         except UnidentifiedImageError:  # its text is an address in memory
             raise ImageError(where, name, "the header cannot be read") from None
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # of Pillow's, above ours
-            raise ImageError(where, "size", f"over {MAX_PIXELS:,} pixels") from None
         except Exception as error:
             raise ImageError(where, name, f"{type(error).__name__}: {error}") from None
 

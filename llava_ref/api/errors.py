@@ -55,6 +55,8 @@ def from_library(error: LlavaError, body: Any, default: str | None) -> ApiError:
 
 
 def _code(error: LlavaError) -> str:
+    if isinstance(error, ImageError) and error.problem.startswith("DecompressionBomb"):
+        return "image_too_large"  # Pillow's own limit, which is above ours and comes first
     if isinstance(error, ImageError):
         return {"format": "unsupported_image_format", "size": "image_too_large"}.get(error.field, "invalid_image")
     if isinstance(error, PromptError) and error.field == "tokens" and "context" in error.problem:
@@ -68,8 +70,8 @@ def json_path(body: Any, error: LlavaError, default: str | None) -> str | None:
     """`error.where` if that is a place in `body`. Of an object it is the field that is wrong, present or not."""
     value = value_at(body, error.where)
     if value is NOTHING:
-        object_, _, missing = error.where.rpartition(".")
-        return error.where if missing and isinstance(value_at(body, object_), dict) else default
+        parent = error.where.rpartition(".")[0]
+        return error.where if parent and isinstance(value_at(body, parent), dict) else default
     return f"{error.where}.{error.field}" if isinstance(value, dict) else error.where
 
 

@@ -8,10 +8,10 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
-from image_files import png  # noqa: E402
-from running import data_uri, picture, serving  # noqa: E402
+from image_files import png
+from running import data_uri, picture, serving
 
-from llava_ref.api.limits import Limits  # noqa: E402
+from llava_ref.api.limits import Limits
 
 HI = [{"role": "user", "content": "Hi"}]
 FIRST = "messages[0].content[0]"
