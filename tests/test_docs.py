@@ -50,7 +50,7 @@ def test_command_examples(folder, capsys):
     lines = [*commands("commands.md"), *commands("tracing.md")]
     assert len(lines) >= 14
     for arguments in lines:
-        if arguments[0] in ("generate", "encode", "logits"):
+        if arguments[0] in ("generate", "encode", "logits", "quality"):
             arguments = [*arguments, "--backend", "numpy"]
         assert main(arguments) == 0, (arguments, capsys.readouterr().err)
 

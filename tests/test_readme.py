@@ -14,8 +14,9 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 
 def test_the_example_runs(capsys):
+    names: dict[str, object] = {}
     for block in re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE):
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, "README.md", "exec"), names)
     assert "'image_tokens': 64" in capsys.readouterr().out
 
 
