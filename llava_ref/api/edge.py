@@ -27,7 +27,6 @@ class Edge:
 
     def __init__(self, app: ASGIApp, api_key: str | None, metrics: Metrics) -> None:
         self._app, self._key, self._metrics = app, None if api_key is None else api_key.encode(), metrics
-        self._active = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -38,11 +37,11 @@ class Edge:
             path = path.lower()
         scope = {**scope, "path": path, "app": self._app}  # with an "app" Starlette raises 404 and 405
         answer = _Answer(send)
-        self._active += 1
+        self._metrics.active += 1
         try:
             await self._guarded(scope, receive, answer)
         finally:
-            self._active -= 1
+            self._metrics.active -= 1
             self._metrics.request(_route(scope), answer.status)
             log.info("%s %s %s %s %.3f s", answer.id, scope["method"], _route(scope), answer.status, answer.seconds)
 
@@ -64,7 +63,7 @@ class Edge:
     def _admit(self, scope: Scope) -> None:
         if scope["path"] in OPEN:
             return
-        if self._active > MAX_CONNECTIONS:
+        if self._metrics.active > MAX_CONNECTIONS:
             raise ApiError(503, "too many connections", code="server_busy", retry_after=2)
         if self._key is not None and not any(hmac.compare_digest(given, self._key) for given in _keys(scope)):
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")

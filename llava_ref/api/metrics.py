@@ -23,6 +23,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self.active = 0
         self._requests: Counter[tuple[str, int]] = Counter()
         self._sums: dict[str, float] = dict.fromkeys(list(HELP)[1:], 0)
 

@@ -183,8 +183,8 @@ def parse(kind: type[T], body: Any) -> T:
 
 
 def _refusal(body: Any, details: list[dict[str, Any]]) -> ApiError:
-    """The error that came furthest: of a choice of types, the one that the value was nearest to."""
-    detail = max(details, key=lambda d: (d["type"] == "extra_forbidden", len(_path(body, d["loc"]))))
+    """Of the errors of a choice of types, that of the type which the value was nearest to."""
+    detail = max(details, key=lambda d: (not d["type"].endswith("_type"), len(_path(body, d["loc"]))))
     path, kind = _path(body, detail["loc"]), detail["type"]
     if kind == "extra_forbidden":
         return ApiError(400, f"{path}: not supported", param=path, code="unsupported_parameter")

@@ -116,6 +116,10 @@ class Api:
         gauges = {
             "llava_ref_queue_length": ("Requests that wait", float(self.worker.waiting)),
             "llava_ref_busy": ("1 while a request is being answered", float(self.worker.busy)),
+            "llava_ref_requests_active": (
+                "Requests being read, prepared or answered, this one too",
+                float(self.metrics.active),
+            ),
             "llava_ref_model_loaded": ("1 if there is a model", float(self.models.any is not None)),
         }
         page = self.metrics.page(gauges).encode("ascii")

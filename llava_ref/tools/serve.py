@@ -127,6 +127,7 @@ async def _serve(args: argparse.Namespace, limits: "Limits", sock: socket.socket
         timeout_graceful_shutdown=round(limits.grace_seconds) + 5,
     )
     server = GracefulServer(config, worker, limits)
+    sock.listen()  # before anybody is told
     host, port = sock.getsockname()[:2]
     note(f"{models.current.name} at http://{f'[{host}]' if ':' in host else host}:{port}")
     try:

@@ -1,0 +1,312 @@
+"""Clients that go, wait, crowd or dawdle; a worker that fails; the end of the server."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="the server extra is not installed")
+pytest.importorskip("httpx2", reason="a test client is not installed")
+
+from running import data_uri, picture, serving
+
+from llava_ref.api.errors import ApiError
+from llava_ref.api.limits import Budget, Limits
+from llava_ref.trace import Probe
+
+HI = [{"role": "user", "content": "Hi"}]
+LONG = {"messages": HI, "logit_bias": {"2": -100}}  # until the context ends
+SEE = [
+    {"type": "image_url", "image_url": {"url": data_uri(picture("count.png"))}},
+    {"type": "text", "text": "How many orange shapes are there?"},
+]
+
+
+class Hold(Probe):
+    """Stops the forward pass at every array of a name until it is let go."""
+
+    def __init__(self, name):
+        super().__init__([name])
+        self.reached, self.go = threading.Event(), threading.Event()
+        self.lengths = []  # positions, or patches, of each pass seen
+
+    def see(self, x, at):
+        self.lengths.append(x.shape[0])
+        self.reached.set()
+        assert self.go.wait(20)
+        return x
+
+
+@contextmanager
+def held(server, name="blk.0.out"):
+    hold = Hold(name)
+    with server.models.current.model.probed(hold):
+        try:
+            yield hold
+        finally:
+            hold.go.set()
+
+
+def begin(server, body):
+    """A request sent, its answer not waited for."""
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+    return connection
+
+
+def idle(server):
+    return not server.worker.busy and not server.worker.waiting
+
+
+def metric(server, name):
+    page = server.client.get("/metrics").text
+    return next(float(line.split()[-1]) for line in page.splitlines() if line.startswith(name))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("stage", ["vision.blk.0.layer_out", "blk.0.out"])
+def test_a_client_gone_in_prefill_ends_the_pass(server, stage, stream):
+    body = {"messages": [{"role": "user", "content": SEE}], "stream": stream}
+    with held(server, stage) as hold:
+        connection = begin(server, body)
+        assert hold.reached.wait(10)
+        (job,) = [server.worker._running]
+        connection.close()
+        server.until(job.cancelled.is_set)
+        hold.go.set()
+        server.until(lambda: idle(server))
+        assert len(hold.lengths) == 1, "the pass ended before it came to this stage again"
+    assert server.chat(SEE).json()["choices"][0]["message"]["content"] == "3", "the next one is answered"
+
+
+def test_a_client_gone_in_mid_stream_ends_the_answer(server):
+    cancelled = metric(server, "llava_ref_cancelled_total")
+    connection = begin(server, LONG | {"stream": True})
+    answer = connection.getresponse()
+    while b'"content":"' not in (line := answer.readline()) or b'"role"' in line:
+        pass
+    answer.close()
+    connection.close()
+    server.until(lambda: idle(server))
+    server.until(lambda: metric(server, "llava_ref_cancelled_total") == cancelled + 1)
+
+
+def test_a_client_gone_while_it_waits_leaves_the_queue(server):
+    with held(server) as hold:
+        first = begin(server, LONG | {"max_tokens": 2})
+        assert hold.reached.wait(10)
+        second = begin(server, LONG)
+        server.until(lambda: server.worker.waiting == 1)
+        second.close()
+        server.until(lambda: server.worker.waiting == 0)
+        hold.go.set()
+        assert json.loads(first.getresponse().read())["usage"]["completion_tokens"] == 2
+        first.close()
+
+
+def test_a_full_queue_says_when_to_come_back():
+    with serving(limits=Limits(max_queue=1)) as server, held(server) as hold:
+        two = [begin(server, {"messages": HI}) for _ in range(2)]
+        assert hold.reached.wait(10)
+        server.until(lambda: server.worker.waiting == 1)
+        answer = server.chat("Hi")
+        assert server.error(answer) == (429, None, "server_busy")
+        assert answer.headers["retry-after"] == "2" and answer.headers["x-should-retry"] == "true"
+        assert answer.json()["error"]["type"] == "rate_limit_error"
+        began = time.monotonic()
+        assert server.client.get("/health").status_code == 200 and time.monotonic() - began < 2
+        hold.go.set()
+        assert [connection.getresponse().status for connection in two] == [200, 200]
+        for connection in two:
+            connection.close()
+        assert server.chat("Hi", max_tokens=1).status_code == 200
+
+
+def test_first_come_first_served(server):
+    with held(server) as hold:
+        waiting = []
+        for i in range(5):
+            words = [{"role": "user", "content": "Hi " * (3 * i % 5 + 1)}]  # of lengths that are in no order
+            waiting.append(begin(server, {"messages": words, "max_tokens": 1}))
+            server.until(lambda i=i: hold.reached.is_set() and server.worker.waiting == i)
+        hold.go.set()
+        lengths = [json.loads(connection.getresponse().read())["usage"]["prompt_tokens"] for connection in waiting]
+        for connection in waiting:
+            connection.close()
+    assert hold.lengths == lengths and len(set(lengths)) == 5
+
+
+def test_comments_keep_a_silent_stream_open():
+    with serving(limits=Limits(ping_seconds=0.05)) as server, held(server) as hold:
+        connection = begin(server, {"messages": HI, "stream": True, "max_tokens": 1})
+        answer = connection.getresponse()
+        assert answer.status == 200, "the headers come before the answer"
+        lines = [answer.readline() for _ in range(8)]
+        assert lines.count(b": keep-alive\n") >= 2
+        hold.go.set()
+        assert answer.read().endswith(b"data: [DONE]\n\n")
+        connection.close()
+
+
+def test_an_error_inside_a_request_stays_there(server, caplog):
+    class Broken(Probe):
+        def see(self, x, at):
+            raise RuntimeError("secret /path")
+
+    with server.models.current.model.probed(Broken(["blk.0.out"])):
+        answer = server.chat("Hi")
+        assert server.error(answer) == (500, None, "internal_error") and "secret" not in answer.text
+    assert "secret" in caplog.text, "the log has it"
+    assert server.chat("Hi", max_tokens=1).status_code == 200
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_worker_is_told_and_nobody_waits_for_it():
+    class Fatal(Probe):
+        def see(self, x, at):
+            raise SystemExit
+
+    with serving() as server:
+        with server.models.current.model.probed(Fatal(["blk.0.out"])):
+            assert server.error(server.chat("Hi")) == (503, None, "worker_dead")
+        assert server.error(server.client.get("/health")) == (503, None, "worker_dead")
+        assert server.error(server.chat("Hi")) == (503, None, "worker_dead")
+
+
+def raw(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), 10)
+
+
+def ended(sock, seconds=5.0):
+    """Whether the other side ends the connection in time."""
+    sock.settimeout(seconds)
+    try:
+        while sock.recv(65536):
+            pass
+        return True
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+
+
+def test_slow_clients_time_out():
+    with serving(limits=Limits(read_seconds=0.3, write_seconds=0.3)) as server:
+        with raw(server) as silent, raw(server) as header, raw(server) as body:
+            header.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-")
+            body.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 100\r\n\r\n{"
+            )
+            answer = body.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 408") and b'"timeout"' in answer
+            assert ended(body) and ended(header) and ended(silent)
+        with raw(server) as later:
+            later.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert later.recv(65536).startswith(b"HTTP/1.1 200")
+            later.sendall(b"GET /hea")
+            assert ended(later), "the second header has a time of its own"
+        assert server.client.get("/health").status_code == 200
+
+
+def test_a_client_that_takes_nothing_is_given_up():
+    """9 MB of token ids, of which the sockets between hold only a part."""
+    with serving(limits=Limits(write_seconds=0.3)) as server, raw(server) as sock:
+        body = json.dumps({"content": "a " * 350_000, "with_pieces": True}).encode()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        head = "POST /tokenize HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        server.until(lambda: metric(server, "llava_ref_requests_active") == 2)
+        server.until(lambda: metric(server, "llava_ref_requests_active") == 1, 20)
+
+
+def test_a_budget():
+    budget = Budget(10, "words")
+    with budget.of(6):
+        with pytest.raises(ApiError, match="busy: words") as caught:
+            budget.take(5)
+        assert caught.value.status == 429 and budget.taken == 6
+    budget.take(10)
+    budget.give_back(10)
+    assert budget.taken == 0
+
+
+def test_nothing_is_left_behind(server):
+    """Descriptors, threads and what requests share, after answers of all kinds."""
+    for _ in range(2):
+        before = len(os.listdir("/proc/self/fd")), threading.active_count()
+        for _ in range(5):
+            server.chat(SEE)
+            server.chat("x", frobnicate=1)
+            connection = begin(server, LONG | {"stream": True})
+            connection.getresponse().readline()
+            connection.close()
+        server.until(lambda: idle(server))
+    server.until(lambda: server.api._held.taken == server.api._bodies.taken == server.api._places.taken == 0)
+    after = len(os.listdir("/proc/self/fd")), threading.active_count()
+    assert after[0] <= before[0] + 2 and after[1] <= before[1] + 2
+
+
+class Process:
+    """`llava-ref serve` as a process."""
+
+    def __init__(self, *options):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "llava_ref", "serve", "--port", "0", "-t", "1", *options],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        line = self.process.stderr.readline()
+        assert " at http://127.0.0.1:" in line, line
+        self.url = line.split(" at ")[1].strip()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self.process.stderr.close()
+
+
+def first_piece(server):
+    connection = begin(server, LONG | {"stream": True})
+    answer = connection.getresponse()
+    while b'"content":"' not in (line := answer.readline()) or b'"role"' in line:
+        pass
+    return connection, answer
+
+
+def test_sigterm_in_mid_stream_lets_the_answer_end():
+    with Process() as server:
+        connection, answer = first_piece(server)
+        server.process.send_signal(signal.SIGTERM)
+        rest = answer.read()
+        assert rest.endswith(b"data: [DONE]\n\n") and b'"finish_reason":"length"' in rest
+        connection.close()
+        assert server.process.wait(15) == 0
+        assert "Traceback" not in server.process.stderr.read()
+
+
+def test_no_grace_cuts_the_answer_with_an_error():
+    with Process("--grace-seconds", "0") as server:
+        connection, answer = first_piece(server)
+        waiting = begin(server, LONG)
+        time.sleep(0.05)
+        server.process.send_signal(signal.SIGINT)
+        last = [line for line in answer.read().split(b"\n\n") if line][-1]
+        assert b'"shutting_down"' in last
+        assert waiting.getresponse().status == 503
+        connection.close()
+        waiting.close()
+        assert server.process.wait(15) == 130
