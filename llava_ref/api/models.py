@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import LlavaError, printable
+from ..errors import LlavaError, ParameterError, printable
 from ..grammar import JsonGrammars
 from ..loading import embedded
 from ..model import Llava
@@ -115,10 +115,12 @@ class Models:
 
     def _read(self, pair: Pair, n_context: int | None) -> Llava:
         try:
-            model = self._load(*pair, None)
-            if n_context is None or n_context >= model.n_context:
-                return model
-            return self._load(*pair, n_context)
+            try:
+                return self._load(*pair, n_context)
+            except ParameterError as error:
+                if error.where != "n_context":
+                    raise
+                return self._load(*pair, None)  # more was asked for than the model has: then all it has
         except LlavaError as error:
             param = "mmproj" if pair[1] is not None and str(pair[1]) == error.where else "llama_model_path"
             raise ApiError(400, f"{param}: {error.field}: {error.problem}", param=param, code="invalid_model") from None

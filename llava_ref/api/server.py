@@ -46,7 +46,7 @@ class Api:
         self._held = Budget(MAX_HELD_PIXELS, "too many large pictures at once")
         self._places = Budget(1 + limits.max_queue, f"{limits.max_queue} requests wait already")
         self._threads = ThreadPoolExecutor(4, "prepare")
-        self._loader = ThreadPoolExecutor(1, "load")
+        self._loader = ThreadPoolExecutor(2, "load")  # one loads, the other says so
 
     async def _thread(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)

@@ -280,7 +280,7 @@ class Process:
 
 
 def first_piece(server):
-    connection = begin(server, LONG | {"stream": True})
+    connection = begin(server, LONG | {"stream": True, "max_tokens": 400})
     answer = connection.getresponse()
     while b'"content":"' not in (line := answer.readline()) or b'"role"' in line:
         pass

@@ -1,0 +1,203 @@
+"""Nitro's routes: another pair takes the first one's place, and the prompts mean what their documentation says."""
+
+import json
+import threading
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="the server extra is not installed")
+pytest.importorskip("httpx2", reason="a test client is not installed")
+
+from running import data_uri, picture, serving
+from test_stress import begin, held
+from tiny_pair import VICUNA, Tiny, write_pair
+
+import llava_ref
+from llava_ref.api import nitro
+from llava_ref.api.models import give_back
+from llava_ref.chat import render
+
+LOAD = "/inferences/llamacpp/loadmodel"
+
+
+@pytest.fixture
+def pair(tmp_path):
+    return write_pair(tmp_path, Tiny(template=VICUNA))
+
+
+@pytest.fixture
+def nitro_server(tmp_path, pair):
+    with serving(folders=[tmp_path]) as server:
+        yield server
+
+
+def load(server, pair, **more):
+    return server.post(LOAD, {"llama_model_path": str(pair[0]), "mmproj": str(pair[1])} | more)
+
+
+def status(server, method="GET"):
+    return server.client.request(method, "/inferences/llamacpp/modelstatus").json()
+
+
+def test_load_status_unload(nitro_server, pair):
+    loaded = load(nitro_server, pair)
+    assert (loaded.status_code, loaded.json()["message"]) == (200, "Model loaded successfully")
+    assert nitro_server.client.get("/v1/models").json()["data"][0]["id"] == "text"
+    assert nitro_server.chat("the", max_tokens=1).json()["model"] == "any"
+    again = load(nitro_server, pair)
+    assert nitro_server.error(again) == (409, None, "model_already_loaded")
+    assert again.headers["x-should-retry"] == "false"
+    for method in ("GET", "POST"):
+        answer = status(nitro_server, method)
+        assert answer["model_loaded"] and json.loads(answer["model_data"])["n_ctx"] == 128
+    unloaded = nitro_server.client.post("/inferences/LLAMACPP/unloadModel")
+    assert unloaded.json() == {"message": "Model unloaded successfully"}
+    assert status(nitro_server) == {"model_loaded": False}
+    assert nitro_server.error(nitro_server.chat("Hi")) == (400, None, "model_not_loaded")
+    assert nitro_server.error(nitro_server.client.get("/inferences/llamacpp/unloadmodel"))[0] == 409
+    assert nitro_server.client.get("/health").json() == {"status": "ok", "model_loaded": False}
+    assert nitro_server.client.get("/v1/models").json()["data"] == []
+    assert load(nitro_server, pair, ctx_len=64).status_code == 200
+    assert json.loads(status(nitro_server)["model_data"])["n_ctx"] == 64
+
+
+def test_the_pair_that_comes_with_us_can_be_loaded_again(nitro_server):
+    text, mmproj = llava_ref.embedded()
+    assert load(nitro_server, (text, mmproj)).status_code == 409
+    nitro_server.client.get("/inferences/llamacpp/unloadmodel")
+    assert load(nitro_server, (text, mmproj), ctx_len=100_000).status_code == 200, "never more than the model has"
+    see = [
+        {"type": "image_url", "image_url": {"url": data_uri(picture("count.png"))}},
+        {"type": "text", "text": "How many orange shapes are there?"},
+    ]
+    assert nitro_server.chat(see).json()["choices"][0]["message"]["content"] == "3"
+
+
+def test_the_old_model_answers_while_the_new_one_loads(nitro_server, pair, monkeypatch):
+    ready, reached = threading.Event(), threading.Event()
+    slow = nitro_server.models._load
+
+    def waits(*arguments):
+        reached.set()
+        assert ready.wait(20)
+        return slow(*arguments)
+
+    monkeypatch.setattr(nitro_server.models, "_load", waits)
+    answers = []
+    loading = threading.Thread(target=lambda: answers.append(load(nitro_server, pair)))
+    loading.start()
+    assert reached.wait(10)
+    old = nitro_server.models.current.name
+    assert nitro_server.chat("Hi", max_tokens=1).status_code == 200
+    second = nitro_server.post(LOAD, {"llama_model_path": str(pair[0])})
+    assert nitro_server.error(second) == (503, None, "model_loading") and second.headers["retry-after"]
+    assert nitro_server.models.current.name == old
+    ready.set()
+    loading.join(20)
+    assert answers[0].status_code == 200 and nitro_server.models.current.name == "text"
+
+
+def test_a_request_keeps_the_model_it_was_prepared_for(nitro_server, pair):
+    with held(nitro_server) as hold:
+        connection = begin(nitro_server, {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1})
+        assert hold.reached.wait(10)
+        fingerprint = nitro_server.models.current.fingerprint
+        assert load(nitro_server, pair).status_code == 200
+        hold.go.set()
+        assert json.loads(connection.getresponse().read())["system_fingerprint"] == fingerprint
+        connection.close()
+    assert nitro_server.chat("the", max_tokens=1).json()["system_fingerprint"] != fingerprint
+
+
+def test_a_failed_load_leaves_the_old_model(nitro_server, pair, tmp_path):
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + b"\xff" * 50)
+    (tmp_path / "other").mkdir()
+    other = write_pair(tmp_path / "other", Tiny(projected=48))
+    for text, mmproj, param in [
+        (broken, pair[1], "llama_model_path"),
+        (tmp_path / "absent.gguf", pair[1], "llama_model_path"),
+        (tmp_path, pair[1], "llama_model_path"),
+        (pair[0], broken, "mmproj"),
+        (pair[0], other[1], "mmproj"),
+        (pair[1], pair[0], "llama_model_path"),
+    ]:
+        answer = load(nitro_server, (text, mmproj))
+        assert nitro_server.error(answer) == (400, param, "invalid_model"), answer.text
+        assert str(tmp_path) not in answer.text
+    assert nitro_server.chat("Hi", max_tokens=1).status_code == 200
+
+
+def test_files_elsewhere_are_not_opened(nitro_server, tmp_path, pair):
+    link = tmp_path / "link.gguf"
+    link.symlink_to("/etc/passwd")
+    for path in ("/etc/passwd", "/etc/absent", f"{tmp_path}/../x.gguf", str(link), "relative.gguf"):
+        answer = nitro_server.post(LOAD, {"llama_model_path": path})
+        assert nitro_server.error(answer) == (403, "llama_model_path", "path_not_allowed")
+    answer = nitro_server.post(LOAD, {"llama_model_path": str(pair[0]), "mmproj": "/etc/passwd"})
+    assert nitro_server.error(answer) == (403, "mmproj", "path_not_allowed")
+    assert nitro_server.error(nitro_server.post(LOAD, {"llama_model_path": "a\0b"}))[0] == 400
+
+
+@pytest.mark.parametrize(
+    "body, param",
+    [
+        ({}, "llama_model_path"),
+        ({"llama_model_path": "x", "ctx_len": 0}, "ctx_len"),
+        ({"llama_model_path": "x", "grammar_file": "y"}, "grammar_file"),
+        ({"llama_model_path": "x", "model_type": "embedding"}, "model_type"),
+    ],
+)
+def test_bad_loads(server, body, param):
+    assert server.error(server.post(LOAD, body))[:2] == (400, param)
+
+
+def rendered(asked, messages):
+    return render(messages, nitro.template(nitro.LoadRequest(llama_model_path="x", **asked)).source)
+
+
+def test_the_prompts_have_their_documented_meaning():
+    asked = {"system_prompt": "", "user_prompt": "\n### Instruction:\n", "ai_prompt": "\n### Response:\n"}
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": "A cat."},
+        {"role": "user", "content": "Sure?"},
+    ]
+    assert rendered(asked, messages) == (
+        "Be brief.\n### Instruction:\n<image>What is it?\n### Response:\nA cat."
+        "\n### Instruction:\nSure?\n### Response:\n"
+    )
+    odd = {"pre_prompt": 'It\'s {{ 1 + 1 }} {% if %}\\ "é"\n', "user_prompt": "U: "}
+    assert rendered(odd, messages[3:]) == odd["pre_prompt"] + "U: Sure?ASSISTANT: ", "Nitro's defaults for the rest"
+    assert nitro.template(nitro.LoadRequest(llama_model_path="x")) is None, "the file's own template"
+
+
+def test_an_answer_ends_before_the_users_prompt(nitro_server, pair):
+    load(nitro_server, pair, user_prompt="\n### Instruction:\n", ai_prompt="\n### Response:\n", system_prompt="")
+    assert nitro_server.models.current.stops == ("### Instruction:",)
+    see = [{"type": "image_url", "image_url": {"url": data_uri(picture("count.png"))}}, {"type": "text", "text": "the"}]
+    usage = nitro_server.chat(see, max_tokens=3).json()["usage"]
+    assert usage["prompt_tokens_details"]["image_tokens"] == 16
+
+
+def test_memory_is_given_back(tmp_path, nitro_server):
+    """Two models of 60 MB in turn, several times: the process does not grow with them."""
+    pairs = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        pairs.append(write_pair(tmp_path / name, Tiny(width=512, mlp_width=2048, n_layer=3, template=VICUNA)))
+
+    def resident():
+        give_back()
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+
+    sizes = []
+    for i in range(6):
+        assert load(nitro_server, pairs[i % 2]).status_code == 200
+        assert nitro_server.chat("the", max_tokens=1).status_code == 200
+        sizes.append(resident())
+    assert max(sizes[2:]) < sizes[1] + 30e6, sizes
+    nitro_server.client.get("/inferences/llamacpp/unloadmodel")
+    assert resident() < sizes[1] - 20e6, (sizes, resident())
