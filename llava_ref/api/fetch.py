@@ -22,6 +22,8 @@ NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 PLAIN = re.compile(r"[!-\[\]-~]+")  # printable ASCII but the backslash, which some parsers read as a slash
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# not for the public either (IANA's special-purpose registries), which Python 3.11 does not know
+SPECIAL = tuple(map(ipaddress.ip_network, "192.0.0.0/24 192.88.99.0/24 64:ff9b:1::/48 2001::/23 3fff::/20".split()))
 
 
 class Fetcher:
@@ -34,8 +36,11 @@ class Fetcher:
     def __call__(self, url: str, where: str) -> bytes:
         parts, host, port = self._parsed(url, where)
         try:
-            with closing(self._connected(host, port, parts.scheme == "https", where)) as connection:
+            connection = self._connected(host, port, parts.scheme == "https", where)
+            try:
                 return _read(connection, parts, where)
+            finally:
+                connection.end()
         except (OSError, HTTPException, ValueError):
             raise ImageError(where, "URL", f"could not be fetched within {FETCH_SECONDS:g} s") from None
 
@@ -55,13 +60,12 @@ class Fetcher:
 
     def _connected(self, host: str, port: int, tls: bool, where: str) -> "_Connection":
         address = str(literal(host) or _resolved(host, port, where))
-        sock = socket.create_connection((address, port), FETCH_SECONDS)
-        connection = _Connection(host, port, sock)
+        connection = _Connection(host, port, socket.create_connection((address, port), FETCH_SECONDS))
         if tls:
             try:
-                connection.sock = self._tls.wrap_socket(sock, server_hostname=host)
+                connection.secure(self._tls)
             except BaseException:
-                connection.close()
+                connection.end()
                 raise
         return connection
 
@@ -69,24 +73,34 @@ class Fetcher:
 class _Connection(HTTPConnection):
     """Over a socket that is already connected; everything on it ends with the time."""
 
+    _last: socket.socket
+
     def __init__(self, host: str, port: int, sock: socket.socket) -> None:
         super().__init__(host, port, timeout=FETCH_SECONDS)
-        self.sock = sock
-        self._raw = sock
-        self._timer = threading.Timer(FETCH_SECONDS, self._end)
+        self.sock = self._last = sock
+        self._timer = threading.Timer(FETCH_SECONDS, self._cut)
         self._timer.daemon = True
         self._timer.start()
+
+    def secure(self, context: ssl.SSLContext) -> None:
+        """TLS with the host's own name. The handshake, too, ends with the time."""
+        self.sock = self._last = context.wrap_socket(
+            self._last, server_hostname=self.host, do_handshake_on_connect=False
+        )
+        self._last.do_handshake()
 
     def connect(self) -> None:
         raise OSError("never a second time")
 
-    def _end(self) -> None:
+    def _cut(self) -> None:
         with suppress(OSError):
-            self._raw.shutdown(socket.SHUT_RDWR)
+            self._last.shutdown(socket.SHUT_RDWR)
 
-    def close(self) -> None:
+    def end(self) -> None:
+        """`close` is called by the base class as soon as the header has come."""
         self._timer.cancel()
-        super().close()
+        self.close()
+        self._last.close()
 
 
 def literal(host: str) -> Address | None:
@@ -114,6 +128,8 @@ def is_public(address: Address) -> bool:
             inner.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
         if address.is_site_local or int(address) >> 32 == 0:  # old forms of private, and of IPv4
             return False
+    if any(a in network for a in inner if a is not None for network in SPECIAL):
+        return False
     return all(a is None or (a.is_global and not a.is_multicast) for a in inner)
 
 

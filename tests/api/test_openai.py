@@ -1,0 +1,109 @@
+"""OpenAI's Python package as a client, its strict checks of answers switched on."""
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="the server extra is not installed")
+pytest.importorskip("openai", reason="OpenAI's package is not installed")
+
+import openai
+from running import data_uri, picture, serving
+
+SEE = [
+    {
+        "role": "user",
+        "content": [
+            {"type": "image_url", "image_url": {"url": data_uri(picture("count.png"))}},
+            {"type": "text", "text": "How many orange shapes are there?"},
+        ],
+    }
+]
+HI = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture
+def client(server):
+    with openai.OpenAI(
+        base_url=f"{server.url}/v1", api_key="any", _strict_response_validation=True, max_retries=0
+    ) as it:
+        yield it
+
+
+def test_whole(client):
+    asked = {"logprobs": True, "top_logprobs": 2, "n": 2, "seed": 3, "temperature": 0.5, "max_completion_tokens": 4}
+    completion = client.chat.completions.create(model="m", messages=SEE, **asked)
+    assert [choice.message.content for choice in completion.choices] == ["3", "3"]
+    assert completion.choices[0].logprobs.content[0].top_logprobs[0].bytes is not None
+    assert completion._request_id.startswith("req_")
+
+
+def test_stream(client):
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    *chunks, last = client.chat.completions.create(model="m", messages=SEE, **options)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "3"
+    assert last.choices == [] and last.usage.prompt_tokens_details.image_tokens == 64
+
+
+def test_stream_helper(client):
+    with client.chat.completions.stream(model="m", messages=SEE, logprobs=True) as stream:
+        kinds = {event.type for event in stream}
+        completion = stream.get_final_completion()
+    assert {"chunk", "content.delta", "content.done"} <= kinds
+    assert completion.choices[0].message.content == "3" and completion.choices[0].finish_reason == "stop"
+
+
+def test_parsed(client):
+    pytest.importorskip("llguidance")
+    from pydantic import BaseModel
+
+    class Shapes(BaseModel):
+        count: int
+
+    completion = client.chat.completions.parse(model="m", messages=SEE, response_format=Shapes, max_tokens=40)
+    assert isinstance(completion.choices[0].message.parsed, Shapes)
+
+
+def test_breaking_off_a_stream_frees_the_server(client, server):
+    stream = client.chat.completions.create(model="m", messages=HI, stream=True, logit_bias={"2": -100})
+    for _, chunk in zip(range(3), stream, strict=False):
+        assert chunk.choices
+    stream.close()
+    server.until(lambda: not server.worker.busy)
+
+
+def test_completions_and_models(client, server):
+    completion = client.completions.create(model="m", prompt="USER: Hi ASSISTANT:", max_tokens=2, logprobs=1)
+    assert len(completion.choices[0].logprobs.token_logprobs) == completion.usage.completion_tokens
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any") as lenient:  # its types lack the nulls OpenAI sends
+        _echoed_and_streamed(lenient)
+    (model,) = client.models.list().data
+    assert client.models.retrieve(model.id) == model
+
+
+def _echoed_and_streamed(lenient):
+    echoed = lenient.completions.create(model="m", prompt="USER: Hi", max_tokens=2, logprobs=1, echo=True)
+    assert echoed.choices[0].text.startswith("USER: Hi") and echoed.choices[0].logprobs.token_logprobs[0] is None
+    streamed = lenient.completions.create(model="m", prompt="USER: Hi", max_tokens=2, stream=True)
+    assert list(streamed)[-1].choices[0].finish_reason
+
+
+def test_errors_have_their_class_and_place(client):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="m", messages=[{"role": "user", "content": [{"type": "text"}]}])
+    assert (caught.value.param, caught.value.code) == ("messages[0].content[0].text", "invalid_value")
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+def test_what_will_not_change_is_not_tried_again(server, caplog):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any") as client:  # with its two retries
+        caplog.set_level("INFO", "llava_ref.server")
+        with pytest.raises(openai.BadRequestError):
+            client.chat.completions.create(model="m", messages=HI, max_tokens=-1)
+    assert caplog.text.count(" 400 ") == 1
+
+
+def test_the_wrong_key():
+    with serving(api_key="right") as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong") as client:
+        with pytest.raises(openai.AuthenticationError):
+            client.models.list()
+        assert client.with_options(api_key="right").models.list().data
