@@ -7,13 +7,21 @@ those descriptions are the OpenAPI page's too. JSON null means the default, ever
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from ..sampler import MAX_TOP, Sampling
 from .errors import ApiError, value_at
 from .limits import MAX_CHOICES, MAX_PROMPTS, MAX_STOP_LENGTH, MAX_STOPS
 from .shapes import MESSAGES, SLOT
 
+
+def _no(value: bool) -> bool:
+    if value:
+        raise ValueError("expected false")
+    return value
+
+
+No = Annotated[bool, AfterValidator(_no), WithJsonSchema({"const": False})]  # Literal[False] would take 0 for false
 Whole = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 Top = Annotated[int, Field(ge=0, le=MAX_TOP)]
@@ -33,7 +41,7 @@ class Strict(BaseModel):
 
 class StreamOptions(Strict):
     include_usage: bool | None = Field(None, description="One more chunk before [DONE], with the usage and no choices.")
-    include_obfuscation: Literal[False] | None = Field(None, description="There is none.")
+    include_obfuscation: No | None = Field(None, description="There is none.")
 
 
 class JsonSchema(Strict):
@@ -116,7 +124,7 @@ class ChatRequest(Common):
     )
     response_format: ResponseFormat | None = None
     modalities: list[Literal["text"]] | None = None
-    store: Literal[False] | None = Field(None, description="Nothing is stored.")
+    store: No | None = Field(None, description="Nothing is stored.")
     metadata: dict[str, Any] | None = Field(None, description=NO_EFFECT)
     safety_identifier: Label | None = Field(None, description=NO_EFFECT)
     prompt_cache_key: Label | None = Field(None, description=NO_EFFECT)
@@ -149,7 +157,7 @@ class CompletionRequest(Common):
         None, description="Log-probabilities of the tokens, and so many of the likeliest."
     )
     suffix: Literal[""] | None = Field(None, description="Only an empty one.")
-    best_of: Literal[1] | None = None
+    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
 
 
 class TokenizeRequest(Strict):
@@ -191,9 +199,12 @@ def _refusal(body: Any, details: list[dict[str, Any]]) -> ApiError:
     if kind == "missing":
         path = f"{path}.{detail['loc'][-1]}" if path else str(detail["loc"][-1])
         return ApiError(400, f"{path}: missing", param=path, code="missing_required_parameter")
-    expected = str(detail["msg"]).replace("Input should be", "expected")
+    expected = str(detail["msg"]).replace("Input should be", "expected").removeprefix("Value error, ")
     return ApiError(
-        400, f"{path}: {expected}", param=path, code="unsupported_value" if kind == "literal_error" else "invalid_value"
+        400,
+        f"{path}: {expected}",
+        param=path,
+        code="unsupported_value" if kind in ("literal_error", "value_error") else "invalid_value",
     )
 
 

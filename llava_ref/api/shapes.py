@@ -31,23 +31,26 @@ _IMAGE = {
     },
     "required": ["type"],
 }
-_MESSAGE = {
+_PARTS = {"type": "array", "items": {"anyOf": [_TEXT, _IMAGE]}}
+_ASKING = {
     "type": "object",
     "properties": {
-        "role": {"enum": ["system", "developer", "user", "assistant"]},
-        "content": {
-            "anyOf": [
-                {"type": "string"},
-                {"type": "array", "items": {"anyOf": [_TEXT, _IMAGE]}},
-                {"type": "null", "description": "Of an assistant's message only."},
-            ]
-        },
+        "role": {"enum": ["system", "developer", "user"]},
+        "content": {"anyOf": [{"type": "string"}, _PARTS | {"minItems": 1}]},
+    },
+    "required": ["role", "content"],
+}
+_ANSWERING = {
+    "type": "object",
+    "properties": {
+        "role": {"const": "assistant"},
+        "content": {"anyOf": [{"type": "string"}, _PARTS, {"type": "null"}]},
     },
     "required": ["role"],
 }
 MESSAGES: dict[str, Any] = {
     "type": "array",
-    "items": _MESSAGE,
+    "items": {"anyOf": [_ASKING, _ANSWERING]},
     "minItems": 1,
     "maxItems": MAX_MESSAGES,
     "description": "The conversation. Pictures may stand anywhere among the texts of any turn.",

@@ -56,6 +56,7 @@ BAD = [
     ({"messages": HI, "audio": {"voice": "x"}}, "audio", "unsupported_parameter"),
     ({"messages": HI, "tools": [{"type": "function"}]}, "tools", "invalid_value"),
     ({"messages": HI, "store": True}, "store", "unsupported_value"),
+    ({"messages": HI, "store": 0}, "store", "invalid_value"),
     ({"messages": HI, "modalities": ["text", "audio"]}, "modalities[1]", "unsupported_value"),
     ({"messages": HI, "temperature": "1"}, "temperature", "invalid_value"),
     ({"messages": HI, "temperature": -1}, "temperature", "invalid_value"),
