@@ -21,6 +21,8 @@ COMMANDS = {  # each is a module of tools/ with `add_arguments(parser)` and `run
     "tokenize": "text to token ids",
     "encode": "a picture to the rows that stand in for it",
     "logits": "logits at every position of a prompt",
+    "lens": "what the model would say after each layer, as a page",
+    "attend": "where an answer looked in a picture and what it needed, as a page or a PNG",
     "trace": "the arrays inside a run, by name, to a file",
     "diff": "two trace files, stage by stage",
     "serve": "the HTTP server: OpenAI's interface, and Nitro's",

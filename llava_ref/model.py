@@ -194,8 +194,11 @@ class Llava:
         """What may be reused now: nothing while somebody watches, who is to see everything computed."""
         return None if self._probes.complete else self.reuse
 
+    def parts(self, request: Request) -> list[Part]:
+        """A prepared prompt as `forward` takes it: token ids and image rows (N, D), in order. Pictures are encoded."""
+        return self._parts(request, Clock())
+
     def _parts(self, request: Request, clock: Clock) -> list[Part]:
-        """Token ids and image rows (N, D), in the order of the prompt."""
         rows = [self._rows(image, clock) for image in request.images]
         return [chunk.token_ids if isinstance(chunk, TextChunk) else rows[chunk.index] for chunk in request.chunks]
 
@@ -224,7 +227,7 @@ class Llava:
         if len(request.token_ids) > self.n_context:
             problem = f"{len(request.token_ids)} positions do not fit the context of {self.n_context}"
             raise PromptError("prompt", "tokens", problem)
-        return self.forward(self._parts(request, Clock()))
+        return self.forward(self.parts(request))
 
     def forward(self, parts: Sequence[Part]) -> np.ndarray:
         """Logits at every position of token ids and image rows (n, D), in order, from an empty context: (T, V)."""

@@ -47,16 +47,17 @@ def commands(name):
 
 
 def test_command_examples(folder, capsys):
-    lines = [*commands("commands.md"), *commands("tracing.md")]
-    assert len(lines) >= 14
+    lines = [*commands("commands.md"), *commands("tracing.md"), *commands("studies.md")]
+    assert len(lines) >= 20
     for arguments in lines:
         if arguments[0] in ("generate", "encode", "logits", "quality"):
             arguments = [*arguments, "--backend", "numpy"]
         assert main(arguments) == 0, (arguments, capsys.readouterr().err)
 
 
-def test_tracing_examples():
-    exec(compile("\n".join(blocks("tracing.md", "python")), "tracing.md", "exec"), {})
+@pytest.mark.parametrize("page", ["tracing.md", "studies.md"])
+def test_examples_on_the_embedded_pair(page):
+    exec(compile("\n".join(blocks(page, "python")), page, "exec"), {})
 
 
 def test_the_table_of_stages_is_the_code_s():

@@ -26,7 +26,7 @@ ORDER = [  # a module may import from earlier rows only
     ["model"],
     ["loading"],
     ["api"],
-    ["quality"],
+    ["quality", "study"],
     ["tools"],
     ["cli"],
 ]

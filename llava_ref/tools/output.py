@@ -47,15 +47,16 @@ def summary(reply: Reply) -> str:
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], about: Mapping[str, str]) -> None:
     """A safetensors file, whole or not at all. `check_output` first."""
-    _write(path, save({name: np.ascontiguousarray(x) for name, x in tensors.items()}, metadata=dict(about)))
+    write_bytes(path, save({name: np.ascontiguousarray(x) for name, x in tensors.items()}, metadata=dict(about)))
 
 
 def write_text(path: Path, text: str) -> None:
     """A UTF-8 file, whole or not at all. `check_output` first."""
-    _write(path, text.encode())
+    write_bytes(path, text.encode())
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
+    """A file, whole or not at all. `check_output` first."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "xb") as file:

@@ -1,0 +1,53 @@
+"""Attention of generated tokens to the patches of a picture.   N patches, L layers, A tokens of the answer, H heads.
+
+Raw attention is a poor attribution: heads also park it where nothing is to be had, what a position holds after a few
+layers is no longer the patch it began as, and models keep their answers when attention is shuffled (Jain, Wallace 2019,
+https://arxiv.org/abs/1902.10186). It says where was looked, not what it was for; `ablation` asks the latter.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..generate import Request
+from ..model import Llava
+from ..ops import Array
+from ..trace import ON_REQUEST, At, Probe
+
+
+def attention_to_picture(model: Llava, request: Request, answer: Sequence[int], *, image: int = 0) -> np.ndarray:
+    """(L, A, N) float32: the weights, averaged over heads, of the position that predicts each token of the answer.
+
+    The rest of a row, which sums to 1 over all positions, is on text and on other pictures."""
+    first = len(request.token_ids) - 1
+    probe = _Rows(range(first, first + len(answer)), picture_positions(request, image), model)
+    with model.probed(probe):
+        model.forward([*model.parts(request), list(answer[:-1])])
+    return probe.found()
+
+
+def picture_positions(request: Request, image: int = 0) -> range:
+    """The positions of the prompt at which a picture's rows stand."""
+    n = request.tokens_per_image
+    start = [at for at, token in enumerate(request.token_ids) if token < 0][image * n]
+    return range(start, start + n)
+
+
+class _Rows(Probe):
+    """Keeps, of every layer's weights (H, T, S), the mean over heads at some rows and columns."""
+
+    def __init__(self, rows: range, columns: range, model: Llava) -> None:
+        super().__init__([f"blk.*.{ON_REQUEST}"])
+        self._rows, self._columns, self._ops = rows, columns, model.engine.ops
+        self._kept: dict[str, list[np.ndarray]] = {}
+
+    def see(self, x: Array, at: At) -> Array:
+        assert at.positions is not None
+        wanted = [row - at.positions.start for row in self._rows if row in at.positions]
+        if wanted:
+            weights = self._ops.numpy(x[:, wanted[0] : wanted[-1] + 1, self._columns.start : self._columns.stop])
+            self._kept.setdefault(at.name, []).append(weights.mean(0))
+        return x
+
+    def found(self) -> np.ndarray:
+        return np.stack([np.concatenate(pieces) for pieces in self._kept.values()])

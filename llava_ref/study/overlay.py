@@ -1,0 +1,77 @@
+"""Numbers over the patches of a picture, laid over the picture itself: through resize and padding back to the source.
+
+Every source pixel has the number of the patch it went into, without smoothing: a patch is all the model tells apart.
+Padding is not of the picture and is not shown; what was cropped away is left without colour.
+"""
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ..preprocess import Preprocessed
+
+ANCHORS = ((0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164))
+"""Colours from low to high, even steps apart, each lighter than the one before: points of matplotlib's `inferno`."""
+GREY, BAR, MARGIN = 0.35, 14, 10
+
+
+def to_source(grid: np.ndarray, seen: Preprocessed) -> np.ndarray:
+    """Numbers of cells over the model's picture, (gy, gx), to the source's pixels, (height, width) float32; NaN where a
+    pixel was not seen."""
+    width, height = seen.source
+    size = seen.seen.shape[0]
+    across, down = (np.arange(n, dtype=np.float64) + 0.5 for n in (width, height))
+    x = (across - seen.affine.shift_x) / seen.affine.scale_x * grid.shape[1] / size
+    y = (down - seen.affine.shift_y) / seen.affine.scale_y * grid.shape[0] / size
+    rows, columns = np.floor(y).astype(int), np.floor(x).astype(int)
+    inside = ((rows >= 0) & (rows < grid.shape[0]))[:, None] & ((columns >= 0) & (columns < grid.shape[1]))[None]
+    values = grid[np.clip(rows, 0, grid.shape[0] - 1)][:, np.clip(columns, 0, grid.shape[1] - 1)]
+    return np.where(inside, values, np.nan).astype(np.float32)
+
+
+def colours(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """(...) to RGB uint8 (..., 3), `low` darkest and `high` lightest, what lies outside cut off."""
+    spread = (high - low) or 1.0
+    at = np.clip((np.nan_to_num(values, nan=low) - low) / spread, 0, 1) * (len(ANCHORS) - 1)
+    table, below = np.array(ANCHORS, np.float64), np.minimum(at.astype(int), len(ANCHORS) - 2)
+    part = (at - below)[..., None]
+    return np.asarray(np.rint(table[below] * (1 - part) + table[below + 1] * part), np.uint8)
+
+
+def heat(rgb: np.ndarray, values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """The picture (H, W, 3) in grey beneath the colours of its numbers (H, W); unchanged where there are none."""
+    grey = rgb.astype(np.float64).mean(-1, keepdims=True)
+    mixed = GREY * grey + (1 - GREY) * colours(values, low, high)
+    seen = np.isfinite(values)[..., None]
+    return np.asarray(np.where(seen, np.rint(mixed), rgb), np.uint8)
+
+
+def panel(rgb: np.ndarray, values: np.ndarray, caption: str, unit: str, least: float, side: int = 360) -> Image.Image:
+    """One map with its caption, its colours and the numbers at their ends; the longer side of the picture is `side`.
+
+    The scale is from 0, or the least number if that is below, to the largest, but at least to `least`."""
+    low, high = (float(found) for found in (np.nanmin(values, initial=0.0), np.nanmax(values, initial=least)))
+    over = Image.fromarray(heat(rgb, values, low, high))
+    wide, tall = (max(1, round(n * side / max(over.size))) for n in over.size)
+    over = over.resize((wide, tall), Image.Resampling.NEAREST)
+    width = max(over.width, side) + 2 * MARGIN
+    page = Image.new("RGB", (width, over.height + BAR + 5 * MARGIN + 24), "white")
+    draw = ImageDraw.Draw(page)
+    draw.text((MARGIN, MARGIN), caption, fill="black")
+    page.paste(over, (MARGIN, 2 * MARGIN + 12))
+    top = over.height + 3 * MARGIN + 12
+    steps = np.linspace(low, high, side)[None].repeat(BAR, 0)
+    page.paste(Image.fromarray(colours(steps, low, high)), (MARGIN, top))
+    draw.text((MARGIN, top + BAR + 2), f"{low:.3g}", fill="black")
+    text = f"{high:.3g} {unit}"
+    draw.text((MARGIN + side - draw.textlength(text), top + BAR + 2), text, fill="black")
+    return page
+
+
+def beside(panels: list[Image.Image]) -> Image.Image:
+    """Pictures in a row."""
+    page = Image.new("RGB", (sum(p.width for p in panels), max(p.height for p in panels)), "white")
+    at = 0
+    for part in panels:
+        page.paste(part, (at, 0))
+        at += part.width
+    return page

@@ -1,0 +1,126 @@
+"""Pages of the studies: one HTML file each, with everything in it, that loads nothing from anywhere."""
+
+import base64
+import io
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+
+from ..preprocess import Preprocessed
+from .lens import Lens
+from .overlay import ANCHORS
+
+LEAST_ATTENTION, LEAST_LOST = 0.01, 0.1
+"""A scale reaches at least so far: below that nothing worth a colour happens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attended:
+    """An answer over one picture. A tokens, L layers; the maps are in the patches' order, row by row."""
+
+    picture: Preprocessed
+    rgb: np.ndarray  # (height, width, 3) uint8: the source
+    prompt: str
+    answer: str
+    pieces: tuple[str, ...]  # what each token shows
+    attention: np.ndarray  # (L, A, grid, grid) float32
+    lost: np.ndarray  # (A, cells, cells) float32, nats
+    settings: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "prompt": self.prompt,
+            "answer": self.answer,
+            "tokens": list(self.pieces),
+            "attention": self.attention.round(6).tolist(),
+            "lost_nats": self.lost.round(6).tolist(),
+        }
+
+
+def attend_page(attended: Attended) -> str:
+    """Tokens to click on, a layer to choose, both maps over the source picture."""
+    data = {
+        "pieces": attended.pieces,
+        "maps": {"attention": _rounded(attended.attention), "lost": _rounded(attended.lost)},
+        "colours": ANCHORS,
+        "least": {"attention": LEAST_ATTENTION, "lost": LEAST_LOST},
+        **_geometry(attended.picture),
+    }
+    return _render(
+        "attend.html.jinja", data=data, attended=attended, picture=data_uri(attended.rgb), settings=attended.settings
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture of a prompt, and where its rows stand."""
+
+    picture: Preprocessed
+    rgb: np.ndarray
+    first: int  # position of its first row
+    grid: int  # patches along a side
+
+
+@dataclass(frozen=True, slots=True)
+class Lensed:
+    """A lens with the words to show it."""
+
+    lens: Lens
+    names: dict[int, str]  # what each token in it shows
+    n_prompt: int  # positions of the prompt; the answer's are behind
+    pictures: tuple[Picture, ...]
+    prompt: str
+    answer: str
+    settings: dict[str, Any]
+
+    @property
+    def text_positions(self) -> list[int]:
+        return [at for at, token in enumerate(self.lens.token_ids) if token >= 0]
+
+
+def lens_page(lensed: Lensed) -> str:
+    """Layers by positions of text as a table; pictures' positions as grids over them, a layer at a time."""
+    lens = lensed.lens
+    pictures = [
+        {"uri": data_uri(p.rgb), "first": p.first, "grid": p.grid, **_geometry(p.picture)} for p in lensed.pictures
+    ]
+    data = {
+        "layers": lens.layers,
+        "names": {str(token): name for token, name in lensed.names.items()},
+        "tokens": lens.tokens.tolist(),
+        "probabilities": _rounded(lens.probabilities),
+        "pictures": [{key: value for key, value in p.items() if key != "uri"} for p in pictures],
+        "colours": ANCHORS,
+    }
+    return _render("lens.html.jinja", data=data, lensed=lensed, lens=lens, pictures=pictures)
+
+
+def _geometry(picture: Preprocessed) -> dict[str, Any]:
+    a = picture.affine
+    return {
+        "size": picture.seen.shape[0],
+        "source": picture.source,
+        "affine": [a.scale_x, a.scale_y, a.shift_x, a.shift_y],
+    }
+
+
+def _rounded(x: np.ndarray) -> Any:
+    """Five figures are more than a page shows."""
+    return np.vectorize(lambda value: float(f"{value:.5g}"))(x).tolist()
+
+
+def data_uri(rgb: np.ndarray) -> str:
+    """A picture as PNG inside a page."""
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _render(name: str, **values: Any) -> str:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    source = (files("llava_ref") / "assets" / name).read_text("utf-8")
+    return environment.from_string(source).render(**values)

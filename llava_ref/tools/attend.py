@@ -1,0 +1,87 @@
+"""`attend`: where an answer looked in a picture, and what it owes to each part of it, as a page or a PNG."""
+
+import argparse
+import io
+from pathlib import Path
+
+from ..errors import ParameterError
+from ..generate import Request
+from ..model import Llava
+from ..sampler import Sampling
+from ..study.ablation import ablation, picture_grid
+from ..study.attention import attention_to_picture
+from ..study.overlay import beside, panel, to_source
+from ..study.page import LEAST_ATTENTION, LEAST_LOST, Attended, attend_page
+from . import options
+from .output import check_output, note, print_json, write_bytes, write_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    options.add_mmproj(parser)
+    options.add_images(parser)
+    options.add_prompt(parser)
+    parser.add_argument("-n", "--max-tokens", type=int, default=24, metavar="N", help="of the answer (default: 24)")
+    parser.add_argument("--which", type=int, default=1, metavar="K", help="of several pictures, which (default: 1)")
+    parser.add_argument("--cells", type=int, metavar="N", help="steps along a side (default: at most 8)")
+    parser.add_argument("--window", type=int, default=3, metavar="N", help="of how many steps to cover (default: 3)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.html|OUT.png")
+    options.add_text(parser)
+    options.add_running(parser)
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """A page lets one choose token and layer; a PNG has the whole answer, averaged over tokens and layers."""
+    text, mmproj = options.pair(args)
+    if args.output.suffix.lower() not in (".html", ".png"):
+        raise ParameterError(str(args.output), "output", "expected a name that ends with .html or .png")
+    if not 1 <= args.which <= len(args.image):
+        raise ParameterError("--which", str(args.which), f"{len(args.image)} pictures were given with --image")
+    check_output(args.output, [text, mmproj, *args.image])
+    model = options.load_model(args, text, mmproj)
+    attended = attend(model, options.request(args, model), args.max_tokens, args.which - 1, args.cells, args.window)
+    if args.output.suffix.lower() == ".html":
+        write_text(args.output, attend_page(attended))
+    else:
+        write_bytes(args.output, picture(attended))
+    if args.json:
+        print_json({"output": str(args.output), **attended.as_json()})
+    else:
+        note(f"{args.output}: {len(attended.pieces)} tokens, {len(attended.attention)} layers")
+    return 0
+
+
+def attend(model: Llava, request: Request, max_tokens: int, image: int, cells: int | None, window: int) -> Attended:
+    """The answer, and both maps for each of its tokens. Its last token is left out if all it does is to end it."""
+    grid = picture_grid(model)
+    reply = model.answer(request, Sampling(), max_tokens=max_tokens).finish()
+    answer = [token for token in reply.token_ids if token not in model.tokenizer.end_ids]
+    if not answer:
+        raise ParameterError("--prompt", "answer", "is empty, so there is nothing to look for")
+    weights = attention_to_picture(model, request, answer, image=image)
+    note(f"answer: {reply.text.strip()}; now with each part of the picture covered")
+    lost = ablation(model, request, answer, image=image, cells=cells, window=window)
+    return Attended(
+        picture=model.preprocess(request.images[image]),
+        rgb=request.images[image].rgb,
+        prompt=request.prompt.shown,
+        answer=reply.text,
+        pieces=tuple(model.tokenizer.token_bytes(token).decode("utf-8", "replace") for token in answer),
+        attention=weights.reshape(len(weights), len(answer), grid, grid),
+        lost=lost,
+        settings=model.settings,
+    )
+
+
+def picture(attended: Attended) -> bytes:
+    """Both maps of the whole answer, side by side, as a PNG."""
+    looked = to_source(attended.attention.mean((0, 1)), attended.picture)
+    owed = to_source(attended.lost.sum(0), attended.picture)
+    maps = [
+        panel(attended.rgb, looked, "attention, mean over heads, layers and tokens", "of 1", LEAST_ATTENTION),
+        panel(attended.rgb, owed, "what the answer loses with each part covered", "nats", LEAST_LOST),
+    ]
+    buffer = io.BytesIO()
+    beside(maps).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,77 @@
+"""`lens`: what the model would say after each layer, at every position, as a page."""
+
+import argparse
+import json
+from pathlib import Path
+
+from ..errors import ParameterError
+from ..generate import Request
+from ..model import Llava
+from ..sampler import Sampling
+from ..study.attention import picture_positions
+from ..study.lens import logit_lens
+from ..study.page import Lensed, Picture, lens_page
+from . import options
+from .output import check_output, note, print_json, write_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    options.add_mmproj(parser)
+    options.add_images(parser)
+    options.add_prompt(parser)
+    parser.add_argument("-n", "--max-tokens", type=int, default=24, metavar="N", help="of the answer (default: 24)")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="tokens kept for each place (default: 5)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.html")
+    options.add_text(parser)
+    options.add_running(parser)
+    parser.add_argument("--json", action="store_true", help="print the lens as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    text, mmproj = options.pair(args)
+    if not 1 <= args.top <= 100:
+        raise ParameterError("--top", str(args.top), "expected 1 to 100")
+    check_output(args.output, [text, mmproj, *args.image])
+    model = options.load_model(args, text, mmproj)
+    lensed = look(model, options.request(args, model), args.max_tokens, args.top)
+    write_text(args.output, lens_page(lensed))
+    if args.json:
+        lens = lensed.lens
+        kept = {"tokens": lens.tokens.tolist(), "probabilities": lens.probabilities.astype(float).tolist()}
+        names = {str(token): name for token, name in lensed.names.items()}
+        print_json({"layers": lens.layers, "token_ids": lens.token_ids, **kept, "names": names})
+    else:
+        note(f"{args.output}: {len(lensed.lens.layers)} layers, {len(lensed.lens.token_ids)} positions")
+    return 0
+
+
+def look(model: Llava, request: Request, max_tokens: int, top: int) -> Lensed:
+    """The answer, and the lens over prompt and answer."""
+    reply = model.answer(request, Sampling(), max_tokens=max_tokens).finish()
+    lens = logit_lens(model, request, reply.token_ids, top=min(top, model.tokenizer.n_vocab))
+    shown = {int(token) for token in lens.tokens.ravel()} | {token for token in lens.token_ids if token >= 0}
+    pictures = tuple(
+        Picture(model.preprocess(image), image.rgb, picture_positions(request, i).start, _grid(model))
+        for i, image in enumerate(request.images)
+    )
+    return Lensed(
+        lens=lens,
+        names={token: _name(model, token) for token in sorted(shown)},
+        n_prompt=len(request.token_ids),
+        pictures=pictures,
+        prompt=request.prompt.shown,
+        answer=reply.text,
+        settings=model.settings,
+    )
+
+
+def _name(model: Llava, token: int) -> str:
+    """What a token shows; quoted where that could not be seen."""
+    text = model.tokenizer.token_bytes(token).decode("utf-8", "replace")
+    return text if text.strip() and text.isprintable() else json.dumps(text)
+
+
+def _grid(model: Llava) -> int:
+    assert model.engine.vision is not None
+    return model.engine.vision.grid
