@@ -139,14 +139,15 @@ class Llava:
     def request(self, messages: Messages) -> Request:
         """A conversation as a prompt ready to run, its pictures decoded. Nothing is run."""
         prompt = render_prompt(parse_messages(messages), self.template, self.tokenizer)
-        return self._request(prompt)
+        return self.prepared(prompt)
 
     def raw_request(self, prompt: str, sources: Sequence[ImageSource] = ()) -> Request:
         """A prompt taken as it stands, control tokens included; each `<image>` is one of the pictures, in order."""
         parts = tuple(ImagePart(source, f"images[{i}]") for i, source in enumerate(sources))
-        return self._request(replace(raw(prompt, len(parts), self.tokenizer), images=parts))
+        return self.prepared(replace(raw(prompt, len(parts), self.tokenizer), images=parts))
 
-    def _request(self, prompt: Prompt) -> Request:
+    def prepared(self, prompt: Prompt) -> Request:
+        """A rendered prompt as a request: its pictures decoded, its text as tokens. Nothing is run."""
         if prompt.images and self.engine.vision is None:
             where = prompt.images[0].where
             raise PromptError(where, "image", "the model was loaded without an mmproj file and cannot see pictures")

@@ -103,7 +103,7 @@ def _hold(messages: list[Message], limits: Limits, held: Budget) -> int:
 
 def _request(loaded: Loaded, messages: list[Message]) -> Request:
     template = loaded.prompts or loaded.model.template
-    return loaded.model._request(render_prompt(messages, template, loaded.model.tokenizer))
+    return loaded.model.prepared(render_prompt(messages, template, loaded.model.tokenizer))
 
 
 def _grammar(loaded: Loaded, asked: ChatRequest) -> Grammar | None:
