@@ -3,7 +3,10 @@
 import asyncio
 import base64
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -87,6 +90,33 @@ def serving(*, limits=None, api_key=None, origins=(), folders=(), hosts=(), pair
             thread.join(20)
             worker.join(20)
             api.close()
+
+
+class Process:
+    """`llava-ref serve` as a process."""
+
+    def __init__(self, *options):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "llava_ref", "serve", "--port", "0", "-t", "1", *options],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        line = self.process.stderr.readline()
+        assert " at http://127.0.0.1:" in line, line
+        self.url = line.split(" at ")[1].strip()
+        self.log = []
+        self._reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr))
+        self._reader.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        self.process.stderr.close()
 
 
 def events(answer) -> list:
