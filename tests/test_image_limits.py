@@ -149,3 +149,16 @@ def test_structures_that_cost_time_and_hold_no_pixels():
     assert images.decode(jpeg_with(exif * 900)).shape == (4, 4, 3)
     assert images.decode(gif[:at] + b"\x21\xfe" + b"\x01x" * 1000 + b"\0" + gif[at:]).shape == (4, 4, 3)
     assert images.decode(png(1, 1, 8, 0, b"\0\0", comment * 900)).shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_picture_is_measured_without_decoding(kind, monkeypatch):
+    data = encode(noise(9, 7), kind)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    assert images.measure(data) == (7, 9)
+
+
+@pytest.mark.parametrize("data", [b"", b"words", png(8_000, 8_000, 8, 2), bytes(images.MAX_ENCODED + 1)])
+def test_what_is_refused_is_refused_by_measuring(data):
+    with pytest.raises(ImageError, match="here"):
+        images.measure(data, "here")

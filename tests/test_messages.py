@@ -256,3 +256,37 @@ def test_slots_need_no_picture():
     (message,) = parse_slots(user(*parts))
     assert [isinstance(p, ImagePart) for p in message.parts] == [True, True, False]
     assert "found none" in refuse(user({"type": "image"}))
+
+
+def test_urls_are_fetched_where_the_caller_says_how():
+    asked = []
+
+    def fetch(url, where):
+        asked.append((url, where))
+        return PNG
+
+    text = {"type": "text", "text": "http://a/b"}
+    parts = parse(
+        {"type": "image_url", "image_url": {"url": " http://a/b\n"}},
+        text,
+        {"type": "image", "url": "https://c"},
+        fetch=fetch,
+    )
+    assert [part.source for part in parts if isinstance(part, ImagePart)] == [PNG, PNG]
+    assert asked == [
+        ("http://a/b", "messages[0].content[0].image_url.url"),
+        ("https://c", "messages[0].content[2].url"),
+    ]
+
+
+def test_nothing_is_fetched_for_a_conversation_that_is_refused():
+    def fetch(url, where):
+        raise AssertionError(url)
+
+    picture = {"type": "image_url", "image_url": {"url": "http://a/b"}}
+    for parts in (
+        [picture, {"type": "audio"}],
+        [picture] * 17,
+        [picture, {"type": "image_url", "image_url": {"url": "!"}}],
+    ):
+        refuse(user(*parts), fetch=fetch)

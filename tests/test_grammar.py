@@ -1,0 +1,96 @@
+"""Answers that are JSON, whatever the model would like to say."""
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("llguidance", reason="the server extra is not installed")
+
+from tiny_pair import Tiny, vocabulary, write_pair
+
+import llava_ref
+from llava_ref.errors import ParameterError
+from llava_ref.grammar import MAX_SCHEMA, JsonGrammars
+from llava_ref.sampler import Sampling
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "n": {"type": "integer", "minimum": 3, "maximum": 17},
+        "name": {"type": "string", "maxLength": 5},
+        "tags": {"type": "array", "items": {"enum": ["é", "<unk>", "a\\b"]}, "maxItems": 2},
+    },
+    "required": ["n", "name", "tags"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return llava_ref.load(*write_pair(tmp_path_factory.mktemp("pair"), Tiny(context=512)), threads=1)
+
+
+@pytest.fixture(scope="module")
+def grammars(model):
+    return JsonGrammars(model.tokenizer)
+
+
+def answer(model, grammar, **settings):
+    request = model.raw_request("the")
+    return model.answer(request, Sampling(grammar=grammar, **settings), max_tokens=400).finish()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_weights_keep_to_a_schema(model, grammars, seed):
+    reply = answer(model, grammars.grammar(SCHEMA), temperature=5.0, seed=seed)
+    value = json.loads(reply.text)
+    assert reply.finish_reason == "stop" and list(value) == ["n", "name", "tags"]
+    assert 3 <= value["n"] <= 17 and len(value["name"]) <= 5
+    assert len(value["tags"]) <= 2 and set(value["tags"]) <= {"é", "<unk>", "a\\b"}
+
+
+def test_one_grammar_serves_several_answers(model, grammars):
+    grammar = grammars.grammar({"const": "the"})
+    assert [answer(model, grammar, temperature=3.0, seed=i).text for i in range(3)] == ['"the"'] * 3
+
+
+def test_control_tokens_are_no_text(model, grammars):
+    matcher = grammars.grammar({"enum": ["<s>", "</s>"]}).start()
+    n_vocab = len(vocabulary()[0])
+    for byte in b'"<':
+        assert not matcher.allowed()[[0, 1, 2]].any()
+        matcher.accept(
+            next(i for i in np.flatnonzero(matcher.allowed()) if model.tokenizer.token_bytes(i) == bytes([byte]))
+        )
+    assert matcher.allowed().shape == (n_vocab,)
+
+
+def test_the_end_comes_only_when_the_json_is_complete(grammars):
+    matcher = grammars.grammar({"type": "integer", "minimum": 1, "maximum": 12}).start()
+    assert not matcher.allowed()[2]
+    matcher.accept(ord("1") + 3)
+    assert matcher.allowed()[2] and matcher.allowed()[ord("2") + 3], "1 or 12"
+    matcher.accept(ord("2") + 3)
+    assert list(np.flatnonzero(matcher.allowed())) == [2]
+
+
+@pytest.mark.parametrize(
+    "schema, words",
+    [
+        ({"type": "strin"}, "Invalid type"),
+        ({"not": {}}, "not"),
+        ({"$ref": "https://example.com/a"}, "retriev"),
+        ({"properties": {"multipleOf": {"type": "integer", "multipleOf": 7}}}, "multipleOf is not supported"),
+        ({"type": "string", "pattern": "("}, "regex"),
+        ({"enum": ["x" * MAX_SCHEMA]}, "characters"),
+    ],
+)
+def test_a_schema_that_cannot_be_kept(grammars, schema, words):
+    with pytest.raises(ParameterError, match=words) as caught:
+        grammars.grammar(schema)
+    assert caught.value.where == "response_format.json_schema" and caught.value.field == "schema"
+
+
+def test_a_property_may_have_any_name(grammars):
+    grammars.grammar({"type": "object", "properties": {"multipleOf": {"type": "integer"}}})
