@@ -2,16 +2,26 @@
 
 Weights have the gains that make noise grow as in a real model (`hot`) or about half as much (`calm`), so that a bound
 that holds on them means something. Nothing else about them is meant: they speak nonsense.
+Matrices may be of any type. Those of `ROUNDED` hold the same weights whatever the type, rounded by the `gguf` package;
+of the others, which it has no quantiser for or a poor one, they are random blocks (`random_blocks`) of the same size.
 D width, F MLP width, V vocabulary, P patch, dh head size.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from .random_blocks import random_tensor
 from .writing import Metadata, Tensor, held, write
+
+ROUNDED = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
+Kinds = tuple[tuple[str, str], ...]
+"""Types of single matrices: patterns of tensor names with a type, of which the first that fits counts."""
 
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 WORDS = "the a is what color how many shape red blue circle square of in to and picture large small left right".split()
@@ -36,7 +46,9 @@ class TextSpec:
     original_context: int | None = None
     rope_divisors: bool = False  # rope_freqs.weight, as Llama 3 files have
     window: int | None = None
+    words: tuple[str, ...] | None = None  # of the vocabulary, with their letters; None: every ASCII letter, and `WORDS`
     kind: str = "F32"
+    kinds: Kinds = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +69,10 @@ class VisionSpec:
     class_token: bool = True
     pre_ln: bool = True
     swapped: bool = False  # ffn_up and ffn_down by each other's names, as old converters wrote them
+    projector_gain: float = 1.0
+    """How much larger the projector's activation finds what it is given: from about 16, no two kinds of GELU differ."""
     kind: str = "F32"
+    kinds: Kinds = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +111,35 @@ def build(folder: Path, text: TextSpec, vision: VisionSpec, seed: int = 0, *, ca
     """Writes `text.gguf` and `mmproj.gguf` into `folder`, which must exist. The same arguments give the same bytes."""
     random = Random(seed, 0.0 if calm else 1.0)
     pair = Pair(folder / "text.gguf", folder / "mmproj.gguf")
-    write(pair.text, text_metadata(text), text_tensors(text, random), text.kind)
-    write(pair.mmproj, vision_metadata(vision, text.width), vision_tensors(vision, text.width, random), vision.kind)
+    tensors = stored(text_tensors(text, random), text, seed)
+    write(pair.text, text_metadata(text), tensors, text.kind)
+    tensors = stored(vision_tensors(vision, text.width, random), vision, seed)
+    write(pair.mmproj, vision_metadata(vision, text.width), tensors, vision.kind)
     return pair
 
 
-def vocabulary() -> Metadata:
+def stored(tensors: Mapping[str, Tensor], s: TextSpec | VisionSpec, seed: int) -> dict[str, Tensor]:
+    """The tensors with the types that `s.kinds` gives them, and random blocks in the place of what is not `ROUNDED`."""
+    return {name: _stored(name, tensor, s, seed) for name, tensor in tensors.items()}
+
+
+def _stored(name: str, tensor: Tensor, s: TextSpec | VisionSpec, seed: int) -> Tensor:
+    kind = next((kind for pattern, kind in s.kinds if fnmatchcase(name, pattern)), s.kind)
+    if len(tensor.shape) != 2 or name == "v.position_embd.weight":
+        return tensor
+    if kind in ROUNDED:
+        return Tensor(tensor.shape, tensor.load, kind)
+    rows, columns = tensor.shape
+    gain = round(float(tensor.load().std()) * columns**0.5, 2)  # rounded, so that no platform's last bit shows
+    blocks = partial(random_tensor, kind, rows, columns, [seed, *name.encode()], gain=gain)
+    return Tensor(tensor.shape, blocks, kind)
+
+
+def vocabulary(words: tuple[str, ...] | None = None) -> Metadata:
     """A small SPM vocabulary: unknown, BOS, EOS, the 256 bytes, letters, and whole words with their prefixes."""
-    letters = [chr(c) for c in range(33, 127)] + ["▁"]
-    merged = {("▁" + word)[:n] for word in WORDS for n in range(2, len(word) + 2)}
+    ascii_letters = [chr(c) for c in range(33, 127)]
+    letters = [*(ascii_letters if words is None else sorted({*"".join(words)})), "▁"]
+    merged = {("▁" + word)[:n] for word in (WORDS if words is None else words) for n in range(2, len(word) + 2)}
     pieces = sorted(merged, key=lambda piece: (len(piece), piece))
     byte_tokens = [f"<0x{b:02X}>" for b in range(256)]
     tokens = ["<unk>", "<s>", "</s>", *byte_tokens, *letters, *pieces]
@@ -121,9 +156,9 @@ def vocabulary() -> Metadata:
     }
 
 
-def n_vocab() -> int:
-    """Tokens in `vocabulary()`."""
-    tokens = vocabulary()["tokenizer.ggml.tokens"]
+def n_vocab(words: tuple[str, ...] | None = None) -> int:
+    """Tokens in `vocabulary(words)`."""
+    tokens = vocabulary(words)["tokenizer.ggml.tokens"]
     assert isinstance(tokens, list)
     return len(tokens)
 
@@ -146,14 +181,14 @@ def text_metadata(s: TextSpec) -> Metadata:
         "llama.attention.head_count_kv": s.n_head_kv,
         "llama.attention.layer_norm_rms_epsilon": s.eps,
         **{key: value for key, value in optional.items() if value is not None},
-        **vocabulary(),
+        **vocabulary(s.words),
     }
 
 
 def text_tensors(s: TextSpec, random: Random) -> dict[str, Tensor]:
-    D, dh, V = s.width, s.width // s.n_head, n_vocab()
+    D, dh, V = s.width, s.width // s.n_head, n_vocab(s.words)
     tensors = {
-        "token_embd.weight": random.normal("token_embd", V, D, std=0.25 if s.tied else 1.0),
+        "token_embd.weight": random.normal("token_embd", V, D, std=(3 / D) ** 0.5 if s.tied else 1.0),
         "output_norm.weight": random.normal("output_norm", D, std=0.1, mean=4.0),
     }
     if not s.tied:
@@ -226,8 +261,9 @@ def vision_tensors(s: VisionSpec, text_width: int, random: Random) -> dict[str, 
         tensors |= _affine_norm(name, D, random)
     for i in range(s.n_block):
         tensors |= _vision_block(f"v.blk.{i}", s, random)
-    for name, rows, columns in (("mm.0", s.middle, D), ("mm.2", text_width, s.middle)):
-        tensors[f"{name}.weight"] = random.matrix(name, rows, columns, 1.5)
+    gain = s.projector_gain
+    for name, rows, columns, size in (("mm.0", s.middle, D, 1.5 * gain), ("mm.2", text_width, s.middle, 1.5 / gain)):
+        tensors[f"{name}.weight"] = random.matrix(name, rows, columns, size)
         tensors[f"{name}.bias"] = random.normal(f"{name}.bias", rows, std=0.1)
     return tensors
 

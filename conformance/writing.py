@@ -22,10 +22,13 @@ Metadata = Mapping[str, Value]
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor that is made only when it is written.  `load() -> ndarray` of `shape`, torch order."""
+    """A tensor that is made only when it is written.  `load() -> ndarray` of `shape`, torch order; uint8 is taken for
+    blocks as they are stored, (rows, bytes of a row)."""
 
     shape: tuple[int, ...]
     load: Callable[[], np.ndarray]
+    kind: str | None = None
+    """The type it is stored in, where it is not that of the file's matrices."""
 
 
 def held(array: np.ndarray) -> Tensor:
@@ -42,7 +45,10 @@ def write(path: Path, metadata: Metadata, tensors: Mapping[str, Tensor], kind: s
     for key, value in metadata.items():
         if key != "general.architecture":
             _add(writer, key, value)
-    stored = {name: _stored_type(name, tensor.shape, kind) for name, tensor in tensors.items()}
+    stored = {
+        name: GGMLQuantizationType[tensor.kind] if tensor.kind else _stored_type(name, tensor.shape, kind)
+        for name, tensor in tensors.items()
+    }
     for name, tensor in tensors.items():
         shape, size = _byte_shape(name, tensor.shape, stored[name])
         writer.add_tensor_info(name, shape, np.dtype(np.uint8), size, raw_dtype=stored[name])
@@ -50,10 +56,18 @@ def write(path: Path, metadata: Metadata, tensors: Mapping[str, Tensor], kind: s
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name, tensor in tensors.items():
-        array = np.ascontiguousarray(tensor.load(), dtype=np.float32)
-        assert array.shape == tensor.shape, f"{name}: made {array.shape}, announced {tensor.shape}"
-        writer.write_tensor_data(quantize(array, stored[name]))
+        writer.write_tensor_data(_data(name, tensor, stored[name]))
     writer.close()
+
+
+def _data(name: str, tensor: Tensor, kind: GGMLQuantizationType) -> np.ndarray:
+    array = np.ascontiguousarray(tensor.load())
+    if array.dtype == np.uint8:
+        expected, _ = _byte_shape(name, tensor.shape, kind)
+    else:
+        array, expected = array.astype(np.float32, copy=False), tensor.shape
+    assert array.shape == expected, f"{name}: made {array.shape}, announced {expected}"
+    return array if array.dtype == np.uint8 else quantize(array, kind)
 
 
 def _add(writer: GGUFWriter, key: str, value: Value) -> None:
