@@ -125,7 +125,7 @@ def forward(x: Array, w: TextWeights, c: TextConfig, cache: KVCache, ops: Ops, t
     at = positions(c, w.frequencies, cache.length, x.shape[0], ops)
     x = tap("embd", x)
     for i, weights in enumerate(w.blocks):
-        x = block(x, weights, c, at, cache, i, ops, scoped(tap, f"blk.{i}"))
+        x = block(x, weights, c, at, cache, i, ops, scoped(tap, "blk", i))
     cache.advance(x.shape[0])
     return x
 

@@ -28,14 +28,16 @@ def no_tap(name: str, x: Array) -> Array:
     return x
 
 
-def scoped(tap: Tap, prefix: str) -> Tap:
-    """The same tap, with `prefix.` put before every name."""
-    return tap.under(prefix) if isinstance(tap, _Live) else tap
+def scoped(tap: Tap, prefix: str, number: int | None = None) -> Tap:
+    """The same tap, with `prefix.` put before every name, or `prefix.number.`"""
+    if tap is no_tap or not isinstance(tap, _Live):
+        return tap
+    return tap.under(prefix if number is None else f"{prefix}.{number}")
 
 
 def wants(tap: Tap, name: str) -> bool:
     """Whether to compute a stage that is computed on request."""
-    return isinstance(tap, _Live) and tap.wants(name)
+    return tap is not no_tap and isinstance(tap, _Live) and tap.wants(name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,7 +131,7 @@ def encode(pixels: Array, w: VisionWeights, c: VisionConfig, p: VisionPlan, ops:
     if w.pre_ln is not None:
         x = tap("pre_ln", ops.layer_norm(x, w.pre_ln.weight, w.pre_ln.bias, c.eps))
     for i, weights in enumerate(w.blocks):
-        x = block(x, weights, c, p, ops, scoped(tap, f"blk.{i}"))
+        x = block(x, weights, c, p, ops, scoped(tap, "blk", i))
     if w.post_ln is not None:
         x = tap("post_ln", ops.layer_norm(x, w.post_ln.weight, w.post_ln.bias, c.eps))
     return tap("features", x if w.class_embd is None else x[1:])
