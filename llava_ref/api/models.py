@@ -32,6 +32,8 @@ class Loaded:
     model: Llava
     pair: Pair
     created: int
+    fingerprint: str
+    """The same for the same files and settings: what decides an answer, beside the request."""
     grammars: JsonGrammars
     prompts: ChatTemplate | None = None
     stops: tuple[str, ...] = ()
@@ -39,13 +41,6 @@ class Loaded:
     @property
     def name(self) -> str:
         return printable(self.pair[0].stem, 200)
-
-    @property
-    def fingerprint(self) -> str:
-        """The same for the same files and settings: what decides an answer, beside the request."""
-        files = [(path.name, path.stat().st_size) for path in self.pair if path is not None and path.exists()]
-        about = json.dumps([files, self.model.settings, self.model.n_context])
-        return "fp_" + hashlib.sha256(about.encode()).hexdigest()[:12]
 
 
 class Models:
@@ -127,7 +122,10 @@ class Models:
 
 
 def _loaded(model: Llava, pair: Pair, prompts: ChatTemplate | None = None, stops: tuple[str, ...] = ()) -> Loaded:
-    return Loaded(model, pair, int(time.time()), JsonGrammars(model.tokenizer), prompts, stops)
+    files = [(path.name, path.stat().st_size) for path in pair if path is not None]
+    about = json.dumps([files, model.settings, model.n_context, None if prompts is None else prompts.source])
+    fingerprint = "fp_" + hashlib.sha256(about.encode()).hexdigest()[:12]
+    return Loaded(model, pair, int(time.time()), fingerprint, JsonGrammars(model.tokenizer), prompts, stops)
 
 
 def give_back() -> None:

@@ -5,11 +5,13 @@ import asyncio
 import logging
 import socket
 import sys
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ParameterError
+from ..images import MAX_IMAGES
 from ..model import Llava
 from . import options
 from .output import note
@@ -67,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         raise ParameterError("serve", "extra", problem) from None
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     limits = _limits(args)
+    _check(args)
     with _bound(args.host, args.port) as sock:
         return asyncio.run(_serve(args, limits, sock))
 
@@ -82,15 +85,29 @@ def _limits(args: argparse.Namespace) -> "Limits":
     return Limits(**given)
 
 
+def _check(args: argparse.Namespace) -> None:
+    if not 0 <= args.port <= 65535:
+        raise ParameterError("--port", str(args.port), "expected a number from 0 to 65535")
+    if args.api_key is not None and not args.api_key.strip():
+        raise ParameterError("--api-key", "empty", "expected a word that is hard to guess")
+    for folder in args.allow_model_dir:
+        if not folder.is_dir():
+            raise ParameterError("--allow-model-dir", str(folder), "not a folder")
+    if args.max_images is not None and args.max_images > MAX_IMAGES:
+        raise ParameterError("--max-images", str(args.max_images), f"expected at most {MAX_IMAGES}")
+
+
 def _bound(host: str, port: int) -> socket.socket:
     """A socket with the address, not listening yet. ParameterError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=PASSIVE)[0]
-        sock = socket.socket(family, kind, protocol)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        return sock
-    except (OSError, OverflowError) as error:
+        with ExitStack() as stack:
+            sock = stack.enter_context(socket.socket(family, kind, protocol))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            stack.pop_all()
+            return sock
+    except OSError as error:
         raise ParameterError("--port", f"{host}:{port}", str(getattr(error, "strerror", None) or error)) from None
 
 
@@ -127,6 +144,8 @@ async def _serve(args: argparse.Namespace, limits: "Limits", sock: socket.socket
         timeout_graceful_shutdown=round(limits.grace_seconds) + 5,
     )
     server = GracefulServer(config, worker, limits)
+    if args.api_key is None and args.host not in ("127.0.0.1", "::1", "localhost"):
+        note(f"warning: whoever can reach {args.host} can use this server, there is no --api-key")
     sock.listen()  # before anybody is told
     host, port = sock.getsockname()[:2]
     note(f"{models.current.name} at http://{f'[{host}]' if ':' in host else host}:{port}")

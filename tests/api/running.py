@@ -102,10 +102,11 @@ class Process:
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
-        line = self.process.stderr.readline()
-        assert " at http://127.0.0.1:" in line, line
-        self.url = line.split(" at ")[1].strip()
         self.log = []
+        while (line := self.process.stderr.readline()).startswith("warning: "):
+            self.log.append(line)
+        assert " at http://" in line, line
+        self.url = line.split(" at ")[1].strip()
         self._reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr))
         self._reader.start()
 

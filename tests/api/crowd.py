@@ -1,0 +1,111 @@
+"""Many clients at once, for minutes: are their answers those that one client gets, and does the server stay its size?
+
+    python tests/api/crowd.py --clients 8 --minutes 5
+
+Prints throughput, latency and the server's memory, descriptors and threads after each tenth of the time; the last line
+is JSON. Exit code 1 if an answer differed, or if it grew by more than 5% after the first tenth.
+"""
+
+import argparse
+import json
+import sys
+import threading
+import time
+from itertools import count
+from pathlib import Path
+
+import httpx2
+from running import PICTURES, Process, data_uri
+
+SHOWN = json.loads((PICTURES / "pictures.json").read_text())
+
+
+def requests():
+    """Bodies of different lengths and kinds, over and over the same."""
+    bodies = []
+    for i, shown in enumerate(SHOWN):
+        url = data_uri((PICTURES / shown["file"]).read_bytes())
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": shown["question"]}]
+        sampled = {"temperature": 1.0, "seed": i, "max_tokens": 20} if i % 2 else {}
+        bodies.append({"messages": [{"role": "user", "content": content}], **sampled})
+    return bodies
+
+
+def size(pid):
+    """Resident bytes, descriptors and threads of the server."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    return int(status["VmRSS"].split()[0]) * 1024, descriptors, int(status["Threads"])
+
+
+class Crowd:
+    """Clients that ask until the time is over."""
+
+    def __init__(self, url, bodies, expected):
+        self.url, self.bodies, self.expected = url, bodies, expected
+        self.numbers, self.over = count(), threading.Event()
+        self.seconds, self.wrong, self.busy = [], [], 0
+
+    def ask(self):
+        with httpx2.Client(base_url=self.url, timeout=60) as client:
+            while not self.over.is_set():
+                i = next(self.numbers) % len(self.bodies)
+                began = time.monotonic()
+                answer = client.post("/v1/chat/completions", json=self.bodies[i])
+                if answer.status_code == 429:
+                    self.busy += 1
+                    time.sleep(0.05)
+                    continue
+                self.seconds.append(time.monotonic() - began)
+                if text(answer) != self.expected[i]:
+                    self.wrong.append((i, answer.text))
+
+
+def text(answer):
+    return answer.json()["choices"][0]["message"]["content"] if answer.status_code == 200 else answer.text
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    args = parser.parse_args()
+    with Process() as server:
+        bodies = requests()
+        expected = [text(httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)) for body in bodies]
+        crowd = Crowd(server.url, bodies, expected)
+        threads = [threading.Thread(target=crowd.ask) for _ in range(args.clients)]
+        for thread in threads:
+            thread.start()
+        sizes = []
+        for tenth in range(10):
+            time.sleep(args.minutes * 6)
+            sizes.append(size(server.process.pid))
+            print(f"{tenth + 1:2}/10  {len(crowd.seconds):6} answers  {sizes[-1][0] / 2**20:.1f} MiB  {sizes[-1][1:]}")
+        crowd.over.set()
+        for thread in threads:
+            thread.join()
+    return report(crowd, sizes, args)
+
+
+def report(crowd, sizes, args):
+    seconds = sorted(crowd.seconds)
+    result = {
+        "clients": args.clients,
+        "answers": len(seconds),
+        "answers_s": round(len(seconds) / (args.minutes * 60), 2),
+        "p50_s": round(seconds[len(seconds) // 2], 4),
+        "p95_s": round(seconds[len(seconds) * 95 // 100], 4),
+        "busy": crowd.busy,
+        "wrong": len(crowd.wrong),
+        "rss_mib": [round(rss / 2**20, 1) for rss, _, _ in sizes],
+        "descriptors": sizes[-1][1],
+        "threads": sizes[-1][2],
+    }
+    print(json.dumps(result))
+    grown = any(last > first * 1.05 + 2 for first, last in zip(sizes[0], sizes[-1], strict=True))
+    return int(bool(crowd.wrong) or grown)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

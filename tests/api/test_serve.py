@@ -1,0 +1,71 @@
+"""The command: what is wrong with its options is said on one line before anything is listened to."""
+
+import socket
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="the server extra is not installed")
+pytest.importorskip("httpx2", reason="a test client is not installed")
+
+import httpx2
+from running import Process, serving
+from tiny_pair import VICUNA, Tiny, write_pair
+
+from llava_ref.cli import main
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--port", "70000"], "--port: 70000"),
+        (["--host", "256.1.1.1"], "--port: 256.1.1.1:0"),
+        (["--api-key", " "], "--api-key: empty"),
+        (["--allow-model-dir", "/no/such/folder"], "--allow-model-dir: /no/such/folder: not a folder"),
+        (["--max-images", "17"], "--max-images: 17: expected at most 16"),
+        (["--max-body", "0"], "--max-body: 0"),
+        (["--read-seconds", "nan"], "--read-seconds: nan"),
+        (["--max-queue", "-1"], "--max-queue: -1"),
+        (["-m", "/no/such/file.gguf"], "/no/such/file.gguf: "),
+        (["--ctx-size", "1"], "n_context: 1"),
+    ],
+)
+def test_wrong_options(options, words, capsys):
+    assert main(["serve", *([] if "--port" in options else ["--port", "0"]), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {words}") and error.count("\n") == 1
+
+
+def test_a_port_that_is_taken(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["serve", "--port", port]) == 2
+    assert capsys.readouterr().err == f"error: --port: 127.0.0.1:{port}: Address already in use\n"
+
+
+def test_without_the_extra(monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "starlette", None)
+    assert main(["serve", "--port", "0"]) == 2
+    assert "pip install 'llava-ref[server]'" in capsys.readouterr().err
+
+
+def test_options_reach_the_server():
+    with Process("--ctx-size", "64", "--max-queue", "0") as server:
+        model = httpx2.get(f"{server.url}/v1/models").json()["data"][0]
+        assert model["meta"]["n_ctx"] == 64
+
+
+@pytest.mark.parametrize("key, warned", [([], True), (["--api-key", "k"], False)])
+def test_a_server_for_everybody_without_a_key_says_so(key, warned):
+    with Process("--host", "0.0.0.0", *key) as server:
+        pass
+    assert ("no --api-key" in "".join(server.log)) == warned
+
+
+def test_model_files_may_go_while_they_are_served(tmp_path):
+    pair = write_pair(tmp_path, Tiny(template=VICUNA))
+    with serving(pair=pair) as server:
+        before = server.chat("the", max_tokens=3).json()
+        for path in pair:
+            path.unlink()
+        after = server.chat("the", max_tokens=3).json()
+        assert after["choices"] == before["choices"] and after["system_fingerprint"] == before["system_fingerprint"]
