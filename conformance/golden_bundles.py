@@ -54,7 +54,7 @@ VISION = VisionSpec(width=20, n_block=2, n_head=2, mlp_width=36, image_size=15, 
 YARN = replace(TEXT, rope_scaling="yarn", rope_base=500.0, original_context=32)
 WIDE, TALL = Picture("wide.png", 27, 61), Picture("tall.png", 53, 22)
 TINY, OWN = Picture("tiny.png", 2, 3), Picture("own.png", 15, 15)
-QUESTION = "what is the color<image>\nis the red circle"
+QUESTION = "what color<image>\nis red"
 LLAVA, HF, LLAMA_CPP = ("llava",), ("hf",), ("llama.cpp",)
 
 ARCHITECTURE = (
@@ -112,8 +112,8 @@ ARCHITECTURE = (
     ),
     Bundle(
         "llama.cpp-tall",
-        "transparency dropped, the tower's last norm applied, GELU by tanh in the tower, the window ignored, a space "
-        "behind a control token; one head of keys and values, biases, YaRN",
+        "a picture with transparency, which is dropped; the tower's last norm applied, GELU by tanh in the tower, the "
+        "window ignored, a space behind a control token; one head of keys and values, biases, YaRN",
         replace(YARN, n_head_kv=1, biases=True, window=9), replace(VISION, post_ln=True, use_gelu=True, n_block=3),
         (replace(TALL, bands=4),), "the</s>red<image>what", LLAMA_CPP, seed=7,
     ),
@@ -132,7 +132,9 @@ def _of_type(kind: str) -> Bundle:
     )  # fmt: skip
     if per_block < 256:
         return _alike(f"type-{kind.lower()}", f"every matrix {kind}", text, vision)
-    vision = replace(vision, width=32, mlp_width=256, kind="Q8_0", kinds=(("v.blk.*.ffn_down.weight", kind),))
+    vision = replace(
+        vision, width=32, mlp_width=256, middle=32, kind="Q8_0", kinds=(("v.blk.*.ffn_down.weight", kind),)
+    )
     about = f"every matrix {kind}; of the tower, whose other rows are too short for it, ffn_down, the rest Q8_0"
     return _alike(f"type-{kind.lower()}", about, text, vision)
 
