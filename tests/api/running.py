@@ -40,9 +40,10 @@ def load(text, mmproj, n_context):
 class Running:
     """A server that has started. `client` speaks to it."""
 
-    def __init__(self, api: Api, models: Models, worker: Worker, url: str) -> None:
+    def __init__(self, api: Api, models: Models, worker: Worker, url: str, connections: set) -> None:
         self.api, self.models, self.worker, self.url = api, models, worker, url
         self.client = httpx2.Client(base_url=url, timeout=60)
+        self.connections = connections
 
     def post(self, path: str, body, **settings) -> httpx2.Response:
         return self.client.post(path, json=body, **settings)
@@ -80,7 +81,7 @@ def serving(*, limits=None, api_key=None, origins=(), folders=(), hosts=(), pair
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([sock])))
         thread.start()
-        running = Running(api, models, worker, url)
+        running = Running(api, models, worker, url, server.server_state.connections)
         try:
             yield running
         finally:
