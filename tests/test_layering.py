@@ -25,8 +25,8 @@ ORDER = [  # a module may import from earlier rows only
     ["generate", "reuse"],
     ["model"],
     ["loading"],
-    ["api"],
     ["quality", "study"],
+    ["api"],
     ["tools"],
     ["cli"],
 ]

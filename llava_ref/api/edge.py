@@ -15,11 +15,12 @@ from .body import ClientGone
 from .errors import ApiError, internal
 from .limits import MAX_CONNECTIONS
 from .metrics import Metrics
+from .page import FILES
 from .respond import send_json
 
 log = logging.getLogger("llava_ref.server")
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-OPEN = ("/health", "/healthz")  # need no key; static pages, which hold no secret, belong here too
+OPEN = ("/health", "/healthz", *FILES)  # need no key
 
 
 class Edge:

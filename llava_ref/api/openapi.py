@@ -8,11 +8,12 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from .nitro import LoadRequest
-from .schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from .schema import ChatRequest, CompletionRequest, DetokenizeRequest, LookRequest, TokenizeRequest
 
 REQUESTS: tuple[type[BaseModel], ...] = (
     ChatRequest,
     CompletionRequest,
+    LookRequest,
     TokenizeRequest,
     DetokenizeRequest,
     LoadRequest,
@@ -86,6 +87,9 @@ def _paths() -> dict[str, Any]:
         "/v1/completions": {
             "post": _posted("CompletionRequest", "Text after a prompt", "text_completion", stream=True)
         },
+        "/v1/look": {
+            "post": _posted("LookRequest", "What the model was shown, and where each token of an answer looked", "look")
+        },
         "/v1/models": {"get": _got("The model that is loaded", "list")},
         "/v1/models/{name}": {"get": _named_model()},
         "/tokenize": {"post": _posted("TokenizeRequest", "Text to token ids")},
@@ -96,6 +100,10 @@ def _paths() -> dict[str, Any]:
         "/healthz": {"get": {"summary": "The same", "security": [], "responses": {"200": _json(), **_errors(503)}}},
         "/metrics": {"get": {"summary": "Counters", "responses": {"200": _text("text/plain"), **_errors(401, 503)}}},
         "/openapi.json": {"get": _got("This page")},
+        "/": {"get": _file("The page for people", "text/html")},
+        "/page.css": {"get": _file("Its looks", "text/css")},
+        "/page.js": {"get": _file("Its program", "text/javascript")},
+        "/page.json": {"get": _got("What it shows before anything is asked", "page")},
         f"{nitro}/loadmodel": {"post": loaded},
         f"{nitro}/unloadmodel": {"get": unload, "post": unload},
         f"{nitro}/modelstatus": {"get": status, "post": status},
@@ -112,6 +120,10 @@ def _posted(model: str, summary: str, kind: str | None = None, *, stream: bool =
 
 def _got(summary: str, kind: str | None = None) -> dict[str, Any]:
     return {"summary": summary, "responses": {"200": _json(kind), **_errors(401, 503)}}
+
+
+def _file(summary: str, content_type: str) -> dict[str, Any]:
+    return {"summary": summary, "security": [], "responses": {"200": _text(content_type)}}
 
 
 def _named_model() -> dict[str, Any]:

@@ -50,8 +50,8 @@ def chat(body: bytearray, loaded: Loaded, limits: Limits, held: Budget, fetch: F
     pixels = 0
     try:
         messages = parse_messages(asked.messages, allow_objects=False, fetch=fetch)
-        pixels = _hold(messages, limits, held)
-        request = _request(loaded, messages)
+        pixels = hold(messages, limits, held)
+        request = chat_request(loaded, messages)
         grammar = _grammar(loaded, asked)
         streams = tuple(_answer(loaded, request, asked, grammar, i) for i in range(asked.choices))
     except BaseException as error:
@@ -84,7 +84,7 @@ def _check_chat(asked: ChatRequest) -> None:
         raise refuse("response_format.json_schema", "response_format.json_schema: goes with type json_schema")
 
 
-def _hold(messages: list[Message], limits: Limits, held: Budget) -> int:
+def hold(messages: list[Message], limits: Limits, held: Budget) -> int:
     """Pixels of all pictures, known before one is decoded and taken from what requests share."""
     parts = [part for message in messages for part in message.parts if isinstance(part, ImagePart)]
     if len(parts) > limits.max_images:
@@ -101,7 +101,7 @@ def _hold(messages: list[Message], limits: Limits, held: Budget) -> int:
     return total
 
 
-def _request(loaded: Loaded, messages: list[Message]) -> Request:
+def chat_request(loaded: Loaded, messages: list[Message]) -> Request:
     template = loaded.prompts or loaded.model.template
     return loaded.model.prepared(render_prompt(messages, template, loaded.model.tokenizer))
 

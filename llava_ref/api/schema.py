@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from ..sampler import MAX_TOP, Sampling
 from .errors import ApiError, value_at
 from .limits import MAX_CHOICES, MAX_PROMPTS, MAX_STOP_LENGTH, MAX_STOPS
-from .shapes import MESSAGES, SLOT
+from .shapes import LOOKED_AT, MESSAGES, SLOT
 
 
 def _no(value: bool) -> bool:
@@ -139,6 +139,13 @@ class ChatRequest(Common):
     @property
     def limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+
+class LookRequest(Strict):
+    """`POST /v1/look`."""
+
+    messages: Annotated[Any, WithJsonSchema(LOOKED_AT)]
+    model: Label | None = Field(None, description="Any name. The model that is loaded answers.")
 
 
 class CompletionRequest(Common):

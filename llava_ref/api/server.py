@@ -17,9 +17,11 @@ from .body import read_body
 from .edge import Edge
 from .errors import ApiError
 from .limits import MAX_BODIES, MAX_HELD_PIXELS, Budget, Limits
+from .look import prepare_look
 from .metrics import Metrics
 from .models import Models, give_back
 from .openapi import description
+from .page import about, page_routes
 from .prepare import Prepared
 from .respond import send_bytes, send_events, send_json, send_result
 from .worker import Job, Worker
@@ -57,6 +59,9 @@ class Api:
 
     async def completion(self, request: Request, receive: Receive, send: Send) -> None:
         await self._run(request, receive, send, prepare.completion, self.models.current)
+
+    async def look(self, request: Request, receive: Receive, send: Send) -> None:
+        await self._run(request, receive, send, prepare_look, self.models.current, self.limits, self._held, self.fetch)
 
     async def _run(
         self, request: Request, receive: Receive, send: Send, make: Callable[..., Prepared], *args: Any
@@ -138,6 +143,9 @@ class Api:
     async def model_status(self, request: Request, receive: Receive, send: Send) -> None:
         await send_json(send, 200, nitro.status(self.models.any))
 
+    async def page(self, request: Request, receive: Receive, send: Send) -> None:
+        await send_json(send, 200, await self._thread(about, self.models.any))
+
     async def openapi(self, request: Request, receive: Receive, send: Send) -> None:
         await send_json(send, 200, description())
 
@@ -145,6 +153,7 @@ class Api:
         return [
             *(_route(path, self.chat, "POST") for path in CHAT),
             _route("/v1/completions", self.completion, "POST"),
+            _route("/v1/look", self.look, "POST"),
             _route("/v1/models", self.list_models, "GET"),
             _route("/v1/models/{name}", self.show_model, "GET"),
             _route("/tokenize", self.tokenize, "POST"),
@@ -152,6 +161,8 @@ class Api:
             _route("/health", self.health, "GET"),
             _route("/healthz", self.health, "GET"),
             _route("/metrics", self.show_metrics, "GET"),
+            *page_routes(),
+            _route("/page.json", self.page, "GET"),
             _route("/openapi.json", self.openapi, "GET"),
             _route("/inferences/llamacpp/loadmodel", self.load_model, "POST"),
             _route("/inferences/llamacpp/unloadmodel", self.unload_model, "GET", "POST"),
@@ -166,7 +177,7 @@ class Api:
 
 
 def create_app(api: Api, *, api_key: str | None = None, origins: tuple[str, ...] = ()) -> ASGIApp:
-    """The application. `origins`: web pages that may call it, `*` for all. Static files would be mounted here."""
+    """The application. `origins`: web pages that may call it, `*` for all."""
     app: ASGIApp = Edge(Router(api.routes(), redirect_slashes=False), api_key, api.metrics)
     if origins:
         app = CORSMiddleware(

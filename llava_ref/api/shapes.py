@@ -55,4 +55,8 @@ MESSAGES: dict[str, Any] = {
     "maxItems": MAX_MESSAGES,
     "description": "The conversation. Pictures may stand anywhere among the texts of any turn.",
 }
+LOOKED_AT: dict[str, Any] = MESSAGES | {
+    "minItems": 2,
+    "description": "The conversation, the last message being the assistant's answer, as text. At least one picture.",
+}
 SLOT = WithJsonSchema({"type": "string", "description": "Text; `<image>` in it would be a picture, and is refused."})

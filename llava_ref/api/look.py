@@ -1,0 +1,61 @@
+"""`POST /v1/look`: a conversation that ends with an answer -> what was seen, and where each of its tokens looked."""
+
+from typing import Any
+
+from ..errors import LlavaError, PromptError
+from ..messages import Fetch, Message, TextPart, parse_messages
+from ..study.look import Look, answer_pieces, check_answer, look
+from ..study.page import data_uri
+from .body import parse_json
+from .errors import from_library
+from .limits import Budget, Limits
+from .models import Loaded
+from .prepare import Items, Prepared, chat_request, hold
+from .schema import LookRequest, parse
+
+
+def prepare_look(body: bytearray, loaded: Loaded, limits: Limits, held: Budget, fetch: Fetch | None) -> Prepared:
+    """ApiError."""
+    raw = parse_json(body)
+    asked = parse(LookRequest, raw)
+    model, pixels = loaded.model, 0
+    try:
+        *messages, answer = parse_messages(asked.messages, allow_objects=False, fetch=fetch)
+        where = f"messages[{len(messages)}]"
+        pieces = answer_pieces(model.tokenizer, _text(answer, where))
+        if not messages:
+            raise PromptError("messages", "length", "1, expected a question before the answer")
+        pixels = hold(messages, limits, held)
+        request = chat_request(loaded, messages)
+        check_answer(model, request, pieces, where)
+    except BaseException as error:
+        held.give_back(pixels)
+        if isinstance(error, LlavaError):
+            raise from_library(error, raw, "messages") from None
+        raise
+
+    def work() -> Items:
+        yield look_object(look(model, request, pieces))
+
+    return Prepared(model, False, work, (), pixels)
+
+
+def _text(answer: Message, where: str) -> str:
+    if answer.role != "assistant" or not all(isinstance(part, TextPart) for part in answer.parts):
+        raise PromptError(where, "role", "expected the last message to be the assistant's answer, as text")
+    return "".join(part.text for part in answer.parts if isinstance(part, TextPart))
+
+
+def look_object(found: Look) -> dict[str, Any]:
+    """`affine`: scale x, scale y, shift x, shift y, from the squared picture's pixels to the source's."""
+    picture, affine = found.picture, found.picture.affine
+    return {
+        "object": "look",
+        "seen": data_uri(picture.seen),
+        "size": picture.seen.shape[0],
+        "source": list(picture.source),
+        "affine": [affine.scale_x, affine.scale_y, affine.shift_x, affine.shift_y],
+        "grid": found.attention.shape[1],
+        "tokens": [{"text": piece.text, "start": piece.start, "end": piece.end} for piece in found.pieces],
+        "attention": found.attention.astype(float).round(6).tolist(),
+    }

@@ -1,0 +1,66 @@
+"""The page at `/`: three static files that load nothing from elsewhere, and what they ask of the server first."""
+
+import base64
+import json
+from importlib.resources import files
+from typing import Any
+
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from ..loading import embedded
+from .models import Loaded
+from .respond import send_bytes
+
+FILES = {
+    "/": ("page.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+}
+"""Path to file and type. They hold no secret and need no key."""
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+
+
+class StaticFile:
+    """One file of the page as an ASGI application."""
+
+    def __init__(self, name: str, content_type: str) -> None:
+        self._body, self._type = (files("llava_ref") / "assets" / name).read_bytes(), content_type
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_bytes(send, 200, self._body, self._type, HEADERS)
+
+
+def page_routes() -> list[Route]:
+    return [Route(path, StaticFile(*file), methods=["GET"]) for path, file in FILES.items()]
+
+
+def about(loaded: Loaded | None) -> dict[str, Any]:
+    """What the page shows before anything is asked. `exif`: whether a picture is turned before the model sees it."""
+    if loaded is None:
+        return {"object": "page", "model": None, "vision": False, "exif": "ignore", "context": 0, "samples": []}
+    model = loaded.model
+    return {
+        "object": "page",
+        "model": loaded.name,
+        "vision": model.engine.vision is not None,
+        "exif": model.engine.quirks.exif,
+        "context": model.n_context,
+        "samples": samples() if loaded.pair == tuple(path.resolve() for path in embedded()) else [],
+    }
+
+
+def samples() -> list[dict[str, str]]:
+    """The pictures that come with the embedded pair, each with its question."""
+    folder = files("llava_ref") / "assets" / "pictures"
+    listed = json.loads((folder / "pictures.json").read_text("utf-8"))
+    return [{"question": one["question"], "picture": _uri((folder / one["file"]).read_bytes())} for one in listed]
+
+
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
