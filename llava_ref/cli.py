@@ -23,6 +23,7 @@ COMMANDS = {  # each is a module of tools/ with `add_arguments(parser)` and `run
     "logits": "logits at every position of a prompt",
     "lens": "what the model would say after each layer, as a page",
     "attend": "where an answer looked in a picture and what it needed, as a page or a PNG",
+    "patch": "parts of one run put into another: what carries the difference of two answers, as a page",
     "trace": "the arrays inside a run, by name, to a file",
     "diff": "two trace files, stage by stage",
     "serve": "the HTTP server: OpenAI's interface, and Nitro's",

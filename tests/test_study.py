@@ -298,9 +298,34 @@ def test_a_png(cli, folder):
         assert picture.format == "PNG" and picture.width > 700
 
 
+def test_the_patching_page(embedded, tmp_path, capsys):
+    """Where one colour differs between two pictures, that part of the picture carries the answer to the last block."""
+    (swap,) = swaps(embedded, 1)
+    for name, request in (("source", swap.source), ("into", swap.into)):
+        Image.fromarray(request.images[0].rgb).save(tmp_path / f"{name}.png")
+    question = swap.into.prompt.shown
+    pictures = ["--image", str(tmp_path / "into.png"), "--from-image", str(tmp_path / "source.png")]
+    page = tmp_path / "p.html"
+    assert main(["patch", *pictures, "--raw", "-p", question, "-o", str(page), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokens"] == list(swap.colours) and found["stages"] == ["embd", *(f"blk.{i}.out" for i in range(4))]
+    maps = np.array(found["picture"])
+    assert maps.shape == (5, 4, 4) and maps[0].max() > 0.5 and maps[-1].max() == 0
+    y, x = np.unravel_index(maps[0].argmax(), (4, 4))
+    rows = {(row // 8 // 2, row % 8 // 2) for row in swap.region}
+    assert (y, x) in rows
+    assert abs(found["last"][-1] - 1) < 1e-3 and abs(found["last"][0]) < 1e-3
+    text = Page(page.read_text()).text
+    assert f"What carries “{swap.colours[0]}” instead of “{swap.colours[1]}”" in text
+
+
 @pytest.mark.parametrize(
     "arguments, says",
     [
+        (["patch", "-o", "a.html"], "--from-image: missing"),
+        (["patch", "-o", "a.html", "--from-image", "p.png"], "in both runs"),
+        (["patch", "-o", "a.html", "--from-prompt", "red and blue and"], "in both runs"),
+        (["patch", "-o", "a.html", "--from-image", "p.png", "--cells", "0"], "--cells: 0"),
         (["attend", "-o", "a.gif"], "expected a name that ends with .html or .png"),
         (["attend", "-o", "a.html", "--which", "2"], "--which: 2"),
         (["attend", "-o", "a.html", "--cells", "9"], "cells: 9"),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..preprocess import Preprocessed
 from .lens import Lens
-from .overlay import ANCHORS
+from .overlay import ANCHORS, heat, to_source
 
 LEAST_ATTENTION, LEAST_LOST = 0.01, 0.1
 """A scale reaches at least so far: below that nothing worth a colour happens."""
@@ -97,6 +97,44 @@ def lens_page(lensed: Lensed) -> str:
         "colours": ANCHORS,
     }
     return _render("lens.html.jinja", data=data, lensed=lensed, lens=lens, pictures=pictures)
+
+
+@dataclass(frozen=True, slots=True)
+class Patched:
+    """A sweep over two runs, the source and the one it is put into."""
+
+    pictures: tuple[Preprocessed, ...]
+    rgbs: tuple[np.ndarray, ...]
+    prompts: tuple[str, str]
+    names: tuple[str, str]  # the first token that each would say
+    stages: tuple[str, ...]
+    effects: np.ndarray  # (stages, cells * cells + 2): parts of the picture, the text, the last position
+    cells: int
+    settings: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        maps = self.effects[:, :-2].reshape(-1, self.cells, self.cells)
+        rest = {"text": self.effects[:, -2].tolist(), "last": self.effects[:, -1].tolist()}
+        return {"tokens": self.names, "stages": self.stages, "picture": maps.tolist(), **rest}
+
+
+def patch_page(patched: Patched) -> str:
+    """Both runs, a map of the picture for each stage, and the text positions as a table."""
+    picture, cells = patched.pictures[1], patched.cells
+    grids = patched.effects[:, :-2].reshape(-1, cells, cells)
+    maps = [heat(patched.rgbs[1], to_source(grid, picture), 0, 1) for grid in grids]
+    titles = ("taken from", "put into")
+    return _render(
+        "patch.html.jinja",
+        patched=patched,
+        runs=list(zip(titles, map(data_uri, patched.rgbs), patched.prompts, patched.names, strict=True)),
+        maps=list(zip(patched.stages, map(data_uri, maps), strict=True)),
+        colours=", ".join(f"rgb{colour}" for colour in ANCHORS),
+        rows=[
+            (stage, row[:-2].max(), row[-2], row[-1])
+            for stage, row in zip(patched.stages, patched.effects, strict=True)
+        ],
+    )
 
 
 def _geometry(picture: Preprocessed) -> dict[str, Any]:

@@ -60,10 +60,16 @@ def patched_answer(
 
 
 def sweep(
-    model: Llava, into: Request, source: Request, groups: Mapping[str, Sequence[int]], tokens: tuple[int, int]
+    model: Llava,
+    into: Request,
+    source: Request,
+    groups: Mapping[str, Sequence[int]],
+    tokens: tuple[int, int],
+    *,
+    stages: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """(L, groups) float32: how far patching each group of positions, at the input and after each block, moves the next
-    token from that of `into` to that of `source`: 0 not at all, 1 all the way.
+    """(stages, groups) float32: how far patching each group of positions at each stage, by default the input and every
+    block, moves the next token from that of `into` to that of `source`: 0 not at all, 1 all the way.
 
     `tokens`: the first token of the answer to `source`, and of that to `into`; what is measured is their difference in
     logits. ParameterError if the two prompts do not differ in it."""
@@ -74,7 +80,7 @@ def sweep(
     def difference(logits: np.ndarray) -> float:
         return float(logits[-1, wanted]) - float(logits[-1, given])
 
-    stages = ["embd", *(f"blk.{i}.out" for i in range(model.engine.text.n_layer))]
+    stages = stages or ["embd", *(f"blk.{i}.out" for i in range(model.engine.text.n_layer))]
     with model.trace(*stages) as values:
         high = difference(model.request_logits(source))
     low = difference(model.request_logits(into))

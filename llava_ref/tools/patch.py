@@ -1,0 +1,105 @@
+"""`patch`: parts of one run put into another, block by block: which of them carry what the two answers differ in."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import ParameterError
+from ..generate import Request
+from ..model import Llava
+from ..study.ablation import picture_grid, window_of_patches
+from ..study.attention import picture_positions
+from ..study.page import Patched, patch_page
+from ..study.patching import sweep
+from . import options
+from .output import check_output, note, print_json, write_text
+
+MOST_STAGES = 9
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    options.add_mmproj(parser)
+    options.add_images(parser)
+    options.add_prompt(parser)
+    parser.add_argument("--from-image", type=Path, metavar="FILE", help="picture of the run that is taken from")
+    parser.add_argument("--from-prompt", metavar="TEXT", help="prompt of that run, as many tokens (default: the same)")
+    parser.add_argument("--cells", type=int, default=4, metavar="N", help="parts of the picture a side (default: 4)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.html")
+    options.add_text(parser)
+    options.add_running(parser)
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """The run of --image and -p, with parts of the one of --from-image and --from-prompt."""
+    text, mmproj = options.pair(args)
+    if len(args.image) != 1:
+        raise ParameterError("--image", f"{len(args.image)} given", "expected one picture")
+    if args.from_image is None and args.from_prompt is None:
+        raise ParameterError("--from-image", "missing", "expected another picture, or --from-prompt")
+    check_output(args.output, [text, mmproj, *args.image, args.from_image])
+    model = options.load_model(args, text, mmproj)
+    into = options.request(args, model)
+    other = {"image": [args.from_image or args.image[0]], "prompt": args.from_prompt or args.prompt}
+    source = options.request(argparse.Namespace(**(vars(args) | other)), model)
+    patched = patch(model, into, source, args.cells)
+    write_text(args.output, patch_page(patched))
+    if args.json:
+        print_json({"output": str(args.output), **patched.as_json()})
+    else:
+        note(f"{args.output}: {patched.names[0]!r} from the source, {patched.names[1]!r} without it")
+    return 0
+
+
+def patch(model: Llava, into: Request, source: Request, cells: int) -> Patched:
+    """Cells of the picture, the text before the last position, and the last position, each at every stage."""
+    grid = picture_grid(model)
+    if not 1 <= cells <= grid:
+        raise ParameterError("--cells", str(cells), f"expected 1 to {grid}, the patches along a side")
+    ours, theirs = (int(model.request_logits(request)[-1].argmax()) for request in (into, source))
+    if ours == theirs:
+        token = name(model, ours)
+        raise ParameterError(
+            "--from-image", "answer", f"begins with {token!r} in both runs, so there is nothing to follow"
+        )
+    effects, stages = [], stages_of(model)
+    for i, stage in enumerate(stages):
+        note(f"{i + 1} of {len(stages)} stages: {stage}")
+        effects.append(sweep(model, into, source, groups(into, grid, cells), (theirs, ours), stages=[stage])[0])
+    return Patched(
+        pictures=tuple(model.preprocess(request.images[0]) for request in (source, into)),
+        rgbs=tuple(request.images[0].rgb for request in (source, into)),
+        prompts=(source.prompt.shown, into.prompt.shown),
+        names=(name(model, theirs), name(model, ours)),
+        stages=tuple(stages),
+        effects=np.array(effects),
+        cells=cells,
+        settings=model.settings,
+    )
+
+
+def groups(request: Request, grid: int, cells: int) -> dict[str, Sequence[int]]:
+    """Positions by what stands there."""
+    picture, last = picture_positions(request), len(request.token_ids) - 1
+    found: dict[str, Sequence[int]] = {}
+    for y, x in np.ndindex(cells, cells):
+        patches = np.flatnonzero(window_of_patches(grid, cells, (y, x), 1))
+        found[f"{y},{x}"] = [picture.start + int(at) for at in patches]
+    found["text"] = [at for at in range(last) if at not in picture]
+    found["last"] = [last]
+    return found
+
+
+def stages_of(model: Llava) -> list[str]:
+    """The rows that go in, and the blocks, some of them where they are many."""
+    assert model.engine.text is not None
+    n = model.engine.text.n_layer
+    chosen = sorted({round(i) for i in np.linspace(0, n - 1, min(n, MOST_STAGES - 1))})
+    return ["embd", *(f"blk.{i}.out" for i in chosen)]
+
+
+def name(model: Llava, token: int) -> str:
+    return model.tokenizer.token_bytes(token).decode("utf-8", "replace").strip()
