@@ -10,8 +10,8 @@ const messages = [
   {
     role: "user",
     content: [
-      { type: "text", text: "How many orange shapes are there?" },
       { type: "image_url", image_url: { url: `data:image/jpeg;base64,${base64}` } },
+      { type: "text", text: "How many orange shapes are there?" },
     ],
   },
 ];
