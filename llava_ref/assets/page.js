@@ -1,6 +1,6 @@
 // The page of `llava-ref serve`. It speaks to /v1/chat/completions as any client would, and to /v1/look and /page.json.
 
-const COLOURS = [[0, 0, 4], [66, 10, 104], [147, 38, 103], [221, 81, 58], [252, 165, 10], [252, 255, 164]];
+const VIOLET = [104, 43, 194], STRONGEST = 0.85; // colour of a map, and its opacity at the largest number
 const LEAST = 0.01; // a scale reaches at least so far: below that nothing worth a colour happens
 const QUICK = 2; // seconds of prefill: where it took longer, nothing is run again before somebody clicks
 
@@ -15,6 +15,7 @@ let messages = []; // the conversation as it is sent
 let attached = []; // data URIs of pictures for the next question
 let key = "";
 let running = null; // AbortController of the answer being given
+let looks = 0; // of which the last one counts
 
 class Refused extends Error {
   constructor(status, error) {
@@ -37,7 +38,7 @@ async function* events(reply) {
   let waiting = "";
   for (;;) {
     const { done, value } = await reader.read();
-    if (done) throw new Refused("", { message: "the connection ended before the answer did" });
+    if (done) throw new Error("the connection ended before the answer did");
     const frames = (waiting + value).split("\n\n");
     waiting = frames.pop();
     for (const frame of frames.filter(frame => frame.startsWith("data: "))) {
@@ -66,12 +67,13 @@ async function ask(text) {
   try {
     await receive([...messages, question], result, line);
   } catch (error) {
-    if (error.name !== "AbortError") {
-      answer.replaceWith(problem(error));
-      if (!result.text) giveBack(text, pictures);
-      return;
+    result.stopped = error.name === "AbortError";
+    if (!result.stopped) answer.after(problem(error));
+    if (!result.text || !result.stopped) {
+      asked.classList.add("refused");
+      if (!result.text) answer.remove();
+      return giveBack(text, pictures);
     }
-    result.stopped = true;
   } finally {
     answer.classList.remove("running");
     busy(null);
@@ -103,7 +105,7 @@ function figures({ usage, timings, stopped }) {
   }
   if (timings) {
     const seen = timings.encode_s ? `picture ${seconds(timings.encode_s)}, ` : "";
-    said.push(`${seen}first token ${seconds(timings.prefill_s)}${timings.decode_tok_s ? `, then ${timings.decode_tok_s.toPrecision(3)} a second` : ""}`);
+    said.push(`${seen}first token ${seconds(timings.prefill_s)}${timings.decode_tok_s ? `, then ${timings.decode_tok_s.toPrecision(3)} tokens a second` : ""}`);
   }
   return [...said, ...(stopped ? ["stopped"] : [])].join(" · ");
 }
@@ -130,17 +132,13 @@ function busy(controller) {
 // Looking
 
 function offer(answer, now) {
-  answer.buttons = [];
   let at = 0; // characters, as the server counts them
-  const parts = answer.text.split(/(\s+)/).map(part => {
-    const start = at;
-    at += [...part].length;
-    if (!part.trim()) return part;
-    const button = make("button", { type: "button", className: "word", textContent: part, title: "Where did it look?" });
+  const parts = [...new Intl.Segmenter(undefined, { granularity: "word" }).segment(answer.text)].map(({ segment, isWordLike }) => {
+    const start = at, end = (at += [...segment].length);
+    if (!isWordLike) return segment;
+    const button = make("button", { type: "button", className: "word", textContent: segment, title: "Where did it look?" });
     button.setAttribute("aria-pressed", "false");
-    const word = { name: part, start, end: start + [...part].length, button };
-    button.onclick = () => look(answer, word);
-    answer.buttons.push(word);
+    button.onclick = () => look(answer, { name: segment, start, end, button });
     return button;
   });
   answer.line.replaceChildren(...parts);
@@ -148,22 +146,25 @@ function offer(answer, now) {
 }
 
 async function look(answer, word) {
+  const mine = ++looks;
   document.querySelectorAll(".word").forEach(button => button.setAttribute("aria-pressed", button === word?.button));
   try {
+    word?.button.setAttribute("aria-busy", "true");
     answer.look ??= call("v1/look", { messages: answer.messages }).then(reply => reply.json());
     const found = await answer.look;
+    if (mine !== looks) return; // another word was clicked meanwhile
     const last = answer.messages.flatMap(message => (hasPicture(message) ? message.content : [])).findLast(part => part.type === "image_url");
     await show(found, last.image_url.url, word);
+    if (word) by("look").scrollIntoView({ block: "nearest", behavior: "smooth" });
   } catch (error) {
     answer.look = null;
-    answer.about.after(problem(error));
+    answer.about.after(make("div", {}, problem(error)));
+  } finally {
+    word?.button.removeAttribute("aria-busy");
   }
 }
 
-const colour = part => {
-  const at = Math.min(Math.max(part, 0), 1) * (COLOURS.length - 1), low = Math.min(Math.floor(at), COLOURS.length - 2);
-  return COLOURS[low].map((c, i) => Math.round(c + (COLOURS[low + 1][i] - c) * (at - low)));
-};
+const colour = part => `rgba(${VIOLET}, ${STRONGEST * part})`;
 
 function mean(maps) {
   return maps[0].map((row, y) => row.map((_, x) => maps.reduce((sum, map) => sum + map[y][x], 0) / maps.length));
@@ -188,7 +189,9 @@ function draw(found, source, values) {
   const zoom = Math.max(1, 720 / Math.max(width, height)), pen = canvas.getContext("2d");
   canvas.width = Math.round(width * zoom);
   canvas.height = Math.round(height * zoom);
-  pen.filter = values ? "grayscale(1)" : "none";
+  pen.fillStyle = "#fff";
+  pen.fillRect(0, 0, canvas.width, canvas.height);
+  pen.filter = values ? "grayscale(1) opacity(0.45)" : "none"; // pale, so that colour means a number
   if (source.naturalWidth) pen.drawImage(source, 0, 0, canvas.width, canvas.height);
   pen.filter = "none";
   by("scale").hidden = by("warning").hidden = !values;
@@ -196,11 +199,11 @@ function draw(found, source, values) {
   if (!values) return;
   const high = Math.max(LEAST, ...values.flat()), step = found.size / values.length;
   values.forEach((row, y) => row.forEach((value, x) => {
-    pen.fillStyle = `rgba(${colour(value / high)}, 0.62)`;
+    pen.fillStyle = colour(value / high);
     pen.fillRect((x * step * sx + dx) * zoom, (y * step * sy + dy) * zoom, step * sx * zoom, step * sy * zoom);
   }));
   const [from, to] = by("scale").querySelectorAll("span"), here = by("scale").querySelector("output");
-  by("scale").querySelector(".bar").style.background = `linear-gradient(to right, ${COLOURS.map(c => `rgb(${c})`)})`;
+  by("scale").querySelector(".bar").style.background = `linear-gradient(to right, ${colour(0)}, ${colour(1)}), #f4f4f4`;
   from.textContent = "0";
   to.textContent = `${high.toPrecision(2)} of 1`;
   canvas.onmousemove = event => {
@@ -213,7 +216,11 @@ function draw(found, source, values) {
 
 // Pictures
 
-const thumbnail = url => make("img", { src: url, alt: "a picture" });
+function thumbnail(url) {
+  const picture = make("img", { src: url, alt: "a picture" });
+  picture.onerror = () => picture.replaceWith(make("span", { className: "unknown", textContent: "a file this browser cannot show" }));
+  return picture;
+}
 
 function attach(urls) {
   attached = urls;
@@ -241,7 +248,6 @@ function submit() {
   const text = by("question").value.trim();
   if (text && !running) ask(text);
 }
-
 by("ask").onsubmit = event => { event.preventDefault(); submit(); };
 by("question").onkeydown = event => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); submit(); }
@@ -251,6 +257,7 @@ by("pick").onclick = by("attach").onclick = () => by("file").click();
 by("file").onchange = async () => { await add(by("file").files); by("file").value = ""; };
 by("over").onclick = () => {
   messages = [];
+  looks++;
   by("turns").replaceChildren();
   by("start").hidden = by("nolook").hidden = false;
   by("look").hidden = by("over").hidden = true;
@@ -262,11 +269,16 @@ by("key").onsubmit = event => {
   by("key").hidden = true;
   start();
 };
-document.ondragover = event => { event.preventDefault(); document.body.classList.add("over"); };
+document.ondragover = event => {
+  if (!event.dataTransfer.types.includes("Files")) return;
+  event.preventDefault();
+  document.body.classList.add("over");
+};
 document.ondragleave = event => { if (!event.relatedTarget) document.body.classList.remove("over"); };
 document.ondrop = event => {
-  event.preventDefault();
   document.body.classList.remove("over");
+  if (!event.dataTransfer.files.length) return;
+  event.preventDefault();
   add(event.dataTransfer.files);
 };
 document.onpaste = event => { if (event.clipboardData.files.length) { event.preventDefault(); add(event.clipboardData.files); } };
@@ -274,7 +286,7 @@ document.onpaste = event => { if (event.clipboardData.files.length) { event.prev
 async function start() {
   try {
     const about = await (await call("page.json")).json();
-    by("model").textContent = about.model ? `${about.model} · ${about.context} positions${about.vision ? "" : " · cannot see pictures"}` : "no model is loaded";
+    by("model").textContent = about.model ? `${about.model} · context of ${about.context} tokens${about.vision ? "" : " · cannot see pictures"}` : "no model is loaded";
     by("source").style.imageOrientation = about.exif === "apply" ? "from-image" : "none";
     by("samples").hidden = !about.samples.length;
     by("samples").querySelector(".row").replaceChildren(...about.samples.map(({ picture, question }) => make(

@@ -1,0 +1,126 @@
+"""Chromium without a window, driven over the pipe of its own DevTools protocol: no package, no port."""
+
+import base64
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--headless=new --no-sandbox --remote-debugging-pipe --disable-gpu --no-first-run --disable-dev-shm-usage "
+    "--disable-background-networking --disable-component-update --disable-sync --no-proxy-server --hide-scrollbars"
+)
+
+
+class Page:
+    """One page. Chromium reads commands from descriptor 3 and writes to 4, JSON with a zero byte behind each."""
+
+    def __init__(self, profile: Path) -> None:
+        assert CHROMIUM is not None
+        (their_in, self._out), (self._in, their_out) = (tuple(map(_high, os.pipe())) for _ in range(2))
+        null = (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0)
+        moved = [(os.POSIX_SPAWN_DUP2, their_in, 3), (os.POSIX_SPAWN_DUP2, their_out, 4)]
+        command = [CHROMIUM, *FLAGS.split(), f"--user-data-dir={profile}", "about:blank"]
+        self._pid = os.posix_spawn(CHROMIUM, command, os.environ, file_actions=[null, *moved], setpgroup=0)
+        os.close(their_in)
+        os.close(their_out)
+        self._left, self._number, self._session = b"", 0, None
+        self.complaints: list[str] = []
+        """What the page's console was told: errors of its own and of the Content-Security-Policy."""
+        targets = self("Target.getTargets")["targetInfos"]
+        target = next(t["targetId"] for t in targets if t["type"] == "page")
+        self._session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log"):
+            self(f"{domain}.enable")
+
+    def __enter__(self) -> "Page":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.killpg(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+        os.close(self._in)
+        os.close(self._out)
+
+    def __call__(self, method: str, **params: Any) -> dict[str, Any]:
+        """One command and its result."""
+        self._number += 1
+        command = {"id": self._number, "method": method, "params": params}
+        if self._session is not None:
+            command["sessionId"] = self._session
+        os.write(self._out, json.dumps(command).encode() + b"\0")
+        while (message := self._message()).get("id") != self._number:
+            self._note(message)
+        assert "result" in message, message
+        return message["result"]
+
+    def _message(self) -> dict[str, Any]:
+        while b"\0" not in self._left:
+            assert select.select([self._in], [], [], 30)[0], "Chromium says nothing"
+            data = os.read(self._in, 2**20)
+            assert data, "Chromium has ended"
+            self._left += data
+        first, _, self._left = self._left.partition(b"\0")
+        return json.loads(first)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        if event["method"] == "Log.entryAdded" and event["params"]["entry"]["level"] == "error":
+            self.complaints.append(event["params"]["entry"]["text"])
+        if event["method"] == "Runtime.exceptionThrown":
+            self.complaints.append(str(event["params"]["exceptionDetails"]))
+
+    def js(self, expression: str) -> Any:
+        """The value of an expression, awaited."""
+        found = self("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def until(self, expression: str, seconds: float = 15.0) -> None:
+        end = time.monotonic() + seconds
+        while not self.js(f"Boolean({expression})"):
+            assert time.monotonic() < end, f"{expression}: never; the page says {self.js('document.body.innerText')}"
+            time.sleep(0.02)
+
+    def open(self, url: str, width: int = 1200, height: int = 800, dark: bool = False) -> None:
+        self.size(width, height, dark)
+        self("Page.navigate", url=url)
+        self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
+
+    def size(self, width: int, height: int, dark: bool) -> None:
+        self("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self("Emulation.setEmulatedMedia", features=[scheme])
+
+    def click(self, selector: str) -> None:
+        """As a person does, with the mouse: nothing happens where something else lies over it."""
+        self.js(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center'}})")
+        box = self.js(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({_box(selector)})")
+        for kind in ("mousePressed", "mouseReleased"):
+            self("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+
+    def type(self, selector: str, text: str) -> None:
+        self.click(selector)
+        self("Input.insertText", text=text)
+
+    def screenshot(self, path: Path) -> None:
+        size = self("Page.getLayoutMetrics")["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+        shot = self("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+
+def _box(selector: str) -> str:
+    return f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
+
+
+def _high(descriptor: int) -> int:
+    """The same pipe at a number that is neither 3 nor 4."""
+    copy = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
+    os.close(descriptor)
+    return copy

@@ -1,0 +1,199 @@
+"""The page at /, what it asks of the server, and the page in a browser."""
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("uvicorn", reason="the server extra is not installed")
+pytest.importorskip("httpx2", reason="a test client is not installed")
+
+from browser import CHROMIUM, Page
+from running import Process, data_uri, load, picture, serving
+
+import llava_ref
+from llava_ref.api.limits import Limits
+from llava_ref.study.attention import attention_to_picture
+from llava_ref.study.look import answer_pieces
+
+CAPTION = "a small red star, a large black triangle, a large purple star and the green digit 4"
+
+
+def wide() -> bytes:
+    """A sample picture with its own ground at both sides: 260 x 240."""
+    source = Image.open(io.BytesIO(picture("caption.png"))).convert("RGB")
+    page = Image.new("RGB", (260, 240), source.getpixel((1, 1)))
+    page.paste(source, (10, 0))
+    out = io.BytesIO()
+    page.save(out, "PNG")
+    return out.getvalue()
+
+
+def asked(data: bytes, question: str) -> dict:
+    image = {"type": "image_url", "image_url": {"url": data_uri(data)}}
+    return {"role": "user", "content": [image, {"type": "text", "text": question}]}
+
+
+def conversation(answer: str = CAPTION) -> list:
+    return [asked(wide(), "Describe the picture."), {"role": "assistant", "content": answer}]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load(*llava_ref.embedded(), None)
+
+
+def test_what_was_seen_and_where_was_looked(server, model):
+    body = server.post("/v1/look", {"messages": conversation()}).json()
+    seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(body["seen"].partition(",")[2]))))
+    shown = model.preprocess(model.decode_image(wide()))
+    assert np.array_equal(seen, shown.seen) and body["size"] == len(seen)
+    assert body["source"] == [260, 240] and body["affine"][:2] == [260 / 64, 260 / 64] and body["affine"][3] < 0
+    request = model.request([{"role": "user", "content": asked_here()}])
+    reply = model.chat([{"role": "user", "content": asked_here()}])
+    tokens = [token for token in reply.token_ids if token not in model.tokenizer.end_ids]
+    weights = attention_to_picture(model, request, tokens).mean(0).reshape(len(tokens), body["grid"], body["grid"])
+    assert np.allclose(np.array(body["attention"]), weights, atol=1e-5)
+    assert [t["text"] for t in body["tokens"]] == [CAPTION[t["start"] : t["end"]] for t in body["tokens"]]
+    assert "".join(t["text"] for t in body["tokens"]) == reply.text
+
+
+def asked_here() -> list:
+    return [{"type": "image", "image": wide()}, {"type": "text", "text": "Describe the picture."}]
+
+
+def test_the_last_of_several_pictures_in_a_later_turn(server):
+    first = asked(picture("count.png"), "How many orange shapes are there?")
+    turns = [first, {"role": "assistant", "content": "3"}, *conversation("a star")]
+    assert server.post("/v1/look", {"messages": turns}).json()["source"] == [260, 240]
+    turns = [*conversation("a star"), {"role": "user", "content": "What is the digit?"}]
+    alone = server.post("/v1/look", {"messages": [*turns, {"role": "assistant", "content": "4"}]}).json()
+    assert alone["source"] == [260, 240] and [t["text"] for t in alone["tokens"]] == ["4"]
+
+
+@pytest.mark.parametrize("text", ["4", " 4", "a  b\n", "</s> is text", "naïve 雪 🂡!"])
+def test_pieces_are_the_answer(model, text):
+    pieces = answer_pieces(model.tokenizer, text)
+    assert not {piece.token_id for piece in pieces} & model.tokenizer.vocabulary.control
+    assert "".join(piece.text for piece in pieces) == text
+    assert all(text[piece.start : piece.end] == piece.text for piece in pieces)
+
+
+WRONG = {
+    "no answer": (conversation()[:1], "messages[0].role", "invalid_value"),
+    "an answer alone": (conversation()[1:], "messages", "invalid_value"),
+    "empty": (conversation(""), "messages[1].answer", "invalid_value"),
+    "no picture": ([{"role": "user", "content": "Hello"}, conversation()[1]], "messages", "invalid_value"),
+    "too long": (conversation("a " * 1100), "messages[1].answer", "invalid_value"),
+    "no messages": ([], "messages", "invalid_value"),
+    "a picture that is none": ([asked(b"words, and no picture", "?"), conversation()[1]], None, None),
+}
+
+
+@pytest.mark.parametrize("messages, param, code", WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_refused(server, messages, param, code):
+    status, found_param, found_code = server.error(server.post("/v1/look", {"messages": messages}))
+    assert status == 400
+    if param is None:
+        param, code = "messages[0].content[0].image_url.url", "unsupported_image_format"
+    assert (found_param, found_code) == (param, code)
+
+
+def test_other_parameters_and_limits():
+    with serving(limits=Limits(max_pixels=260 * 240 - 1), n_context=100) as small:
+        found = small.error(small.post("/v1/look", {"messages": conversation(), "temperature": 0}))
+        assert found == (400, "temperature", "unsupported_parameter")
+        assert small.error(small.post("/v1/look", {"messages": conversation()}))[2] == "image_too_large"
+        here = [asked(picture("count.png"), "How many?"), {"role": "assistant", "content": "red " * 40}]
+        assert small.error(small.post("/v1/look", {"messages": here}))[2] == "context_length_exceeded"
+        assert small.api._held.taken == 0
+
+
+def test_the_page_loads_nothing_from_elsewhere_and_needs_no_key():
+    with serving(api_key="key") as locked:
+        for path, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
+            answer = locked.client.get(path)
+            assert answer.status_code == 200 and answer.headers["content-type"].startswith(kind)
+            policy = answer.headers["content-security-policy"]
+            assert policy.startswith("default-src 'none'") and "unsafe" not in policy and "http" not in policy
+            assert "//" not in answer.text.replace("// ", "")
+        assert locked.error(locked.client.get("/page.json"))[0] == 401
+        assert locked.error(locked.post("/v1/look", {}))[0] == 401
+
+
+def test_samples_come_with_the_embedded_pair_only(server, tmp_path):
+    body = server.client.get("/page.json").json()
+    assert len(body["samples"]) == 8 and body["vision"] and body["exif"] == "ignore"
+    copies = tuple(tmp_path / path.name for path in llava_ref.embedded())
+    for path, copy in zip(llava_ref.embedded(), copies, strict=True):
+        copy.write_bytes(path.read_bytes())
+    with serving(pair=copies) as other:
+        assert other.client.get("/page.json").json()["samples"] == []
+        other.models.drop()
+        assert other.client.get("/page.json").json()["model"] is None
+
+
+DROP = """(() => {
+  const bytes = Uint8Array.from(atob("%s"), c => c.charCodeAt(0)), data = new DataTransfer();
+  data.items.add(new File([bytes], "picture.png", {type: "image/png"}));
+  document.querySelector("main").dispatchEvent(
+    new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
+})()"""
+STRONGEST = """(() => {
+  const canvas = document.getElementById("map"), pen = canvas.getContext("2d"), found = [];
+  for (let y = 0; y < 8; y++) for (let x = 0; x < 8; x++) {
+    const at = [(x + 0.5) / 8 * canvas.width, ((y + 0.5) * 260 / 8 - 10) / 240 * canvas.height];
+    const [r, g, b] = pen.getImageData(at[0], at[1], 1, 1).data;
+    found.push([b - g, y * 8 + x]);
+  }
+  return found.sort((one, other) => other[0] - one[0])[0][1];
+})()"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_the_page_in_a_browser(tmp_path: Path, server):
+    """A key given, a picture dropped, a question asked and answered, a word clicked, and where it looked drawn."""
+    with Process("--api-key", "secret") as locked, Page(tmp_path / "profile") as page:
+        page.open(locked.url)
+        page.until("!document.getElementById('key').hidden")
+        page.type("#secret", "secret")
+        page.click("#key button")
+        page.until("document.querySelectorAll('#samples img').length === 8")
+        page.js(DROP % base64.b64encode(wide()).decode())
+        page.until("document.querySelector('#attached img')")
+        page.type("#question", "Describe the picture.")
+        page.click("#send")
+        page.until("document.querySelectorAll('.word').length && !document.getElementById('look').hidden")
+        assert page.js("document.querySelector('.answer p').textContent") == CAPTION
+        assert "64 picture + 12 text tokens in · 20 out" in page.js(
+            "document.querySelector('.answer .note').textContent"
+        )
+        assert page.js("document.getElementById('seen').naturalWidth") == 64
+        look = server.post("/v1/look", {"messages": conversation()}).json()
+        for word, token in (("red", 2), ("green", 16)):
+            nth = page.js(f"[...document.querySelectorAll('.word')].findIndex(w => w.textContent === '{word}')")
+            page.js(f"document.querySelectorAll('.word')[{nth}].id = '{word}'")
+            page.click(f"#{word}")
+            page.until(f"document.getElementById('lookname').textContent.includes('{word}')")
+            assert page.js(STRONGEST) == strongest(look["attention"][token])
+        page.screenshot(tmp_path / "page.png")
+        page.size(360, 740, dark=True)
+        assert page.js("document.documentElement.scrollWidth") == 360
+        page.js(DROP % base64.b64encode(b"words, and no picture").decode())
+        page.until("document.querySelector('#attached .unknown')")
+        page.type("#question", "And this?")
+        page.click("#send")
+        page.until("document.querySelector('.error')")
+        assert "unsupported_image_format" in page.js("document.querySelector('.error').textContent")
+        assert page.js("document.getElementById('question').value") == "And this?"
+        statuses = [line.partition("status of ")[2][:3] for line in page.complaints]
+        assert statuses == ["401", "400"], json.dumps(page.complaints)
+
+
+def strongest(attention: list) -> int:
+    """The patch of the largest number."""
+    return int(np.argmax(attention))
