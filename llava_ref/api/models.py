@@ -18,6 +18,7 @@ from ..errors import LlavaError, ParameterError, printable
 from ..grammar import JsonGrammars
 from ..loading import embedded
 from ..model import Llava
+from ..reuse import Reuse
 from ..templates import ChatTemplate
 from .errors import ApiError
 
@@ -122,6 +123,7 @@ class Models:
 
 
 def _loaded(model: Llava, pair: Pair, prompts: ChatTemplate | None = None, stops: tuple[str, ...] = ()) -> Loaded:
+    model.reuse = Reuse()
     files = [(path.name, path.stat().st_size) for path in pair if path is not None]
     about = json.dumps([files, model.settings, model.n_context, None if prompts is None else prompts.source])
     fingerprint = "fp_" + hashlib.sha256(about.encode()).hexdigest()[:12]

@@ -1,0 +1,49 @@
+"""What one request leaves for the next is counted, and changes no answer."""
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="the server extra is not installed")
+pytest.importorskip("httpx2", reason="a test client is not installed")
+
+from running import data_uri, picture
+
+PICTURES = {
+    name: {"type": "image_url", "image_url": {"url": data_uri(picture(name))}} for name in ("count.png", "colour.png")
+}
+QUESTIONS = ("How many orange shapes are there?", "What colour is the circle?", "Describe the picture.")
+SCORED = {"logprobs": True, "top_logprobs": 3, "max_tokens": 24}
+
+
+def ask(server, name, question, **settings):
+    body = server.chat([PICTURES[name], {"type": "text", "text": question}], **SCORED, **settings).json()
+    return body["choices"], body["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+def test_answers_are_the_same_with_and_without(server):
+    model = server.models.current.model
+    kept, model.reuse = model.reuse, None
+    plain = {(name, question): ask(server, name, question) for name in PICTURES for question in QUESTIONS}
+    assert all(cached == 0 for _, cached in plain.values())
+    model.reuse = kept
+    kept.clear()
+    saved = []
+    for _ in range(2):
+        for (name, question), (choices, _) in plain.items():
+            found, cached = ask(server, name, question)
+            assert found == choices  # every log-probability of every token
+            saved.append(cached)
+    assert saved[0] == 0 and min(saved[1:3]) > 64 and min(saved[6:]) >= 64
+
+
+def test_a_client_that_leaves_spoils_nothing(server):
+    model = server.models.current.model
+    model.reuse.clear()
+    expected, _ = ask(server, "count.png", QUESTIONS[2])
+    body = {
+        "messages": [{"role": "user", "content": [PICTURES["colour.png"], {"type": "text", "text": "Describe it."}]}]
+    }
+    with server.client.stream(
+        "POST", "/v1/chat/completions", json=body | {"stream": True, "max_tokens": 400}
+    ) as answer:
+        next(answer.iter_lines())
+    assert ask(server, "count.png", QUESTIONS[2])[0] == expected
