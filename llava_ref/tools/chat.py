@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import LlavaError, ParameterError, PromptError
 from ..model import Llava
+from ..reuse import Reuse
 from ..sampler import Sampling
 from . import options
 from .output import note, print_pieces, summary, visible
@@ -30,6 +31,7 @@ class Conversation:
 
     def __init__(self, model: Llava, args: argparse.Namespace, sampling: Sampling) -> None:
         self._model, self._args, self._sampling = model, args, sampling
+        model.reuse = Reuse()  # a turn's pictures are encoded once
         system = [] if args.system is None else [{"role": "system", "content": args.system}]
         self._system: list[dict[str, Any]] = system
         self.clear()
