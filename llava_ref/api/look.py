@@ -47,10 +47,14 @@ def _text(answer: Message, where: str) -> str:
 
 
 def look_object(found: Look) -> dict[str, Any]:
-    """`affine`: scale x, scale y, shift x, shift y, from the squared picture's pixels to the source's."""
+    """`picture` is the source as it was read, which is not always as a browser shows it: EXIF may turn it there.
+
+    `affine`: scale x, scale y, shift x, shift y, from the squared picture's pixels to the source's, of which
+    `source` is the size."""
     picture, affine = found.picture, found.picture.affine
     return {
         "object": "look",
+        "picture": data_uri(found.rgb),
         "seen": data_uri(picture.seen),
         "size": picture.seen.shape[0],
         "source": list(picture.source),

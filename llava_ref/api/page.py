@@ -41,15 +41,14 @@ def page_routes() -> list[Route]:
 
 
 def about(loaded: Loaded | None) -> dict[str, Any]:
-    """What the page shows before anything is asked. `exif`: whether a picture is turned before the model sees it."""
+    """What the page shows before anything is asked."""
     if loaded is None:
-        return {"object": "page", "model": None, "vision": False, "exif": "ignore", "context": 0, "samples": []}
+        return {"object": "page", "model": None, "vision": False, "context": 0, "samples": []}
     model = loaded.model
     return {
         "object": "page",
         "model": loaded.name,
         "vision": model.engine.vision is not None,
-        "exif": model.engine.quirks.exif,
         "context": model.n_context,
         "samples": samples() if loaded.pair == tuple(path.resolve() for path in embedded()) else [],
     }

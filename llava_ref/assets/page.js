@@ -63,7 +63,7 @@ async function ask(text) {
   attach([]);
   by("question").value = "";
   busy(new AbortController());
-  const result = { text: "", usage: null, timings: null, stopped: false };
+  const result = { text: "", usage: null, timings: null, warnings: [], stopped: false };
   try {
     await receive([...messages, question], result, line);
   } catch (error) {
@@ -91,13 +91,14 @@ async function receive(conversation, result, line) {
     result.text += piece;
     line.append(piece);
     result.usage = event.usage ?? result.usage;
+    result.warnings = event.warnings ?? result.warnings;
     result.timings = event.timings ?? result.timings;
   }
 }
 
 const hasPicture = message => Array.isArray(message.content) && message.content.some(part => part.type === "image_url");
 
-function figures({ usage, timings, stopped }) {
+function figures({ usage, timings, warnings, stopped }) {
   const said = [];
   if (usage) {
     const { image_tokens: image, text_tokens: text, cached_tokens: cached } = usage.prompt_tokens_details;
@@ -107,7 +108,7 @@ function figures({ usage, timings, stopped }) {
     const seen = timings.encode_s ? `picture ${seconds(timings.encode_s)}, ` : "";
     said.push(`${seen}first token ${seconds(timings.prefill_s)}${timings.decode_tok_s ? `, then ${timings.decode_tok_s.toPrecision(3)} tokens a second` : ""}`);
   }
-  return [...said, ...(stopped ? ["stopped"] : [])].join(" · ");
+  return [...said, ...(stopped ? ["stopped"] : []), ...warnings].join(" · ");
 }
 
 const seconds = s => (s < 1 ? `${Math.round(s * 1000)} ms` : `${s.toFixed(1)} s`);
@@ -153,8 +154,7 @@ async function look(answer, word) {
     answer.look ??= call("v1/look", { messages: answer.messages }).then(reply => reply.json());
     const found = await answer.look;
     if (mine !== looks) return; // another word was clicked meanwhile
-    const last = answer.messages.flatMap(message => (hasPicture(message) ? message.content : [])).findLast(part => part.type === "image_url");
-    await show(found, last.image_url.url, word);
+    await show(found, word);
     if (word) by("look").scrollIntoView({ block: "nearest", behavior: "smooth" });
   } catch (error) {
     answer.look = null;
@@ -170,10 +170,9 @@ function mean(maps) {
   return maps[0].map((row, y) => row.map((_, x) => maps.reduce((sum, map) => sum + map[y][x], 0) / maps.length));
 }
 
-async function show(found, url, word) {
-  const source = by("source");
-  source.src = url;
-  await source.decode().catch(() => {}); // a format the browser does not know: the map is drawn without the picture
+async function show(found, word) {
+  const source = make("img", { src: found.picture });
+  await source.decode();
   by("look").hidden = false;
   by("nolook").hidden = true;
   by("seen").src = found.seen;
@@ -186,13 +185,13 @@ async function show(found, url, word) {
 
 function draw(found, source, values) {
   const canvas = by("map"), [width, height] = found.source, [sx, sy, dx, dy] = found.affine;
-  const zoom = Math.max(1, 720 / Math.max(width, height)), pen = canvas.getContext("2d");
-  canvas.width = Math.round(width * zoom);
-  canvas.height = Math.round(height * zoom);
+  const zoom = 720 / Math.max(width, height), pen = canvas.getContext("2d");
+  canvas.width = Math.max(1, Math.round(width * zoom));
+  canvas.height = Math.max(1, Math.round(height * zoom));
   pen.fillStyle = "#fff";
   pen.fillRect(0, 0, canvas.width, canvas.height);
   pen.filter = values ? "grayscale(1) opacity(0.45)" : "none"; // pale, so that colour means a number
-  if (source.naturalWidth) pen.drawImage(source, 0, 0, canvas.width, canvas.height);
+  pen.drawImage(source, 0, 0, canvas.width, canvas.height);
   pen.filter = "none";
   by("scale").hidden = by("warning").hidden = !values;
   canvas.onmousemove = null;
@@ -287,7 +286,6 @@ async function start() {
   try {
     const about = await (await call("page.json")).json();
     by("model").textContent = about.model ? `${about.model} · context of ${about.context} tokens${about.vision ? "" : " · cannot see pictures"}` : "no model is loaded";
-    by("source").style.imageOrientation = about.exif === "apply" ? "from-image" : "none";
     by("samples").hidden = !about.samples.length;
     by("samples").querySelector(".row").replaceChildren(...about.samples.map(({ picture, question }) => make(
       "button", { type: "button", title: question, onclick: () => giveBack(question, [picture]) }, thumbnail(picture),

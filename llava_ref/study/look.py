@@ -6,6 +6,7 @@ A tokens of the answer, G patches along a side of the picture.
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from ..errors import PromptError
 from ..generate import Request
@@ -15,6 +16,7 @@ from ..tokenizer import Tokenizer
 from .ablation import picture_grid
 from .attention import attention_to_picture
 
+LONGEST = 720
 MAX_ANSWER = 1024
 """Tokens of an answer: bounds the numbers to MAX_ANSWER x G x G."""
 
@@ -33,6 +35,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Look:
+    rgb: np.ndarray  # (height, width, 3) uint8: the source as it was read, perhaps made smaller
     picture: Preprocessed
     pieces: tuple[Piece, ...]
     attention: np.ndarray  # (A, G, G) float32, mean over layers and heads
@@ -70,4 +73,13 @@ def look(model: Llava, request: Request, pieces: tuple[Piece, ...]) -> Look:
     """Runs prompt and answer once more and reads the attention over the prompt's last picture."""
     last, grid = len(request.images) - 1, picture_grid(model)
     weights = attention_to_picture(model, request, [piece.token_id for piece in pieces], image=last)
-    return Look(model.preprocess(request.images[last]), pieces, weights.mean(0).reshape(-1, grid, grid))
+    source = request.images[last]
+    attention = weights.mean(0).reshape(-1, grid, grid)
+    return Look(_smaller(source.rgb), model.preprocess(source), pieces, attention)
+
+
+def _smaller(rgb: np.ndarray) -> np.ndarray:
+    """At most LONGEST pixels a side."""
+    picture = Image.fromarray(rgb)
+    picture.thumbnail((LONGEST, LONGEST))
+    return np.asarray(picture)

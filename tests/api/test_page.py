@@ -62,6 +62,18 @@ def test_what_was_seen_and_where_was_looked(server, model):
     assert "".join(t["text"] for t in body["tokens"]) == reply.text
 
 
+def test_the_picture_is_shown_as_it_was_read(server):
+    """A browser would turn this one; the model did not."""
+    source, out = Image.new("RGB", (1500, 31), "teal"), io.BytesIO()
+    exif = source.getexif()
+    exif[0x0112] = 6
+    source.save(out, "JPEG", exif=exif)
+    turns = [asked(out.getvalue(), "What is it?"), {"role": "assistant", "content": "a line"}]
+    body = server.post("/v1/look", {"messages": turns}).json()
+    assert body["source"] == [1500, 31]
+    assert Image.open(io.BytesIO(base64.b64decode(body["picture"].partition(",")[2]))).size == (720, 15)
+
+
 def asked_here() -> list:
     return [{"type": "image", "image": wide()}, {"type": "text", "text": "Describe the picture."}]
 
@@ -127,7 +139,7 @@ def test_the_page_loads_nothing_from_elsewhere_and_needs_no_key():
 
 def test_samples_come_with_the_embedded_pair_only(server, tmp_path):
     body = server.client.get("/page.json").json()
-    assert len(body["samples"]) == 8 and body["vision"] and body["exif"] == "ignore"
+    assert len(body["samples"]) == 8 and body["vision"]
     copies = tuple(tmp_path / path.name for path in llava_ref.embedded())
     for path, copy in zip(llava_ref.embedded(), copies, strict=True):
         copy.write_bytes(path.read_bytes())
