@@ -33,8 +33,6 @@ class StopWhen(Probe):
 
     complete = False  # it need not see what is not computed
 
-    complete = False
-
     def __init__(self, event: threading.Event) -> None:
         super().__init__(["*"])
         self._event = event
