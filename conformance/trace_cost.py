@@ -1,7 +1,8 @@
 """What trace points cost while nobody watches: decoding with them, and by the same source with every one cut out.
 
 `python -m llava_ref.conformance.trace_cost` runs the embedded model, or `-m TEXT.gguf`, one token at a time, by turns
-with and without, and prints the median of the differences: CPU time of the one thread that computes.
+with and without, and prints the median of the differences: CPU time of the one thread that computes. A second build
+with trace points runs beside them, as a control.
 """
 
 import argparse
@@ -37,35 +38,39 @@ class Cut(ast.NodeTransformer):
         return node
 
 
-def without_taps(module: ModuleType) -> ModuleType:
-    """A module of the same source, its trace points cut out."""
-    tree = ast.fix_missing_locations(Cut().visit(ast.parse(inspect.getsource(module))))
-    left = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "tap"]
-    assert not left, "a trace point was not cut"
-    cut = ModuleType(module.__name__)
-    cut.__package__ = module.__package__
-    exec(compile(tree, str(module.__file__), "exec"), cut.__dict__)
-    return cut
+def recompiled(module: ModuleType, *, cut: bool) -> ModuleType:
+    """A module of the same source, its trace points cut out or left in."""
+    tree = ast.parse(inspect.getsource(module))
+    if cut:
+        tree = ast.fix_missing_locations(Cut().visit(tree))
+        left = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "tap"]
+        assert not left, "a trace point was not cut"
+    made = ModuleType(module.__name__)
+    made.__package__ = module.__package__
+    exec(compile(tree, str(module.__file__), "exec"), made.__dict__)
+    return made
 
 
-def measure(text: Path, backend: str, n_tokens: int) -> tuple[list[float], list[float]]:
-    """Seconds a token, with trace points and without, `n_tokens` each, at the same positions of the same sequence."""
+def measure(text: Path, backend: str, n_tokens: int) -> tuple[list[float], list[float], list[float]]:
+    """Seconds a token, with trace points, without, and with them in a second build, at the same positions of the same
+    sequence: what the two equal builds differ by is what this measurement cannot see."""
     model = Engine(gguf.read(text), None, backend=backend, threads=1, quirks=Quirks())
-    cut = without_taps(decoder)
-    sessions = {module: model.session() for module in (decoder, cut)}
-    for session in sessions.values():
+    builds = [recompiled(decoder, cut=False), recompiled(decoder, cut=True), recompiled(decoder, cut=False)]
+    sessions = [model.session() for _ in builds]
+    for session in sessions:
         session.feed([[1, 5, 9, 20]])
-    times: dict[ModuleType, list[float]] = {decoder: [], cut: []}
+    times: list[list[float]] = [[] for _ in builds]
     tokens = random.Random(0)
     for _ in range(WARM_UP + n_tokens):
         token = tokens.randrange(10, 200)
-        for module in tokens.sample([decoder, cut], 2):
-            engine.__dict__["decoder"] = module
+        for i in tokens.sample(range(len(builds)), len(builds)):
+            engine.__dict__["decoder"] = builds[i]
             began = time.thread_time()
-            sessions[module].feed([[token]])
-            times[module].append(time.thread_time() - began)
+            sessions[i].feed([[token]])
+            times[i].append(time.thread_time() - began)
     engine.__dict__["decoder"] = decoder
-    return times[decoder][WARM_UP:], times[cut][WARM_UP:]
+    first, without, second = (taken[WARM_UP:] for taken in times)
+    return first, without, second
 
 
 def main() -> None:
@@ -74,10 +79,12 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=1000, metavar="TOKENS")
     args = parser.parse_args()
     for backend in ("torch", "numpy"):
-        with_points, without = measure(args.model, backend, args.n)
+        first, without, second = measure(args.model, backend, args.n)
         token = statistics.median(without)
-        extra = statistics.median(a - b for a, b in zip(with_points, without, strict=True))
-        print(f"{backend}: {token * 1e3:.3f} ms a token, trace points {extra * 1e6:+.1f} us ({extra / token:+.2%})")
+        print(f"{backend}: {token * 1e3:.3f} ms a token")
+        for label, build, other in (("trace points", first, without), ("the same build twice", first, second)):
+            extra = statistics.median(a - b for a, b in zip(build, other, strict=True))
+            print(f"  {label}: {extra * 1e6:+.1f} us ({extra / token:+.2%})")
 
 
 if __name__ == "__main__":

@@ -120,6 +120,9 @@ class Models:
         except LlavaError as error:
             param = "mmproj" if pair[1] is not None and str(pair[1]) == error.where else "llama_model_path"
             raise ApiError(400, f"{param}: {error.field}: {error.problem}", param=param, code="invalid_model") from None
+        except (OSError, MemoryError) as error:  # the machine's fault, not the file's
+            problem = getattr(error, "strerror", None) or "not enough memory"
+            raise ApiError(503, f"the model could not be loaded: {problem}", code="load_failed") from None
 
 
 def _loaded(model: Llava, pair: Pair, prompts: ChatTemplate | None = None, stops: tuple[str, ...] = ()) -> Loaded:

@@ -14,13 +14,13 @@ from ..errors import ParameterError
 from ..images import MAX_IMAGES
 from ..model import Llava
 from . import options
-from .output import note
 
 if TYPE_CHECKING:
     from ..api.limits import Limits
     from ..api.models import Models
 
 PASSIVE = socket.AI_PASSIVE
+log = logging.getLogger("llava_ref.server")  # a log on a full disk loses lines; it does not stop the server
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,10 +145,10 @@ async def _serve(args: argparse.Namespace, limits: "Limits", sock: socket.socket
     )
     server = GracefulServer(config, worker, limits)
     if args.api_key is None and args.host not in ("127.0.0.1", "::1", "localhost"):
-        note(f"warning: whoever can reach {args.host} can use this server, there is no --api-key")
+        log.warning(f"warning: whoever can reach {args.host} can use this server, there is no --api-key")
     sock.listen()  # before anybody is told
     host, port = sock.getsockname()[:2]
-    note(f"{models.current.name} at http://{f'[{host}]' if ':' in host else host}:{port}")
+    log.info(f"{models.current.name} at http://{f'[{host}]' if ':' in host else host}:{port}")
     try:
         await server.serve([sock])
     finally:

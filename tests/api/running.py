@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -94,14 +95,15 @@ def serving(*, limits=None, api_key=None, origins=(), folders=(), hosts=(), pair
 
 
 class Process:
-    """`llava-ref serve` as a process."""
+    """`llava-ref serve` as a process; with `no_files`, every write to a file fails, as on a full disk."""
 
-    def __init__(self, *options):
+    def __init__(self, *options, no_files=False):
         self.process = subprocess.Popen(
             [sys.executable, "-m", "llava_ref", "serve", "--port", "0", "-t", "1", *options],
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
+            preexec_fn=_no_files if no_files else None,
         )
         self.log = []
         while (line := self.process.stderr.readline()).startswith("warning: "):
@@ -119,6 +121,10 @@ class Process:
         self.process.wait()
         self._reader.join()
         self.process.stderr.close()
+
+
+def _no_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
 def events(answer) -> list:

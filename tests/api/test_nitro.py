@@ -1,6 +1,8 @@
 """Nitro's routes: another pair takes the first one's place, and the prompts mean what their documentation says."""
 
+import errno
 import json
+import os
 import threading
 
 import pytest
@@ -8,7 +10,8 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
-from running import data_uri, picture, serving
+from httpx2 import Client
+from running import Process, data_uri, picture, serving
 from test_stress import begin, held
 from tiny_pair import VICUNA, Tiny, write_pair
 
@@ -126,6 +129,42 @@ def test_a_failed_load_leaves_the_old_model(nitro_server, pair, tmp_path):
         assert nitro_server.error(answer) == (400, param, "invalid_model"), answer.text
         assert str(tmp_path) not in answer.text
     assert nitro_server.chat("Hi", max_tokens=1).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "fault, status, code, words",
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 503, "load_failed", "No space left on device"),
+        (MemoryError(), 503, "load_failed", "not enough memory"),
+        (RuntimeError("a fault of ours"), 500, "internal_error", "internal"),
+    ],
+)
+def test_a_load_that_breaks_leaves_the_old_model(nitro_server, pair, monkeypatch, fault, status, code, words):
+    def breaks(*_):
+        raise fault
+
+    with monkeypatch.context() as patched:
+        patched.setattr(nitro_server.models, "_load", breaks)
+        answer = load(nitro_server, pair)
+        assert nitro_server.error(answer) == (status, None, code)
+        assert words in answer.text and "a fault of ours" not in answer.text
+    assert nitro_server.chat("Hi", max_tokens=1).status_code == 200
+    assert load(nitro_server, pair).status_code == 200, "and the next load is free to go"
+
+
+def test_a_full_disk(tmp_path, pair):
+    """A copy that the full disk cut off is refused, and the old model stays; loading and answering write no files."""
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(pair[0].read_bytes()[:-4096])
+    asked = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    with Process("--allow-model-dir", str(tmp_path), no_files=True) as server, Client(base_url=server.url) as http:
+        refused = http.post(LOAD, json={"llama_model_path": str(cut)})
+        assert refused.status_code == 400 and "but the file ends at" in refused.text
+        old = http.post("/v1/chat/completions", json=asked)
+        assert http.post(LOAD, json={"llama_model_path": str(pair[0])}).status_code == 200
+        new = http.post("/v1/chat/completions", json=asked)
+    assert old.status_code == new.status_code == 200
+    assert old.json()["system_fingerprint"] != new.json()["system_fingerprint"]
 
 
 def test_files_elsewhere_are_not_opened(nitro_server, tmp_path, pair):

@@ -5,15 +5,18 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
+import httpx2
 from running import Process, data_uri, picture, serving
 
 from llava_ref.api.errors import ApiError
@@ -285,3 +288,24 @@ def test_no_grace_cuts_the_answer_with_an_error():
         connection.close()
         waiting.close()
         assert server.process.wait(15) == 130
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_log_on_a_full_disk_stops_nothing():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "llava_ref", "serve", "-t", "1", "--port", str(port)]
+    with open("/dev/full", "w") as full, subprocess.Popen(command, stdout=full, stderr=full) as process:
+        try:
+            until = time.monotonic() + 60
+            while time.monotonic() < until and process.poll() is None:
+                with suppress(httpx2.ConnectError):
+                    health = httpx2.get(f"http://127.0.0.1:{port}/health", timeout=5)
+                    break
+                time.sleep(0.1)
+            answer = httpx2.post(f"http://127.0.0.1:{port}/v1/chat/completions", json={"messages": HI, "max_tokens": 1})
+            assert health.status_code == answer.status_code == 200
+            process.terminate()
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
