@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
 from starlette.requests import Request
@@ -14,8 +16,9 @@ class ClientGone(Exception):
     """Nobody waits for an answer."""
 
 
-async def read_body(request: Request, limits: Limits, budget: Budget) -> bytearray:
-    """All of it, counted as it comes. What was taken from `budget` is the caller's to give back: the length.
+@asynccontextmanager
+async def read_body(request: Request, limits: Limits, budget: Budget) -> AsyncIterator[bytearray]:
+    """All of it, counted as it comes; its bytes are taken from `budget` until the block ends.
 
     ApiError 413, 408, 415 and 429; ClientGone."""
     _check_type(request.headers.get("content-type"))
@@ -24,14 +27,18 @@ async def read_body(request: Request, limits: Limits, budget: Budget) -> bytearr
         raise _too_large(limits)
     body = bytearray()
     try:
+        await _read_in_time(body, request, limits, budget)
+        yield body
+    finally:
+        budget.give_back(len(body))
+
+
+async def _read_in_time(body: bytearray, request: Request, limits: Limits, budget: Budget) -> None:
+    try:
         async with asyncio.timeout(limits.read_seconds):
             await _read_into(body, request, limits, budget)
-    except BaseException as error:
-        budget.give_back(len(body))
-        if isinstance(error, TimeoutError):
-            raise ApiError(408, f"the body took more than {limits.read_seconds:g} s", code="timeout") from None
-        raise
-    return body
+    except TimeoutError:
+        raise ApiError(408, f"the body took more than {limits.read_seconds:g} s", code="timeout") from None
 
 
 async def _read_into(body: bytearray, request: Request, limits: Limits, budget: Budget) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from starlette.middleware.cors import CORSMiddleware
@@ -66,12 +67,10 @@ class Api:
     async def _run(
         self, request: Request, receive: Receive, send: Send, make: Callable[..., Prepared], *args: Any
     ) -> None:
-        body = await read_body(request, self.limits, self._bodies)
-        with self._places.of(1):
-            try:
+        with ExitStack() as place:
+            async with read_body(request, self.limits, self._bodies) as body:
+                place.enter_context(self._places.of(1))
                 prepared = await self._thread(make, body, *args)
-            finally:
-                self._bodies.give_back(len(body))
             del body
             try:
                 await self._answer(prepared, receive, send)
@@ -89,12 +88,9 @@ class Api:
 
     async def _small(self, request: Request, make: Callable[..., Any], *args: Any) -> Any:
         """What needs no forward pass: `make(body, ...)` in a thread."""
-        body = await read_body(request, self.limits, self._bodies)
-        try:
+        async with read_body(request, self.limits, self._bodies) as body:
             with self._places.of(1):
                 return await self._thread(make, body, *args)
-        finally:
-            self._bodies.give_back(len(body))
 
     async def tokenize(self, request: Request, receive: Receive, send: Send) -> None:
         await send_json(send, 200, await self._small(request, texts.tokenize, self.models.current.model))
