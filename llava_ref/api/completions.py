@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..generate import Request, Stream
+from ..generate import Request, Stream, usage
 from ..model import Llava
 from ..scores import Score, score_prompt
 from .handler import LEAST, Head, extras
@@ -101,11 +101,8 @@ def _text(model: Llava, token_id: int) -> str:
 
 
 def _usage(turns: Sequence[Turn]) -> dict[str, Any]:
-    prompts = {id(turn.request): len(turn.request.token_ids) for turn in turns}
-    prompt, completion = sum(prompts.values()), sum(turn.completion_tokens for turn in turns)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"text_tokens": prompt, "image_tokens": 0, "cached_tokens": 0},
-    }
+    """A prompt of several choices counts once, with what its first choice found cached."""
+    first = list({id(turn.request): turn for turn in reversed(turns)}.values())
+    ids = [token for turn in first for token in turn.request.token_ids]
+    cached = sum(turn.stream.clock.cached_tokens for turn in first if turn.stream is not None)
+    return usage(ids, sum(turn.completion_tokens for turn in turns), cached)

@@ -99,6 +99,7 @@ def test_what_will_not_change_is_not_tried_again(server, caplog):
         caplog.set_level("INFO", "llava_ref.server")
         with pytest.raises(openai.BadRequestError):
             client.chat.completions.create(model="m", messages=HI, max_tokens=-1)
+        server.until(lambda: " 400 " in caplog.text)  # the log comes behind the answer
     assert caplog.text.count(" 400 ") == 1
 
 

@@ -35,6 +35,15 @@ def test_answers_are_the_same_with_and_without(server):
     assert saved[0] == 0 and min(saved[1:3]) > 64 and min(saved[6:]) >= 64
 
 
+def test_completions_count_what_they_reuse(server):
+    server.models.current.model.reuse.clear()
+    body = {"prompt": [7] * 600, "n": 2, "max_tokens": 1, "temperature": 0}
+    answers = [server.post("/v1/completions", body).json() for _ in range(2)]
+    assert [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers] == [0, 512]
+    assert all(answer["usage"]["prompt_tokens"] == 600 for answer in answers)
+    assert answers[0]["choices"] == answers[1]["choices"]
+
+
 def test_a_client_that_leaves_spoils_nothing(server):
     model = server.models.current.model
     model.reuse.clear()

@@ -126,9 +126,9 @@ def test_metrics(server):
 
     before = value("llava_ref_completion_tokens_total")
     complete(server)
-    assert value("llava_ref_completion_tokens_total") == before + 3
-    assert value('llava_ref_requests_total{route="/v1/completions",status="200"}') >= 1
-    assert value("llava_ref_busy ") == 0
+    server.until(lambda: value("llava_ref_completion_tokens_total") == before + 3)  # counted behind the answer
+    server.until(lambda: value('llava_ref_requests_total{route="/v1/completions",status="200"}') >= 1)
+    server.until(lambda: value("llava_ref_busy ") == 0)
 
 
 def test_request_ids_differ(server):
