@@ -50,6 +50,8 @@ class ImagePart:
 
     source: ImageSource
     where: str = "image"
+    detail: str | None = None
+    """A size that was asked for and has no effect: a model sees every picture at its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def parse_messages(
 def _fetched(part: TextPart | ImagePart, fetch: Fetch) -> TextPart | ImagePart:
     """Once all is known to be in order, so that nothing is fetched for a conversation that is refused."""
     if isinstance(part, ImagePart) and isinstance(part.source, Url):
-        return ImagePart(fetch(part.source, part.where), part.where)
+        return replace(part, source=fetch(part.source, part.where))
     return part
 
 
@@ -136,8 +138,15 @@ def _part(part: object, where: str, read: ReadPicture) -> TextPart | ImagePart:
         return _text(part.get("text"), f"{where}.text")
     if kind in IMAGE_TYPES:
         _no_other_keys(part, (*IMAGE_KEYS, *HINTS), where)
-        return read(part, where)
+        return replace(read(part, where), detail=_detail(part))
     raise PromptError(where, "type", f"cannot read a content part of type {kind!r}, expected text or image_url")
+
+
+def _detail(part: Mapping[str, Any]) -> str | None:
+    """`detail`, beside the picture or inside `image_url`, unless it leaves the size to the model."""
+    inside = part.get("image_url")
+    given = [place.get("detail") for place in (part, inside) if isinstance(place, Mapping)]
+    return next((str(detail) for detail in given if detail not in (None, "", "auto")), None)
 
 
 def _text(text: object, where: str) -> TextPart:

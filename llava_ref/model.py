@@ -17,7 +17,7 @@ from PIL import Image
 from . import images
 from .chat import ChatTemplate, choose_template, parse_messages, render_prompt
 from .engine import Engine, Part
-from .errors import ImageError, ParameterError, PromptError
+from .errors import ImageError, ParameterError, PromptError, printable
 from .generate import Clock, Reply, Request, Step, StopStrings, Stream, generate, room
 from .messages import ImagePart
 from .preprocess import Preprocessed, preprocess
@@ -152,10 +152,19 @@ class Llava:
             where = prompt.images[0].where
             raise PromptError(where, "image", "the model was loaded without an mmproj file and cannot see pictures")
         began = time.perf_counter()
-        decoded = tuple(self.decode_image(part.source, part.where) for part in prompt.images)
+        decoded = tuple(self._decoded(part) for part in prompt.images)
         seconds = time.perf_counter() - began
         parts = tuple(chunks(prompt, self.tokenizer, self.engine.quirks))
         return Request(prompt, parts, decoded, self.tokens_per_image, seconds)
+
+    def _decoded(self, part: ImagePart) -> images.DecodedImage:
+        image = self.decode_image(part.source, part.where)
+        if part.detail is None:
+            return image
+        warning = (
+            f"{part.where}: detail {printable(part.detail, 40)!r} has no effect, every picture is seen at one size"
+        )
+        return replace(image, warnings=(*image.warnings, warning))
 
     @property
     def tokens_per_image(self) -> int:

@@ -84,6 +84,7 @@ def test_order_is_kept():
 def test_pictures_as_text(part, allow_objects):
     (image,) = parse(part, allow_objects=allow_objects)
     assert isinstance(image, ImagePart) and image.source == PNG
+    assert image.detail == ("low" if "'low'" in str(part) else None)
 
 
 def test_base64_in_a_bare_image_field_is_a_path_for_a_program_and_data_for_a_server():

@@ -21,7 +21,14 @@ def _no(value: bool) -> bool:
     return value
 
 
+def _none(value: list[Any]) -> list[Any]:
+    if value:
+        raise ValueError("not supported, expected an empty list")
+    return value
+
+
 No = Annotated[bool, AfterValidator(_no), WithJsonSchema({"const": False})]  # Literal[False] would take 0 for false
+Nothing = Annotated[list[Any], AfterValidator(_none), WithJsonSchema({"type": "array", "maxItems": 0})]
 Whole = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 Top = Annotated[int, Field(ge=0, le=MAX_TOP)]
@@ -31,6 +38,7 @@ TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Ids = Annotated[list[TokenId], Field(min_length=1, max_length=1_000_000)]
 NO_EFFECT = "Accepted; has no effect here."
+UNSUPPORTED = "Not supported; null asks for nothing."
 
 
 class Strict(BaseModel):
@@ -132,9 +140,16 @@ class ChatRequest(Common):
     service_tier: Literal["auto", "default"] | None = Field(None, description=NO_EFFECT)
     verbosity: Literal["medium"] | None = Field(None, description="The default, which has no effect.")
     reasoning_effort: Literal["none"] | None = Field(None, description="These models have none.")
-    tools: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="Only an empty list.")
+    tools: Nothing | None = Field(None, description="Only an empty list.")
     tool_choice: Literal["none", "auto"] | None = Field(None, description="There are no tools to choose.")
     parallel_tool_calls: bool | None = Field(None, description="There are no tools to call.")
+    functions: Nothing | None = Field(None, description="Only an empty list.")
+    function_call: Literal["none", "auto"] | None = Field(None, description="There are no functions to call.")
+    audio: None = Field(None, description=UNSUPPORTED)
+    moderation: None = Field(None, description=UNSUPPORTED)
+    prediction: None = Field(None, description=UNSUPPORTED)
+    prompt_cache_options: None = Field(None, description=UNSUPPORTED)
+    web_search_options: None = Field(None, description=UNSUPPORTED)
 
     @property
     def limit(self) -> int | None:
@@ -201,7 +216,7 @@ def _refusal(body: Any, details: list[dict[str, Any]]) -> ApiError:
     """Of the errors of a choice of types, that of the type which the value was nearest to."""
     detail = max(details, key=lambda d: (not d["type"].endswith("_type"), len(_path(body, d["loc"]))))
     path, kind = _path(body, detail["loc"]), detail["type"]
-    if kind == "extra_forbidden":
+    if kind in ("extra_forbidden", "none_required"):
         return ApiError(400, f"{path}: not supported", param=path, code="unsupported_parameter")
     if kind == "missing":
         path = f"{path}.{detail['loc'][-1]}" if path else str(detail["loc"][-1])

@@ -12,7 +12,9 @@ _TEXT = {
     "required": ["type", "text"],
 }
 _URL = {"type": "string", "description": "A data URI, or base64; an http or https URL if the server allows its host."}
-_DETAIL = {"description": "Accepted; has no effect here: a model sees every picture at one size."}
+_DETAIL = {
+    "description": "Has no effect, and a warning says so unless it is auto: a model sees every picture at one size."
+}
 _IMAGE = {
     "type": "object",
     "properties": {

@@ -63,6 +63,14 @@ def test_every_shape_of_a_picture(server, part):
     assert server.chat([part, HOW_MANY]).json()["choices"][0]["message"]["content"] == "3"
 
 
+def test_a_detail_that_has_no_effect_is_said(server):
+    answers = [server.chat([image(detail=detail), HOW_MANY]).json() for detail in ("auto", None, "low", "x\n" * 50)]
+    assert ["warnings" in answer for answer in answers] == [False, False, True, True]
+    (warning,) = answers[2]["warnings"]
+    assert warning.startswith("messages[0].content[0].image_url.url: detail 'low' has no effect")
+    assert "\n" not in answers[3]["warnings"][0] and len(answers[3]["warnings"][0]) < 200
+
+
 def test_a_picture_after_the_text_and_several(server):
     assert server.chat([HOW_MANY, image()]).json()["usage"]["prompt_tokens_details"]["image_tokens"] == 64
     several = server.chat([image(), HOW_MANY, image(data_uri(COLOUR)), image()]).json()

@@ -86,6 +86,19 @@ def _echoed_and_streamed(lenient):
     assert list(streamed)[-1].choices[0].finish_reason
 
 
+def test_null_is_the_default_of_all_that_the_sdk_knows(server):
+    chat = openai.types.chat.completion_create_params.CompletionCreateParamsBase
+    older = openai.types.completion_create_params.CompletionCreateParamsBase
+    for path, params, asked in (
+        ("/v1/chat/completions", chat, {"messages": HI}),
+        ("/v1/completions", older, {"prompt": "Hi"}),
+    ):
+        nulls = dict.fromkeys(params.__annotations__)
+        assert len(nulls) > 10
+        answer = server.post(path, nulls | {"stream": None, "max_tokens": 1} | asked)
+        assert answer.status_code == 200, answer.text
+
+
 def test_errors_have_their_class_and_place(client):
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="m", messages=[{"role": "user", "content": [{"type": "text"}]}])
