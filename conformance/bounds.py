@@ -5,6 +5,8 @@ llama.cpp), or one of each; the last differ by the rounding of activations to th
 tables of float16. Bounds are about twice the worst that was measured on random models.
 """
 
+import math
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,6 +57,18 @@ def bound(stage: Stage, weight_type: str | None, terms: Terms) -> Bound:
     if terms.ours == terms.theirs:
         return Bound("rel_rms", max(_alike(stage.kind, terms), rope(stage, terms)))
     return Bound("rel_rms", max(_unlike(stage, weight_type, terms), rope(stage, terms)))
+
+
+def widened(bounds: Mapping[str, Bound], recorded: Container[str]) -> dict[str, Bound]:
+    """In the order of stages: one that is recorded answers for those before it that are not, up to the one recorded
+    last. Errors of independent roundings add up as squares."""
+    found, left_out = dict(bounds), list[float]()
+    for name, own in bounds.items():
+        rounds = [own.limit] if own.measure == "rel_rms" else []
+        if name in recorded and left_out:
+            found[name] = Bound("rel_rms", math.hypot(*left_out, *rounds))
+        left_out = [] if name in recorded else [*left_out, *rounds]
+    return found
 
 
 def rope(stage: Stage, terms: Terms) -> float:

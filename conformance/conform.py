@@ -18,7 +18,7 @@ from llava_ref.profiles import Quirks
 from llava_ref.stages import Stage
 from llava_ref.tracefile import hashes
 
-from .bounds import Arithmetic, Bound, Terms, bound
+from .bounds import Arithmetic, Bound, Terms, bound, widened
 from .comparing import Seen, run_beside
 from .outcome import Outcome, outcome
 from .reference import Case, Run
@@ -53,6 +53,11 @@ class StageResult:
     bound: Bound
     problem: str | None
 
+    @property
+    def compared(self) -> bool:
+        """Whether both sides have it."""
+        return None not in self.shapes
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -80,6 +85,10 @@ class Report:
     @property
     def same(self) -> bool:
         return not self.findings and self.outcome.within
+
+    @property
+    def n_compared(self) -> int:
+        return sum(stage.compared for stage in self.stages)
 
 
 def conform(load: Loader, case: Case, run: Run) -> Report:
@@ -112,6 +121,9 @@ def _compare(model: Llava, case: Case, run: Run) -> _Compared:
     types = model.engine.types()
     terms = _terms(model, case, run)
     bounds = {name: bound(stage, types.get(name), terms) for name, stage in stages.items()}
+    if run.chosen:
+        computed = {name: limit for name, limit in bounds.items() if case.images or _section(name) == "text"}
+        bounds |= widened(computed, run.stages)
     other = Bound("rel_rms", 0.0)
 
     def bound_of(name: str) -> Bound:
@@ -122,7 +134,7 @@ def _compare(model: Llava, case: Case, run: Run) -> _Compared:
     results = [_token_ids(ids, run.token_ids)]
     for name in _merged(list(own), [name for name in run.stages if name != "token_ids"]):
         stage = stages.get(name.partition("#")[0])
-        results.append(_result(name, stage, types, own.get(name), whole.get(name), run.stages, bound_of(name)))
+        results.append(_result(name, stage, types, own.get(name), whole.get(name), run, bound_of(name)))
     return _Compared(tuple(_in_order(results)), ids, logits)
 
 
@@ -136,16 +148,17 @@ def _terms(model: Llava, case: Case, run: Run) -> Terms:
 
 def _result(
     name: str, stage: Stage | None, types: Mapping[str, str], own: Seen | None, whole: Seen | None,
-    theirs: Mapping[str, np.ndarray], limit: Bound,
+    run: Run, limit: Bound,
 ) -> StageResult:  # fmt: skip
-    reference = theirs[name].shape if name in theirs else None
+    reference = run.stages[name].shape if name in run.stages else None
     shapes = (None if own is None else own.shape, reference)
     distance = own.distance if own else None
     problem = None
     if own is None:
         problem = "this run has no such stage"
     elif reference is None:
-        problem = None if stage is None or name.startswith("image.seen") else "the reference has no such stage"
+        may_lack = run.chosen or stage is None or name.startswith("image.seen")
+        problem = None if may_lack else "the reference has no such stage"
     elif distance is None:
         problem = "shapes differ"
     elif not getattr(distance, limit.measure) <= limit.limit:
@@ -220,7 +233,7 @@ def _findings(stages: Sequence[StageResult], explained: Mapping[str, tuple[str, 
         if not result.problem:
             continue
         same = before is not None and before.problem and groups and explained[before.name] == explained[result.name]
-        if same and explained[result.name]:
+        if same and (explained[result.name] or not result.compared and result.problem == groups[-1][0].problem):
             groups[-1].append(result)
         else:
             groups.append([result])

@@ -41,6 +41,8 @@ class Run:
     """-1 where a picture stands."""
     greedy: tuple[int, ...]
     """The likeliest tokens after the prompt, one after the other."""
+    chosen: bool = False
+    """Whether somebody chose which stages to keep, so that one may be absent and still have been computed."""
 
 
 class Reference(Protocol):

@@ -80,4 +80,4 @@ class Recorded:
             raise ReferenceError(str(self.path), "trace", str(error)) from None
         arithmetic = "ggml" if trace.about.get("precision") == "ggml" else trace.about.get("arithmetic", "float32")
         greedy = tuple(int(token) for token in generated[:n_greedy])
-        return Run(self.name, trace.about | {"arithmetic": arithmetic}, trace, ids, greedy)
+        return Run(self.name, trace.about | {"arithmetic": arithmetic}, trace, ids, greedy, chosen=True)

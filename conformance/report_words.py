@@ -54,8 +54,11 @@ class Verdict:
 def verdict(report: Report) -> Verdict:
     """One sentence, why, and what it comes to."""
     if report.same:
-        n = len(report.stages)
-        return Verdict(True, "The same", f"All {n} stages are within their bounds.", outcome(report))
+        n, absent = report.n_compared, len(report.stages) - report.n_compared
+        why = f"All {n} stages that both have are within their bounds"
+        return Verdict(
+            True, "The same", f"{why}; {absent} are not in the reference." if absent else f"{why}.", outcome(report)
+        )
     if not report.findings:
         why = "What is left of each stage by itself is within its bound; what they come to together is not."
         return Verdict(False, "Not the same: no stage is out by itself, but the outcome is", why, outcome(report))

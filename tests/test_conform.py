@@ -1,6 +1,7 @@
 """`conform` where the answer is known: against this project itself, sound or with one fault planted."""
 
 import json
+import math
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 import llava_ref
 from llava_ref.cli import main
-from llava_ref.conformance.bounds import Terms, bound, coarsest, divergence, margin, matmul
+from llava_ref.conformance.bounds import Bound, Terms, bound, coarsest, divergence, margin, matmul, widened
 from llava_ref.conformance.conform import Report, conform
 from llava_ref.conformance.reference import Case, Run
 from llava_ref.conformance.reference import ReferenceError as Failed
@@ -20,6 +21,7 @@ from llava_ref.stages import Stage
 
 QUESTION = "What colour is the circle?"
 SOUND = Fault("")
+RAW = Terms("float32", "ggml", False, 100, False)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +140,48 @@ def test_a_recorded_run(sound, tmp_path):
     assert main(["trace", *map(str, files), "--raw", "-p", PROMPT, "-o", str(path)]) == 0
     report = compared((pair.text, pair.mmproj), case, Recorded(path).run(case), backend="torch")
     assert report.same and len(report.stages) > 60
+
+
+def record(path, files, *names, **settings):
+    options = [f"--{name}={value}" for name, value in settings.items()]
+    globs = [word for name in names for word in ("--names", name)]
+    assert main(["trace", *map(str, files), "--raw", "-p", PROMPT, *options, *globs, "-o", str(path)]) == 0
+    return Recorded(path)
+
+
+def test_a_recording_may_hold_as_few_stages_as_it_likes(sound, tmp_path):
+    pair, case, _ = sound
+    files = ["-m", pair.text, "--mmproj", pair.mmproj, "--image", case.images[0]]
+    run = record(tmp_path / "t.safetensors", files, "vision.features", "blk.*.out", backend="numpy").run(case)
+    report = compared((pair.text, pair.mmproj), case, run, backend="torch")
+    assert report.same and report.n_compared == len(run.stages) and report.outcome.kl is None
+    faulty = FAULTS["head permutation"].build(tmp_path)
+    report = compared((faulty.text, faulty.mmproj), case, run, backend="numpy")
+    (finding,) = report.findings
+    assert finding.stage == "blk.1.out", "the first that is recorded behind the fault"
+
+
+def test_a_stage_answers_for_those_that_a_recording_leaves_out(tmp_path):
+    text, mmproj = llava_ref.embedded()  # quantised: without that, the rounding of whole blocks would be a fault
+    picture = text.parent / "pictures" / "colour.png"
+    case = Case(text, mmproj, (picture,), PROMPT)
+    files, names = ["-m", text, "--mmproj", mmproj, "--image", picture], ("vision.*", "embd", "blk.*.out", "result_*")
+    run = record(tmp_path / "t.safetensors", files, *names, precision="ggml").run(case)
+    report = compared((text, mmproj), case, run, backend="numpy")
+    assert report.same, report.findings
+    found = {stage.name: stage for stage in report.stages}
+    assert 1e-4 < found["blk.0.out"].own.rel_rms < found["blk.0.out"].bound.limit < 0.1
+    assert found["vision.features"].bound.limit == 2e-6, "nothing is left out before it"
+    assert found["vision.blk.0.attn_out"].bound.limit == bound(stage("matmul"), "F16", RAW).limit
+
+
+def test_widened_bounds():
+    rms, exact = (lambda limit: Bound("rel_rms", limit)), Bound("max_abs", 7.0)
+    bounds = {"a": exact, "b": rms(3.0), "c": rms(4.0), "d": rms(1.0), "e": exact}
+    assert widened(bounds, set(bounds)) == bounds
+    assert widened(bounds, {"c", "d", "e"}) == bounds | {"c": rms(5.0)}
+    assert widened(bounds, {"b", "e"}) == bounds | {"e": rms(math.hypot(4, 1))}, "what it is made of is not exact"
+    assert widened(bounds, {"e"})["e"].limit == math.hypot(3, 4, 1)
 
 
 def test_a_reference_that_fails_is_told(sound):

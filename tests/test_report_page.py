@@ -125,7 +125,7 @@ class Page(HTMLParser):
 def test_the_verdict_names_the_first_stage_and_the_reason():
     said = {name: verdict(report) for name, report in REPORTS.items()}
     assert [name for name, v in said.items() if v.same] == ["same"]
-    assert said["same"].why == "All 10 stages are within their bounds."
+    assert said["same"].why == "All 10 stages that both have are within their bounds."
     assert said["explained"].headline == "Not the same: vision.pos_embd differs first"
     assert said["explained"].why == (
         "Relative RMS 0.55, allowed 2e-6. "

@@ -151,7 +151,7 @@ def verdict(report: "Report") -> list[str]:
     """What was found, in sentences."""
     what = f"{_settings(report.settings)} against {report.reference}"
     if not report.findings:
-        lines = [f"{what}: no stage over its threshold"]
+        lines = [f"{what}: no stage over its threshold, {report.n_compared} of {len(report.stages)} compared"]
         return (
             lines if report.same else [*lines, "  the outcome is over its own: what every stage may round has added up"]
         )
@@ -168,8 +168,10 @@ def verdict(report: "Report") -> list[str]:
 
 def _outcome(report: "Report") -> list[str]:
     o, lines = report.outcome, []
-    if o.kl is None:
+    if o.token_ids[0] != o.token_ids[1]:
         lines.append("token ids differ, so that logits cannot be compared position by position")
+    elif o.kl is None:
+        lines.append("logits: the reference has none to compare")
     else:
         worst = max(range(len(o.kl)), key=o.kl.__getitem__)
         lines.append(
