@@ -4,7 +4,8 @@ N patches, D decoder width, V vocabulary, T positions fed.
 """
 
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +24,7 @@ from .trace import At, Probe, Probes, Tap, no_tap
 from .weights import Weights
 
 BATCH = 512  # rows run through the decoder at once: bounds the memory of the attention scores
+ROWS = 64  # positions whose logits `each` computes at once
 Part = Sequence[int] | np.ndarray  # token ids, or rows (n, D) that stand in for embeddings
 
 
@@ -136,12 +138,19 @@ class Session:
         Logits of the last position (V,), or of every one fed, (T, V), float32. PromptError, before any work, where they
         do not fit the context; NumericsError where a NaN or infinity appears, naming the first tensor to hold one."""
         self._check(parts)
-        logits = self._run(parts, all_logits)
-        if not self._ops.all_finite(logits):
-            again = Session(self._engine, self.n_context, Probes(_Refuse(self._ops, self._file)))
-            again._run([unit for unit, _ in self._run_units], True)
-        result = self._ops.numpy(logits)
-        return result if all_logits else result[-1]
+        first = self.n_past
+        hidden = [self._forward(unit) for unit in units(parts)]
+        if all_logits:
+            return self._logits(self._ops.concat(hidden), first)
+        return self._logits(hidden[-1][-1:], self.n_past - 1)[-1]
+
+    def each(self, parts: Sequence[Part]) -> Iterator[np.ndarray]:
+        """Logits (V,) of every position fed, one after the other: memory holds those of `ROWS` at once."""
+        self._check(parts)
+        for unit in units(parts):
+            first, hidden = self.n_past, self._forward(unit)
+            for at in range(0, len(unit), ROWS):
+                yield from self._logits(hidden[at : at + ROWS], first + at)
 
     def _check(self, parts: Sequence[Part]) -> None:
         count = sum(map(len, parts))
@@ -168,18 +177,24 @@ class Session:
         self._cache.length = self._run_units[-1][1] if self._run_units else 0
         return wanted[same:]
 
-    def _run(self, parts: Sequence[Part], all_logits: bool) -> Array:
-        ops, w, c = self._ops, self._weights, self._text
-        first, hidden = self.n_past, []
+    def _forward(self, unit: Part) -> Array:
+        """Hidden states (n, D) of one unit, which is then part of the sequence."""
+        ops, w, first = self._ops, self._weights, self.n_past
         with np.errstate(all="ignore"):  # bad numbers are told by `all_finite`, not by numpy's warnings
-            for unit in units(parts):
-                rows = ops.array(unit) if isinstance(unit, np.ndarray) else ops.embed(w.embd, unit)
-                tap = self._tap(self.n_past, self.n_past + len(unit))
-                hidden.append(decoder.forward(rows, w, c, self._cache, ops, tap))
-                self._run_units.append((unit, self.n_past))
-            if all_logits:
-                return decoder.logits(ops.concat(hidden), w, c, ops, self._tap(first, self.n_past))
-            return decoder.logits(hidden[-1][-1:], w, c, ops, self._tap(self.n_past - 1, self.n_past))
+            rows = ops.array(unit) if isinstance(unit, np.ndarray) else ops.embed(w.embd, unit)
+            hidden = decoder.forward(rows, w, self._text, self._cache, ops, self._tap(first, first + len(unit)))
+        self._run_units.append((unit, self.n_past))
+        return hidden
+
+    def _logits(self, hidden: Array, first: int) -> np.ndarray:
+        """(n, V) of hidden states (n, D) at positions from `first` on."""
+        tap = self._tap(first, first + hidden.shape[0])
+        with np.errstate(all="ignore"):
+            logits = decoder.logits(hidden, self._weights, self._text, self._ops, tap)
+        if not self._ops.all_finite(logits):
+            again = Session(self._engine, self.n_context, Probes(_Refuse(self._ops, self._file)))
+            deque(again.each([unit for unit, _ in self._run_units]), maxlen=0)
+        return self._ops.numpy(logits)
 
     def _tap(self, first: int, end: int) -> Tap:
         return self._probes.tap(self, range(first, end))

@@ -234,10 +234,18 @@ class Llava:
 
     def request_logits(self, request: Request) -> np.ndarray:
         """Logits at every position of a prepared prompt, (T, V) float32. PromptError if it does not fit the context."""
+        self._check_room(request)
+        return self.forward(self.parts(request))
+
+    def each_logits(self, request: Request) -> Iterator[np.ndarray]:
+        """The same, (V,) of one position after the other: memory never holds all of them."""
+        self._check_room(request)
+        yield from self.engine.session(self.n_context, self._probes).each(self.parts(request))
+
+    def _check_room(self, request: Request) -> None:
         if len(request.token_ids) > self.n_context:
             problem = f"{len(request.token_ids)} positions do not fit the context of {self.n_context}"
             raise PromptError("prompt", "tokens", problem)
-        return self.forward(self.parts(request))
 
     def forward(self, parts: Sequence[Part]) -> np.ndarray:
         """Logits at every position of token ids and image rows (n, D), in order, from an empty context: (T, V)."""

@@ -4,7 +4,7 @@ They are the model's own, at temperature 1, before any stage of the sampler: the
 whatever the settings. numpy float64.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,11 +41,12 @@ def _likeliest(x: np.ndarray, count: int) -> np.ndarray:
     return ids[np.argsort(-x[ids], kind="stable")][:count]
 
 
-def score_prompt(logits: np.ndarray, token_ids: Sequence[int], n_top: int = 0) -> list[Score | None]:
-    """Every token of a prompt under what stands before it. `logits` (T, V) and `token_ids`, -1 at image positions.
+def score_prompt(logits: Iterable[np.ndarray], token_ids: Sequence[int], n_top: int = 0) -> list[Score | None]:
+    """Every token of a prompt under what stands before it. `logits`: (V,) of each of T positions; `token_ids` (T,), -1
+    at image positions.
 
     None for the first position, which has nothing before it, and for image positions, which hold no token."""
     scores: list[Score | None] = [None]
-    for i, token_id in enumerate(token_ids[1:]):
-        scores.append(None if token_id < 0 else score(logits[i], token_id, n_top))
+    for row, token_id in zip(logits, token_ids[1:], strict=False):  # nothing follows the last
+        scores.append(None if token_id < 0 else score(row, token_id, n_top))
     return scores

@@ -8,9 +8,10 @@ from helpers import close, rand, rel_rms
 
 from llava_ref import gguf
 from llava_ref.conformance.pairs import TextSpec, VisionSpec, build
-from llava_ref.engine import Engine
+from llava_ref.engine import ROWS, Engine
 from llava_ref.errors import GGUFError, NumericsError, PairError, ParameterError, PromptError
 from llava_ref.profiles import PROFILES, Quirks, describe, resolve
+from llava_ref.trace import Probe, Probes
 
 BACKENDS = ["torch", "numpy"]
 PIXELS = rand(3, 56, 56)
@@ -70,6 +71,22 @@ def test_one_by_one_is_one_pass(make, backend, text):
     session.feed([image])
     close(np.stack([session.feed([[token]]) for token in PROMPT]), whole[-len(PROMPT) :], 3e-6)
     assert session.n_past == len(whole)
+
+
+def test_each_position_by_itself_has_the_logits_of_all_together(make):
+    engine, seen = make(), []
+
+    class Rows(Probe):
+        def see(self, x, at):
+            seen.append(at.positions)
+            return x
+
+    parts = [[1], engine.encode(PIXELS), [int(t) for t in np.random.default_rng(0).integers(3, 300, 150)]]
+    session = engine.session(probes=Probes(Rows(["result_output"])))
+    close(np.stack(list(session.each(parts))), engine.session().feed(parts, all_logits=True), 3e-6)
+    assert max(map(len, seen)) == ROWS and [i for rows in seen for i in rows] == list(range(session.n_past))
+    with pytest.raises(PromptError, match="do not fit"):
+        next(session.each([[1] * 1000]))
 
 
 def test_a_long_prompt_runs_in_batches(make, monkeypatch):

@@ -73,7 +73,7 @@ def _prompt_scores(model: Llava, turn: Turn) -> dict[str, Any] | None:
     if turn.n_top is None:
         return None
     ids = turn.request.token_ids
-    scores = score_prompt(model.request_logits(turn.request), ids, turn.n_top)
+    scores = score_prompt(model.each_logits(turn.request), ids, turn.n_top)
     first: dict[str, Any] = {
         "tokens": [_text(model, ids[0])],
         "token_logprobs": [None],

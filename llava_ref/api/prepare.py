@@ -122,7 +122,7 @@ def _answer(loaded: Loaded, request: Request, asked: ChatRequest, grammar: Gramm
 def _prompt_scores(model: Llava, request: Request, n_top: int | None) -> dict[str, Any]:
     if n_top is None:
         return {}
-    scores = score_prompt(model.request_logits(request), request.token_ids, n_top)
+    scores = score_prompt(model.each_logits(request), request.token_ids, n_top)
     return {"prompt_logprobs": handler.prompt_logprobs(model.tokenizer, scores)}
 
 
