@@ -296,6 +296,12 @@ def test_the_numpy_backend_needs_no_torch(folder):
     assert done.stdout.endswith("[] 0\n"), done.stderr
 
 
+def test_without_torch_the_torch_backend_is_one_line(folder):
+    code = "import sys; sys.modules['torch'] = None; from llava_ref.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = run_python("-c", code, "generate", *ASK, "--backend", "torch", cwd=folder)
+    assert done.returncode == 2 and done.stderr.startswith("error: backend: 'torch': ") and done.stderr.count("\n") == 1
+
+
 def test_importing_the_package_loads_nothing_heavy():
     code = "import sys, llava_ref; print([m for m in ('numpy', 'torch', 'PIL', 'jinja2') if m in sys.modules])"
     assert run_python("-c", code).stdout == "[]\n"

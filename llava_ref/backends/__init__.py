@@ -39,7 +39,9 @@ def _backend(backend: str, device: str, threads: int | None, budget: int) -> Ops
 
         return NumpyOps(threads, budget)
     if backend == "torch":
-        from .torch_ops import TorchOps
-
+        try:
+            from .torch_ops import TorchOps
+        except ImportError as error:
+            raise ParameterError("backend", "'torch'", f"{error}; 'numpy' needs no torch") from None
         return TorchOps(device, threads, budget)
     raise ParameterError("backend", repr(backend), "unknown, expected 'torch' or 'numpy'")
