@@ -1,7 +1,10 @@
 """Pictures at URLs: from hosts that were named only, from public addresses only, and never for long."""
 
 import ipaddress
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -122,6 +125,44 @@ def test_nobody_there(fetching):
 
 def test_tls_that_is_none(fetching, pictures):
     assert fetching.error(ask(fetching, f"https://127.0.0.1:{pictures.server_port}/count.png"))[:2] == (400, WHERE)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """(certificate, key) for pictures.example, signed by itself."""
+    folder = tmp_path_factory.mktemp("tls")
+    made = folder / "made.pem", folder / "key.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=pictures.example"
+    command += f" -addext subjectAltName=DNS:pictures.example -out {made[0]} -keyout {made[1]}"
+    subprocess.run(command.split(), check=True, capture_output=True, timeout=60)
+    return made
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate with")
+def test_tls_is_held_to_the_name(certificate, pictures, monkeypatch):
+    """The connection goes to the address that was checked; certificate, SNI and Host are the name's."""
+    names, context = [], ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    context.sni_callback = lambda _, name, __: names.append(name)
+    here = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda _, port, *__, **___: [(*here, ("127.0.0.1", port))])
+    monkeypatch.setattr(fetch, "is_public", lambda address: str(address) == "127.0.0.1")
+    trusting, strange = (Fetcher(("pictures.example", "other.example")) for _ in range(2))
+    trusting._tls.load_verify_locations(certificate[0])
+    with ThreadingHTTPServer(("127.0.0.1", 0), Pictures) as host:
+        host.asked, host.socket = [], context.wrap_socket(host.socket, server_side=True)
+        thread = threading.Thread(target=host.serve_forever)
+        thread.start()
+        try:
+            assert trusting(f"https://pictures.example:{host.server_port}/count.png", "here") == PNG
+            assert host.asked == [("/count.png", f"pictures.example:{host.server_port}")]
+            for fetcher, name in ((trusting, "other.example"), (strange, "pictures.example")):
+                with pytest.raises(ImageError, match="could not be fetched"):
+                    fetcher(f"https://{name}:{host.server_port}/count.png", "here")
+            assert names == ["pictures.example", "other.example", "pictures.example"] and len(host.asked) == 1
+        finally:
+            host.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize(
