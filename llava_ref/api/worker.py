@@ -29,7 +29,7 @@ class Cancelled(Exception):
 
 
 class StopWhen(Probe):
-    """Ends a forward pass at the end of a block once the event is set: in prefill and in the vision tower too."""
+    """Ends a forward pass at its next array once the event is set: in prefill and in the vision tower too."""
 
     complete = False  # it need not see what is not computed
 
