@@ -4,6 +4,8 @@
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import ImageError, LlavaError, NumericsError, PromptError, printable
@@ -52,6 +54,15 @@ def from_library(error: LlavaError, body: Any, default: str | None) -> ApiError:
     if isinstance(error, NumericsError):
         return ApiError(500, f"the model gave no numbers: {error.field}: {error.problem}", code="model_error")
     return ApiError(400, str(error), param=json_path(body, error, default), code=_code(error))
+
+
+@contextmanager
+def library_errors(body: Any, default: str) -> Iterator[None]:
+    """What the library refuses inside the block is an ApiError."""
+    try:
+        yield
+    except LlavaError as error:
+        raise from_library(error, body, default) from None
 
 
 def _code(error: LlavaError) -> str:

@@ -1,13 +1,14 @@
 """`POST /v1/look`: a conversation that ends with an answer -> what was seen, and where each of its tokens looked."""
 
+from contextlib import ExitStack
 from typing import Any
 
-from ..errors import LlavaError, PromptError
+from ..errors import PromptError
 from ..messages import Fetch, Message, TextPart, parse_messages
 from ..study.look import Look, answer_pieces, check_answer, look
 from ..study.page import data_uri
 from .body import parse_json
-from .errors import from_library
+from .errors import library_errors
 from .limits import Budget, Limits
 from .models import Loaded
 from .prepare import Items, Prepared, chat_request, hold
@@ -18,21 +19,18 @@ def prepare_look(body: bytearray, loaded: Loaded, limits: Limits, held: Budget, 
     """ApiError."""
     raw = parse_json(body)
     asked = parse(LookRequest, raw)
-    model, pixels = loaded.model, 0
-    try:
+    model = loaded.model
+    with library_errors(raw, "messages"), ExitStack() as refused:
         *messages, answer = parse_messages(asked.messages, allow_objects=False, fetch=fetch)
         where = f"messages[{len(messages)}]"
         pieces = answer_pieces(model.tokenizer, _text(answer, where))
         if not messages:
             raise PromptError("messages", "length", "1, expected a question before the answer")
         pixels = hold(messages, limits, held)
+        refused.callback(held.give_back, pixels)
         request = chat_request(loaded, messages)
         check_answer(model, request, pieces, where)
-    except BaseException as error:
-        held.give_back(pixels)
-        if isinstance(error, LlavaError):
-            raise from_library(error, raw, "messages") from None
-        raise
+        refused.pop_all()
 
     def work() -> Items:
         yield look_object(look(model, request, pieces))

@@ -7,12 +7,13 @@ thread are forward passes. Rows of pictures are computed there, in `Llava`, and 
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import images
 from ..chat import Prompt, render_prompt
-from ..errors import ImageError, LlavaError, PromptError
+from ..errors import ImageError, PromptError
 from ..generate import Request, Stream
 from ..messages import Fetch, ImagePart, Message, parse_messages
 from ..model import Llava
@@ -22,7 +23,7 @@ from ..sampler import Grammar
 from ..scores import score_prompt
 from . import completions, handler
 from .body import parse_json
-from .errors import from_library, refuse
+from .errors import library_errors, refuse
 from .handler import Head
 from .limits import Budget, Limits
 from .models import Loaded
@@ -47,18 +48,14 @@ def chat(body: bytearray, loaded: Loaded, limits: Limits, held: Budget, fetch: F
     raw = parse_json(body)
     asked = parse(ChatRequest, raw)
     _check_chat(asked)
-    pixels = 0
-    try:
+    with library_errors(raw, "messages"), ExitStack() as refused:
         messages = parse_messages(asked.messages, allow_objects=False, fetch=fetch)
         pixels = hold(messages, limits, held)
+        refused.callback(held.give_back, pixels)
         request = chat_request(loaded, messages)
         grammar = _grammar(loaded, asked)
         streams = tuple(_answer(loaded, request, asked, grammar, i) for i in range(asked.choices))
-    except BaseException as error:
-        held.give_back(pixels)
-        if isinstance(error, LlavaError):
-            raise from_library(error, raw, "messages") from None
-        raise
+        refused.pop_all()
     head, model = _head(loaded, asked.model, "chat.completion", bool(asked.stream)), loaded.model
 
     def work() -> Items:
@@ -135,12 +132,10 @@ def completion(body: bytearray, loaded: Loaded) -> Prepared:
     if asked.stream_options is not None and not asked.stream:
         raise refuse("stream_options", "stream_options: needs stream: true")
     model, turns = loaded.model, []
-    try:
+    with library_errors(raw, "prompt"):
         for where, prompt in _prompts(asked):
             request = _text_request(model, prompt, where)
             turns += [_turn(model, request, asked, i) for i in range(asked.choices)]
-    except LlavaError as error:
-        raise from_library(error, raw, "prompt") from None
     head = _head(loaded, asked.model, "text_completion", stream=False)
 
     def work() -> Items:

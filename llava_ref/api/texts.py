@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from ..errors import LlavaError
 from ..model import Llava
 from .body import parse_json
-from .errors import from_library
+from .errors import library_errors
 from .models import Loaded
 from .schema import DetokenizeRequest, TokenizeRequest, parse
 
@@ -14,12 +13,10 @@ def tokenize(body: bytearray, model: Llava) -> dict[str, Any]:
     """llama-server's: `{"tokens": [...]}`, with `with_pieces` objects of id and piece. ApiError."""
     raw = parse_json(body)
     asked = parse(TokenizeRequest, raw)
-    try:
+    with library_errors(raw, "content"):
         ids = model.tokenizer.encode(
             asked.content, special=asked.parse_special is not False, bos=bool(asked.add_special)
         )
-    except LlavaError as error:
-        raise from_library(error, raw, "content") from None
     if not asked.with_pieces:
         return {"tokens": ids}
     return {"tokens": [{"id": i, "piece": _piece(model.tokenizer.token_bytes(i))} for i in ids]}
@@ -37,10 +34,8 @@ def detokenize(body: bytearray, model: Llava) -> dict[str, Any]:
     """`{"content": text}`, control tokens as their own texts. ApiError."""
     raw = parse_json(body)
     asked = parse(DetokenizeRequest, raw)
-    try:
+    with library_errors(raw, "tokens"):
         return {"content": model.tokenizer.decode(asked.tokens, special=True)}
-    except LlavaError as error:
-        raise from_library(error, raw, "tokens") from None
 
 
 def model_card(loaded: Loaded) -> dict[str, Any]:
