@@ -81,6 +81,12 @@ def run_beside(
     return probe.seen, logits
 
 
+def continued(model: Llava, images: Sequence[object], ids: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
+    """Logits (n, V) for each of the n `tokens` that follow a prompt of pictures and token ids, each fed in its turn."""
+    rows = [model.encode_image(image) for image in images]  # type: ignore[arg-type]
+    return model.forward([*parts(ids, rows), list(tokens[:-1])])[len(ids) - 1 :]
+
+
 def parts(ids: Sequence[int], rows: Sequence[np.ndarray]) -> list[Part]:
     """Token ids (T,), -1 where a picture stands, with each run of those taken by the next pictures' rows."""
     result: list[Part] = []

@@ -15,7 +15,7 @@ import numpy as np
 from llava_ref.measure import Distance
 from llava_ref.model import Llava
 from llava_ref.profiles import Quirks
-from llava_ref.stages import Stage
+from llava_ref.stages import Stage, of_picture
 from llava_ref.tracefile import hashes
 
 from .bounds import Arithmetic, Bound, Terms, bound, widened
@@ -122,7 +122,7 @@ def _compare(model: Llava, case: Case, run: Run) -> _Compared:
     terms = _terms(model, case, run)
     bounds = {name: bound(stage, types.get(name), terms) for name, stage in stages.items()}
     if run.chosen:
-        computed = {name: limit for name, limit in bounds.items() if case.images or _section(name) == "text"}
+        computed = {name: limit for name, limit in bounds.items() if case.images or not of_picture(name)}
         bounds |= widened(computed, run.stages)
     other = Bound("rel_rms", 0.0)
 
@@ -192,12 +192,8 @@ def _merged(ours: list[str], theirs: list[str]) -> list[str]:
 def _in_order(results: list[StageResult]) -> list[StageResult]:
     """Token ids stand between the projector and the decoder."""
     ids, *rest = results
-    at = next((i for i, result in enumerate(rest) if _section(result.name) == "text"), len(rest))
+    at = next((i for i, result in enumerate(rest) if not of_picture(result.name)), len(rest))
     return [*rest[:at], ids, *rest[at:]]
-
-
-def _section(name: str) -> str:
-    return "picture" if name.startswith(("image.", "vision.", "projector.")) else "text"
 
 
 def _explain(

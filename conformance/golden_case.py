@@ -17,7 +17,7 @@ from llava_ref.model import Llava
 from llava_ref.sampler import Sampling
 
 from .bounds import Arithmetic, Bound, Terms, bound
-from .comparing import parts
+from .comparing import continued
 from .golden_bundles import N_GREEDY, Bundle
 
 FORMAT = "llava_ref golden 1"
@@ -71,9 +71,7 @@ def expected(folder: Path, bundle: Bundle, profile: str) -> Expected:
 
 def _margins(model: Llava, ids: Any, images: list[Path], greedy: Any) -> list[float]:
     """By how many logits each greedy token leads."""
-    rows = [model.encode_image(image) for image in images]
-    logits = model.forward([*parts(ids, rows), list(greedy[:-1])] if len(greedy) > 1 else parts(ids, rows))
-    two = np.sort(logits[len(ids) - 1 :], axis=-1)[:, -2:]
+    two = np.sort(continued(model, images, ids, greedy), axis=-1)[:, -2:]
     return [round(float(second_to_first), 4) for second_to_first in two[:, 1] - two[:, 0]]
 
 

@@ -9,7 +9,7 @@ from llava_ref.measure import kl
 from llava_ref.model import Llava
 
 from .bounds import coarsest, divergence, margin
-from .comparing import parts
+from .comparing import continued
 from .reference import Case, Run
 
 
@@ -77,10 +77,8 @@ def _disagreements(model: Llava, case: Case, ids: tuple[int, ...], greedy: tuple
     """Where the reference's continuation, fed to us token by token, is not what we expect next."""
     if not greedy:
         return ()
-    rows = [model.encode_image(image) for image in case.images]
-    logits = model.forward([*parts(ids, rows), list(greedy[:-1])])
     found = []
-    for place, (token, row) in enumerate(zip(greedy, logits[len(ids) - 1 :], strict=True)):
+    for place, (token, row) in enumerate(zip(greedy, continued(model, case.images, ids, greedy), strict=True)):
         ours = int(row.argmax())
         if ours != token:
             found.append(Disagreement(place, ours, token, float(row[ours] - row[token])))

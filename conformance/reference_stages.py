@@ -29,7 +29,7 @@ def ordered(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _place(name: str) -> tuple[bool, int, int, int, int]:
     base, _, number = name.partition("#")
-    in_text = not base.startswith(("image.", "vision.", "projector."))
+    in_text = not stages.of_picture(base)
     before, block, after = ([stage.name for stage in part] for part in (TEXT if in_text else TOWER))
     run = in_text, int(number or 0)
     if base in before:

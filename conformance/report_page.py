@@ -12,11 +12,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from llava_ref import __version__, images
 from llava_ref.errors import ImageError
-from llava_ref.tools.output import visible
+from llava_ref.tools.pages import environment
 
 from . import report_words as words
 from .conform import Report, StageResult
@@ -70,10 +68,7 @@ class Row:
 
 def render(report: Report, pictures: Sequence[Path]) -> str:
     """The page. `pictures`: the files of the prompt's pictures, in order. ImageError for one that cannot be read."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_visible
-    )
-    environment.filters.update(
+    made = environment(
         figure=words.figure,
         shape=words.shape,
         share=words.share,
@@ -81,7 +76,7 @@ def render(report: Report, pictures: Sequence[Path]) -> str:
         place=_place,
         cosine=_cosine,
     )
-    template = environment.from_string((files(__package__) / "report_page.html.jinja").read_text("utf-8"))
+    template = made.from_string((files(__package__) / "report_page.html.jinja").read_text("utf-8"))
     ours, theirs = words.parties(report)
     rows = _rows(report.stages)
     return template.render(
@@ -107,11 +102,6 @@ def render(report: Report, pictures: Sequence[Path]) -> str:
         rows=rows,
         version=__version__,
     )
-
-
-def _visible(value: Any) -> Any:
-    """Control characters, those that turn text around among them, shown as escapes. Markup is of our own making."""
-    return visible(value) if type(value) is str else value
 
 
 def _place(value: tuple[int, ...] | None) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .measure import log_softmax
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -25,9 +27,7 @@ class Score:
 
 def score(logits: np.ndarray, token_id: int, n_top: int = 0) -> Score:
     """A token under the logits (V,) of the position before it, and the `n_top` likeliest in its place."""
-    x = np.asarray(logits, np.float64)
-    highest = x.max()
-    x = x - (highest + np.log(np.exp(x - highest).sum()))
+    x = log_softmax(logits)
     rank = 1 + int(np.count_nonzero(x > x[token_id]))
     return Score(token_id, float(x[token_id]), rank, tuple((int(i), float(x[i])) for i in _likeliest(x, n_top)))
 

@@ -7,7 +7,7 @@ where it has none; names repeat, so the operation stands behind them. transforme
 LlavaForConditionalGeneration (5.x) whose output it is, `<` for its input.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -112,6 +112,16 @@ def text(config: TextConfig) -> Iterator[Stage]:
     for i in range(config.n_layer):
         yield from (_numbered(stage, "blk", i) for stage in TEXT_BLOCK)
     yield from TEXT_OUT
+
+
+def residual(blocks: Iterable[int]) -> list[str]:
+    """The residual stream of the decoder: the rows that go in, and what each of these blocks leaves."""
+    return ["embd", *(f"blk.{i}.out" for i in blocks)]
+
+
+def of_picture(name: str) -> bool:
+    """Whether a stage is of a picture, and not of the sequence."""
+    return name.startswith(("image.", "vision.", "projector."))
 
 
 def _numbered(stage: Stage, prefix: str, i: int) -> Stage:

@@ -143,6 +143,10 @@ class Tokenizer:
         """The piece as the file stores it."""
         return self.vocabulary.texts[self._checked(token_id)]
 
+    def piece(self, token_id: int) -> str:
+        """What a token shows by itself; U+FFFD for bytes that are no text without their neighbours."""
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token stands for in text, a control token's its own text. Unused tokens stand for none."""
         v, text = self.vocabulary, self.text_of(token_id)

@@ -12,6 +12,7 @@ import os
 import struct
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -68,15 +69,10 @@ class Writer:
             at = end
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "xb") as file:
-                file.write(struct.pack("<Q", len(text)) + text)
-                for name in self._pieces:
-                    file.write(self._read(name).data)
-            os.replace(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(self.path) as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for name in self._pieces:
+                file.write(self._read(name).data)
         return shapes
 
     def _read(self, name: str) -> np.ndarray:
@@ -86,6 +82,18 @@ class Writer:
             data = self._body.read(math.prod(piece.shape) * piece.dtype.itemsize)
             pieces.append(np.frombuffer(data, piece.dtype).reshape(piece.shape))
         return np.ascontiguousarray(join(name, pieces))
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, which is there when the block has ended, whole; or, if it fails, not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class TraceFile(Mapping[str, np.ndarray]):

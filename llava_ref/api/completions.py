@@ -75,29 +75,27 @@ def _prompt_scores(model: Llava, turn: Turn) -> dict[str, Any] | None:
     ids = turn.request.token_ids
     scores = score_prompt(model.each_logits(turn.request), ids, turn.n_top)
     first: dict[str, Any] = {
-        "tokens": [_text(model, ids[0])],
+        "tokens": [model.tokenizer.piece(ids[0])],
         "token_logprobs": [None],
         "top_logprobs": [None],
         "text_offset": [0],
     }
-    rest = _table(model, [score for score in scores[1:] if score is not None], len(_text(model, ids[0])))
+    rest = _table(model, [score for score in scores[1:] if score is not None], len(model.tokenizer.piece(ids[0])))
     return {key: first[key] + rest[key] for key in first}
 
 
 def _table(model: Llava, scores: Sequence[Score], offset: int) -> dict[str, Any]:
     table: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for score in scores:
-        text = _text(model, score.token_id)
+        text = model.tokenizer.piece(score.token_id)
         table["tokens"].append(text)
         table["token_logprobs"].append(max(score.logprob, LEAST))
-        table["top_logprobs"].append({_text(model, i): max(logprob, LEAST) for i, logprob in reversed(score.top)})
+        table["top_logprobs"].append(
+            {model.tokenizer.piece(i): max(logprob, LEAST) for i, logprob in reversed(score.top)}
+        )
         table["text_offset"].append(offset)
         offset += len(text)
     return table
-
-
-def _text(model: Llava, token_id: int) -> str:
-    return model.tokenizer.token_bytes(token_id).decode("utf-8", "replace")
 
 
 def _usage(turns: Sequence[Turn]) -> dict[str, Any]:

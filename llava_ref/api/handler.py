@@ -43,8 +43,8 @@ def usage(replies: Sequence[Reply]) -> dict[str, Any]:
 
 def token(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
     """A token with its log-probability. Its bytes are the truth: it may be part of a character."""
-    data = tokenizer.token_bytes(token_id)
-    return {"token": data.decode("utf-8", "replace"), "logprob": max(logprob, LEAST), "bytes": list(data)}
+    data = list(tokenizer.token_bytes(token_id))
+    return {"token": tokenizer.piece(token_id), "logprob": max(logprob, LEAST), "bytes": data}
 
 
 def logprobs(tokenizer: Tokenizer, steps: Sequence[Step]) -> dict[str, Any] | None:
@@ -71,7 +71,7 @@ def _entry(tokenizer: Tokenizer, s: Score) -> dict[str, Any]:
         str(token_id): {
             "logprob": max(logprob, LEAST),
             "rank": rank,
-            "decoded_token": tokenizer.token_bytes(token_id).decode("utf-8", "replace"),
+            "decoded_token": tokenizer.piece(token_id),
         }
         for token_id, logprob, rank in [*ranked, (s.token_id, s.logprob, s.rank)]
     }

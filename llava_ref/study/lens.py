@@ -13,6 +13,7 @@ import numpy as np
 from ..generate import Request
 from ..measure import log_softmax
 from ..model import Llava
+from ..stages import residual
 
 ROWS = 256  # positions turned into logits at once: V is large
 
@@ -32,7 +33,7 @@ class Lens:
 def logit_lens(model: Llava, request: Request, answer: Sequence[int] = (), *, top: int = 5) -> Lens:
     """Of a prompt and the tokens that were generated after it. The last layer is what the model itself says."""
     assert model.engine.text is not None
-    layers = ("embd", *(f"blk.{i}.out" for i in range(model.engine.text.n_layer)))
+    layers = tuple(residual(range(model.engine.text.n_layer)))
     with model.trace(*layers) as trace:
         model.forward([*model.parts(request), list(answer[:-1])])
     found = [_top(model, trace[layer], top) for layer in layers]

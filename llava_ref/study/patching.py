@@ -5,7 +5,7 @@ Two prompts of the same length, one with each of two pictures (or of two questio
 "causal tracing"; Heimersheim, Nanda 2024, https://arxiv.org/abs/2404.15255 on how to read the results).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from ..generate import Reply, Request
 from ..model import Llava
 from ..ops import Array
 from ..sampler import Sampling
+from ..stages import residual
 from ..trace import At, Edits
 
 
@@ -67,12 +68,13 @@ def sweep(
     tokens: tuple[int, int],
     *,
     stages: Sequence[str] | None = None,
+    say: Callable[[str], None] = lambda done: None,
 ) -> np.ndarray:
     """(stages, groups) float32: how far patching each group of positions at each stage, by default the input and every
     block, moves the next token from that of `into` to that of `source`: 0 not at all, 1 all the way.
 
     `tokens`: the first token of the answer to `source`, and of that to `into`; what is measured is their difference in
-    logits. ParameterError if the two prompts do not differ in it."""
+    logits. `say` is told what begins. ParameterError if the two prompts do not differ in it."""
     assert model.engine.text is not None
     _check(into, source)
     wanted, given = tokens
@@ -80,7 +82,7 @@ def sweep(
     def difference(logits: np.ndarray) -> float:
         return float(logits[-1, wanted]) - float(logits[-1, given])
 
-    stages = stages or ["embd", *(f"blk.{i}.out" for i in range(model.engine.text.n_layer))]
+    stages = stages or residual(range(model.engine.text.n_layer))
     with model.trace(*stages) as values:
         high = difference(model.request_logits(source))
     low = difference(model.request_logits(into))
@@ -88,6 +90,7 @@ def sweep(
         raise ParameterError("tokens", str(tokens), "the two prompts do not differ in these tokens")
     effects = np.empty((len(stages), len(groups)), np.float32)
     for i, stage in enumerate(stages):
+        say(f"{i + 1} of {len(stages)} stages: {stage}")
         for j, rows in enumerate(groups.values()):
             with model.probed(transplant(model, stage, rows, values[stage])):
                 effects[i, j] = (difference(model.request_logits(into)) - low) / (high - low)

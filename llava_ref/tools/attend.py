@@ -67,7 +67,7 @@ def attend(model: Llava, request: Request, max_tokens: int, image: int, cells: i
         rgb=request.images[image].rgb,
         prompt=request.prompt.shown,
         answer=reply.text,
-        pieces=tuple(model.tokenizer.token_bytes(token).decode("utf-8", "replace") for token in answer),
+        pieces=tuple(model.tokenizer.piece(token) for token in answer),
         attention=weights.reshape(len(weights), len(answer), grid, grid),
         lost=lost,
         settings=model.settings,

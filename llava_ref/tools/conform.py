@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ParameterError
-from ..loading import load
 from ..model import Llava
 from . import options
 from .output import check_output, note, print_json, visible, write_text
@@ -89,20 +88,8 @@ def _with(args: argparse.Namespace, model: Llava, changed: Mapping[str, str]) ->
     """The model itself, or one like it with some quirks changed."""
     if not changed:
         return model
-    text, mmproj = options.pair(args)
-    settings = model.settings
-    return load(
-        text,
-        mmproj,
-        backend=settings["backend"],
-        device=settings["device"],
-        precision=settings["precision"],
-        profile=settings["profile"],
-        quirks=options.quirks(args) | dict(changed),
-        threads=args.threads,
-        n_context=args.ctx_size,
-        template=args.template,
-    )
+    quirks = [*args.quirk, *(f"{name}={value}" for name, value in changed.items())]
+    return options.load_model(options.changed(args, quirk=quirks), *options.pair(args))
 
 
 def _reference(name: str, model: Llava) -> "Reference":
@@ -152,9 +139,9 @@ def verdict(report: "Report") -> list[str]:
     what = f"{_settings(report.settings)} against {report.reference}"
     if not report.findings:
         lines = [f"{what}: no stage over its threshold, {report.n_compared} of {len(report.stages)} compared"]
-        return (
-            lines if report.same else [*lines, "  the outcome is over its own: what every stage may round has added up"]
-        )
+        if not report.same:
+            lines.append("  the outcome is over its own: what every stage may round has added up")
+        return lines
     lines = [f"{what}: {report.findings[0].stage} is the first stage over its threshold"]
     for i, finding in enumerate(report.findings, 1):
         more = f" and {finding.n_stages - 1} behind it" if finding.n_stages > 1 else ""
@@ -167,15 +154,17 @@ def verdict(report: "Report") -> list[str]:
 
 
 def _outcome(report: "Report") -> list[str]:
+    from ..conformance.report_words import worst
+
     o, lines = report.outcome, []
     if o.token_ids[0] != o.token_ids[1]:
         lines.append("token ids differ, so that logits cannot be compared position by position")
     elif o.kl is None:
         lines.append("logits: the reference has none to compare")
     else:
-        worst = max(range(len(o.kl)), key=o.kl.__getitem__)
+        at = worst(o.kl)
         lines.append(
-            f"logits: KL {sum(o.kl) / len(o.kl):.2g} nats a position, at most {o.kl[worst]:.2g} (position {worst}; "
+            f"logits: KL {sum(o.kl) / len(o.kl):.2g} nats a position, at most {o.kl[at]:.2g} (position {at}; "
             f"{o.kl_bound:g} allowed), the same likeliest token at {o.top_1:.1%}"
         )
     if o.greedy:

@@ -8,6 +8,7 @@ from ..errors import ParameterError
 from ..generate import Request
 from ..model import Llava
 from ..sampler import Sampling
+from ..study.ablation import picture_grid
 from ..study.attention import picture_positions
 from ..study.lens import logit_lens
 from ..study.page import Lensed, Picture, lens_page
@@ -52,7 +53,7 @@ def look(model: Llava, request: Request, max_tokens: int, top: int) -> Lensed:
     lens = logit_lens(model, request, reply.token_ids, top=min(top, model.tokenizer.n_vocab))
     shown = {int(token) for token in lens.tokens.ravel()} | {token for token in lens.token_ids if token >= 0}
     pictures = tuple(
-        Picture(model.preprocess(image), image.rgb, picture_positions(request, i).start, _grid(model))
+        Picture(model.preprocess(image), image.rgb, picture_positions(request, i).start, picture_grid(model))
         for i, image in enumerate(request.images)
     )
     return Lensed(
@@ -68,10 +69,5 @@ def look(model: Llava, request: Request, max_tokens: int, top: int) -> Lensed:
 
 def _name(model: Llava, token: int) -> str:
     """What a token shows; quoted where that could not be seen."""
-    text = model.tokenizer.token_bytes(token).decode("utf-8", "replace")
+    text = model.tokenizer.piece(token)
     return text if text.strip() and text.isprintable() else json.dumps(text)
-
-
-def _grid(model: Llava) -> int:
-    assert model.engine.vision is not None
-    return model.engine.vision.grid

@@ -145,6 +145,11 @@ def load_model(args: argparse.Namespace, text: Path | None, mmproj: Path | None)
     )
 
 
+def changed(args: argparse.Namespace, **options: Any) -> argparse.Namespace:
+    """The same arguments but for these."""
+    return argparse.Namespace(**(vars(args) | options))
+
+
 def user_message(text: str, images: list[Any]) -> dict[str, Any]:
     """Pictures first, then the text, as LLaVA was trained."""
     parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]

@@ -1,7 +1,6 @@
 """What commands print and write. Nothing from a file or a model reaches a terminal unescaped."""
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors.numpy import save
 
 from ..errors import ParameterError
 from ..generate import Reply
+from ..tracefile import whole_file
 
 
 def visible(text: str) -> str:
@@ -57,13 +57,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """A file, whole or not at all. `check_output` first."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def check_output(path: Path, inputs: Iterable[Path | None]) -> None:

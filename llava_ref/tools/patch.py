@@ -9,6 +9,7 @@ import numpy as np
 from ..errors import ParameterError
 from ..generate import Request
 from ..model import Llava
+from ..stages import residual
 from ..study.ablation import picture_grid, window_of_patches
 from ..study.attention import picture_positions
 from ..study.page import Patched, patch_page
@@ -43,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.output, [text, mmproj, *args.image, args.from_image])
     model = options.load_model(args, text, mmproj)
     into = options.request(args, model)
-    other = {"image": [args.from_image or args.image[0]], "prompt": args.from_prompt or args.prompt}
-    source = options.request(argparse.Namespace(**(vars(args) | other)), model)
+    images, prompt = [args.from_image or args.image[0]], args.from_prompt or args.prompt
+    source = options.request(options.changed(args, image=images, prompt=prompt), model)
     patched = patch(model, into, source, args.cells)
     write_text(args.output, patch_page(patched))
     if args.json:
@@ -65,17 +66,15 @@ def patch(model: Llava, into: Request, source: Request, cells: int) -> Patched:
         raise ParameterError(
             "--from-image", "answer", f"begins with {token!r} in both runs, so there is nothing to follow"
         )
-    effects, stages = [], stages_of(model)
-    for i, stage in enumerate(stages):
-        note(f"{i + 1} of {len(stages)} stages: {stage}")
-        effects.append(sweep(model, into, source, groups(into, grid, cells), (theirs, ours), stages=[stage])[0])
+    stages = stages_of(model)
+    effects = sweep(model, into, source, groups(into, grid, cells), (theirs, ours), stages=stages, say=note)
     return Patched(
         pictures=tuple(model.preprocess(request.images[0]) for request in (source, into)),
         rgbs=tuple(request.images[0].rgb for request in (source, into)),
         prompts=(source.prompt.shown, into.prompt.shown),
         names=(name(model, theirs), name(model, ours)),
         stages=tuple(stages),
-        effects=np.array(effects),
+        effects=effects,
         cells=cells,
         settings=model.settings,
     )
@@ -98,8 +97,8 @@ def stages_of(model: Llava) -> list[str]:
     assert model.engine.text is not None
     n = model.engine.text.n_layer
     chosen = sorted({round(i) for i in np.linspace(0, n - 1, min(n, MOST_STAGES - 1))})
-    return ["embd", *(f"blk.{i}.out" for i in chosen)]
+    return residual(chosen)
 
 
 def name(model: Llava, token: int) -> str:
-    return model.tokenizer.token_bytes(token).decode("utf-8", "replace").strip()
+    return model.tokenizer.piece(token).strip()

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from .. import gguf
 from ..engine import default_budget
@@ -105,7 +104,7 @@ def measure(args: argparse.Namespace, ours: Paths, theirs: Paths) -> Report:
     if args.weight_cache is None:  # half of the free memory for both pairs together, not for each
         files = [file for pair in (quantised, reference) for file in (pair.text, pair.mmproj) if file is not None]
         args.weight_cache = default_budget(files) / options.GIB
-    model = options.load_model(_with(args, precision="exact"), *theirs)
+    model = options.load_model(options.changed(args, precision="exact"), *theirs)
     c = Comparison(model, quantised, args.precision, args.threads, int(args.weight_cache * options.GIB))
     say = _progress()
     asked = _cases(args, model, say)
@@ -124,10 +123,6 @@ def measure(args: argparse.Namespace, ours: Paths, theirs: Paths) -> Report:
 
 def _open(paths: Paths) -> Pair:
     return Pair(*(None if path is None else gguf.read(path) for path in paths))
-
-
-def _with(args: argparse.Namespace, **changed: Any) -> argparse.Namespace:
-    return argparse.Namespace(**(vars(args) | changed))
 
 
 def _swapped(args: argparse.Namespace, names: Sequence[str]) -> list[str]:

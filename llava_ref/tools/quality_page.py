@@ -1,24 +1,18 @@
 """What `quality` measured, as one HTML page that needs nothing beside it: no script, font, other file or network."""
 
-import base64
-import io
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
-
-import numpy as np
-from jinja2 import Environment, StrictUndefined
-from PIL import Image
 
 from ..quality.behaviour import Difference, spread
 from ..quality.cases import Case
 from ..quality.ranking import Ranked
 from ..quality.report import Report, same_answer
+from ..study.page import data_uri
 from . import quality_words
-from .output import visible
+from .pages import environment
 
 WIDTH, HEIGHT, LEFT, TOP = 1100, 240, 70, 20
 """Of a plot's inside, in units of the drawing, and the room for labels beside it."""
@@ -74,11 +68,8 @@ class Shown:
 
 def render(r: Report) -> str:
     """The page. Everything from files and models is escaped."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_visible
-    )
-    environment.filters["error"] = lambda x: "-" if x is None else f"{x:.1e}"
-    template = environment.from_string(files("llava_ref").joinpath("assets", "quality.html.jinja").read_text("utf-8"))
+    made = environment(error=lambda x: "-" if x is None else f"{x:.1e}")
+    template = made.from_string(files("llava_ref").joinpath("assets", "quality.html.jinja").read_text("utf-8"))
     products = r.behaviour.products
     return template.render(
         r=r,
@@ -190,16 +181,4 @@ def _shown(case: Case, d: Difference) -> Shown:
     begin = len(tokens) - int(d.in_answer.sum())
     s = spread([d], True)
     kl = "" if s is None else f"KL in the answer {s.mean:.1e} on average, {s.max:.1e} at most"
-    return Shown(case, [_png(seen) for seen in case.seen], kl, same_answer(d), tokens[:begin], tokens[begin:])
-
-
-def _png(rgb: np.ndarray) -> str:
-    """(S, S, 3) uint8 -> a data URI."""
-    data = io.BytesIO()
-    Image.fromarray(rgb).save(data, "PNG")
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
-
-
-def _visible(value: Any) -> Any:
-    """Control characters, those that turn text around among them, are shown as escapes."""
-    return visible(value) if type(value) is str else value
+    return Shown(case, [data_uri(seen) for seen in case.seen], kl, same_answer(d), tokens[:begin], tokens[begin:])

@@ -115,8 +115,7 @@ def _models(args: argparse.Namespace) -> "Models":
     from ..api.models import Models
 
     def load(text: Path, mmproj: Path | None, n_context: int | None) -> Llava:
-        args.ctx_size = n_context
-        return options.load_model(args, text, mmproj)
+        return options.load_model(options.changed(args, ctx_size=n_context), text, mmproj)
 
     models = Models(load, tuple(args.allow_model_dir))
     models.start(*options.pair(args), args.ctx_size)

@@ -242,6 +242,13 @@ def test_a_budget():
     assert budget.taken == 0
 
 
+def test_a_refused_request_gives_its_pictures_back(server):
+    for path, asked in (("/v1/chat/completions", []), ("/v1/look", [{"role": "assistant", "content": "3"}])):
+        messages = [{"role": "user", "content": [*SEE, {"type": "text", "text": "the " * 3000}]}, *asked]
+        assert server.error(server.post(path, {"messages": messages}))[2] == "context_length_exceeded"
+        assert server.api._held.taken == 0
+
+
 def test_nothing_is_left_behind(server):
     """Descriptors, threads and what requests share, after answers of all kinds."""
     for _ in range(2):
