@@ -34,6 +34,7 @@ SECTIONS = {  # where a quirk can be seen: beginnings of names
     "exif": ("image.", "vision.pixels"),
     "alpha": ("image.", "vision.pixels"),
     "text_pieces": ("token_ids",),
+    "image_order": ("token_ids",),
     "window": ("blk.",),
     "kv_cache": ("blk.", "vision."),
     "flash_attention": ("blk.", "vision."),

@@ -31,6 +31,9 @@ EXPLANATIONS = {  # NAME=VALUE -> what it says about the reference
     "text_pieces=whole": "the reference tokenises the whole prompt at once",
     "text_pieces=separate-prefixed": "the reference tokenises each piece of text around pictures by itself, and puts a "
     "space before text that follows a control token",
+    "image_order=first": "the reference puts a message's pictures before its texts",
+    "image_order=template": "the reference leaves the order of pictures and texts to the chat template",
+    "image_order=given": "the reference keeps pictures and texts in the order given",
     "window=honour": "the reference applies the sliding window that the file asks for",
     "window=ignore": "the reference ignores the sliding window that the file asks for",
     "kv_cache=f32": "the reference keeps keys and values in float32",

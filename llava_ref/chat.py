@@ -9,12 +9,13 @@ is never seen by the template, so neither its length nor what it says can lead o
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import sandbox
-from .errors import TemplateError
+from .errors import PromptError, TemplateError
 from .messages import ImagePart, Message, TextPart, parse_messages, parse_slots
+from .profiles import ImageOrder
 from .quote import IMAGE, Quote
 from .templates import KEY, TEMPLATES, ChatTemplate, choose_template
 from .tokenizer import Tokenizer
@@ -23,6 +24,7 @@ __all__ = ["ChatTemplate", "Prompt", "choose_template", "parse_messages", "rende
 
 OTHER_SLOTS = ("<|image|>", "<start_of_image>", "[IMG]", "<|image_pad|>", "<__media__>")  # of other models' templates
 STAND_IN = "\x02{}\x03"  # for a text, with its number; "start of text", "end of text"
+TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # behind the text to continue, as transformers does: templates may look at it
 EVENT = re.compile("\x02([0-9]{1,9})\x03|" + re.escape(IMAGE))
 
 
@@ -41,34 +43,62 @@ class Prompt:
 
 
 def render(
-    messages: object, template: str, *, bos_token: str = "", eos_token: str = "", add_generation_prompt: bool = True
+    messages: object,
+    template: str,
+    *,
+    bos_token: str = "",
+    eos_token: str = "",
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+    image_order: ImageOrder = "first",
 ) -> str:
-    """The prompt that the jinja source `template` makes of `messages` (dicts as in OpenAI's interface, or `Message`s).
+    """Render `messages` (dicts as in OpenAI's interface, or `Message`s) by the jinja source `template`.
 
-    Each picture is `<image>`, and may be a bare `{"type": "image"}`. PromptError for messages that cannot be read;
-    TemplateError for a template that fails, goes over a limit of `sandbox`, or loses a part of the conversation."""
+    Each picture is `<image>`, and may be a bare `{"type": "image"}`; `profiles` says where it stands by `image_order`.
+    `continue_final_message` leaves the last message open: the prompt ends with its text. PromptError for messages that
+    cannot be read, or nothing to continue; TemplateError for a template that fails, goes over a limit of `sandbox`, or
+    loses a part of the conversation."""
     values = {"bos_token": bos_token, "eos_token": eos_token, "add_generation_prompt": add_generation_prompt}
-    return _render(parse_slots(messages), template, KEY, values, ()).shown
+    given = _Given(parse_slots(messages), image_order, continue_final_message)
+    return _render(given, template, KEY, values, ()).shown
 
 
 def render_prompt(
-    messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, *, add_generation_prompt: bool = True
+    messages: Sequence[Message],
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    *,
+    image_order: ImageOrder,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
 ) -> Prompt:
-    """The prompt for a model, ready to be cut into chunks. Errors as for `render`."""
+    """Render a model's prompt, ready to be cut into chunks. Errors as for `render`."""
     if template.source is None:
         problem = f"{template.why}: choose one of {', '.join(TEMPLATES)}, or give a raw prompt"
         raise TemplateError("chat template", KEY, problem)
     bos, eos = (None if i is None else tokenizer.text_of(i) for i in (tokenizer.bos_id, tokenizer.eos_id))
     values = {"bos_token": bos or "", "eos_token": eos or "", "add_generation_prompt": add_generation_prompt}
     field = KEY if template.name == "file" else template.name
-    return _render(messages, template.source, field, values, tokenizer.control_texts)
+    given = _Given(messages, image_order, continue_final_message)
+    return _render(given, template.source, field, values, tokenizer.control_texts)
 
 
-def _render(
-    messages: Sequence[Message], source: str, field: str, values: dict[str, Any], control_texts: Sequence[str]
-) -> Prompt:
+@dataclass(frozen=True, slots=True)
+class _Given:
+    messages: Sequence[Message]
+    image_order: ImageOrder
+    open_ended: bool
+
+
+def _render(given: _Given, source: str, field: str, values: dict[str, Any], control_texts: Sequence[str]) -> Prompt:
+    if given.open_ended and values["add_generation_prompt"]:
+        problem = "true too, expected one of the two: an open message is continued, so no answer begins"
+        raise PromptError("continue_final_message", "add_generation_prompt", problem)
+    messages = [_ordered(message, given.image_order) for message in given.messages]
     parts = [part for message in messages for part in message.parts]
     expected, turns = _stand_ins(messages)
+    if given.open_ended:
+        _leave_open(turns)
     forms: list[list[dict[str, Any]]] = []
     for content in FORMS:
         form = [{"role": role, "content": content(pieces)} for role, pieces in turns]
@@ -78,11 +108,35 @@ def _render(
     contexts = [{"messages": form, "tools": None, "documents": None, **values} for form in forms]
     ours = source in TEMPLATES.values()
     outcomes = sandbox.run_trusted(source, contexts) if ours else sandbox.run(source, contexts, field)
+    if given.open_ended:
+        outcomes = [_cut(outcome) for outcome in outcomes]
     text = _first_complete(outcomes, expected, [part.where for part in parts], field)
     texts = [part.text.strip() if isinstance(part, TextPart) else "" for part in parts]
     quote = Quote.over([text, *texts], control_texts)
     filled = EVENT.sub(lambda event: quote.quote(texts[int(event[1])]) if event[1] else IMAGE, text)
     return Prompt(filled, quote, tuple(part for part in parts if isinstance(part, ImagePart)))
+
+
+def _ordered(message: Message, order: ImageOrder) -> Message:
+    if order == "given":
+        return message
+    return replace(message, parts=tuple(sorted(message.parts, key=lambda part: isinstance(part, TextPart))))
+
+
+def _leave_open(turns: list[tuple[str, "Pieces"]]) -> None:
+    pieces = turns[-1][1]
+    last = max((i for i, piece in enumerate(pieces) if piece is not None), default=None)
+    if last is None:
+        raise PromptError("continue_final_message", "messages", "the last one has no text to continue")
+    pieces[last] = f"{pieces[last]}{TAG}"
+
+
+def _cut(outcome: sandbox.Outcome) -> sandbox.Outcome:
+    """The rendering up to the tag; as transformers, without white space before it where white space behind it went."""
+    if outcome.text is None or (at := outcome.text.rfind(TAG.strip())) < 0:
+        return outcome if outcome.text is None else sandbox.Outcome("")
+    whole = outcome.text.startswith(TAG, at)
+    return sandbox.Outcome(outcome.text[:at] if whole else outcome.text[:at].rstrip())
 
 
 Pieces = list[str | None]  # a message's content: texts with stand-ins, None for a picture

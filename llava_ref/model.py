@@ -138,7 +138,8 @@ class Llava:
 
     def request(self, messages: Messages) -> Request:
         """A conversation as a prompt ready to run, its pictures decoded. Nothing is run."""
-        prompt = render_prompt(parse_messages(messages), self.template, self.tokenizer)
+        order = self.engine.quirks.image_order
+        prompt = render_prompt(parse_messages(messages), self.template, self.tokenizer, image_order=order)
         return self.prepared(prompt)
 
     def raw_request(self, prompt: str, sources: Sequence[ImageSource] = ()) -> Request:

@@ -12,6 +12,8 @@ from typing import Literal, get_args, get_type_hints
 
 from .errors import ParameterError
 
+ImageOrder = Literal["first", "template", "given"]
+
 
 @dataclass(frozen=True, slots=True)
 class Quirks:
@@ -34,6 +36,10 @@ class Quirks:
     text_pieces: Literal["separate", "whole", "separate-prefixed"] = "separate"
     """Text around images: each piece tokenised by itself; the whole string at once; by itself, and an SPM space prefix
     also after a control token inside a piece."""
+    image_order: ImageOrder = "first"
+    """Where a message's pictures stand: before its texts, each on a line of its own, as LLaVA's own code puts them;
+    where the template puts them, which gets the parts as a list, as transformers gives them (a template that only takes
+    strings gets the pictures first); or where they came, as llama.cpp's markers do."""
     window: Literal["honour", "ignore"] = "honour"
     """A sliding window that a file of the llama architecture asks for; llama.cpp does not read the key there."""
     kv_cache: Literal["f32", "f16"] = "f32"
@@ -44,7 +50,7 @@ class Quirks:
 
 PROFILES: Mapping[str, Quirks] = {
     "llava": Quirks(),
-    "hf": Quirks(square="crop", exif="apply", text_pieces="whole"),
+    "hf": Quirks(square="crop", exif="apply", text_pieces="whole", image_order="template"),
     "llama.cpp": Quirks(
         class_token="last",
         vit_layers="one-less",
@@ -53,6 +59,7 @@ PROFILES: Mapping[str, Quirks] = {
         square="resize-pad",
         alpha="drop",
         text_pieces="separate-prefixed",
+        image_order="given",
         window="ignore",
         kv_cache="f16",
         flash_attention="on",

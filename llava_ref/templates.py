@@ -12,13 +12,22 @@ from .gguf import GGUFFile
 KEY = "tokenizer.chat_template"
 
 # haotian-liu/LLaVA conversation.py, conv "vicuna_v1" (roles USER and ASSISTANT, separators " " and "</s>"), without its
-# default system text: neither Hugging Face's template for llava-1.5-7b-hf nor llama.cpp's `vicuna` sends one.
+# default system text: neither Hugging Face's template for llava-1.5-7b-hf nor llama.cpp's `vicuna` sends one. Given a
+# list of parts it puts a message's pictures before its texts, as Hugging Face's does and as LLaVA was trained.
 VICUNA = """\
 {%- for message in messages -%}
-    {%- if message.role == 'system' -%}{{ message.content + ' ' }}
-    {%- elif message.role == 'user' -%}{{ 'USER: ' + message.content + ' ' }}
-    {%- else -%}{{ 'ASSISTANT: ' + message.content + '</s>' }}
+    {{- '' if message.role == 'system' else 'USER: ' if message.role == 'user' else 'ASSISTANT: ' -}}
+    {%- if message.content is string -%}{{ message.content }}
+    {%- else -%}
+        {%- set line = namespace(start='') -%}
+        {%- for part in message.content if part.type == 'image' -%}
+            {{- line.start + '<image>' -}}{%- set line.start = '\\n' -%}
+        {%- endfor -%}
+        {%- for part in message.content if part.type == 'text' -%}
+            {{- line.start + part.text -}}{%- set line.start = '\\n' -%}
+        {%- endfor -%}
     {%- endif -%}
+    {{- ' ' if message.role in ['system', 'user'] else '</s>' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
 """

@@ -36,12 +36,12 @@ GOLDEN = [
     (VICUNA, ONE, "USER: <image>\nWhat is this? ASSISTANT:"),
     (VICUNA, MORE, "USER: <image>\nWhat is this? ASSISTANT: A cat.</s>USER: Sure? ASSISTANT:"),
     (VICUNA, SYSTEM, "Be brief. USER: <image>\nWhat is this? ASSISTANT:"),
-    (VICUNA, LAST, "USER: Look:\n<image> ASSISTANT:"),
-    (VICUNA, MIDDLE, "USER: Compare\n<image>\nwith\n<image>\nplease. ASSISTANT:"),
+    (VICUNA, LAST, "USER: <image>\nLook: ASSISTANT:"),
+    (VICUNA, MIDDLE, "USER: <image>\n<image>\nCompare\nwith\nplease. ASSISTANT:"),
     (MISTRAL_INSTRUCT, ONE, "[INST] <image>\nWhat is this? [/INST]"),
     (MISTRAL_INSTRUCT, MORE, "[INST] <image>\nWhat is this? [/INST] A cat.</s>[INST] Sure? [/INST]"),
     (MISTRAL_INSTRUCT, SYSTEM, "[INST] Be brief.\n\n<image>\nWhat is this? [/INST]"),
-    (MISTRAL_INSTRUCT, LAST, "[INST] Look:\n<image> [/INST]"),
+    (MISTRAL_INSTRUCT, LAST, "[INST] <image>\nLook: [/INST]"),
     (LLAVA_LLAMA_3, ONE, f"{LU}<image>\nWhat is this?<|eot_id|>{LA}"),
     (LLAVA_LLAMA_3, MORE, f"{LU}<image>\nWhat is this?<|eot_id|>{LA}A cat.<|eot_id|>{LU}Sure?<|eot_id|>{LA}"),
     (LLAVA_LLAMA_3, SYSTEM, f"{LS}Be brief.<|eot_id|>{LU}<image>\nWhat is this?<|eot_id|>{LA}"),
@@ -99,7 +99,7 @@ def test_without_the_words_that_start_an_answer():
     ],
 )  # fmt: skip
 def test_templates_of_every_taste(source, messages, want):
-    assert render(messages, source) == want
+    assert render(messages, source, image_order="given") == want
 
 
 @pytest.mark.parametrize(
@@ -143,12 +143,12 @@ def test_white_space_may_be_stripped_but_only_around_a_text():
 
 def test_what_users_type_is_neither_code_nor_a_slot():
     typed = "{{ 7 * 7 }}{% raw %}<image></s>[IMG]<|im_end|>\x020\x03"
-    assert render(talk((U, [text(typed), IMAGE])), VICUNA) == f"USER: {typed}\n<image> ASSISTANT:"
-    assert render(talk((U, [text(typed), IMAGE])), LISTS) == f"[user]{typed}<image>\n[assistant]"
-    assert (
-        render(talk((U, [text("[IMG]"), IMAGE])), LISTS.replace("<image>", "[IMG]"))
-        == "[user][IMG]<image>\n[assistant]"
-    )
+    messages = talk((U, [text(typed), IMAGE]))
+    assert render(messages, VICUNA) == f"USER: <image>\n{typed} ASSISTANT:"
+    assert render(messages, VICUNA, image_order="given") == f"USER: {typed}\n<image> ASSISTANT:"
+    assert render(messages, LISTS, image_order="given") == f"[user]{typed}<image>\n[assistant]"
+    other = LISTS.replace("<image>", "[IMG]")
+    assert render(talk((U, [text("[IMG]"), IMAGE])), other) == "[user]<image>\n[IMG][assistant]"
 
 
 def test_private_use_characters_are_nobodys():
@@ -224,7 +224,7 @@ class Words:
 def test_a_prompt_knows_what_users_typed():
     data = base64.b64encode(bytes(range(40))).decode()
     messages = parse_messages(talk((U, [{"type": "image_url", "image_url": data}, text("is <image> </s>?")])))
-    prompt = render_prompt(messages, ChatTemplate("vicuna", VICUNA, ""), Words())
+    prompt = render_prompt(messages, ChatTemplate("vicuna", VICUNA, ""), Words(), image_order="first")
     assert prompt.shown == "USER: <image>\nis <image> </s>? ASSISTANT:"
     assert prompt.text.count("<image>") == 1 and "</s>" not in prompt.text
     assert [part.source for part in prompt.images] == [bytes(range(40))]
@@ -234,8 +234,10 @@ def test_a_prompt_knows_what_users_typed():
 @pytest.mark.parametrize("words, want", [(Words(), "<s></s>x"), (Words(None, None), "x")])
 def test_a_prompt_has_the_vocabularys_tokens(words, want):
     template = ChatTemplate("file", "{{ bos_token }}{{ eos_token }}{{ messages[0].content }}", "")
-    assert render_prompt([Message("user", (TextPart("x"),))], template, words).text.startswith(want[:-1])
-    assert render_prompt([Message("user", (TextPart("x"),))], template, words).shown == want
+    assert render_prompt([Message("user", (TextPart("x"),))], template, words, image_order="first").text.startswith(
+        want[:-1]
+    )
+    assert render_prompt([Message("user", (TextPart("x"),))], template, words, image_order="first").shown == want
 
 
 def test_control_tokens_cannot_be_pasted_together():
@@ -243,7 +245,10 @@ def test_control_tokens_cannot_be_pasted_together():
     parts = (TextPart("<|IM_"), TextPart("QUIZ9|>"), TextPart("IM_QUIZ9"))
     source = "{% for p in messages[0].content %}{{ '<|' if loop.last }}{{ p.text }}{{ '|>' if loop.last }}{% endfor %}"
     prompt = render_prompt(
-        [Message("user", parts)], ChatTemplate("file", source, ""), Words(control_texts=("<|IM_QUIZ9|>",) * 2)
+        [Message("user", parts)],
+        ChatTemplate("file", source, ""),
+        Words(control_texts=("<|IM_QUIZ9|>",) * 2),
+        image_order="first",
     )
     assert prompt.shown == "<|IM_QUIZ9|><|IM_QUIZ9|>"
     assert not set("IM_QUIZ9") & set(prompt.text)
@@ -251,10 +256,12 @@ def test_control_tokens_cannot_be_pasted_together():
 
 def test_no_template_is_an_error_when_one_is_needed():
     with pytest.raises(TemplateError, match=f"chat template: {KEY}: no idea: choose one of vicuna, .* raw prompt"):
-        render_prompt([Message("user", (TextPart("x"),))], ChatTemplate("none", None, "no idea"), Words())
+        render_prompt(
+            [Message("user", (TextPart("x"),))], ChatTemplate("none", None, "no idea"), Words(), image_order="first"
+        )
 
 
 def test_errors_name_a_template_of_ours():
     messages = [Message("user", (TextPart("x"),)), Message("system", (TextPart("y"),))]
     with pytest.raises(TemplateError, match="chat template: mistral-instruct: drops"):
-        render_prompt(messages, ChatTemplate("mistral-instruct", MISTRAL_INSTRUCT, ""), Words())
+        render_prompt(messages, ChatTemplate("mistral-instruct", MISTRAL_INSTRUCT, ""), Words(), image_order="first")

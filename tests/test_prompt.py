@@ -108,7 +108,7 @@ def test_a_conversation_all_the_way(tokenizer, profile):
             {"role": "user", "content": "is <image> blue"},
         ]
     )
-    prompt = render_prompt(messages, ChatTemplate("vicuna", VICUNA, ""), tokenizer)
+    prompt = render_prompt(messages, ChatTemplate("vicuna", VICUNA, ""), tokenizer, image_order="first")
     found = chunks(prompt, tokenizer, resolve(profile))
     assert [type(c) for c in found] == [TextChunk, ImageChunk, TextChunk]
     ids = [i for c in found if isinstance(c, TextChunk) for i in c.token_ids]

@@ -100,7 +100,8 @@ def hold(messages: list[Message], limits: Limits, held: Budget) -> int:
 
 def chat_request(loaded: Loaded, messages: list[Message]) -> Request:
     template = loaded.prompts or loaded.model.template
-    return loaded.model.prepared(render_prompt(messages, template, loaded.model.tokenizer))
+    order = loaded.model.engine.quirks.image_order
+    return loaded.model.prepared(render_prompt(messages, template, loaded.model.tokenizer, image_order=order))
 
 
 def _grammar(loaded: Loaded, asked: ChatRequest) -> Grammar | None:

@@ -102,7 +102,7 @@ def _template(file: GGUFFile) -> tuple[bool | None, str]:
     """Renders one question with a picture: the template must leave exactly one slot for it."""
     tokenizer, template = Tokenizer.from_gguf(file), choose_template(file, has_mmproj=True)
     question = Message("user", (ImagePart(b""), TextPart("What is this?")))
-    prompt = render_prompt([question], template, tokenizer)
+    prompt = render_prompt([question], template, tokenizer, image_order=Quirks().image_order)
     parts = chunks(prompt, tokenizer, Quirks())
     text = sum(len(part.token_ids) for part in parts if isinstance(part, TextChunk))
     says = f"{template.name} ({template.why}); a question with a picture becomes {prompt.shown!r}"

@@ -28,6 +28,7 @@ WORDS = {  # what a quirk is about, for the one sentence that names it
     "exif": "the picture's EXIF orientation",
     "alpha": "transparency",
     "text_pieces": "how the text around pictures is tokenised",
+    "image_order": "where a message's pictures stand",
     "window": "the sliding window",
     "kv_cache": "the type of the cache",
     "flash_attention": "flash attention's rounding",
