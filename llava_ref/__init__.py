@@ -60,6 +60,11 @@ _HOME = {
 }
 
 
+def __dir__() -> list[str]:
+    """Return also the names that are imported when first used, for completion and for Python's suggestions."""
+    return sorted({*globals(), *__all__, "__version__"} - {"Any", "TYPE_CHECKING", "import_module"})
+
+
 def __getattr__(name: str) -> Any:
     if name in ("chat", "gguf", "images"):
         return import_module(f".{name}", __name__)

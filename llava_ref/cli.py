@@ -1,35 +1,54 @@
-"""The command line: which command, and what becomes of errors. argparse, because the standard library is enough.
+"""The command line: finds the command, and turns errors into exit codes. argparse, because the standard library does.
 
-Exit codes: 0 done, 1 a comparison failed, 2 something the user can mend, 130 interrupted, 141 nobody reads the output.
+Exit codes: 0 done, 1 a comparison failed, 2 something the user can fix, 130 interrupted, 141 nobody reads the output.
 """
 
 import argparse
 import os
+import platform
 import sys
 from collections.abc import Sequence
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import NoReturn
 
-from .errors import LlavaError, printable
+from .errors import LlavaError, ParameterError, printable
 
-COMMANDS = {  # each is a module of tools/ with `add_arguments(parser)` and `run(args) -> exit code`
-    "generate": "answer one prompt, with or without pictures",
-    "chat": "talk with the model, several turns",
-    "demo": "the embedded model looks at the embedded pictures",
-    "inspect": "show what a GGUF file says about itself",
-    "check": "say whether a text model and an mmproj file fit each other",
-    "tokenize": "text to token ids",
-    "encode": "a picture to the rows that stand in for it",
-    "logits": "logits at every position of a prompt",
-    "lens": "what the model would say after each layer, as a page",
-    "attend": "where an answer looked in a picture and what it needed, as a page or a PNG",
-    "patch": "parts of one run put into another: what carries the difference of two answers, as a page",
-    "trace": "the arrays inside a run, by name, to a file",
-    "diff": "two trace files, stage by stage",
-    "serve": "the HTTP server: OpenAI's interface, and Nitro's",
-    "conform": "this project and another engine, stage by stage, and why they differ",
-    "quality": "what quantisation costs, and which tensors deserve more bits",
+GROUPS = {  # each command is a module of tools/ with `add_arguments(parser)` and `run(args) -> exit code`
+    "Ask": {
+        "generate": "answer one prompt, with or without pictures",
+        "chat": "talk with the model, several turns",
+        "serve": "answer over HTTP: a page, OpenAI's routes, Nitro's",
+        "demo": "let the embedded model answer about the embedded pictures",
+    },
+    "Look at files": {
+        "inspect": "show what a GGUF file says about itself",
+        "check": "say whether a text model and an mmproj file fit each other",
+        "tokenize": "turn text into token ids",
+    },
+    "Look inside a run": {
+        "encode": "turn a picture into the rows that stand in for it",
+        "logits": "write the logits at every position of a prompt",
+        "trace": "write the arrays inside a run, by name, to a file",
+        "lens": "show what the model would say after each layer, as a page",
+        "attend": "show where an answer looked in a picture, as a page or PNG",
+        "patch": "find the rows that carry what two answers differ in, as a page",
+    },
+    "Compare": {
+        "conform": "compare with another engine stage by stage, and say why they differ",
+        "diff": "compare two trace files stage by stage",
+        "quality": "measure what quantisation costs, and which tensors need more bits",
+    },
 }
+COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
+PLANNED = ("bench", "selftest", "batch", "apicheck", "explain", "replay")
+START = """
+To begin:
+  llava-ref demo
+  llava-ref generate --image cat.jpg -p "What is this?"
+  llava-ref COMMAND --help
+
+Without -m and --mmproj the small pair inside the package is used.
+"""
 
 
 class UsageError(Exception):
@@ -37,20 +56,20 @@ class UsageError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong arguments raise instead of printing the usage."""
+    """Raises for wrong arguments, instead of printing the usage."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message.removeprefix("argument "))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and gives its exit code. Only bugs leave a traceback."""
+    """Run one command and return its exit code. Only a bug leaves a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # what the terminal cannot show is escaped, never an error
             stream.reconfigure(errors="backslashreplace")
     try:
-        args = _parser(arguments).parse_args(arguments)
+        args = _parsed(arguments or ["--help"])
         status: int = args.run(args)
         sys.stdout.flush()
         return status
@@ -66,8 +85,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         _give_up_output()
 
 
+def versions() -> str:
+    """Return the versions of this package, Python, torch, numpy and the platform, one a line. Imports none of them."""
+    packages = {name: _version(name) for name in ("llava-ref", "torch", "numpy")}
+    found = {"llava-ref": packages.pop("llava-ref"), "python": platform.python_version(), **packages}
+    return "\n".join(f"{name} {version}" for name, version in {**found, "platform": platform.platform()}.items())
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
 def _give_up_output() -> None:
-    """What cannot be written now would be tried again, and complained about, at the interpreter's exit."""
+    """Drop what cannot be written now: the interpreter would try again at its exit, and complain."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -79,16 +112,49 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _parser(arguments: list[str]) -> Parser:
-    """The parser; only the command that was named is imported and gets its options."""
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    """Return what a command's arguments say. Raises UsageError and ParameterError."""
+    first, *rest = arguments
+    if not first.startswith("-"):
+        return _command_parser(first).parse_args(rest)
+    if first not in ("-h", "--help", "--version"):
+        raise ParameterError(first, "option", "expected a command before it, as in llava-ref generate --help")
+    return _own_parser().parse_args(arguments)
+
+
+def _own_parser() -> Parser:
+    """Return the parser of `llava-ref --help` and `llava-ref --version`."""
     parser = Parser(
-        prog="llava-ref", description="Runs LLaVA-style vision-language models from GGUF files.", allow_abbrev=False
+        prog="llava-ref",
+        usage="llava-ref COMMAND ...",
+        description="Runs LLaVA-style models from GGUF files, and shows what happens inside.",
+        epilog=_overview(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, text in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        if arguments[:1] == [name]:
-            tool = import_module(f".tools.{name}", __package__)
-            tool.add_arguments(command)
-            command.set_defaults(run=tool.run)
+    parser.add_argument(
+        "--version", action="version", version=versions(), help="show the versions of this, Python, torch and numpy"
+    )
     return parser
+
+
+def _command_parser(name: str) -> Parser:
+    """Return the parser of one command; no other command is imported. Raises ParameterError."""
+    if name in PLANNED:
+        raise ParameterError(name, "command", "planned, not there yet; llava-ref --help lists those that are")
+    if name not in COMMANDS:
+        raise ParameterError(repr(name), "command", f"unknown, expected one of {', '.join(COMMANDS)}")
+    text = COMMANDS[name]
+    parser = Parser(prog=f"llava-ref {name}", description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
+    tool = import_module(f".tools.{name}", __package__)
+    tool.add_arguments(parser)
+    parser.set_defaults(run=tool.run)
+    return parser
+
+
+def _overview() -> str:
+    """Return the commands, a group at a time, and where to begin."""
+    lines = []
+    for title, commands in GROUPS.items():
+        lines += [f"{title}:", *(f"  {name:10}{text}" for name, text in commands.items()), ""]
+    return "\n".join(lines) + START

@@ -38,7 +38,7 @@ def load(
     the model was trained for. `template`: a named chat template instead of the file's own.
     GGUFError, PairError for the files; ParameterError for a setting."""
     began = time.perf_counter()
-    _check_settings(precision, threads, weight_cache, n_context)
+    _check_settings(threads, weight_cache, n_context)
     if text is None and mmproj is None:
         raise ParameterError("load", "text", "neither a text model nor an mmproj file was given")
     text_file = None if text is None else gguf.read(text)
@@ -60,9 +60,7 @@ def load(
     return model
 
 
-def _check_settings(precision: str, threads: int | None, weight_cache: int | None, n_context: int | None) -> None:
-    if precision == "fast":
-        raise ParameterError("precision", repr(precision), "not available yet, expected 'exact' or 'ggml'")
+def _check_settings(threads: int | None, weight_cache: int | None, n_context: int | None) -> None:
     for name, value, low in (("threads", threads, 1), ("weight_cache", weight_cache, 0), ("n_context", n_context, 2)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
             raise ParameterError(name, repr(value), f"expected a whole number from {low}")

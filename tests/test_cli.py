@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import platform
 import subprocess
 import sys
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from safetensors import safe_open
 from tiny_pair import VICUNA, Tiny, write_pair, write_text
 
 import llava_ref
-from llava_ref.cli import COMMANDS, main
+from llava_ref.cli import COMMANDS, GROUPS, main, versions
 from llava_ref.sampler import Sampling
 from llava_ref.tools.terminal import draw
 
@@ -39,6 +41,19 @@ def cli(folder, capsys, monkeypatch):
         status = main(list(arguments))
         out, err = capsys.readouterr()
         return status, out, err
+
+    return run
+
+
+@pytest.fixture
+def ending(capsys):
+    """Runs arguments at which the program ends by itself; gives the same three."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        out, err = capsys.readouterr()
+        return ended.value.code, out, err
 
     return run
 
@@ -215,8 +230,12 @@ def test_ctrl_c_ends_an_answer_only(cli, monkeypatch):
 
 
 USER_ERRORS = {
-    "no command": [],
     "unknown command": ["draw"],
+    "planned command": ["bench"],
+    "help of a planned command": ["bench", "--help"],
+    "no device": ["generate", *TEXT, "-p", "x", "--device", "cuda"],
+    "option before the command": ["--device", "cpu", "generate", "-p", "x"],
+    "shortened option before it": ["--vers"],
     "bad number": ["generate", "--temp", "minus one", "-p", "x"],
     "unknown option": ["generate", "-p", "x", "--speed", "9"],
     "shortened option": ["generate", *TEXT, "-p", "x", "--max-tok", "9"],
@@ -265,11 +284,52 @@ def test_nan_is_an_error_not_an_answer(cli, folder):
     assert (status, out) == (2, "") and "NaN" in err and "blk.0." in err
 
 
+def test_the_name_alone_prints_the_help(ending):
+    status, out, err = ending()
+    assert (status, err) == (0, "") and ending("-h") == ending("--help") == (status, out, err)
+    assert max(map(len, out.splitlines())) <= 80, "what a narrow terminal shows"
+    titles = [line for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert titles == ["options:", *(f"{title}:" for title in GROUPS), "To begin:"]
+    for title, commands in GROUPS.items():
+        shown = out.partition(f"\n{title}:\n")[2].partition("\n\n")[0]
+        assert [line.split(maxsplit=1) for line in shown.splitlines()] == [list(pair) for pair in commands.items()]
+
+
+def test_version_names_what_a_report_needs():
+    code = "import sys; from llava_ref.cli import main\ntry: main(['--version'])\n"
+    code += "finally: print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    done = run_python("-c", code)
+    lines = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert lines.pop("[]", "") == "" and done.returncode == 0, "nothing heavy is imported"
+    assert list(lines) == ["llava-ref", "python", "torch", "numpy", "platform"]
+    assert lines["python"] == platform.python_version() and lines["numpy"] == np.__version__
+    assert lines["llava-ref"] == llava_ref.__version__ and lines["platform"] == platform.platform()
+
+
+def test_version_without_torch(monkeypatch):
+    def version(name):
+        if name == "torch":
+            raise metadata.PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert "torch (not installed)\n" in versions()
+
+
+def test_planned_commands_and_precisions_are_not_offered(cli, ending):
+    assert cli("bench")[2] == "error: bench: command: planned, not there yet; llava-ref --help lists those that are\n"
+    assert cli("draw")[2] == f"error: 'draw': command: unknown, expected one of {', '.join(COMMANDS)}\n"
+    assert "invalid choice: fast (choose from exact, ggml)" in cli(*USER_ERRORS["precision"])[2].replace("'", "")
+    assert "fast" not in ending("generate", "--help")[1]
+
+
 def test_help_for_every_command(capsys):
     for name in COMMANDS:
         with pytest.raises(SystemExit) as caught:
             main([name, "--help"])
-        assert caught.value.code == 0 and COMMANDS[name] in " ".join(capsys.readouterr().out.split())
+        text = COMMANDS[name]
+        assert caught.value.code == 0
+        assert f"{text[0].upper()}{text[1:]}." in " ".join(capsys.readouterr().out.split())
 
 
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -305,6 +365,13 @@ def test_without_torch_the_torch_backend_is_one_line(folder):
 def test_importing_the_package_loads_nothing_heavy():
     code = "import sys, llava_ref; print([m for m in ('numpy', 'torch', 'PIL', 'jinja2') if m in sys.modules])"
     assert run_python("-c", code).stdout == "[]\n"
+
+
+def test_dir_shows_the_names_that_are_not_imported_yet():
+    code = "import sys, llava_ref; print(*dir(llava_ref)); print([m for m in ('numpy', 'torch') if m in sys.modules])"
+    names, heavy = run_python("-c", code).stdout.splitlines()
+    assert {*llava_ref.__all__, "__version__"} <= set(names.split()) and heavy == "[]"
+    assert not {"Any", "import_module"} & set(names.split())
 
 
 def test_a_closed_pipe_is_no_error(folder):

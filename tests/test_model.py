@@ -199,7 +199,7 @@ def test_vision_only_encodes(pair, one):
 
 
 SETTINGS = [
-    ({"precision": "fast"}, "precision: 'fast': not available yet"),
+    ({"precision": "fast"}, "precision: 'fast': unknown, expected 'exact' or 'ggml'"),
     ({"precision": "half"}, "precision: 'half': unknown"),
     ({"backend": "jax"}, "backend: 'jax'"),
     ({"backend": "numpy", "device": "cuda"}, "device: 'cuda'"),

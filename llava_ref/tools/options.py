@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..backends import PRECISIONS
 from ..errors import ParameterError
 from ..generate import Request
 from ..loading import embedded, load
@@ -27,18 +28,19 @@ def add_mmproj(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_profile(parser: argparse.ArgumentParser) -> None:
+def add_profile(parser: argparse._ActionsContainer) -> None:
     """--profile and --quirk: which known behaviour."""
     parser.add_argument("--profile", choices=PROFILES, default="llava", help="known behaviour (default: llava)")
     parser.add_argument("--quirk", action="append", default=[], metavar="NAME=VALUE", help="change one of its quirks")
 
 
-def add_running(parser: argparse.ArgumentParser) -> None:
-    """What every command that runs a model takes."""
+def add_running(command: argparse.ArgumentParser) -> None:
+    """Add what every command that runs a model takes, as a group of its own."""
+    parser = command.add_argument_group("how it is computed")
     parser.add_argument("--backend", choices=("torch", "numpy"), default="torch", help="default: torch")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="processor threads (default: the backend's)")
-    parser.add_argument("--precision", choices=("exact", "fast", "ggml"), default="exact", help="default: exact")
+    parser.add_argument("--precision", choices=PRECISIONS, default="exact", help="default: exact")
     parser.add_argument(
         "--weight-cache",
         type=float,
@@ -68,8 +70,9 @@ def add_prompt(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
     parser.add_argument("--raw", action="store_true", help="the prompt as it stands, without template; <image> is one")
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """How tokens are chosen, and when to end."""
+def add_sampling(command: argparse.ArgumentParser) -> None:
+    """Add how tokens are chosen and when to end, as a group of its own."""
+    parser = command.add_argument_group("how tokens are chosen")
     parser.add_argument("-n", "--max-tokens", type=int, metavar="N", help="default: to the end of the context")
     parser.add_argument("--temp", type=float, default=0.0, metavar="T", help="0 is greedy, the default")
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="0 is off, the default")

@@ -44,8 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="a page that may call; * for all; repeatable",
     )
+    limits = parser.add_argument_group("limits")
     for name, (kind, text) in LIMITS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
+        limits.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
 
 
 LIMITS = {  # the fields of api.limits.Limits, whose defaults are stated in docs/limits.md
