@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .errors import ParameterError
+from .schemas import TooManyBranches, closed
 from .tokenizer import Tokenizer
 
 WHERE = "response_format.json_schema"
@@ -36,9 +37,9 @@ class JsonGrammars:
                 self._tokens = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Tokens(self._tokenizer)))
         try:
             options = {"whitespace_flexible": False}
-            source = llguidance.LLMatcher.grammar_from_json_schema(wanted, overrides=options)
+            source = llguidance.LLMatcher.grammar_from_json_schema(closed(wanted), overrides=options)
             problem = llguidance.LLMatcher.validate_grammar(source, self._tokens)
-        except ValueError as error:
+        except (ValueError, TooManyBranches) as error:
             problem = str(error)
         if problem:
             raise ParameterError(WHERE, "schema", problem.splitlines()[0])

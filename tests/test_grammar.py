@@ -50,6 +50,24 @@ def test_random_weights_keep_to_a_schema(model, grammars, seed):
     assert len(value["tags"]) <= 2 and set(value["tags"]) <= {"é", "<unk>", "a\\b"}
 
 
+OPEN = {  # as people write them: no word about other properties
+    "type": "object",
+    "properties": {
+        "shape": {"$ref": "#/$defs/shape"},
+        "more": {"type": "array", "items": {"$ref": "#/$defs/shape"}, "maxItems": 2},
+    },
+    "required": ["shape", "more"],
+    "$defs": {"shape": {"type": "object", "properties": {"sides": {"enum": [3, 4]}}, "required": ["sides"]}},
+}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_weights_come_to_an_end(model, grammars, seed):
+    reply = answer(model, grammars.grammar(OPEN), temperature=5.0, seed=seed)
+    value = json.loads(reply.text)
+    assert reply.finish_reason == "stop" and list(value) == ["shape", "more"] and list(value["shape"]) == ["sides"]
+
+
 def test_one_grammar_serves_several_answers(model, grammars):
     grammar = grammars.grammar({"const": "the"})
     assert [answer(model, grammar, temperature=3.0, seed=i).text for i in range(3)] == ['"the"'] * 3
