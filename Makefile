@@ -20,11 +20,10 @@ check: .venv/.dev ## formatter, linter, types
 conformance: .venv/.conformance ## against transformers, llama.cpp and OpenAI's npm client
 	.venv/bin/python -m pytest tests/conformance tests/api/test_openai_npm.py
 
-train: .venv/.training ## trains the embedded pair again (about two hours of one core)
+train: .venv/.training ## goes on training the embedded pair (about two hours of one core)
 	mkdir -p run
-	.venv/bin/python -m training.vocabulary run/spm
-	.venv/bin/python -m training.train run --minutes 100 --aux 1
-	.venv/bin/python -m training.export run/last.pt run/spm.model llava_ref/assets
+	.venv/bin/python -m training.train run --start llava_ref/assets
+	.venv/bin/python -m training.export run/last.pt llava_ref/assets/shapes-text.q8_0.gguf run
 
 .venv/.python:
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."'

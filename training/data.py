@@ -1,7 +1,6 @@
-"""Batches of pictures with several questions each, packed behind the picture, made in a process of their own.
+"""Batches of pictures with what stands on their patches and conversations about them, made in a process of their own.
 
-Letter key: B pictures, P = 68 tokens of the shared prefix `<s> USER: <image>`, S tokens of prefix and questions,
-A answer tokens to a picture, N = 64 patches.
+Letter key: B pictures, S tokens of a row, A answer tokens of a row, N = 64 patches.
 """
 
 import itertools
@@ -9,27 +8,23 @@ import queue
 from dataclasses import dataclass
 
 import numpy as np
-import sentencepiece as spm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from llava_ref.scenes import COLOURS, SHAPES, SIZES, WORDS, Question, Scene, questions, sample_scene, training_rng
+from llava_ref.scenes import COLOURS, SHAPES, SIZES, WORDS, Scene, sample_scene, training_rng
 from llava_ref.scenes.scene import CELL, DIGITS
+
+from .packing import Packer, columns, make_packer
 
 IMAGE, PATCH = 64, 8
 GRID = IMAGE // PATCH
+N = GRID * GRID
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PAD_COLOUR = (122, 116, 104)  # int(mean * 255)
 NAMES = (*SHAPES, *DIGITS, *WORDS)
 LABELS = {"name": len(NAMES), "colour": len(COLOURS), "size": 2, "row": 3, "column": 3, "centre": 1}  # each and "none"
-BOS, EOS = 1, 2
-WEIGHTS = {  # of kinds while training: more of what is hard
-    "colour": 6, "shape": 6, "count": 24, "exists": 9, "where": 12, "what at": 11,
-    "size": 5, "digit": 9, "word": 6, "caption": 9,
-}  # fmt: skip
-CHAIN = 0.2  # share of questions that follow the last one as a second turn
 
 
 @dataclass(slots=True)
@@ -39,10 +34,11 @@ class Batch:
     pixels: Tensor  # (B, IMAGE, IMAGE, 3) uint8
     labels: Tensor  # (B, N, 6) int64: what stands on each patch
     counts: Tensor  # (B, 3) int64: shapes, digit or 10, word or 12
-    ids: Tensor  # (B, S - P) int64, the questions
-    positions: Tensor  # (B, S - P) int64
-    segments: Tensor  # (B, S - P) int64; -1 padding
-    where: Tensor  # (B, A) int64: the token (counted from the prefix's start) an answer token follows
+    ids: Tensor  # (B, S) int64
+    patches: Tensor  # (B, S) int64; -1 text, else a row of all pictures' patches, (B * N)
+    positions: Tensor  # (B, S) int64
+    segments: Tensor  # (B, S) int64; SHARED, PADDING, or a number
+    where: Tensor  # (B, A) int64: the token an answer token follows
     answers: Tensor  # (B, A) int64; -100 padding
     groups: Tensor  # (B, A) int64: question number, to score whole answers
     kinds: list[list[str]]  # kind of question by number
@@ -88,80 +84,31 @@ def scene_counts(scene: Scene) -> list[int]:
     return [sum(t.kind == "shape" for t in scene.things), digit, word]
 
 
-class Packer:
-    """Token ids of questions, piece by piece as inference makes them, packed up to a length."""
-
-    def __init__(self, vocabulary: str, length: int = 124) -> None:
-        self.sp = spm.SentencePieceProcessor(model_file=vocabulary)
-        self.prefix = [BOS, *self.sp.encode("USER: ")]
-        self.length = length
-        self.cache: dict[str, list[int]] = {}
-
-    def encode(self, text: str) -> list[int]:
-        if text not in self.cache:
-            self.cache[text] = self.sp.encode(text)
-        return self.cache[text]
-
-    def turn(self, q: Question, first: bool) -> tuple[list[int], list[int]]:
-        """Ids of the question and of the answer with its end."""
-        lead = "\n" if first else "USER: "
-        return self.encode(f"{lead}{q.text} ASSISTANT:"), [*self.encode(q.answer), EOS]
-
-    def pack(self, asked: list[Question], chains: list[bool]) -> dict[str, list[int]]:
-        """Lists for one picture; `where` counts from the start of the prefix with its N image tokens."""
-        start = len(self.prefix) + GRID * GRID
-        out: dict[str, list[int]] = {k: [] for k in ("ids", "positions", "segments", "where", "answers", "groups")}
-        segment, position, n = -1, start, 0
-        for q, chain in zip(asked, chains, strict=True):
-            first = not (chain and n)
-            prompt, answer = self.turn(q, first)
-            if len(out["ids"]) + len(prompt) + len(answer) > self.length:
-                break
-            if first:
-                segment, position = segment + 1, start
-            ids = prompt + answer
-            at = start + len(out["ids"]) + len(prompt) - 1
-            out["where"] += range(at, at + len(answer))
-            out["ids"] += ids
-            out["positions"] += range(position, position + len(ids))
-            out["segments"] += [segment] * len(ids)
-            out["answers"] += answer
-            out["groups"] += [n] * len(answer)
-            position, n = position + len(ids), n + 1
-        return out
-
-
-_PADDING = {"ids": 0, "positions": 0, "segments": -1, "where": 0, "answers": -100, "groups": 0}
-
-
-def make_batch(packer: Packer, seed: int, indices: range) -> Batch:
-    """Pictures `indices` of the training stream of a seed. For text-free batches give a packer of length 0."""
-    pixels, labels, counts, packs, kinds = [], [], [], [], []
-    for index in indices:
-        rng = training_rng(seed, index)
-        scene = sample_scene(rng)
-        asked = questions(scene, rng, 9, WEIGHTS) if packer.length else []
+def make_batch(packer: Packer, seed: int, indices: range, text: bool = True) -> Batch:
+    """Return pictures `indices` of the training stream of a seed, with conversations (`text`) or without."""
+    pixels, labels, counts, rows = [], [], [], []
+    streams = [training_rng(seed, index) for index in indices]
+    scenes = [sample_scene(rng) for rng in streams]
+    for place, (rng, scene) in enumerate(zip(streams, scenes, strict=True)):
         pixels.append(to_model_size(scene.draw()))
         labels.append(patch_labels(scene))
         counts.append(scene_counts(scene))
-        packs.append(packer.pack(asked, list(rng.random(len(asked)) < CHAIN)))
-        kinds.append([q.kind for q in asked])
-    rows = {}
-    for key, fill in _PADDING.items():
-        columns = itertools.zip_longest(*(p[key] for p in packs), fillvalue=fill)
-        rows[key] = torch.tensor(list(columns), dtype=torch.int64).reshape(-1, len(packs)).T.contiguous()
+        if text:
+            row = packer.pack(scene, scenes[(place + 1) % len(scenes)], rng)
+            row["patches"] = [p if p < 0 else (place * N + p) % (len(scenes) * N) for p in row["patches"]]
+            rows.append(row)
     return Batch(
         pixels=torch.from_numpy(np.stack(pixels)),
         labels=torch.from_numpy(np.stack(labels)),
         counts=torch.tensor(counts),
-        kinds=kinds,
-        **rows,
+        kinds=[row["kinds"] for row in rows],
+        **columns(rows),
     )
 
 
-def work(out: "queue.Queue[Batch]", vocabulary: str, seed: int, first: int, size: int, length: int) -> None:
+def work(out: "queue.Queue[Batch]", vocabulary: str, seed: int, first: int, size: int, text: bool) -> None:
     """Body of the worker process: batches without end."""
     torch.set_num_threads(1)
-    packer = Packer(vocabulary, length)
+    packer = make_packer(vocabulary)
     for start in itertools.count(first, size):
-        out.put(make_batch(packer, seed, range(start, start + size)))
+        out.put(make_batch(packer, seed, range(start, start + size), text))

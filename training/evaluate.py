@@ -1,6 +1,6 @@
 """Share of fresh questions answered exactly, by kind, with the weights as the files store them (Q8_0 and F16).
 
-python -m training.evaluate CHECKPOINT.pt SPM.model [N] [SEED ...]
+python -m training.evaluate CHECKPOINT.pt VOCABULARY.gguf [N] [SEED ...]
 """
 
 import sys
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from llava_ref.scenes import Question, fresh_questions
 
-from .data import Packer, to_model_size
+from .data import to_model_size
 from .export import q8_0, text_tensors, vision_tensors
 from .model import Model, Size
+from .packing import Packer, columns, make_packer
 
 
 def rounded(state: dict[str, Tensor], c: Size) -> dict[str, Tensor]:
@@ -38,8 +39,9 @@ def answered(model: Model, packer: Packer, pixels: list[np.ndarray], asked: list
     hidden = model.tower(torch.from_numpy(np.stack(pixels)))
     out = []
     for i, q in enumerate(asked):
-        p = {k: torch.tensor([v]) for k, v in packer.pack([q], [False]).items()}
-        logits = model.answer_logits(hidden[i : i + 1], p["ids"], p["positions"], p["segments"], p["where"])
+        p = columns([packer.one(q)])
+        inputs = (p[key] for key in ("ids", "patches", "positions", "segments", "where"))
+        logits = model.answer_logits(hidden[i : i + 1], *inputs)
         out.append(bool((logits.argmax(-1) == p["answers"]).all()))
     return out
 
@@ -61,8 +63,8 @@ def evaluate(model: Model, packer: Packer, n: int, seed: int) -> dict[str, tuple
 def main() -> None:
     checkpoint, vocabulary, n, *seeds = sys.argv[1:] if len(sys.argv) > 3 else [*sys.argv[1:3], "500"]
     torch.set_num_threads(1)
-    packer = Packer(vocabulary)
-    model = Model(Size(), packer.prefix)
+    packer = make_packer(vocabulary)
+    model = Model(Size())
     model.load_state_dict(rounded(torch.load(checkpoint)["model"], Size()))
     for seed in map(int, seeds or [0, 1]):
         for kind, (right, asked) in evaluate(model, packer, int(n), seed).items():

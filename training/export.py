@@ -1,6 +1,6 @@
 """Writes a checkpoint as the embedded pair: the decoder in Q8_0 with its vocabulary, the tower and projector in F16.
 
-python -m training.export CHECKPOINT.pt SPM.model FOLDER
+python -m training.export CHECKPOINT.pt VOCABULARY.gguf FOLDER
 """
 
 import sys
@@ -8,15 +8,14 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-import sentencepiece as spm
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llava_ref.templates import VICUNA
+from llava_ref.templates import KEY, VICUNA
 
 from .data import IMAGE, MEAN, PATCH, STD
-from .model import Size
+from .model import Model, Size
 
 TEXT, MMPROJ = "shapes-text.q8_0.gguf", "shapes-mmproj.f16.gguf"
 VISION_BLOCK = {  # our name: theirs
@@ -59,6 +58,16 @@ def text_tensors(state: dict[str, Tensor], c: Size) -> dict[str, Tensor]:
         for ours, theirs in TEXT_BLOCK.items():
             out[f"blk.{i}.{theirs}.weight"] = state[f"decoder.blocks.{i}.{ours}.weight"]
     return out
+
+
+def load_pair(model: Model, folder: Path) -> None:
+    """Fill a model with the weights of a pair of files. The parts that the files leave out stay as they are."""
+    state = model.state_dict()
+    parts = vision_tensors(state, model.c) | text_tensors(state, model.c)  # views of the model's own memory
+    for file in (TEXT, MMPROJ):
+        for t in gguf.GGUFReader(folder / file).tensors:
+            weights = torch.tensor(gguf.quants.dequantize(t.data, t.tensor_type))
+            parts[t.name].copy_(weights.reshape(parts[t.name].shape))
 
 
 def q8_0(x: Tensor) -> NDArray[np.uint8]:
@@ -111,7 +120,8 @@ def write_text(path: Path, state: dict[str, Tensor], c: Size, vocabulary: str) -
     w.add_rope_dimension_count(c.width // c.heads)
     w.add_rope_freq_base(c.rope_base)
     w.add_vocab_size(c.vocabulary)
-    _vocabulary(w, vocabulary)
+    copy_vocabulary(w, vocabulary)
+    w.add_chat_template(VICUNA)
     for name, tensor in text_tensors(state, c).items():
         if tensor.ndim == 1:
             w.add_tensor(name, tensor.float().numpy())
@@ -120,25 +130,12 @@ def write_text(path: Path, state: dict[str, Tensor], c: Size, vocabulary: str) -
     _close(w)
 
 
-def _vocabulary(w: gguf.GGUFWriter, path: str) -> None:
-    sp = spm.SentencePieceProcessor(model_file=path)
-    ids = range(sp.get_piece_size())
-    kinds = gguf.TokenType
-    w.add_tokenizer_model("llama")
-    w.add_tokenizer_pre("default")
-    w.add_token_list([sp.id_to_piece(i) for i in ids])
-    w.add_token_scores([sp.get_score(i) for i in ids])
-    w.add_token_types([
-        kinds.UNKNOWN if sp.is_unknown(i) else kinds.CONTROL if sp.is_control(i) else kinds.BYTE if sp.is_byte(i)
-        else kinds.NORMAL for i in ids
-    ])  # fmt: skip
-    w.add_unk_token_id(0)
-    w.add_bos_token_id(1)
-    w.add_eos_token_id(2)
-    w.add_add_bos_token(True)
-    w.add_add_eos_token(False)
-    w.add_add_space_prefix(True)
-    w.add_chat_template(VICUNA)
+def copy_vocabulary(w: gguf.GGUFWriter, path: str) -> None:
+    """Copy every `tokenizer.` key of a GGUF file but its chat template."""
+    for field in gguf.GGUFReader(path).fields.values():
+        if field.name.startswith("tokenizer.") and field.name != KEY:
+            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            w.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
 
 
 def _close(w: gguf.GGUFWriter) -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import GRID, LABELS, MEAN, PATCH, STD
+from .packing import OWN, SHARED
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,32 +172,30 @@ class Decoder(nn.Module):
 class Model(nn.Module):
     """All three parts."""
 
-    def __init__(self, c: Size, prefix: list[int]) -> None:
+    def __init__(self, c: Size) -> None:
         super().__init__()
         self.c = c
         self.tower = Tower(c)
         self.mm0, self.mm2 = nn.Linear(c.v_width, c.width), nn.Linear(c.width, c.width)
         self.decoder = Decoder(c)
-        self.register_buffer("prefix", torch.tensor(prefix), persistent=False)
 
     def project(self, hidden: Tensor) -> Tensor:
         """(B, T, v_width) -> (B, N, width)"""
         return self.mm2(F.gelu(self.mm0(hidden[:, 1:])))
 
-    def answer_logits(self, hidden: Tensor, ids: Tensor, positions: Tensor, segments: Tensor, rows: Tensor) -> Tensor:
-        """(B, A, vocabulary) for packed questions behind one picture: see `data.Batch`."""
-        image = self.project(hidden)
-        start = len(self.prefix) + image.shape[1]
-        lead = self.decoder.embed(self.prefix).expand(len(ids), -1, -1)
-        x = torch.cat([lead, image, self.decoder.embed(ids)], 1)
-        positions = torch.cat([torch.arange(start).expand(len(ids), -1), positions], 1)
-        return self.decoder(x, positions, packed_mask(segments, start), rows)
+    def answer_logits(
+        self, hidden: Tensor, ids: Tensor, patches: Tensor, positions: Tensor, segments: Tensor, rows: Tensor
+    ) -> Tensor:
+        """(B, A, vocabulary) for rows of text and pictures: see `data.Batch`."""
+        image = self.project(hidden).flatten(0, 1)  # (B N, width)
+        x = torch.where((patches >= 0)[..., None], image[patches.clamp(0)], self.decoder.embed(ids))
+        return self.decoder(x, positions, packed_mask(segments), rows)
 
 
-def packed_mask(segments: Tensor, start: int) -> Tensor:
-    """(B, S - start) -> (B, 1, S, S): causal; a question sees the prefix and itself."""
-    segments = F.pad(segments, (start, 0), value=-2)  # -2: the prefix, which all see
+def packed_mask(segments: Tensor) -> Tensor:
+    """(B, S) -> (B, 1, S, S): causal; a segment sees itself, and the shared picture unless it has its own."""
     size = segments.shape[1]
-    seen = (segments[:, None, :] == segments[:, :, None]) | (segments[:, None, :] == -2)
+    shared = (segments[:, None, :] == SHARED) & (segments[:, :, None] < OWN)
+    seen = (segments[:, None, :] == segments[:, :, None]) | shared
     seen &= torch.ones(size, size, dtype=torch.bool).tril()
     return torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))[:, None]

@@ -1,6 +1,6 @@
-"""Trains the model and keeps a checkpoint and a log. Stops at the time written in RUN/stop_at (seconds since 1970).
+"""Train the model; keep a checkpoint and a log. Stop at the time written in RUN/stop_at (seconds since 1970).
 
-    python -m training.train RUN [--minutes 90] [--tower-steps 1500] [--resume]
+    python -m training.train RUN [--start FOLDER | --resume] [--minutes 110] ...
 
 The learning rate is constant and falls to zero over the last `--anneal` minutes before the stop time, which may be
 changed while it runs.
@@ -17,9 +17,13 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 
-from .data import Batch, Packer, make_batch, work
+from llava_ref import embedded
+
+from .data import Batch, make_batch, work
+from .export import load_pair
 from .model import Model, Size
 from .muon import Muon
+from .packing import make_packer
 
 TRAIN_SEED, CHECK_SEED = 1, 2
 BATCH = 32
@@ -43,7 +47,7 @@ class Optimiser:
 
 def answer_loss(model: Model, b: Batch, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy over answer tokens; and which of them are right (B, A)."""
-    logits = model.answer_logits(hidden, b.ids, b.positions, b.segments, b.where)
+    logits = model.answer_logits(hidden, b.ids, b.patches, b.positions, b.segments, b.where)
     loss = F.cross_entropy(logits.flatten(0, 1), b.answers.flatten(), ignore_index=-100)
     return loss, logits.argmax(-1) == b.answers
 
@@ -79,15 +83,16 @@ class Run:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.folder = args, Path(args.run)
-        self.vocabulary = str(self.folder / "spm.model")
-        self.packer = Packer(self.vocabulary)
-        self.model = Model(Size(), self.packer.prefix)
+        self.packer = make_packer(args.vocabulary)
+        self.model = Model(Size())
         self.optimiser = Optimiser(self.model)
         self.step = self.pictures = 0
         if args.resume:
             state = torch.load(self.folder / "last.pt")
             self.model.load_state_dict(state["model"])
             self.step, self.pictures = state["step"], state["pictures"]
+        elif args.start:
+            load_pair(self.model, Path(args.start))
         self.checks = [make_batch(self.packer, CHECK_SEED, range(i * 64, i * 64 + 64)) for i in range(4)]
         self.stop_file = self.folder / "stop_at"
         self.stop_file.write_text(str(time.time() + 60 * args.minutes))
@@ -101,8 +106,7 @@ class Run:
 
     def start_worker(self, joint: bool) -> "tuple[mp.Process, mp.Queue[Batch]]":
         batches: mp.Queue[Batch] = mp.Queue(maxsize=6)
-        length = self.packer.length if joint else 0
-        arguments = (batches, self.vocabulary, TRAIN_SEED, self.pictures, BATCH, length)
+        arguments = (batches, self.args.vocabulary, TRAIN_SEED, self.pictures, BATCH, joint)
         worker = mp.Process(target=work, args=arguments, daemon=True)
         worker.start()
         return worker, batches
@@ -141,7 +145,8 @@ class Run:
         for p in self.model.parameters():
             p.grad = None
         hidden = self.model.tower(b.pixels)
-        aux = self.model.tower.losses(hidden, b.labels, b.counts)
+        settled = joint and self.step >= self.args.settle
+        aux = self.model.tower.losses(hidden if settled or not joint else hidden.detach(), b.labels, b.counts)
         loss = answer = aux
         if joint:
             answer = answer_loss(self.model, b, hidden)[0]
@@ -154,14 +159,17 @@ class Run:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("run", help="folder with spm.model; checkpoints and the log go there")
-    p.add_argument("--minutes", type=float, default=90)
-    p.add_argument("--anneal", type=float, default=20)
-    p.add_argument("--tower-steps", type=int, default=1500)
-    p.add_argument("--every", type=int, default=250)
-    p.add_argument("--aux", type=float, default=0.1)
-    p.add_argument("--muon-lr", type=float, default=0.02)
-    p.add_argument("--adam-lr", type=float, default=2e-3)
+    p.add_argument("run", help="folder for checkpoints and the log")
+    p.add_argument("--minutes", type=float, default=110)
+    p.add_argument("--anneal", type=float, default=65)
+    p.add_argument("--tower-steps", type=int, default=0)
+    p.add_argument("--settle", type=int, default=200, help="steps in which the heads learn and the tower does not")
+    p.add_argument("--start", help="folder of a pair to go on from; without it, from nothing")
+    p.add_argument("--vocabulary", default=str(embedded()[0]), help="GGUF file that holds it")
+    p.add_argument("--every", type=int, default=100)
+    p.add_argument("--aux", type=float, default=0.3)
+    p.add_argument("--muon-lr", type=float, default=0.01)
+    p.add_argument("--adam-lr", type=float, default=1e-3)
     p.add_argument("--resume", action="store_true")
     args = p.parse_args()
     torch.set_num_threads(1)

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import gguf
 import sentencepiece as spm
 
 from llava_ref.scenes import COLOURS, SHAPES, WORDS, questions, sample_scene, training_rng
@@ -45,7 +46,7 @@ def _lines(n_scenes: int) -> Iterator[str]:
 
 
 def train(prefix: Path, n_scenes: int = 4000) -> None:
-    """Writes PREFIX.model and PREFIX.vocab."""
+    """Write PREFIX.model and PREFIX.vocab, and PREFIX.gguf, which holds the vocabulary alone."""
     spm.SentencePieceTrainer.train(
         sentence_iterator=iter(_lines(n_scenes)),
         model_prefix=str(prefix),
@@ -63,6 +64,33 @@ def train(prefix: Path, n_scenes: int = 4000) -> None:
         num_threads=1,
         minloglevel=1,
     )
+    write_gguf(spm.SentencePieceProcessor(model_file=f"{prefix}.model"), Path(f"{prefix}.gguf"))
+
+
+def write_gguf(sp: spm.SentencePieceProcessor, path: Path) -> None:
+    """Write a GGUF file with a vocabulary and nothing else."""
+    w = gguf.GGUFWriter(path, "llama")
+    w.add_vocab_size(SIZE)
+    ids = range(sp.get_piece_size())
+    kinds = gguf.TokenType
+    w.add_tokenizer_model("llama")
+    w.add_tokenizer_pre("default")
+    w.add_token_list([sp.id_to_piece(i) for i in ids])
+    w.add_token_scores([sp.get_score(i) for i in ids])
+    w.add_token_types([
+        kinds.UNKNOWN if sp.is_unknown(i) else kinds.CONTROL if sp.is_control(i) else kinds.BYTE if sp.is_byte(i)
+        else kinds.NORMAL for i in ids
+    ])  # fmt: skip
+    w.add_unk_token_id(0)
+    w.add_bos_token_id(1)
+    w.add_eos_token_id(2)
+    w.add_add_bos_token(True)
+    w.add_add_eos_token(False)
+    w.add_add_space_prefix(True)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
 
 
 if __name__ == "__main__":

@@ -7,19 +7,23 @@ Everything follows from the seed alone, on every machine: integers and IEEE arit
 `fresh_questions` draws from a stream that the training of the embedded model never touches. No torch here.
 """
 
+from .asking import WAYS, Asked, fresh_asked
 from .questions import KINDS, Question, questions
 from .scene import COLOURS, SHAPES, SIZES, WORDS, Scene, Thing, sample_scene
 from .stream import fresh_questions, fresh_scene, training_rng
 
 __all__ = [
+    "Asked",
     "COLOURS",
     "KINDS",
     "SHAPES",
     "SIZES",
+    "WAYS",
     "WORDS",
     "Question",
     "Scene",
     "Thing",
+    "fresh_asked",
     "fresh_questions",
     "fresh_scene",
     "questions",

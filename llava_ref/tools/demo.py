@@ -15,10 +15,11 @@ from PIL import Image
 
 from ..errors import ParameterError
 from ..generate import Stream
+from ..grammar import JsonGrammars
 from ..loading import embedded
 from ..model import Llava
 from ..sampler import Sampling
-from ..scenes import fresh_questions
+from ..scenes import WAYS, fresh_asked
 from . import options
 from .output import note, print_json, print_pieces
 from .terminal import draw
@@ -31,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--paths", action="store_true", help="print where the files are, as JSON, and stop")
     parser.add_argument("--eval", type=int, metavar="N", help="ask N fresh questions; the share answered exactly")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the fresh questions (default: 0)")
+    parser.add_argument("--ask", choices=WAYS, default=WAYS[0], help=f"how to ask them (default: {WAYS[0]})")
     options.add_running(parser)
-    parser.set_defaults(threads=1)  # more only slow a model this small: 20 times, where the processor is shared
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         raise ParameterError("--seed", str(args.seed), "expected a whole number from 0")
     model = options.load_model(args, text, mmproj)
     if args.eval is not None:
-        return _evaluate(model, args.eval, args.seed, args.json)
+        return _evaluate(model, args.eval, args.seed, args.ask, args.json)
     return _show(model, text.parent / "pictures", pictures, args.json)
 
 
@@ -92,21 +93,29 @@ def _present(path: Path, entry: dict[str, str], stream: Stream) -> None:
     print(f"  {mark:8}  {times}\n", flush=True)
 
 
-def _evaluate(model: Llava, n: int, seed: int, as_json: bool) -> int:
-    """The share of `n` fresh questions answered to the letter, by kind."""
+def evaluate(model: Llava, n: int, seed: int, way: str) -> tuple[Counter[str], Counter[str]]:
+    """Ask `n` fresh questions. Return how many were asked, and answered to the letter, by kind."""
     asked, right = Counter[str](), Counter[str]()
-    for done, (picture, question) in enumerate(fresh_questions(n, seed), 1):
-        reply = _ask(model, picture, question.text).finish()
-        asked[question.kind] += 1
-        right[question.kind] += reply.text.strip() == question.answer
+    grammars = JsonGrammars(model.tokenizer)
+    for done, one in enumerate(fresh_asked(n, seed, way), 1):
+        sampling = Sampling(grammar=None if one.schema is None else grammars.grammar(one.schema))
+        reply = model.answer(model.request(one.messages), sampling, max_tokens=MAX_TOKENS).finish()
+        asked[one.question.kind] += 1
+        right[one.question.kind] += one.right(reply.text)
         if done % 50 == 0 or done == n:
             note(f"{done} of {n} questions, {right.total() / done:.1%} answered exactly")
+    return asked, right
+
+
+def _evaluate(model: Llava, n: int, seed: int, way: str, as_json: bool) -> int:
+    """Print the share of fresh questions answered to the letter, by kind."""
+    asked, right = evaluate(model, n, seed, way)
     if as_json:
         kinds = {k: {"n": asked[k], "right": right[k], "accuracy": right[k] / asked[k]} for k in sorted(asked)}
-        head = {"accuracy": right.total() / n, "n": n, "right": right.total(), "seed": seed}
+        head = {"accuracy": right.total() / n, "n": n, "right": right.total(), "seed": seed, "ask": way}
         print_json({**head, "by_kind": kinds} | model.settings)
     else:
         for kind in sorted(asked):
             print(f"{kind:10} {right[kind]:5} of {asked[kind]:5}  {right[kind] / asked[kind]:7.1%}")
-        print(f"{'all':10} {right.total():5} of {n:5}  {right.total() / n:7.1%}  (seed {seed})")
+        print(f"{'all':10} {right.total():5} of {n:5}  {right.total() / n:7.1%}  (seed {seed}, {way})")
     return 0

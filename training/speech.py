@@ -1,0 +1,117 @@
+"""Things to say: answers as JSON, small talk, system messages, and questions as turns of a conversation."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llava_ref.scenes import Question, Scene
+from llava_ref.scenes.questions import describe
+from llava_ref.scenes.scene import Draw
+
+from .tokens import Answer, Turn
+
+GENERIC = ("answer", "result", "value", "name")
+KEYS: Mapping[str, tuple[str, ...]] = {
+    "colour": ("colour", "color"), "shape": ("shape",), "count": ("count", "number"), "exists": ("exists", "present"),
+    "where": ("place", "position", "where"), "what at": ("what", "thing"), "size": ("size",), "digit": ("digit",),
+    "word": ("word", "text"), "caption": ("caption", "description"), "beside": ("answer",), "further": ("which",),
+}  # fmt: skip
+ASK_JSON = (" Answer as JSON.", " Answer in JSON.", " Reply in JSON.", " Answer with a JSON object.")
+
+
+def json_answer(q: Question, draw: Draw, scene: Scene, asked: bool) -> Answer:
+    """Return an answer as a JSON object. Unless the prompt asks for one (`asked`), a grammar forces it: braces and keys
+    are then given and the values learned, in two of five the keys too, as a grammar may leave them open."""
+    pairs: list[tuple[str, Any]]
+    thing = next((t for t in scene.things if t.kind == "shape" and describe(t) == q.answer), None)
+    if q.kind == "what at" and thing and draw.chance(0.5):
+        pairs = [("colour", thing.colour), ("shape", thing.name)][:: 1 if draw.chance(0.5) else -1]
+    else:
+        value: Any = q.answer
+        if q.kind == "count" or (q.kind == "digit" and draw.chance(0.5)):
+            value = int(q.answer) if draw.chance(0.8) else q.answer
+        elif q.answer in ("yes", "no") and draw.chance(0.6):
+            value = q.answer == "yes"
+        keys = KEYS[q.kind]
+        pairs = [(keys[0] if asked else draw.pick(keys if draw.chance(0.6) else GENERIC), value)]
+    colon, comma = ((":", ","), (": ", ", "))[asked or draw.chance(0.5)]
+    text, values = "{", []
+    for i, (key, value) in enumerate(pairs):
+        text += (comma if i else "") + json.dumps(key) + colon
+        start = len(text)
+        text += json.dumps(value)
+        values.append((start + isinstance(value, str), len(text)))
+    text += "}"
+    end = (len(text) - 1, len(text) + 1)
+    if asked:
+        return Answer("json asked", text, is_json=True)
+    if draw.chance(0.4):
+        return Answer("json key", text, ((1, len(text) + 1),), is_json=True)
+    return Answer("json", text, (*values, end), is_json=True)
+
+
+NO_PICTURE = "I see no picture."
+ONLY = "I only know drawn shapes, digits and words."
+CHAT: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("Hello", "Hello!", "Hi", "Hi!", "Hi there", "Hey", "hello", "hi"), "Hello! Show me a picture."),
+    (("Who are you?", "What are you?", "who are you?", "Who are you"),
+     "I am a small model that looks at pictures of shapes, digits and words."),
+    (("What can you do?", "What can you see?", "Help", "help", "What do you know?", "How can you help me?"),
+     "I name shapes, colours, digits and words, count shapes and say where they are."),
+    (("Thank you", "Thank you!", "Thanks", "Thanks!", "thank you", "Thank you very much!"), "You are welcome."),
+    (("How are you?", "how are you?"), "I am well, thank you."),
+    (("Goodbye", "Bye", "Bye!", "Goodbye!"), "Goodbye."),
+)  # fmt: skip
+ELSEWHERE = (
+    "What is the capital of {}?", "Tell me about {}.", "Tell me a story about {}.", "Write a poem about {}.",
+    "What is {}?", "Why is {} so {}?", "How do I make {}?", "Explain {}.", "{}", "{} {}", "{} {} {}",
+    "What is {} + {}?", "Do you like {}?", "Write {} in Python.", "Translate {} {}.", "Who was {}?",
+    "When did {} {}?", "Say {}.", "Repeat after me: {} {}.",
+)  # fmt: skip
+SYSTEMS = (
+    "You are a helpful assistant that can answer questions about the image.", "You are a helpful assistant.",
+    "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the human's questions.", "Be brief.", "Be brief and exact.", "Answer with one word.",
+    "You look at pictures.", "You see pictures of shapes, digits and words.", "Answer the question.",
+    "You are an expert.", "Answer in English.", "Describe what you see.",
+    "You are a careful assistant. Be honest.", "Do not guess.",
+)  # fmt: skip
+JSON_SYSTEMS = ("Answer as JSON.", "Answer in JSON.", "Always answer with a JSON object.", "Reply in JSON only.")
+BOTH = (
+    "What are in these images? Is there any difference between them?", "What is in these pictures?",
+    "What’s in these images?", "Describe the pictures.", "Describe both pictures.", "What are in these images?",
+    "Compare the pictures.", "What’s in this image?", "What is the difference between these images?",
+)  # fmt: skip
+
+
+def small_talk(draw: Draw, words: Sequence[str]) -> Turn:
+    """Return a turn that needs no picture."""
+    if draw.chance(0.5):
+        asks, answer = draw.pick(CHAT)
+        return Turn((draw.pick(asks),), Answer("talk", answer))
+    form = draw.pick(ELSEWHERE)
+    asked = form.format(*(draw.pick(words) for _ in range(form.count("{}"))))
+    return Turn((asked,), Answer("talk", ONLY))
+
+
+def turn(q: Question, draw: Draw, scene: Scene, pictures: Sequence[int], form: str, as_json: bool = False) -> Turn:
+    """Return one question with its pictures, which follow its text in form `text-first`.
+
+    `as_json`: the system message asks for JSON. One plain answer in six is JSON all the same."""
+    text = q.text
+    answer = Answer(f"{form} {q.kind}" if form else q.kind, q.answer)
+    if as_json:
+        answer = json_answer(q, draw, scene, True)
+    elif draw.chance(0.16):
+        asked = draw.chance(0.35)
+        answer = json_answer(q, draw, scene, asked)
+        text += draw.pick(ASK_JSON) if asked else ""
+    if not pictures:
+        return Turn((text,), answer)
+    if form == "text-first":
+        return Turn(_text_first(text, pictures), answer)
+    return Turn((*(part for p in pictures for part in (p, "\n")), text), answer)
+
+
+def _text_first(text: str, pictures: Sequence[int]) -> tuple[str | int, ...]:
+    return (text, *(part for p in pictures for part in ("\n", p)))

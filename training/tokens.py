@@ -1,0 +1,110 @@
+"""A conversation about pictures as tokens, made as inference makes them.
+
+`Tokens` follows the `vicuna` template and one value of the quirk `text_pieces` (`llava_ref.prompt.chunks`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from llava_ref.tokenizer import Tokenizer
+
+BOS, EOS = 1, 2
+STYLES = ("separate", "separate", "separate", "separate-prefixed", "separate-prefixed", "whole")  # each as often
+PATCHES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Holds one answer. `learned` are the spans of its characters that count in the loss; empty: all of them."""
+
+    kind: str
+    text: str
+    learned: tuple[tuple[int, int], ...] = ()
+    is_json: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Holds a user's message, its pictures as numbers, and the answer."""
+
+    content: tuple[str | int, ...]
+    answer: Answer
+
+
+@dataclass(slots=True)
+class Segment:
+    """Holds tokens that see one another. `patches`: -1 for text, else 64 times the picture's number plus the patch."""
+
+    ids: list[int] = field(default_factory=list)
+    patches: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)  # the token before each answer token
+    answers: list[int] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)  # one for each answer token ...
+    groups: list[int] = field(default_factory=list)  # ... and the number of its answer
+
+    def text(self, ids: Sequence[int]) -> None:
+        self.ids += ids
+        self.patches += [-1] * len(ids)
+
+    def picture(self, number: int) -> None:
+        self.ids += [0] * PATCHES
+        self.patches += range(number * PATCHES, (number + 1) * PATCHES)
+
+
+class Tokens:
+    """Makes segments of turns, by one rule for the space before a piece of text."""
+
+    def __init__(self, tokenizer: Tokenizer, style: str) -> None:
+        self._tokenizer, self._style = tokenizer, style
+
+    def segment(
+        self, system: str, turns: Sequence[Turn], user: str = "USER: ", assistant: str = " ASSISTANT:"
+    ) -> Segment:
+        """Return a whole conversation with its BOS. `system` ends in a space, or is empty."""
+        out = Segment()
+        out.text([BOS])
+        for number, turn in enumerate(turns):
+            text, opens = (user if number else system + user), True
+            for part in turn.content:
+                if isinstance(part, str):
+                    text += part
+                    continue
+                out.text(self._piece(text, opens, opens and number > 0))
+                out.picture(part)
+                text, opens = "", False
+            out.text(self._piece(text + assistant, opens, opens and number > 0))
+            self._answer(out, turn.answer, number)
+        return out
+
+    def follow(self, turns: Sequence[Turn]) -> Segment:
+        """Return what comes behind `USER: <image>`: the first turn's text, its answer, and further turns."""
+        out = Segment()
+        for number, turn in enumerate(turns):
+            text = "".join(str(part) for part in turn.content if isinstance(part, str))
+            user = "USER: " if number else ""
+            out.text(self._piece(user + text + " ASSISTANT:", number > 0, number > 0))
+            self._answer(out, turn.answer, number)
+        return out
+
+    def _piece(self, text: str, opens: bool, after_end: bool) -> list[int]:
+        """Encode text up to a picture or an answer. `opens`: no picture stands before it in its turn; `after_end`: the
+        end of an answer does."""
+        if not text:
+            return []
+        prefix = {"separate": not after_end, "whole": opens and not after_end, "separate-prefixed": True}[self._style]
+        return self._encode(text, prefix)
+
+    def _answer(self, out: Segment, answer: Answer, group: int) -> None:
+        at = 0
+        for token in [*self._encode(answer.text, not answer.is_json), EOS]:
+            size = len(self._tokenizer.token_bytes(token)) if token != EOS else 1
+            if not answer.learned or any(at < end and at + size > start for start, end in answer.learned):
+                out.rows.append(len(out.ids) - 1)
+                out.answers.append(token)
+                out.kinds.append(answer.kind)
+                out.groups.append(group)
+            out.text([token])
+            at += size
+
+    def _encode(self, text: str, prefix: bool) -> list[int]:
+        return self._tokenizer.encode(text, special=False, prefix=prefix)
