@@ -36,6 +36,9 @@ SECTIONS = {  # where a quirk can be seen: beginnings of names
     "text_pieces": ("token_ids",),
     "image_order": ("token_ids",),
     "window": ("blk.",),
+    "attention_scale": ("blk.",),
+    "yarn_keys": ("blk.",),
+    "end_token": ("token_ids",),
     "kv_cache": ("blk.", "vision."),
     "flash_attention": ("blk.", "vision."),
 }

@@ -5,7 +5,8 @@ Touvron et al. 2023, https://arxiv.org/abs/2302.13971; Mistral's sliding window:
 Tensor names of llama.cpp b10605, src/llama-arch.cpp.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from .attention import attend
 from .cache import KVCache
 from .config import TextConfig
 from .ops import Array, Ops, Weight
+from .profiles import Quirks
 from .trace import Tap, no_tap, scoped
 from .weights import Affine, Weights
 
@@ -40,6 +42,17 @@ class TextWeights:
     norm: Weight  # (D,)
     output: Affine  # (V, D); the embedding itself where the file has no output.weight
     frequencies: np.ndarray  # (dh / 2,) float64: rotary angle per position
+
+
+def plan(c: TextConfig, quirks: Quirks) -> TextConfig:
+    """Return the settings to run by: those of the file, less what `quirks` ignore."""
+    if quirks.window == "ignore":
+        c = replace(c, window=None)
+    if quirks.attention_scale == "ignore":
+        c = replace(c, attention_scale=1 / math.sqrt(c.head_size))
+    if quirks.yarn_keys == "ignore":
+        c = replace(c, rope=replace(c.rope, yarn_attn_factor=None, beta_fast=32.0, beta_slow=1.0))
+    return c
 
 
 def load(w: Weights, c: TextConfig) -> TextWeights:

@@ -6,7 +6,6 @@ N patches, D decoder width, V vocabulary, T positions fed.
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from .trace import At, Probe, Probes, Tap, no_tap
 from .weights import Weights
 
 BATCH = 512  # rows run through the decoder at once: bounds the memory of the attention scores
+UNKNOWN = 1 << 32  # bytes of memory supposed to be free where the system does not say
 ROWS = 64  # positions whose logits `each` computes at once
 Part = Sequence[int] | np.ndarray  # token ids, or rows (n, D) that stand in for embeddings
 
@@ -49,9 +49,7 @@ class Engine:
         files = [file for file in (text_file, mmproj_file) if file is not None]
         budget = default_budget(files) if weight_cache is None else weight_cache
         self.ops: Ops = get_ops(backend, device, threads, budget, precision, quirks)
-        self.text = None if text_file is None else read_text(text_file)
-        if self.text is not None and quirks.window == "ignore":
-            self.text = replace(self.text, window=None)
+        self.text = None if text_file is None else decoder.plan(read_text(text_file), quirks)
         self.vision = None if mmproj_file is None else read_vision(mmproj_file)
         if text_file is not None and self.text is not None:
             weights = Weights(text_file, self.ops)
@@ -66,7 +64,7 @@ class Engine:
         self._tower_ops = self.ops.uncached()
         weights = Weights(file, self._tower_ops)
         self._vision_weights = vision.load(file, weights, self.vision, self.plan)
-        self._projector_weights = projector.load(file, weights, self.vision.width, self.quirks)
+        self._projector_weights = projector.load(weights, self.vision.width, self.quirks)
         unused = tuple(f"v.blk.{i}." for i in range(self.plan.n_layer, self.vision.n_stored))
         weights.finish(unused if self.plan.post_ln else (*unused, "v.post_ln."))
         out = self._projector_weights.second.weight.shape[0]
@@ -84,8 +82,9 @@ class Engine:
 
     def _encode(self, pixels: np.ndarray, tap: Tap) -> Array:
         assert self.vision is not None
-        ops = self._tower_ops
-        with np.errstate(all="ignore"):  # bad numbers are told by `all_finite`, not by numpy's warnings
+        ops, largest = self._tower_ops, self.vision.width * self.vision.mlp_width
+        # bad numbers are told by `all_finite`, not by numpy's warnings
+        with np.errstate(all="ignore"), ops.running(self.vision.n_patches, largest):
             features = vision.encode(ops.array(pixels), self._vision_weights, self.vision, self.plan, ops, tap)
             return projector.mlp(features, self._projector_weights, ops, tap)
 
@@ -112,7 +111,8 @@ class Engine:
     def unembed(self, hidden: np.ndarray) -> np.ndarray:
         """The final norm and the output matrix over hidden states of any layer, (T, D) -> (T, V) float32."""
         assert self.text is not None, "this engine has no text model"
-        return self.ops.numpy(decoder.logits(self.ops.array(hidden), self._text_weights, self.text, self.ops))
+        with self.ops.running(len(hidden), self.text.n_vocab * self.text.width):
+            return self.ops.numpy(decoder.logits(self.ops.array(hidden), self._text_weights, self.text, self.ops))
 
 
 class Session:
@@ -179,17 +179,20 @@ class Session:
 
     def _forward(self, unit: Part) -> Array:
         """Hidden states (n, D) of one unit, which is then part of the sequence."""
-        ops, w, first = self._ops, self._weights, self.n_past
-        with np.errstate(all="ignore"):  # bad numbers are told by `all_finite`, not by numpy's warnings
+        ops, w, first, c = self._ops, self._weights, self.n_past, self._text
+        largest = c.width * max(c.mlp_width, c.n_head * c.head_size)
+        # bad numbers are told by `all_finite`, not by numpy's warnings
+        with np.errstate(all="ignore"), ops.running(len(unit), largest):
             rows = ops.array(unit) if isinstance(unit, np.ndarray) else ops.embed(w.embd, unit)
-            hidden = decoder.forward(rows, w, self._text, self._cache, ops, self._tap(first, first + len(unit)))
+            hidden = decoder.forward(rows, w, c, self._cache, ops, self._tap(first, first + len(unit)))
         self._run_units.append((unit, self.n_past))
         return hidden
 
     def _logits(self, hidden: Array, first: int) -> np.ndarray:
         """(n, V) of hidden states (n, D) at positions from `first` on."""
         tap = self._tap(first, first + hidden.shape[0])
-        with np.errstate(all="ignore"):
+        largest = self._text.n_vocab * self._text.width
+        with np.errstate(all="ignore"), self._ops.running(hidden.shape[0], largest):
             logits = decoder.logits(hidden, self._weights, self._text, self._ops, tap)
         if not self._ops.all_finite(logits):
             again = Session(self._engine, self.n_context, Probes(_Refuse(self._ops, self._file)))
@@ -233,8 +236,9 @@ def default_budget(files: Sequence[GGUFFile]) -> int:
 
 
 def _free_memory() -> int:
+    """Return the bytes that are free, or a guess where the system does not say."""
     try:
         with open("/proc/meminfo") as lines:
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):  # not Linux: half of what the machine has
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (OSError, StopIteration):  # not Linux: half of what the machine has; Windows has no sysconf
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if hasattr(os, "sysconf") else UNKNOWN

@@ -22,6 +22,8 @@ __all__ = ["REQUIRED", "GGUFFile", "TensorView", "read"]
 MAX_ALIGNMENT, MAX_PARTS = 1 << 20, 1024
 # Without this, Linux refuses to map a private file that is larger than the memory. Python names the flag from 3.13 on.
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+# O_NONBLOCK: a FIFO must not hang. Windows has neither of the first two, and needs the last.
+OPEN = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def read(path: str | os.PathLike[str]) -> GGUFFile:
 
 def _open(path: Path) -> Cursor:
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # O_NONBLOCK: a FIFO must not hang
+        handle = os.open(path, OPEN)
     except (OSError, ValueError) as error:
         raise GGUFError(path, "file", getattr(error, "strerror", None) or str(error)) from None
     try:
@@ -75,13 +77,18 @@ def _open(path: Path) -> Cursor:
             raise GGUFError(path, "file", "not a regular file")
         if not found.st_size:
             raise GGUFError(path, "file", "is empty")
-        # A private map: torch warns about arrays that it may not write to, and what is written stays in this process.
-        flags, access = mmap.MAP_PRIVATE | NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
-        return Cursor(mmap.mmap(handle, found.st_size, flags=flags, prot=access), path)
+        return Cursor(_map(handle, found.st_size), path)
     except OSError as error:
         raise GGUFError(path, "file", f"cannot be mapped into memory: {error.strerror}") from None
     finally:
         os.close(handle)
+
+
+def _map(handle: int, size: int) -> mmap.mmap:
+    """Map a file privately: torch warns about arrays that it may not write to, and what is written stays here."""
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+        return mmap.mmap(handle, size, access=mmap.ACCESS_COPY)
+    return mmap.mmap(handle, size, flags=mmap.MAP_PRIVATE | NO_RESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 def _parse(cursor: Cursor) -> GGUFFile:
@@ -144,34 +151,34 @@ def _alignment(file: GGUFFile) -> int:
 
 def _tensor_info(cursor: Cursor, name: str, alignment: int) -> TensorInfo:
     n_dims = cursor.numbers("I", name)[0]
-    if not 1 <= n_dims <= 4:
-        raise cursor.fail(name, f"{n_dims} dimensions, expected 1..4")
+    if n_dims > 4:
+        raise cursor.fail(name, f"{n_dims} dimensions, expected 0..4")
     *ne, kind, offset = cursor.numbers(f"{n_dims}QIQ", name)
     block = BY_ID.get(kind)
     if block is None:
         raise cursor.fail(name, f"unknown tensor type {kind}")
-    if 0 in ne:
-        raise cursor.fail(name, f"shape {ne[::-1]} has an axis of 0")
-    if ne[0] % block.weights:
-        raise cursor.fail(name, f"rows of {ne[0]} are not whole {block.name} blocks of {block.weights}")
+    row = ne[0] if ne else 1
+    if row % block.weights:
+        raise cursor.fail(name, f"rows of {row} are not whole {block.name} blocks of {block.weights}")
     if offset % alignment:
         raise cursor.fail(name, f"offset {offset} is not a multiple of the alignment {alignment}")
-    size = ne[0] // block.weights * block.bytes
+    size = row // block.weights * block.bytes
     for axis in ne[1:]:
         size *= axis
     return TensorInfo(block.name, tuple(reversed(ne)), offset, size)
 
 
 def _check_layout(cursor: Cursor, table: dict[str, TensorInfo], start: int) -> None:
-    """All data within the file, none over another's. Gaps and any order are allowed."""
+    """All data within the file, none over another's. Gaps, any order and tensors without an element are allowed."""
     reached, before, end = 0, "", len(cursor.data)
-    for name, info in sorted(table.items(), key=lambda item: item[1].offset):
-        if info.offset < reached:
+    for name, info in sorted(table.items(), key=lambda item: (item[1].offset, item[1].size)):
+        if info.offset < reached and info.size:
             raise cursor.fail(name, f"its data overlaps that of {before}")
         if start + info.offset + info.size > end:
             problem = f"{info.size} bytes of data expected at offset {start + info.offset}, but the file ends at {end}"
             raise cursor.fail(name, problem)
-        reached, before = info.offset + info.size, name
+        if info.size:
+            reached, before = info.offset + info.size, name
 
 
 def _join(first: GGUFFile, left: dict[str, int]) -> None:

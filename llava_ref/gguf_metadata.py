@@ -71,27 +71,27 @@ class Metadata(Mapping[str, Any]):
         return self._scalar(key, "bool") if self._has(key, default) else default
 
     @overload
-    def integer(self, key: str, low: int, high: int) -> int: ...
+    def integer(self, key: str, low: int, high: int, *, layers: int = 0) -> int: ...
     @overload
-    def integer(self, key: str, low: int, high: int, default: T) -> int | T: ...
-    def integer(self, key: str, low: int, high: int, default: Any = REQUIRED) -> Any:
-        """A whole number of any stored width in low..high."""
+    def integer(self, key: str, low: int, high: int, default: T, *, layers: int = 0) -> int | T: ...
+    def integer(self, key: str, low: int, high: int, default: Any = REQUIRED, *, layers: int = 0) -> Any:
+        """A whole number of any stored width in low..high. `layers`: or that many of them, all equal."""
         if not self._has(key, default):
             return default
-        value = self._scalar(key, "int")
+        value = self._scalar(key, "int", layers)
         if not low <= value <= high:
             raise GGUFError(self.path, key, f"{value} is out of range, expected {low}..{high}")
         return value
 
     @overload
-    def number(self, key: str, low: float, high: float) -> float: ...
+    def number(self, key: str, low: float, high: float, *, layers: int = 0) -> float: ...
     @overload
-    def number(self, key: str, low: float, high: float, default: T) -> float | T: ...
-    def number(self, key: str, low: float, high: float, default: Any = REQUIRED) -> Any:
-        """A finite f32 or f64 in low..high."""
+    def number(self, key: str, low: float, high: float, default: T, *, layers: int = 0) -> float | T: ...
+    def number(self, key: str, low: float, high: float, default: Any = REQUIRED, *, layers: int = 0) -> Any:
+        """A finite f32 or f64 in low..high. `layers`: or that many of them, all equal."""
         if not self._has(key, default):
             return default
-        value = self._scalar(key, "float")
+        value = self._scalar(key, "float", layers)
         if not low <= value <= high or not math.isfinite(value):
             raise GGUFError(self.path, key, f"{value} is out of range, expected a finite number in {low:g}..{high:g}")
         return value
@@ -126,7 +126,19 @@ class Metadata(Mapping[str, Any]):
             raise GGUFError(self.path, key, "missing key")
         return key in self._entries
 
-    def _scalar(self, key: str, kind: Kind) -> Any:
+    def _scalar(self, key: str, kind: Kind, layers: int = 0) -> Any:
+        if layers and self._entries[key].kind == ARRAY:
+            return self._of_layers(key, kind, layers)
         if KINDS[self._entries[key].kind] not in FAMILY[kind]:
             raise GGUFError(self.path, key, f"is {self.describe(key)[0]}, expected {kind}")
         return self[key]
+
+    def _of_layers(self, key: str, kind: Kind, layers: int) -> Any:
+        """The one value of an array that has it once for each layer."""
+        values = self.array(key, kind)
+        if len(values) != layers:
+            raise GGUFError(self.path, key, f"{len(values)} values, expected one for each of {layers} blocks")
+        other = next((value for value in values if value != values[0]), None)
+        if other is not None:
+            raise GGUFError(self.path, key, f"{values[0]} for one block and {other} for another, expected one for all")
+        return values[0]

@@ -42,6 +42,14 @@ class Quirks:
     strings gets the pictures first); or where they came, as llama.cpp's markers do."""
     window: Literal["honour", "ignore"] = "honour"
     """A sliding window that a file of the llama architecture asks for; llama.cpp does not read the key there."""
+    attention_scale: Literal["honour", "ignore"] = "honour"
+    """A `llama.attention.scale` in place of 1 / sqrt(head size); llama.cpp does not read the key there."""
+    yarn_keys: Literal["honour", "ignore"] = "honour"
+    """YaRN's `yarn_beta_fast`, `yarn_beta_slow` and `yarn_attn_factor`, which transformers' configuration has and
+    llama.cpp's converter writes; llama.cpp does not read them there."""
+    end_token: Literal["leave", "append"] = "leave"
+    """Whether EOS stands behind a prompt where the vocabulary says `add_eos_token`. llama.cpp and transformers put it
+    there; an answer then begins behind the end of a text, which LLaVA's own checkpoints never ask for."""
     kv_cache: Literal["f32", "f16"] = "f32"
     """What keys and values are kept in. Matters in precision `ggml` only; llama.cpp's `--cache-type-k` and `-v`."""
     flash_attention: Literal["off", "on"] = "off"
@@ -50,7 +58,7 @@ class Quirks:
 
 PROFILES: Mapping[str, Quirks] = {
     "llava": Quirks(),
-    "hf": Quirks(square="crop", exif="apply", text_pieces="whole", image_order="template"),
+    "hf": Quirks(square="crop", exif="apply", text_pieces="whole", image_order="template", end_token="append"),
     "llama.cpp": Quirks(
         class_token="last",
         vit_layers="one-less",
@@ -61,6 +69,9 @@ PROFILES: Mapping[str, Quirks] = {
         text_pieces="separate-prefixed",
         image_order="given",
         window="ignore",
+        attention_scale="ignore",
+        yarn_keys="ignore",
+        end_token="append",
         kv_cache="f16",
         flash_attention="on",
     ),

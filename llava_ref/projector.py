@@ -5,8 +5,6 @@
 
 from dataclasses import dataclass
 
-from .errors import GGUFError
-from .gguf import GGUFFile
 from .ops import Activation, Array, Ops
 from .profiles import Quirks
 from .trace import Tap, no_tap, scoped
@@ -20,21 +18,14 @@ class ProjectorWeights:
     activation: Activation
 
 
-def load(file: GGUFFile, w: Weights, width: int, quirks: Quirks) -> ProjectorWeights:
+def load(w: Weights, width: int, quirks: Quirks) -> ProjectorWeights:
     """Takes the projector's tensors. GGUFError names what is missing or has the wrong shape."""
-    middle, out = (_rows(file, w, name) for name in ("mm.0.weight", "mm.2.weight"))
+    middle, out = (w.matrix_shape(name)[0] for name in ("mm.0.weight", "mm.2.weight"))
     return ProjectorWeights(
         first=w.affine("mm.0", (middle, width)),
         second=w.affine("mm.2", (out, middle)),
         activation="gelu_erf" if quirks.gelu == "erf" else "gelu_tanh",
     )
-
-
-def _rows(file: GGUFFile, w: Weights, name: str) -> int:
-    shape = w.shape(name)
-    if len(shape) != 2:
-        raise GGUFError(file.path, name, f"has shape {list(shape)}, expected a matrix")
-    return shape[0]
 
 
 def mlp(x: Array, w: ProjectorWeights, ops: Ops, tap: Tap = no_tap) -> Array:

@@ -37,7 +37,8 @@ def raw(text: str, n_images: int, tokenizer: Tokenizer) -> Prompt:
 def chunks(prompt: Prompt, tokenizer: Tokenizer, quirks: Quirks) -> list[TextChunk | ImageChunk]:
     """Token ids of the text between slots, and the slots, in order. Texts that give no tokens are left out.
 
-    BOS comes first if the vocabulary asks for it and the prompt does not begin with it already.
+    BOS comes first if the vocabulary asks for it and the prompt does not begin with it already; `quirks.end_token`
+    decides about EOS at the end.
 
     `quirks.text_pieces` decides where an SPM vocabulary's space prefix goes:
       separate           before each piece: they are tokenised one by one (LLaVA v1.2.2, tokenizer_image_token)
@@ -49,6 +50,8 @@ def chunks(prompt: Prompt, tokenizer: Tokenizer, quirks: Quirks) -> list[TextChu
     encoded = [_encode(piece, i, prompt.quote, tokenizer, quirks) for i, piece in enumerate(pieces)]
     if tokenizer.add_bos and tokenizer.bos_id is not None and encoded[0][:1] != [tokenizer.bos_id]:
         encoded[0].insert(0, tokenizer.bos_id)
+    if quirks.end_token == "append" and tokenizer.add_eos and tokenizer.eos_id is not None:
+        encoded[-1].append(tokenizer.eos_id)
     return list(_interleave(encoded))
 
 

@@ -81,7 +81,7 @@ def load(file: GGUFFile, w: Weights, c: VisionConfig, p: VisionPlan) -> VisionWe
 
 def _load_block(w: Weights, name: str, D: int, F: int) -> BlockWeights:
     # Files of llama.cpp's first converter call the first matrix ffn_down and the second ffn_up.
-    swapped = w.shape(f"{name}.ffn_down.weight") == (F, D)
+    swapped = w.matrix_shape(f"{name}.ffn_down.weight") == (F, D)
     up, down = ("ffn_down", "ffn_up") if swapped else ("ffn_up", "ffn_down")
     return BlockWeights(
         ln1=w.affine(f"{name}.ln1", (D,)),

@@ -3,7 +3,7 @@
 Nothing is converted here: a backend's `weight` keeps the raw blocks until they are used. Shapes are in torch order.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from .errors import GGUFError
 from .gguf import GGUFFile
 from .ops import Ops, Weight
 from .quants import dequantize
+
+INTEGERS = ("I8", "I16", "I32", "I64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +31,28 @@ class Weights:
         self._left = dict(file.tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape the file has for `name`."""
+        """The shape the file has for `name`, which must be there and hold numbers that can be weights."""
         if name not in self._file.tensors:
             raise GGUFError(self._file.path, name, "missing tensor")
-        return self._file.tensors[name].shape
+        view = self._file.tensors[name]
+        if view.type in INTEGERS:
+            raise GGUFError(self._file.path, name, f"is of the integer type {view.type}, expected floats or blocks")
+        return view.shape
+
+    def matrix_shape(self, name: str) -> tuple[int, int]:
+        """Rows and columns of `name`, which may have further axes of 1."""
+        found = self.shape(name)
+        rows = found if len(found) == 2 else without_ones(found)
+        if len(rows) != 2:
+            raise GGUFError(self._file.path, name, f"has shape {list(found)}, expected a matrix")
+        return rows[0], rows[1]
 
     def take(self, name: str, shape: tuple[int, ...]) -> Weight:
-        """The tensor `name`, which must be there and have `shape`."""
+        """The tensor `name`, which must be there and have `shape`; axes of 1 more or less are nothing."""
         found = self.shape(name)
-        if found != shape:
+        if without_ones(found) != without_ones(shape):
             raise GGUFError(self._file.path, name, f"has shape {list(found)}, expected {list(shape)}")
-        return self._ops.weight(self._left.pop(name))
+        return self._ops.weight(replace(self._left.pop(name), shape=shape))
 
     def maybe(self, name: str, shape: tuple[int, ...]) -> Weight | None:
         """As `take`, or None where the file has no such tensor."""
@@ -57,7 +70,7 @@ class Weights:
         if name not in self._left:
             return None
         self.take(name, (count,))
-        values = dequantize(self._file.tensors[name])
+        values = dequantize(self._file.tensors[name]).reshape(count)
         if not (np.isfinite(values).all() and (values > 0).all()):
             raise GGUFError(self._file.path, name, "holds a number that is not positive and finite")
         return values
@@ -67,3 +80,8 @@ class Weights:
         for name in self._left:
             if not name.startswith(unused):
                 raise GGUFError(self._file.path, name, "this model has no use for the tensor")
+
+
+def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape less its axes of 1, which do not change where a number stands in the data."""
+    return tuple(n for n in shape if n != 1)

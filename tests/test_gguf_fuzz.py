@@ -95,7 +95,7 @@ def exercise(file: GGUFFile) -> None:
     refusals(calls)
     for view in file.tensors.values():
         assert quants.dequantize(view).shape == view.shape
-        if len(view.shape) == 2:
+        if len(view.shape) == 2 and 0 not in view.shape:
             quants.dequantize_rows(view, [view.shape[0] - 1])
 
 

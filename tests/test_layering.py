@@ -9,13 +9,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "llava_ref"
 ORDER = [  # a module may import from earlier rows only
+    ["threads"],
     ["errors", "blocks", "measure", "sandbox_child"],
     ["gguf_bytes"],
     ["gguf_metadata"],
     ["gguf"],
-    ["quants", "ops"],
+    ["quants", "ops", "keys", "rope"],
     ["trace", "config", "profiles", "quote", "pretokenizers"],
-    ["stages", "attention", "cache", "rope", "weights", "images", "resample", "vocabulary", "scenes", "scores"],
+    ["stages", "attention", "cache", "weights", "images", "resample", "vocabulary", "scenes", "scores", "schemas"],
     ["tokenizer_spm"],
     ["tokenizer_bpe"],
     ["preprocess", "tokenizer", "vision", "projector", "decoder", "messages", "sandbox"],
@@ -23,6 +24,7 @@ ORDER = [  # a module may import from earlier rows only
     ["chat", "engine", "tracefile"],
     ["prompt", "sampler", "grammar"],
     ["generate", "reuse"],
+    ["pieces"],
     ["model"],
     ["loading"],
     ["quality", "study"],

@@ -16,6 +16,7 @@ from ..profiles import PROFILES, Quirks
 from ..prompt import TextChunk, chunks
 from ..templates import choose_template
 from ..tokenizer import Tokenizer
+from ..weights import without_ones
 from . import options
 from .facts import blocks_run, image_pipeline, kind
 from .output import print_json, visible
@@ -72,7 +73,8 @@ def check(text: GGUFFile, mmproj: GGUFFile) -> list[Finding]:
 
 
 def _article(name: str) -> str:
-    return {"text model": "a text model", "mmproj": "an mmproj file", "other": "neither text model nor mmproj"}[name]
+    known = {"text model": "a text model", "mmproj": "an mmproj file", "vocabulary": "a vocabulary without weights"}
+    return known.get(name, "neither text model nor mmproj")
 
 
 def _attempt(what: str, question: Callable[[], tuple[bool | None, str]]) -> Finding:
@@ -122,8 +124,8 @@ def _width(text: GGUFFile, mmproj: GGUFFile) -> tuple[bool | None, str]:
     if name not in mmproj.tensors:
         return False, f"{name}: missing, so the width of a picture's rows is unknown"
     key = f"{text.string('general.architecture')}.embedding_length"
-    shape, width = list(mmproj.tensors[name].shape), text.integer(key, 1, MAX_WIDTH)
-    rows = shape[0]
+    shape, width = list(without_ones(mmproj.tensors[name].shape)), text.integer(key, 1, MAX_WIDTH)
+    rows = shape[0] if shape else 1
     left, right = f"the projector ends in {name} {shape}: rows of {rows}", f"the text model's {key} is {width}"
     if rows == width:
         return True, f"{left}; {right}: equal"

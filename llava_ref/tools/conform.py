@@ -30,6 +30,9 @@ WORDS = {  # what a quirk is about, for the one sentence that names it
     "text_pieces": "how the text around pictures is tokenised",
     "image_order": "where a message's pictures stand",
     "window": "the sliding window",
+    "attention_scale": "the scale of attention",
+    "yarn_keys": "YaRN's ramp and length",
+    "end_token": "EOS behind a prompt",
     "kv_cache": "the type of the cache",
     "flash_attention": "flash attention's rounding",
 }

@@ -3,15 +3,18 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from .. import decoder
 from ..config import read_text, read_vision
 from ..errors import GGUFError
 from ..gguf import GGUFFile
 from ..profiles import PROFILES, Quirks
+from ..rope import length
 from ..templates import choose_template
 from ..vision import VisionPlan, plan
 from ..vocabulary import read_vocabulary
+from ..weights import without_ones
 
-Kind = Literal["text model", "mmproj", "other"]
+Kind = Literal["text model", "mmproj", "vocabulary", "other"]
 SQUARE = {
     "pad-resize": "padded to a square with the mean colour, then resized",
     "crop": "shortest side resized, then the centre cut out",
@@ -21,10 +24,12 @@ ACTIVATION = {"gelu_erf": "GELU (erf)", "gelu_tanh": "GELU (tanh)", "gelu_quick"
 
 
 def kind(file: GGUFFile) -> Kind:
-    """By what is in the file: a vision tower, or a vocabulary with an embedding for it."""
+    """By what is in the file: a vision tower, or a vocabulary with an embedding for it, or without any tensor."""
     if file.get("clip.has_vision_encoder") is True or "mm.0.weight" in file.tensors:
         return "mmproj"
-    return "text model" if "token_embd.weight" in file.tensors else "other"
+    if "token_embd.weight" in file.tensors:
+        return "text model"
+    return "vocabulary" if "tokenizer.ggml.tokens" in file and not file.tensors else "other"
 
 
 def histogram(file: GGUFFile) -> dict[str, dict[str, int]]:
@@ -50,7 +55,7 @@ def image_pipeline(file: GGUFFile, quirks: Quirks) -> dict[str, Any]:
     """A picture's way from the decoded file to the decoder. GGUFError for a tower that is not supported."""
     c = read_vision(file)
     p: VisionPlan = plan(c, quirks)
-    rows = file.tensors["mm.2.weight"].shape[0] if "mm.2.weight" in file.tensors else None
+    rows = without_ones(file.tensors["mm.2.weight"].shape)[:1] if "mm.2.weight" in file.tensors else ()
     return {
         "image_size": c.image_size,
         "patch_size": c.patch_size,
@@ -68,13 +73,13 @@ def image_pipeline(file: GGUFFile, quirks: Quirks) -> dict[str, Any]:
         "activation": p.activation,
         "projector": c.projector,
         "projector_activation": "gelu_erf" if quirks.gelu == "erf" else "gelu_tanh",
-        "output_width": rows,
+        "output_width": rows[0] if rows else None,
     }
 
 
-def text_model(file: GGUFFile) -> dict[str, Any]:
+def text_model(file: GGUFFile, quirks: Quirks) -> dict[str, Any]:
     """A decoder's shape, vocabulary and chat template. GGUFError for one that is not supported."""
-    c, v = read_text(file), read_vocabulary(file)
+    c = decoder.plan(read_text(file), quirks)
     template, with_mmproj = (choose_template(file, has_mmproj=known) for known in (False, True))
     return {
         "architecture": "llama",
@@ -85,26 +90,37 @@ def text_model(file: GGUFFile) -> dict[str, Any]:
         "key_value_heads": c.n_head_kv,
         "head_size": c.head_size,
         "mlp_width": c.mlp_width,
-        "rope": {"base": c.rope.base, "scaling": c.rope.scaling, "factor": c.rope.factor},
+        "rope": {"base": c.rope.base, "scaling": c.rope.scaling, "factor": c.rope.factor, "length": length(c.rope)},
+        "attention_scale": c.attention_scale,
         "sliding_window": c.window,
-        "vocabulary": len(v.texts),
-        "tokenizer": file.get("tokenizer.ggml.model"),
-        "add_bos": v.add_bos,
-        "end_tokens": {v.texts[i]: i for i in sorted(v.end_ids)},
+        **vocabulary(file),
         "template": template.name,
         "template_why": template.why,
         "template_with_mmproj": with_mmproj.name,
     }
 
 
+def vocabulary(file: GGUFFile) -> dict[str, Any]:
+    """The tokens of a file. GGUFError for a vocabulary that is not supported."""
+    v = read_vocabulary(file)
+    return {
+        "vocabulary": len(v.texts),
+        "tokenizer": v.model,
+        "add_bos": v.add_bos,
+        "end_tokens": {v.texts[i]: i for i in sorted(v.end_ids)},
+    }
+
+
 def meaning(file: GGUFFile, quirks: Quirks) -> tuple[Mapping[str, Any], str | None]:
-    """`text` or `image_pipeline`, and None; or nothing, and why this program cannot run the file."""
+    """`text` or `image_pipeline`, and None; or what is known, and why this program cannot run the file."""
     found = kind(file)
     try:
         if found == "mmproj":
             return {"image_pipeline": image_pipeline(file, quirks)}, None
         if found == "text model":
-            return {"text": text_model(file)}, None
+            return {"text": text_model(file, quirks)}, None
+        if found == "vocabulary":
+            return {"text": vocabulary(file)}, "a vocabulary without weights"
     except GGUFError as error:
         return {}, f"{error.field}: {error.problem}"
     return {}, "neither a text model nor an mmproj file"

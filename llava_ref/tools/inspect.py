@@ -89,7 +89,7 @@ def _pages(report: dict[str, Any]) -> list[str]:
     lines += ["", "tensors"]
     width = min(48, max((len(t["name"]) for t in report["tensors"]), default=0))
     for t in report["tensors"]:
-        shape = " x ".join(map(str, t["shape"]))
+        shape = " x ".join(map(str, t["shape"])) or "scalar"
         lines.append(f"  {printable(t['name'], 100):{width}}  {t['type']:8} {shape:>20}  {t['bytes']:>15,} bytes")
     lines += ["", "types"]
     for name, entry in report["types"].items():
@@ -109,7 +109,8 @@ def _short(value: Any) -> str:
 
 def _meaning(report: dict[str, Any]) -> list[str]:
     if report["problem"] is not None:
-        return [f"not supported here: {printable(report['problem'])}"]
+        known = _table(_vocabulary_rows(report["text"])) if "text" in report else []
+        return [f"not supported here: {printable(report['problem'])}", *known]
     if "text" in report:
         return ["text model", *_table(_text_rows(report["text"]))]
     return ["image pipeline", *_table(_image_rows(report))]
@@ -118,15 +119,22 @@ def _meaning(report: dict[str, Any]) -> list[str]:
 def _text_rows(t: dict[str, Any]) -> dict[str, str]:
     rope, window = t["rope"], t["sliding_window"]
     scaling = "" if rope["scaling"] == "none" else f", {rope['scaling']} scaling by {rope['factor']:g}"
+    scaling += "" if rope["length"] == 1 else f", q and k times {rope['length']:g}"
     return {
         "context": f"{t['context']} positions" + (f", each sees {window}" if window else ""),
         "blocks": f"{t['blocks']} of width {t['width']}, MLP {t['mlp_width']}",
         "heads": f"{t['heads']} over {t['key_value_heads']} for keys and values, of {t['head_size']}",
         "rope": f"base {rope['base']:g}{scaling}",
-        "vocabulary": f"{t['vocabulary']:,} tokens ({t['tokenizer']}), BOS {'first' if t['add_bos'] else 'not added'}",
-        "answers end": " ".join(t["end_tokens"]) or "at the end of the context only",
+        **_vocabulary_rows(t),
         "template": f"{t['template']}: {t['template_why']}",
         "with an mmproj": t["template_with_mmproj"],
+    }
+
+
+def _vocabulary_rows(t: dict[str, Any]) -> dict[str, str]:
+    return {
+        "vocabulary": f"{t['vocabulary']:,} tokens ({t['tokenizer']}), BOS {'first' if t['add_bos'] else 'not added'}",
+        "answers end": " ".join(t["end_tokens"]) or "at the end of the context only",
     }
 
 
