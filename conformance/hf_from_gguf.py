@@ -4,26 +4,27 @@ D width, F MLP width, V vocabulary, H heads, dh head size. What a config of tran
 name of the key or tensor.
 """
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
 from torch import Tensor, nn
 
 from llava_ref import gguf
-from llava_ref.config import TextConfig, VisionConfig, read_text, read_vision
 from llava_ref.gguf import GGUFFile, TensorView
 from llava_ref.ops import Ops
-from llava_ref.quants import dequantize
 from llava_ref.weights import Weights
 
+from .hf_settings import TextSettings, VisionSettings, read_text, read_vision
 from .hf_weights import plain_name
 from .reference import ReferenceError
 
@@ -37,8 +38,8 @@ class Model:
     """Ready to run."""
 
     module: Any  # LlavaForConditionalGeneration, or LlamaForCausalLM or MistralForCausalLM without a tower
-    text: TextConfig
-    vision: VisionConfig | None
+    text: TextSettings
+    vision: VisionSettings | None
     text_file: GGUFFile
 
     @property
@@ -49,6 +50,11 @@ class Model:
     def image_token(self) -> int:
         """The id that holds the place of an image row: one more than the vocabulary has."""
         return self.text.n_vocab
+
+    @property
+    def _cache(self) -> str:
+        """What keys and values kept are called: transformers 5.24 changed the name."""
+        return "cache" if "cache" in signature(self.module.forward).parameters else "past_key_values"
 
     @torch.no_grad()
     def forward(self, ids: Sequence[int], pixels: np.ndarray | None) -> Any:
@@ -63,7 +69,7 @@ class Model:
         for _ in range(count):
             if tokens:
                 last = torch.tensor([tokens[-1:]])
-                output = self.module(input_ids=last, past_key_values=output.past_key_values, use_cache=True)
+                output = self.module(input_ids=last, use_cache=True, **{self._cache: output[self._cache]})
             tokens.append(int(output.logits[0, -1, : self.text.n_vocab].argmax()))
         return tuple(tokens)
 
@@ -96,24 +102,26 @@ def refuse(file: GGUFFile, field: str, problem: str) -> ReferenceError:
 
 
 def _weights(file: GGUFFile) -> Weights:
-    """Tensors of a file as torch float32; those that nobody takes are an error."""
-
-    def weight(view: TensorView) -> Tensor:
-        return torch.tensor(dequantize(view))
-
-    return Weights(file, cast(Ops, SimpleNamespace(weight=weight)))
+    """Return the tensors of a file as torch float32; those that nobody takes are an error."""
+    return Weights(file, cast(Ops, SimpleNamespace(weight=lambda view: torch.tensor(_numbers(view)))))
 
 
-def _text(file: GGUFFile, c: TextConfig, *, extra: bool) -> tuple[Any, State, Tensor | None]:
+def _numbers(view: TensorView) -> np.ndarray:
+    """Return a tensor as the `gguf` package reads it."""
+    data = np.frombuffer(view.data, np.uint8)
+    if view.type == "F64":  # which the package hands out as it is
+        return data.view(np.float64).astype(np.float32).reshape(view.shape)
+    return dequantize(data.reshape(1, -1), GGMLQuantizationType[view.type]).reshape(view.shape)
+
+
+def _text(file: GGUFFile, c: TextSettings, *, extra: bool) -> tuple[Any, State, Tensor | None]:
     """Config, weights, and by what the rotary frequencies are divided. `extra`: a row of zeros for the image token."""
-    hf, w, D, V = transformers(), _weights(file), c.width, c.n_vocab
-    biased = [any(f"blk.{i}.{name}.bias" in file.tensors for i in range(c.n_layer) for name in group.values())
+    hf, w, D, V = transformers(), _weights(file), c.config["hidden_size"], c.n_vocab
+    biased = [any(f"blk.{i}.{name}.bias" in file.tensors for i in _blocks(c) for name in group.values())
               for group in (ATTENTION, MLP)]  # fmt: skip
     tied = "output.weight" not in file.tensors
-    common = _text_settings(c) | {"vocab_size": V + extra, "tie_word_embeddings": tied}
-    if not math.isclose(c.attention_scale, c.head_size**-0.5, rel_tol=1e-6):
-        raise refuse(file, "llama.attention.scale", f"{c.attention_scale:g}")
-    if c.window is None:
+    common = dict(c.config) | {"vocab_size": V + extra, "tie_word_embeddings": tied}
+    if not c.window:
         config = hf.LlamaConfig(**common, attention_bias=biased[0], mlp_bias=biased[1])
     elif any(biased):
         raise refuse(file, "llama.attention.sliding_window", "with biases")
@@ -123,42 +131,24 @@ def _text(file: GGUFFile, c: TextConfig, *, extra: bool) -> tuple[Any, State, Te
     output = embedding if tied else _longer(w.take("output.weight", (V, D)), extra)
     state = {"language_model.embed_tokens.weight": embedding, "lm_head.weight": output}
     state["language_model.norm.weight"] = w.take("output_norm.weight", (D,))
-    for i in range(c.n_layer):
-        state |= _text_block(w, f"blk.{i}", f"language_model.layers.{i}", c, biased)
-    divisors = w.divisors("rope_freqs.weight", c.rope.n_rot // 2)
+    for i in _blocks(c):
+        state |= _text_block(w, f"blk.{i}", f"language_model.layers.{i}", config, biased)
+    divisors = w.maybe("rope_freqs.weight", (c.config["head_dim"] // 2,))
     w.finish()
-    return config, state, None if divisors is None else torch.tensor(divisors)
+    return config, state, cast(Tensor | None, divisors)
+
+
+def _blocks(c: TextSettings) -> range:
+    return range(c.config["num_hidden_layers"])
 
 
 def _longer(rows: Tensor, extra: bool) -> Tensor:
     return torch.cat([rows, rows.new_zeros(1, rows.shape[1])]) if extra else rows
 
 
-def _text_settings(c: TextConfig) -> dict[str, Any]:
-    r = c.rope
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": r.base}
-    if r.scaling != "none":
-        rope |= {"rope_type": r.scaling, "factor": r.factor}
-    if r.scaling == "yarn":
-        rope["original_max_position_embeddings"] = r.original_context
-        rope["attention_factor"] = r.attn_factor * (1 + 0.1 * math.log(r.factor))  # ggml multiplies by this
-        rope |= {"beta_fast": r.beta_fast, "beta_slow": r.beta_slow}
-    return {
-        "hidden_size": c.width,
-        "intermediate_size": c.mlp_width,
-        "num_hidden_layers": c.n_layer,
-        "num_attention_heads": c.n_head,
-        "num_key_value_heads": c.n_head_kv,
-        "head_dim": c.head_size,
-        "max_position_embeddings": c.context,
-        "rms_norm_eps": c.eps,
-        "rope_parameters": rope,
-        "attn_implementation": "eager",
-    }
-
-
-def _text_block(w: Weights, name: str, to: str, c: TextConfig, biased: list[bool]) -> State:
-    D, F, Q, KV = c.width, c.mlp_width, c.n_head * c.head_size, c.n_head_kv * c.head_size
+def _text_block(w: Weights, name: str, to: str, c: Any, biased: list[bool]) -> State:
+    D, F = c.hidden_size, c.intermediate_size
+    Q, KV = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     shapes = {"q_proj": (Q, D), "k_proj": (KV, D), "v_proj": (KV, D), "o_proj": (D, Q)}
     shapes |= {"gate_proj": (F, D), "up_proj": (F, D), "down_proj": (D, F)}
     state = {
@@ -168,7 +158,7 @@ def _text_block(w: Weights, name: str, to: str, c: TextConfig, biased: list[bool
     for part, group, has_bias in (("self_attn", ATTENTION, biased[0]), ("mlp", MLP, biased[1])):
         for module, stored in group.items():
             affine = w.affine(f"{name}.{stored}", shapes[module])
-            n_head = {"q_proj": c.n_head, "k_proj": c.n_head_kv}.get(module)
+            n_head = {"q_proj": c.num_attention_heads, "k_proj": c.num_key_value_heads}.get(module)
             state[f"{to}.{part}.{module}.weight"] = in_halves(affine.weight, n_head)
             if has_bias:
                 bias = torch.zeros(shapes[module][0]) if affine.bias is None else affine.bias
@@ -184,24 +174,14 @@ def in_halves(rows: Tensor, n_head: int | None) -> Tensor:
     return rows.reshape(n_head, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
-def _vision(file: GGUFFile, c: VisionConfig) -> tuple[Any, State]:
-    w, D, P, name = _weights(file), c.width, c.patch_size, "vision_tower"
-    n_used = c.n_stored if c.feature_layer is None else c.feature_layer
+def _vision(file: GGUFFile, c: VisionSettings) -> tuple[Any, State]:
+    w, name, config = _weights(file), "vision_tower", transformers().CLIPVisionConfig(**c.config)
+    D, F, P, n_used = config.hidden_size, config.intermediate_size, config.patch_size, config.num_hidden_layers
     for tensor in ("v.class_embd", "v.pre_ln.weight"):
         if tensor not in file.tensors:
             raise ReferenceError(file.path, tensor, "missing tensor: transformers' CLIP tower always has one")
-    if c.mlp_width == D:
+    if F == D:
         raise ReferenceError(file.path, "clip.vision.feed_forward_length", "equals embedding_length: what is ffn_up?")
-    config = transformers().CLIPVisionConfig(
-        hidden_size=D,
-        intermediate_size=c.mlp_width,
-        num_hidden_layers=n_used,
-        num_attention_heads=c.n_head,
-        image_size=c.image_size,
-        patch_size=P,
-        hidden_act={"gelu": "gelu", "gelu_quick": "quick_gelu", "silu": "silu"}[c.activation],
-        layer_norm_eps=c.eps,
-    )
     state = {
         f"{name}.embeddings.class_embedding": w.take("v.class_embd", (D,)),
         f"{name}.embeddings.patch_embedding.weight": w.take("v.patch_embd.weight", (D, 3, P, P)),
@@ -211,8 +191,8 @@ def _vision(file: GGUFFile, c: VisionConfig) -> tuple[Any, State]:
         f"{name}.post_layernorm.bias": torch.zeros(D),
     }
     for i in range(n_used):
-        state |= _vision_block(w, f"v.blk.{i}", f"{name}.encoder.layers.{i}", D, c.mlp_width)
-    middle, out = w.shape("mm.0.weight")[0], w.shape("mm.2.weight")[0]
+        state |= _vision_block(w, f"v.blk.{i}", f"{name}.encoder.layers.{i}", D, F)
+    middle, out = w.matrix_shape("mm.0.weight")[0], w.matrix_shape("mm.2.weight")[0]
     state |= _affine(w, "mm.0", "multi_modal_projector.linear_1", (middle, D))
     state |= _affine(w, "mm.2", "multi_modal_projector.linear_2", (out, middle))
     w.finish(("v.post_ln.", *(f"v.blk.{i}." for i in range(n_used, c.n_stored))))
@@ -220,7 +200,7 @@ def _vision(file: GGUFFile, c: VisionConfig) -> tuple[Any, State]:
 
 
 def _vision_block(w: Weights, name: str, to: str, D: int, F: int) -> State:
-    swapped = w.shape(f"{name}.ffn_down.weight") == (F, D)  # as llama.cpp's first converter named them
+    swapped = w.matrix_shape(f"{name}.ffn_down.weight") == (F, D)  # as llama.cpp's first converter named them
     up, down = ("ffn_down", "ffn_up") if swapped else ("ffn_up", "ffn_down")
     state: State = {}
     for part in ("q", "k", "v", "out"):
@@ -240,7 +220,7 @@ def _affine(w: Weights, name: str, to: str, shape: tuple[int, ...]) -> State:
     return {f"{to}.weight": affine.weight, f"{to}.bias": torch.zeros(shape[0]) if affine.bias is None else affine.bias}
 
 
-def _joined(text: Any, vision: Any, c: TextConfig) -> Any:
+def _joined(text: Any, vision: Any, c: TextSettings) -> Any:
     return transformers().LlavaConfig(
         vision_config=vision,
         text_config=text,
@@ -271,9 +251,12 @@ def _module(config: Any, state: Mapping[str, Tensor]) -> Any:
 
 
 def _fill_buffers(model: Model, divisors: Tensor | None) -> None:
-    """What is computed rather than stored is still on the device without memory."""
+    """Compute what is not stored, which is still on the device without memory, and set what no config can say."""
     decoder = model.decoder
     rotary = decoder.rotary_emb = type(decoder.rotary_emb)(decoder.config)
+    rotary.attention_scaling *= model.text.length
+    for layer in decoder.layers if model.text.scale else ():
+        layer.self_attn.scaling = model.text.scale
     if divisors is not None:  # Llama 3's scaling, as its converter writes it
         rotary.inv_freq = rotary.inv_freq / divisors
     if model.vision is not None:

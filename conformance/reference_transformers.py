@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from llava_ref.config import VisionConfig
 from llava_ref.errors import LlavaError
 
 from . import reference_hf
+from .hf_settings import VisionSettings
 from .reference import Case, ReferenceError, Run
 from .reference_stages import check_pictures, ordered
 
@@ -86,7 +86,7 @@ def _open(path: Path) -> Image.Image:
         return load_image(picture)
 
 
-def preprocess(pictures: Sequence[Image.Image], c: VisionConfig) -> tuple[np.ndarray, np.ndarray]:
+def preprocess(pictures: Sequence[Image.Image], c: VisionSettings) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (n, 3, S, S) float32, and the same before scaling and normalising (n, S, S, 3) uint8."""
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 

@@ -194,7 +194,6 @@ def changed(case: Case, folder: Path, part: str, key: str, value: Any) -> Case:
         ("mmproj", "v.patch_embd.bias", held(np.ones(40, np.float32)), "v.patch_embd.bias: this model has no use"),
         ("mmproj", "mm.0.weight", None, "mm.0.weight: missing tensor"),
         ("text", "output.bias", held(np.ones(pairs.n_vocab(), np.float32)), "output.bias: this model has no use"),
-        ("text", "llama.attention.scale", 0.5, r"llama.attention.scale: 0\.5: transformers' model has no place for it"),
         ("text", "llama.attention.sliding_window", 8, "sliding_window: with biases: transformers' model has no place"),
         (
             "text",
