@@ -23,11 +23,12 @@ from .vocabulary import ENGLISH
 
 WEIGHTS = {  # of kinds while training: more of what is hard
     "colour": 6, "shape": 6, "count": 24, "exists": 9, "where": 12, "what at": 11, "size": 5, "digit": 9, "word": 6,
-    "caption": 9, "beside": 9, "further": 5,
+    "caption": 9, "beside": 7, "further": 5,
 }  # fmt: skip
 FOLLOWS = 0.25  # share of questions that follow the one before as a second turn
 ROW = 256  # tokens of a row, where one conversation alone is not longer
-SHORT = 50  # tokens of a conversation that leaves room for another with its own picture
+BEHIND = 100  # of them for questions behind the shared picture, in every other row
+LONG, SHORT = 80, 30  # room for another conversation with its own picture, and for a question without
 OWN = 1000  # segments from here on hold their own pictures and do not see the shared one
 SHARED, PADDING = -2, -1
 EMPTY = {"ids": 0, "patches": -1, "positions": 0, "segments": PADDING, "where": 0, "answers": -100, "groups": 0}
@@ -52,14 +53,15 @@ class Packer:
     def pack(self, scene: Scene, other: Scene, rng: np.random.Generator) -> Row:
         """Return the row of one picture. `other` is the scene of picture 1, the next one of the batch."""
         draw = Draw(rng)
-        own = [(OWN, self._own(draw, scene, other))]
-        if len(own[0][1].ids) < SHORT:
-            own.append((OWN + 1, self._own(draw, scene, other)))
-        room = ROW - sum(len(s.ids) for _, s in own)
-        if room < 2 * PATCHES:
+        own: list[tuple[int, Segment]] = []
+        room = ROW - (draw.chance(0.5) and len(self._shared.ids) + BEHIND)
+        while room > 0 and (not own or room > LONG):
+            own.append((OWN + len(own), self._own(draw, scene, other)))
+            room -= len(own[-1][1].ids)
+        room = ROW - sum(len(s.ids) for _, s in own) - len(self._shared.ids)
+        if room < SHORT:
             return self.row(own)
-        behind = enumerate(self._behind(draw, scene, room - len(self._shared.ids)))
-        return self.row([(SHARED, self._shared), *behind, *own])
+        return self.row([(SHARED, self._shared), *enumerate(self._behind(draw, scene, room)), *own])
 
     def one(self, q: Question) -> Row:
         """Return a row of a single question behind its picture."""
@@ -104,7 +106,7 @@ class Packer:
     def _own(self, draw: Draw, scene: Scene, other: Scene) -> Segment:
         """Return a conversation that holds its own pictures, of a kind drawn by weight."""
         kinds: list[tuple[int, Callable[[Tokens, Draw, Scene, Scene], Segment]]] = [
-            (45, self._text_first), (15, self._system), (12, self._no_picture), (8, self._late), (10, self._two),
+            (60, self._text_first), (12, self._system), (6, self._no_picture), (5, self._late), (7, self._two),
             (10, self._nitro),
         ]  # fmt: skip
         which = draw.between(0, sum(weight for weight, _ in kinds) - 1)

@@ -182,7 +182,7 @@ def _caption(scene: Scene, draw: Draw) -> Made:
 
 
 def _beside(scene: Scene, draw: Draw) -> Made:
-    """Which of two things in different rows, or columns, comes first."""
+    """Two things in different rows, or columns. The answer says both places first: a small model compares in words."""
     pair = _two(scene, draw)
     if pair is None:
         return None
@@ -193,7 +193,7 @@ def _beside(scene: Scene, draw: Draw) -> Made:
         word, true = draw.pick([("left of", a.column < b.column), ("right of", a.column > b.column)])
     else:
         return None
-    return f"Is {the_a} {word} {the_b}?", "yes" if true else "no"
+    return f"Is {the_a} {word} {the_b}?", f"{scene.place(a)}, {scene.place(b)}: {'yes' if true else 'no'}"
 
 
 def _further(scene: Scene, draw: Draw) -> Made:
@@ -207,7 +207,7 @@ def _further(scene: Scene, draw: Draw) -> Made:
         word, first = draw.pick([("further left", a.column < b.column), ("further right", a.column > b.column)])
     else:
         return None
-    return f"Which is {word}, {the_a} or {the_b}?", the_a if first else the_b
+    return f"Which is {word}, {the_a} or {the_b}?", f"{scene.place(a)}, {scene.place(b)}: {the_a if first else the_b}"
 
 
 def _two(scene: Scene, draw: Draw) -> tuple[tuple[Thing, str], tuple[Thing, str]] | None:
