@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .threads import one_blas_thread
+
 
 @dataclass(frozen=True, slots=True)
 class Distance:
@@ -40,6 +42,7 @@ def distance(got: np.ndarray, want: np.ndarray, bound: float) -> Distance:
     )
 
 
+@one_blas_thread()
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
     """Of the angle between two arrays as vectors; 1 where both are zero."""
     x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
@@ -47,6 +50,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(x @ y) / size if size else float(np.array_equal(x, y))
 
 
+@one_blas_thread()
 def rel_rms(got: np.ndarray, want: np.ndarray) -> float:
     """||got - want|| / ||want||, in float64. ValueError where shapes differ; NaN anywhere gives NaN."""
     if got.shape != want.shape:

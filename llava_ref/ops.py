@@ -5,6 +5,7 @@ Arrays are float32, opaque, and support `+ - * [] .shape .reshape(...)` and item
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -21,6 +22,10 @@ class Ops(Protocol):
 
     name: str  # "torch" or "numpy"
     device: str
+
+    def running(self, rows: int, weights: int) -> AbstractContextManager[None]:
+        """Give a pass the threads it is worth: `rows` rows through matrices of up to `weights` numbers."""
+        ...
 
     def weight(self, view: TensorView) -> Weight: ...
 

@@ -21,6 +21,7 @@ from .config import VisionConfig
 from .errors import ImageError
 from .profiles import Quirks
 from .resample import resize, resize_padded
+from .threads import one_blas_thread
 from .trace import Tap, no_tap
 
 LLAMA_CPP_FILL = (122, 116, 104)  # clip.cpp:1420; the same whatever the file's mean is
@@ -58,6 +59,7 @@ class Preprocessed:
     source: tuple[int, int]  # width, height
 
 
+@one_blas_thread()
 def preprocess(rgb: np.ndarray, config: VisionConfig, quirks: Quirks, tap: Tap = no_tap) -> Preprocessed:
     """(h, w, 3) uint8 -> pixels, the picture seen, and the way back. `quirks.square` picks the rule."""
     rgb = tap("image.rgb", rgb)

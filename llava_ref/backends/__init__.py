@@ -4,6 +4,7 @@ either of them, the arithmetic of ggml."""
 from ..errors import ParameterError
 from ..ops import Ops
 from ..profiles import Quirks
+from ..threads import sleeping_openmp
 
 PRECISIONS = ("exact", "ggml")
 
@@ -18,6 +19,7 @@ def get_ops(
 ) -> Ops:
     """The backend by name: "torch" on "cpu" or "cuda", "numpy" on "cpu".
 
+    `threads`: that many for every pass; None: as many as its size is worth (`threads.worth`), at most what is allowed.
     `budget`: bytes of float32 weights that may be kept once they are dequantised. `precision`: "exact" is float32
     throughout; "ggml" rounds as ggml's CPU backend does, its attention as `quirks.kv_cache` and `.flash_attention` say.
     ParameterError for what is absent."""
@@ -40,7 +42,8 @@ def _backend(backend: str, device: str, threads: int | None, budget: int) -> Ops
         return NumpyOps(threads, budget)
     if backend == "torch":
         try:
-            from .torch_ops import TorchOps
+            with sleeping_openmp():
+                from .torch_ops import TorchOps
         except ImportError as error:
             raise ParameterError("backend", "'torch'", f"{error}; 'numpy' needs no torch") from None
         return TorchOps(device, threads, budget)

@@ -4,7 +4,8 @@ So a difference from llama.cpp that is left is a bug, or the order of a sum. doc
 how far off each product is; the letters are those of `ops`. Sources: llama.cpp b10605, in each module ggml_*.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..errors import ParameterError
 from ..gguf import TensorView
 from ..ops import Activation, Array, Ops, Weight
 from ..profiles import Quirks
+from ..threads import one_blas_thread
 from . import ggml_gelu
 from .ggml_attention import one_by_one
 from .ggml_rounding import ROUNDING, half, minima, rounded, sum_errors
@@ -86,6 +88,11 @@ class GgmlOps:
 
     def uncached(self) -> "GgmlOps":
         return GgmlOps(self._inner, replace(self._quirks, kv_cache="f32"))
+
+    @contextmanager
+    def running(self, rows: int, weights: int) -> Iterator[None]:
+        with one_blas_thread(), self._inner.running(rows, weights):
+            yield
 
     # The rest is float32 in ggml too.
 

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import cache
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from ..gguf import TensorView
 from ..ops import Activation
 from ..quants import dequantize, dequantize_rows
+from ..threads import blas, one_blas_thread, processors, worth
 from .cache import Budget, CachedWeight
 
 F32 = np.ndarray
@@ -24,8 +26,27 @@ class NumpyOps:
 
     def __init__(self, threads: int | None, budget: int) -> None:
         self._budget = Budget(budget)
-        if threads is not None:
-            threadpool_limits(threads, "blas")
+        self._threads, self._most = threads, min(processors(), blas()[1])
+        self._pool = ThreadPoolExecutor(threads or self._most, "product")  # has no thread before it has work
+
+    def running(self, rows: int, weights: int) -> AbstractContextManager[None]:
+        """`product` has threads of its own, which sleep while they wait."""
+        return one_blas_thread()
+
+    def product(self, x: F32, w: F32) -> F32:
+        """x w^T, (T, K) (N, K) -> (T, N), a share of the columns to each thread."""
+        parts = self._threads or worth(len(x), w.size, self._most)
+        if parts == 1:
+            return np.asarray(x @ w.T)
+        y = np.empty((len(x), len(w)), np.float32)
+        ends = [len(w) * i // parts for i in range(parts + 1)]
+
+        def share(start: int, end: int) -> None:
+            with np.errstate(all="ignore"):  # not taken over from the thread that waits
+                np.matmul(x, w[start:end].T, out=y[:, start:end])
+
+        list(self._pool.map(share, ends[:-1], ends[1:]))
+        return y
 
     def weight(self, view: TensorView) -> NumpyWeight:
         return CachedWeight(view, dequantize, self._budget)
@@ -40,7 +61,7 @@ class NumpyOps:
         return np.zeros(shape, np.float32)
 
     def linear(self, x: F32, w: NumpyWeight, b: NumpyWeight | None = None) -> F32:
-        y = x @ w.array().T
+        y = self.product(x, w.array())
         return y if b is None else y + b.array()
 
     def embed(self, w: NumpyWeight, ids: Sequence[int]) -> F32:
@@ -50,7 +71,7 @@ class NumpyOps:
         C, Y, X = x.shape
         D, _, P, _ = w.shape
         rows = x.reshape(C, Y // P, P, X // P, P).transpose(1, 3, 0, 2, 4).reshape(-1, C * P * P)
-        y = rows @ w.array().reshape(D, -1).T
+        y = self.product(rows, w.array().reshape(D, -1))
         return y if b is None else y + b.array()
 
     def layer_norm(self, x: F32, w: NumpyWeight, b: NumpyWeight | None, eps: float) -> F32:

@@ -1,6 +1,7 @@
 """The operations in torch, float32, on any device; each is its definition in kernels/reference.py."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -10,10 +11,13 @@ from ..errors import ParameterError
 from ..gguf import TensorView
 from ..kernels import reference
 from ..ops import Activation
+from ..threads import processors, worth
 from .cache import Budget, CachedWeight
 from .torch_quants import dequantize, dequantize_rows
 
 TorchWeight = CachedWeight[Tensor]
+MOST = min(processors(), torch.get_num_threads())
+"""Threads that were allowed when the first model was loaded: OMP_NUM_THREADS and torch.set_num_threads count."""
 
 
 class TorchOps:
@@ -28,8 +32,16 @@ class TorchOps:
             raise ParameterError("device", "'cuda'", "torch finds no CUDA device here")
         self.device = device
         self._budget = Budget(budget)
-        if threads is not None:
-            torch.set_num_threads(threads)
+        self._threads = threads
+
+    @contextmanager
+    def running(self, rows: int, weights: int) -> Iterator[None]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads or worth(rows, weights, MOST))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def weight(self, view: TensorView) -> TorchWeight:
         return CachedWeight(view, lambda v: dequantize(v, self.device), self._budget)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ParameterError
 from ..model import Llava
+from ..threads import sleeping_openmp
 from . import options
 from .output import check_output, note, print_json, visible, write_text
 
@@ -107,7 +108,8 @@ def _reference(name: str, model: Llava) -> "Reference":
         flash, half = rounded and quirks.flash_attention == "on", rounded and quirks.kv_cache == "f16"
         return LlamaCpp(replace(EXACT, flash_attention=int(flash), cache_type=int(half)))
     if name == "hf":
-        from ..conformance.reference_transformers import Transformers
+        with sleeping_openmp():
+            from ..conformance.reference_transformers import Transformers
 
         return Transformers()
     from ..conformance.reference_this import Recorded, ThisProject

@@ -39,7 +39,9 @@ def add_running(command: argparse.ArgumentParser) -> None:
     parser = command.add_argument_group("how it is computed")
     parser.add_argument("--backend", choices=("torch", "numpy"), default="torch", help="default: torch")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
-    parser.add_argument("-t", "--threads", type=int, metavar="N", help="processor threads (default: the backend's)")
+    parser.add_argument(
+        "-t", "--threads", type=int, metavar="N", help="processor threads (default: as many as the work is worth)"
+    )
     parser.add_argument("--precision", choices=PRECISIONS, default="exact", help="default: exact")
     parser.add_argument(
         "--weight-cache",
