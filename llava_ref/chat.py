@@ -1,31 +1,36 @@
 """A conversation -> the prompt string a model was trained to see, pictures as `<image>`.
 
-A template is code of unknown taste: some want a message's content as a string, some as a list of parts, some put all
-pictures first, some lose what they do not expect. So it is given the conversation with a stand-in for each text, in
-every form, and the first form counts in which each stand-in and each picture came through once and in order; then the
-texts take their places. If none does, the error says what was lost: nothing is dropped silently. And what users typed
-is never seen by the template, so neither its length nor what it says can lead one astray.
+A template is code of unknown taste: some want a message's content as a string, some as a list of parts, some look at
+what was said and change it, some lose what they do not expect. So it is given the conversation in every form, the first
+being what transformers would give it, and the first form counts in which every text and every picture came through, in
+order. If none does, the error says what was lost: nothing is dropped silently.
+
+A template sees the texts as they are. Each character carries the mark of the text it came from (`sandboxed.marked`),
+through whatever the template does with it, so that in the rendering what a user typed is known from what the template
+wrote: only the template can write a control token or the place of a picture.
 """
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 from . import sandbox
-from .errors import PromptError, TemplateError
-from .messages import ImagePart, Message, TextPart, parse_messages, parse_slots
+from .errors import PromptError
+from .losses import Event, Expected, loss
+from .messages import ImagePart, Message, parse_messages, parse_slots
 from .profiles import ImageOrder
 from .quote import IMAGE, Quote
-from .templates import KEY, TEMPLATES, ChatTemplate, choose_template
+from .sandboxed.child import runs
+from .sandboxed.marked import FIRST, UNKNOWN, Marked, joined, plain
+from .templates import TEMPLATES, ChatTemplate, choose_template
 from .tokenizer import Tokenizer
 
 __all__ = ["ChatTemplate", "Prompt", "choose_template", "parse_messages", "render", "render_prompt"]
 
 OTHER_SLOTS = ("<|image|>", "<start_of_image>", "[IMG]", "<|image_pad|>", "<__media__>")  # of other models' templates
-STAND_IN = "\x02{}\x03"  # for a text, with its number; "start of text", "end of text"
 TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # behind the text to continue, as transformers does: templates may look at it
-EVENT = re.compile("\x02([0-9]{1,9})\x03|" + re.escape(IMAGE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +63,9 @@ def render(
     `continue_final_message` leaves the last message open: the prompt ends with its text. PromptError for messages that
     cannot be read, or nothing to continue; TemplateError for a template that fails, goes over a limit of `sandbox`, or
     loses a part of the conversation."""
+    talk = _Talk.of(parse_slots(messages), image_order, continue_final_message, add_generation_prompt)
     values = {"bos_token": bos_token, "eos_token": eos_token, "add_generation_prompt": add_generation_prompt}
-    given = _Given(parse_slots(messages), image_order, continue_final_message)
-    return _render(given, template, KEY, values, ()).shown
+    return _render(talk, ChatTemplate("file", template, ""), values, ()).shown
 
 
 def render_prompt(
@@ -73,153 +78,198 @@ def render_prompt(
     continue_final_message: bool = False,
 ) -> Prompt:
     """Render a model's prompt, ready to be cut into chunks. Errors as for `render`."""
-    if template.source is None:
-        problem = f"{template.why}: choose one of {', '.join(TEMPLATES)}, or give a raw prompt"
-        raise TemplateError("chat template", KEY, problem)
     bos, eos = (None if i is None else tokenizer.text_of(i) for i in (tokenizer.bos_id, tokenizer.eos_id))
     values = {"bos_token": bos or "", "eos_token": eos or "", "add_generation_prompt": add_generation_prompt}
-    field = KEY if template.name == "file" else template.name
-    given = _Given(messages, image_order, continue_final_message)
-    return _render(given, template.source, field, values, tokenizer.control_texts)
+    talk = _Talk.of(messages, image_order, continue_final_message, add_generation_prompt)
+    return _render(talk, template, values, tokenizer.control_texts)
+
+
+Outcomes = Generator[sandbox.Outcome, None, None]
+Pieces = list[str | None]  # a message's content: Marked texts, None for a picture
 
 
 @dataclass(frozen=True, slots=True)
-class _Given:
-    messages: Sequence[Message]
-    image_order: ImageOrder
-    open_ended: bool
+class _Turn:
+    role: str
+    pieces: Pieces
+    listed: bool
 
 
-def _render(given: _Given, source: str, field: str, values: dict[str, Any], control_texts: Sequence[str]) -> Prompt:
-    if given.open_ended and values["add_generation_prompt"]:
-        problem = "true too, expected one of the two: an open message is continued, so no answer begins"
+@dataclass(frozen=True, slots=True)
+class _Talk:
+    """A conversation, its texts marked. `where`: the names of texts that must come through, by number."""
+
+    turns: list[_Turn]
+    where: dict[int, str]
+    images: tuple[ImagePart, ...]
+    order: ImageOrder
+    last: str | None
+    """The text to continue."""
+
+    @classmethod
+    def of(cls, messages: Sequence[Message], order: ImageOrder, open_ended: bool, answer_begins: bool) -> "_Talk":
+        """PromptError where there is nothing to continue, or an answer should begin as well."""
+        turns: list[_Turn] = []
+        where: dict[int, str] = {}
+        number = 0
+        for message in messages:
+            pieces: Pieces = []
+            for part in message.parts:
+                if isinstance(part, ImagePart):
+                    pieces.append(None)
+                    continue
+                if part.text.strip():
+                    where[number] = part.where
+                pieces.append(Marked(part.text, chr(FIRST + number) * len(part.text)))
+                number += 1
+            turns.append(_Turn(message.role, pieces, message.listed))
+        last = _leave_open(turns[-1].pieces, answer_begins) if open_ended else None
+        images = tuple(part for message in messages for part in message.parts if isinstance(part, ImagePart))
+        return cls(turns, where, images, order, last)
+
+    def contexts(self, values: dict[str, Any]) -> list[dict[str, Any]]:
+        """What the template is given, in every form."""
+        in_lists = _pictures_first if self.order == "first" else list
+        in_texts = list if self.order == "given" else _pictures_first
+        forms: list[list[dict[str, Any]]] = []
+        for make, arranged in ((_as_typed, in_lists), (_as_list, in_lists), (_as_text, in_texts), (_as_one, in_texts)):
+            form = [{"role": t.role, "content": make(arranged(t.pieces), t.listed)} for t in self.turns]
+            if form not in forms:
+                forms.append(form)
+        # Hugging Face passes `tools` and `documents` always; templates compare them with none
+        return [{"messages": form, "tools": None, "documents": None, **values} for form in forms]
+
+    def expected(self) -> list[Expected]:
+        arranged = _pictures_first if self.order == "first" else list
+        return [
+            Expected(
+                tuple(e for e in map(_event, arranged(turn.pieces)) if e in (None, *self.where)), turn.role == "system"
+            )
+            for turn in self.turns
+        ]
+
+
+def _event(piece: str | None) -> Event:
+    """The number of a text; -1 for an empty one, which none has."""
+    return None if piece is None else ord(piece._marks[0]) - FIRST if isinstance(piece, Marked) and piece else -1
+
+
+def _leave_open(pieces: Pieces, answer_begins: bool) -> str:
+    """Put the tag behind the last text, and return the text."""
+    if answer_begins:
+        problem = "true as well, expected one of the two: a message that goes on is not followed by an answer"
         raise PromptError("continue_final_message", "add_generation_prompt", problem)
-    messages = [_ordered(message, given.image_order) for message in given.messages]
-    parts = [part for message in messages for part in message.parts]
-    expected, turns = _stand_ins(messages)
-    if given.open_ended:
-        _leave_open(turns)
-    forms: list[list[dict[str, Any]]] = []
-    for content in FORMS:
-        form = [{"role": role, "content": content(pieces)} for role, pieces in turns]
-        if form not in forms:
-            forms.append(form)
-    # Hugging Face passes `tools` and `documents` always; templates compare them with none
-    contexts = [{"messages": form, "tools": None, "documents": None, **values} for form in forms]
-    ours = source in TEMPLATES.values()
-    outcomes = sandbox.run_trusted(source, contexts) if ours else sandbox.run(source, contexts, field)
-    if given.open_ended:
-        outcomes = [_cut(outcome) for outcome in outcomes]
-    text = _first_complete(outcomes, expected, [part.where for part in parts], field)
-    texts = [part.text.strip() if isinstance(part, TextPart) else "" for part in parts]
-    quote = Quote.over([text, *texts], control_texts)
-    filled = EVENT.sub(lambda event: quote.quote(texts[int(event[1])]) if event[1] else IMAGE, text)
-    return Prompt(filled, quote, tuple(part for part in parts if isinstance(part, ImagePart)))
-
-
-def _ordered(message: Message, order: ImageOrder) -> Message:
-    if order == "given":
-        return message
-    return replace(message, parts=tuple(sorted(message.parts, key=lambda part: isinstance(part, TextPart))))
-
-
-def _leave_open(turns: list[tuple[str, "Pieces"]]) -> None:
-    pieces = turns[-1][1]
-    last = max((i for i, piece in enumerate(pieces) if piece is not None), default=None)
-    if last is None:
+    at = max((i for i, piece in enumerate(pieces) if piece is not None), default=None)
+    if at is None:
         raise PromptError("continue_final_message", "messages", "the last one has no text to continue")
-    pieces[last] = f"{pieces[last]}{TAG}"
+    text = pieces[at] or ""
+    pieces[at] = joined((text, TAG))
+    return text
 
 
-def _cut(outcome: sandbox.Outcome) -> sandbox.Outcome:
-    """The rendering up to the tag; as transformers, without white space before it where white space behind it went."""
-    if outcome.text is None or (at := outcome.text.rfind(TAG.strip())) < 0:
-        return outcome if outcome.text is None else sandbox.Outcome("")
-    whole = outcome.text.startswith(TAG, at)
-    return sandbox.Outcome(outcome.text[:at] if whole else outcome.text[:at].rstrip())
+def _pictures_first(pieces: Pieces) -> Pieces:
+    return sorted(pieces, key=lambda piece: piece is not None)
 
 
-Pieces = list[str | None]  # a message's content: texts with stand-ins, None for a picture
-Event = int | None  # the number of a text among all parts; None is a picture
+def _as_text(pieces: Pieces, listed: bool) -> str:
+    """One string, parts on lines of their own."""
+    return joined(x for i, piece in enumerate(pieces) for x in ("\n" if i else "", IMAGE if piece is None else piece))
 
 
-def _stand_ins(messages: Sequence[Message]) -> tuple[list[Event], list[tuple[str, Pieces]]]:
-    """What must come through, in order; and the messages with a stand-in for each text. White space around a text
-    stays: many templates strip it, and may. So does a text that is nothing else: some templates ask for that."""
-    expected: list[Event] = []
-    turns: list[tuple[str, Pieces]] = []
-    number = 0
-    for message in messages:
-        pieces: Pieces = []
-        for part in message.parts:
-            if isinstance(part, ImagePart):
-                expected.append(None)
-                pieces.append(None)
-            elif core := part.text.strip():
-                lead, _, trail = part.text.partition(core)
-                expected.append(number)
-                pieces.append(lead + STAND_IN.format(number) + trail)
-            else:
-                pieces.append(part.text)
-            number += 1
-        turns.append((message.role, pieces))
-    return expected, turns
-
-
-def _as_text(pieces: Pieces) -> str:
-    """One string, parts on lines of their own, as llama.cpp joins them."""
-    return "\n".join(IMAGE if piece is None else piece for piece in pieces)
-
-
-def _as_list(pieces: Pieces) -> list[dict[str, str]]:
+def _as_list(pieces: Pieces, listed: bool) -> list[dict[str, str]]:
     return [{"type": "image"} if piece is None else {"type": "text", "text": piece} for piece in pieces]
 
 
-def _as_typed(pieces: Pieces) -> str | list[dict[str, str]]:
-    """A lone text as a string, anything else as a list: what people write."""
-    return _as_list(pieces) if None in pieces or len(pieces) > 1 else _as_text(pieces)
+def _as_typed(pieces: Pieces, listed: bool) -> str | list[dict[str, str]]:
+    """What people write: a lone text as a string, anything else as a list."""
+    return _as_list(pieces, listed) if listed or None in pieces or len(pieces) > 1 else _as_text(pieces, listed)
 
 
-def _as_one_part(pieces: Pieces) -> list[dict[str, str]]:
+def _as_one(pieces: Pieces, listed: bool) -> list[dict[str, str]]:
     """A list of one text that holds the slots: keeps the order where a template would put all pictures first."""
-    return [{"type": "text", "text": _as_text(pieces)}]
+    return [{"type": "text", "text": _as_text(pieces, listed)}]
 
 
-FORMS: tuple[Callable[[Pieces], object], ...] = (_as_typed, _as_list, _as_text, _as_one_part)
-
-
-def _first_complete(
-    outcomes: Sequence[sandbox.Outcome], expected: list[Event], where: Sequence[str], field: str
-) -> str:
-    """The first rendering that holds everything. TemplateError says what is wrong with them all."""
+def _render(talk: _Talk, template: ChatTemplate, values: dict[str, Any], control_texts: Sequence[str]) -> Prompt:
+    """The first form that holds everything. TemplateError says what is wrong with them all."""
     refusals: list[str] = []
-    losses: list[tuple[int, str]] = []
     failures: list[str] = []
-    for outcome in outcomes:
-        if outcome.text is None:
-            (refusals if outcome.raised else failures).append(outcome.problem)
-            continue
-        text = _with_image_slots(outcome.text)
-        events = [int(event[1]) if event[1] else None for event in EVENT.finditer(text)]
-        if events == expected:
-            return text
-        losses.append(_loss(events, expected, where))
+    losses: list[tuple[int, str]] = []
+    with closing(_outcomes(talk, template, values)) as outcomes:
+        for outcome in outcomes:
+            if outcome.text is None:
+                (refusals if outcome.raised else failures).append(outcome.problem)
+                continue
+            found = _prompt(outcome.text, talk, control_texts)
+            if isinstance(found, Prompt):
+                return found
+            losses.append(found)
     if refusals:
-        raise TemplateError("chat template", field, f"refuses this conversation: {refusals[0]}")
-    raise TemplateError("chat template", field, min(losses)[1] if losses else failures[0])
+        raise template.error(f"refuses this conversation: {refusals[0]}")
+    raise template.error(min(losses)[1] if losses else failures[0])
 
 
-def _with_image_slots(text: str) -> str:
-    """Another model's image token as `<image>`, where the template wrote no `<image>`."""
-    slot = next((slot for slot in OTHER_SLOTS if slot in text), None) if IMAGE not in text else None
-    return text.replace(slot, IMAGE) if slot else text
+def _outcomes(talk: _Talk, template: ChatTemplate, values: dict[str, Any]) -> Outcomes:
+    if template.source is None:
+        raise template.error(f"{template.why}: choose one of {', '.join(TEMPLATES)}, or give a raw prompt")
+    contexts = talk.contexts(values)
+    if template.source in TEMPLATES.values():
+        yield from sandbox.run_trusted(template.source, contexts)
+    else:
+        yield from sandbox.run(template.source, contexts, template.where, template.field)
 
 
-def _loss(events: list[Event], expected: list[Event], where: Sequence[str]) -> tuple[int, str]:
-    """How many texts were lost, and what differs between the parts that came through and those that should have."""
-    lost = [where[number] for number in expected if number is not None and number not in events]
-    if lost:
-        return len(lost), f"drops {', '.join(lost)}"
-    if events.count(None) != expected.count(None):
-        return 0, f"makes {events.count(None)} places for {expected.count(None)} pictures"
-    return 0, "repeats a text" if len(events) != len(expected) else "changes the order of the parts"
+def _prompt(text: Marked, talk: _Talk, control_texts: Sequence[str]) -> Prompt | tuple[int, str]:
+    """A rendering as a prompt, or what is wrong with it."""
+    if talk.last is not None:
+        cut = _cut(text, talk.last)
+        if cut is None:
+            return 0, "does not show the last message as it is, so it cannot be continued"
+        text = cut
+    special = [*control_texts, IMAGE, *OTHER_SLOTS]
+    quote = Quote.over([text], special)
+    quoted = _quoted(text, quote)
+    slot = next((slot for slot in (IMAGE, *OTHER_SLOTS) if slot in quoted), IMAGE)
+    wrong = loss(_events(text, quoted, slot), talk.expected(), talk.order, talk.where) or _doubt(text, special)
+    return Prompt(quoted.replace(slot, IMAGE), quote, talk.images) if wrong is None else wrong
+
+
+def _cut(text: Marked, last: str) -> Marked | None:
+    """The rendering up to the tag; as transformers, without white space before it where white space behind it went."""
+    at = text.rfind(TAG.strip())
+    if at < 0 or last.strip() not in text:
+        return None
+    return text[:at] if text.startswith(TAG, at) else text[:at].rstrip()
+
+
+def _doubt(text: Marked, special: Iterable[str]) -> tuple[int, str] | None:
+    """Whether a control token or slot holds a character of unknown origin."""
+    if UNKNOWN not in text._marks:
+        return None
+    for token in filter(None, special):
+        for found in re.finditer(re.escape(token), plain(text)):
+            if UNKNOWN in text._marks[found.start() : found.end()]:
+                return 0, f"makes {token!r} in a way that cannot be followed back to what was said"
+    return None
+
+
+def _quoted(text: Marked, quote: Quote) -> str:
+    """The rendering with everything quoted that the template did not write itself."""
+    out, at = [], 0
+    for n, mark in runs(text):
+        piece = plain(text[at : at + n])
+        out.append(quote.quote(piece) if mark else piece)
+        at += n
+    return "".join(out)
+
+
+def _events(text: Marked, quoted: str, slot: str) -> list[Event]:
+    """The texts by their first characters that are not white space, and the slots, in order."""
+    places: list[tuple[int, Event]] = [(found.start(), None) for found in re.finditer(re.escape(slot), quoted)]
+    seen, at = set(), 0
+    for n, mark in runs(text):
+        if mark >= FIRST and mark not in seen and not text[at : at + n].isspace():
+            seen.add(mark)
+            places.append((at, mark - FIRST))
+        at += n
+    return [event for _, event in sorted(places, key=lambda place: place[0])]

@@ -29,13 +29,14 @@ def load(
     threads: int | None = None,
     weight_cache: int | None = None,
     n_context: int | None = None,
-    template: str | None = None,
+    template: str | Path | None = None,
 ) -> Llava:
     """Opens a pair; `text` may be None (pictures can then only be encoded), and `mmproj` (text only).
 
     `quirks` changes single quirks of the profile. `weight_cache`: bytes of weights kept as float32 (default: all, if
     they take at most half of the free memory). `n_context`: positions of prompt and answer, by default and at most what
-    the model was trained for. `template`: a named chat template instead of the file's own.
+    the model was trained for. `template`, instead of the file's own: the name of one of ours, jinja source, or the
+    path of a file that holds it.
     GGUFError, PairError for the files; ParameterError for a setting."""
     began = time.perf_counter()
     _check_settings(threads, weight_cache, n_context)

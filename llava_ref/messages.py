@@ -58,6 +58,8 @@ class ImagePart:
 class Message:
     role: Role
     parts: tuple[TextPart | ImagePart, ...]
+    listed: bool = False
+    """Whether a lone text was written as a list of parts, which a template may read otherwise than a string."""
 
 
 ReadPicture = Callable[[Mapping[str, Any], str], ImagePart]
@@ -114,7 +116,9 @@ def _message(message: object, where: str, read: ReadPicture) -> Message:
     if not isinstance(name, str) or name not in ROLES:
         raise PromptError(where, "role", f"{name!r} is unknown, expected one of {', '.join(ROLES)}")
     _no_other_keys(message, ("role", "content", *HINTS), where)
-    return Message(ROLES[name], _content(message.get("content"), ROLES[name], f"{where}.content", read))
+    content = message.get("content")
+    parts = _content(content, ROLES[name], f"{where}.content", read)
+    return Message(ROLES[name], parts, isinstance(content, list | tuple))
 
 
 def _content(content: object, role: Role, where: str, read: ReadPicture) -> tuple[TextPart | ImagePart, ...]:

@@ -35,7 +35,9 @@ P = TypeVar("P", bound=Probe)
 class Llava:
     """A loaded model. Calls are independent of each other: every answer starts from an empty context."""
 
-    def __init__(self, engine: Engine, settings: dict[str, Any], n_context: int | None, template: str | None) -> None:
+    def __init__(
+        self, engine: Engine, settings: dict[str, Any], n_context: int | None, template: str | Path | None
+    ) -> None:
         self.engine, self.settings = engine, settings
         self.load_s = 0.0
         self._tokenizer: Tokenizer | None = None
@@ -49,7 +51,7 @@ class Llava:
                 raise ParameterError("n_context", str(n_context), f"the model has {engine.text.context} positions")
             self._n_context = n_context or engine.text.context
             self._tokenizer = Tokenizer.from_gguf(engine.text_file)
-            self._template = choose_template(engine.text_file, has_mmproj=engine.vision is not None, name=template)
+            self._template = choose_template(engine.text_file, has_mmproj=engine.vision is not None, template=template)
 
     @property
     def n_context(self) -> int:

@@ -5,11 +5,13 @@ The named templates take strings and lists of parts alike; `docs/prompts.md` sho
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from .errors import TemplateError
 from .gguf import GGUFFile
 
 KEY = "tokenizer.chat_template"
+LARGEST = 1 << 20  # bytes of a file with a template; the largest of known families has 20,000
 
 # haotian-liu/LLaVA conversation.py, conv "vicuna_v1" (roles USER and ASSISTANT, separators " " and "</s>"), without its
 # default system text: neither Hugging Face's template for llava-1.5-7b-hf nor llama.cpp's `vicuna` sends one. Given a
@@ -82,31 +84,68 @@ MISTRAL_7B = {  # a shape that no Llama or Vicuna has
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
     """A chat template in use. `source` is None where nothing tells which one the model needs; `why` says how it was
-    chosen, in words for a person."""
+    chosen, in words for a person; `where` is the file it came from."""
 
     name: str
     source: str | None
     why: str
+    where: str = "chat template"
+
+    @property
+    def field(self) -> str:
+        """What an error names beside `where`."""
+        return {"file": KEY, "none": KEY, "given": "template"}.get(self.name, self.name)
+
+    def error(self, problem: str) -> TemplateError:
+        """Return an error that names the template."""
+        return TemplateError(self.where, self.field, problem)
 
 
-def choose_template(file: GGUFFile, *, has_mmproj: bool, name: str | None = None) -> ChatTemplate:
-    """The template named by the user, the file's own, or the first rule that applies: tokens that only one format has,
+def choose_template(file: GGUFFile, *, has_mmproj: bool, template: str | Path | None = None) -> ChatTemplate:
+    """Return the template asked for, the file's own, or the first rule that applies: tokens that only one format has,
     the model's name, Mistral-7B's shape, and vicuna for anything else that comes with an mmproj file.
 
-    TemplateError for an unknown `name`."""
-    if name is not None:
-        if name not in TEMPLATES:
-            raise TemplateError("template", repr(name), f"unknown, expected one of {', '.join(TEMPLATES)}")
-        return ChatTemplate(name, TEMPLATES[name], "asked for")
+    `template`: the name of one of ours, jinja source, or the path of a file that holds it. TemplateError for a name
+    that is unknown and a file that cannot be read."""
+    if template is not None:
+        return _asked_for(template)
     source = file.string(KEY, "")
     if source.strip():
-        return ChatTemplate("file", source, f"the file's own ({KEY})")
+        return ChatTemplate("file", source, f"the file's own ({KEY})", Path(file.path).name)
     found, why = _by_tokens(file) or _by_name(file) or _by_shape(file, has_mmproj) or (None, "")
     if found is None:
-        return ChatTemplate(
-            "none", None, f"the file has no {KEY}, and nothing in it tells which format it was trained on"
-        )
+        why = f"the file has no {KEY}, and nothing in it tells which format it was trained on"
+        return ChatTemplate("none", None, why, Path(file.path).name)
     return ChatTemplate(found, TEMPLATES[found], f"the file has no {KEY}; {why}")
+
+
+def _asked_for(template: str | Path) -> ChatTemplate:
+    if isinstance(template, Path):
+        return ChatTemplate("given", _read(template), f"read from {template}", template.name)
+    if template in TEMPLATES:
+        return ChatTemplate(template, TEMPLATES[template], "asked for")
+    if "{{" in template or "{%" in template:
+        return ChatTemplate("given", template, "asked for")
+    problem = f"unknown, expected one of {', '.join(TEMPLATES)}, or a file with a chat template"
+    raise TemplateError("template", repr(template), problem)
+
+
+def _read(path: Path) -> str:
+    """The text of a file of at most LARGEST bytes. TemplateError."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte
+        raise TemplateError(path, "file", f"cannot be read: {getattr(error, 'strerror', None) or 'no path'}") from None
+    if len(data) > LARGEST:
+        raise TemplateError(path, "file", f"over {LARGEST:,} bytes, which no chat template has")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TemplateError(path, f"byte {error.start}", "not UTF-8, expected a chat template") from None
+    if not text.strip():
+        raise TemplateError(path, "file", "empty, expected a chat template")
+    return text
 
 
 def _by_tokens(file: GGUFFile) -> tuple[str, str] | None:

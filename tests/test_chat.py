@@ -110,23 +110,20 @@ def test_templates_of_every_taste(source, messages, want):
         ("{{ messages[-1].content }}", MORE, "drops messages[0].content[1].text, messages[1].content"),
         ("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}", SYSTEM,
          "drops messages[0].content"),
-        ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", talk((U, "a")), "repeats a text"),
         ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", ONE, "makes 2 places for 1 pictures"),
         ("{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}<image><image>", ONE,
          "makes 2 places for 1 pictures"),
         ("<image>{{ messages[0].content }}", talk((U, "a")), "makes 1 places for 0 pictures"),
         ("{% for m in messages | reverse %}{{ m.content }}{% endfor %}", talk((U, "a"), (A, "b"), (U, "c")),
          "changes the order of the parts"),
-        ("{{ '\\x020\\x03' + messages[0].content }}", talk((U, "a")), "repeats a text"),
-        ("{{ '\\x02' ~ '9' * 5000 ~ '\\x03' }}", talk((U, "a")), "drops messages[0].content"),
-        ("{{ messages[0].content ~ '\\x0299\\x03' }}", talk((U, "a")), "repeats a text"),
-        ("{{ messages[0].content[:-2] }}", talk((U, "abc")), "drops messages[0].content"),
-        ("{{ messages | tojson }}", ONE, "drops messages[0].content[1].text"),
+        ("{{ 'abc' }}", talk((U, "abc")), "drops messages[0].content"),
+        ("{{ messages[0].content[0] }}", talk((U, [text("a"), text("b")])), "drops messages[0].content[1].text"),
+        ("{{ messages[0].content[:1] }}", talk((U, " abc")), "drops messages[0].content"),
         ("{{ messages }}", talk((U, "a")), "drops messages[0].content"),
         ("{{ raise_exception('no\x1bsystem\n') }}{{ messages[0].content }}", SYSTEM,
          "refuses this conversation: no\\x1bsystem\\n"),
-        ("{{ messages[0].content.x.y }}", talk((U, "a")), "UndefinedError: "),
-        ("{% if %}", talk((U, "a")), "line 1: "),
+        ("{{ messages[0].content.x.y }}", talk((U, "a")), "line 1: a text has no 'x'"),
+        ("{% if %}", talk((U, "a")), "line 1: cannot be read: "),
     ],
 )  # fmt: skip
 def test_nothing_is_lost_without_a_word(source, messages, said):
@@ -158,17 +155,6 @@ def test_private_use_characters_are_nobodys():
     assert render(talk((U, "<")), "{{ '\\ue000' ~ messages[0].content }}") == "\ue000<"
 
 
-def test_a_template_never_sees_what_users_type(monkeypatch):
-    seen = []
-    real = sandbox.run
-    monkeypatch.setattr(sandbox, "run", lambda *given: seen.append(str(given)) or real(*given))
-    source = (
-        "{{ messages[0].content | upper }}{{ 'secret' in messages[0].content }}{{ messages[0].content | length > 9 }}"
-    )
-    assert render(talk((U, " my secret text ")), source) == " my secret text FalseFalse"
-    assert "secret text" not in seen[0]
-
-
 def test_a_long_conversation_is_no_work_for_a_template():
     long = "It's <b>1</b>.\n" * 50_000  # LISTS would take a string letter by letter, half a million of them
     assert render(talk((U, long), (A, long)), LISTS) == f"[user]{long.strip()}\n[assistant]{long.strip()}\n[assistant]"
@@ -196,7 +182,7 @@ def test_our_own_templates_need_no_process_and_others_get_one(monkeypatch):
     render(SYSTEM, VICUNA + " ")
     render(MORE, LISTS)
     render(talk((U, "hi")), LISTS)
-    assert [len(contexts) for _, contexts, _ in calls] == [4, 4, 2]  # one process for the forms, and no form twice
+    assert [len(contexts) for _, contexts, *_ in calls] == [4, 4, 2]  # one process for the forms, and no form twice
 
 
 @pytest.mark.parametrize("source", ["{{ 7 ** (10 ** 9) }}", "{{ 'a' * 2**31 }}"])

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "llava_ref"
 ORDER = [  # a module may import from earlier rows only
     ["threads"],
-    ["errors", "blocks", "measure", "sandbox_child"],
+    ["errors", "blocks", "measure", "sandboxed"],
     ["gguf_bytes"],
     ["gguf_metadata"],
     ["gguf"],
@@ -19,7 +19,7 @@ ORDER = [  # a module may import from earlier rows only
     ["stages", "attention", "cache", "weights", "images", "resample", "vocabulary", "scenes", "scores", "schemas"],
     ["tokenizer_spm"],
     ["tokenizer_bpe"],
-    ["preprocess", "tokenizer", "vision", "projector", "decoder", "messages", "sandbox"],
+    ["preprocess", "tokenizer", "vision", "projector", "decoder", "messages", "sandbox", "losses"],
     ["templates", "backends"],
     ["chat", "engine", "tracefile"],
     ["prompt", "sampler", "grammar"],

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from llava_ref.errors import GGUFError, TemplateError
-from llava_ref.templates import CHATML, KEY, TEMPLATES, ChatTemplate, choose_template
+from llava_ref.templates import CHATML, KEY, LARGEST, TEMPLATES, ChatTemplate, choose_template
 
 OWN = "{{ messages[0].content }}"
 
@@ -15,6 +15,7 @@ class File:
     """What `choose_template` asks a GGUFFile for."""
 
     metadata: dict = field(default_factory=dict)
+    path: str = "models/x.gguf"
 
     def string(self, key, default):
         value = self.metadata.get(key, default)
@@ -61,13 +62,53 @@ def test_which_template(metadata, has_mmproj, name, why):
     chosen = choose_template(File(metadata), has_mmproj=has_mmproj)
     assert chosen.name == name and why in chosen.why
     assert chosen.source == {**TEMPLATES, "file": OWN, "none": None}[name]
+    named = name in ("file", "none")
+    assert (chosen.where, chosen.field) == (("x.gguf", KEY) if named else ("chat template", name))
 
 
 def test_a_template_by_name():
-    chosen = choose_template(File({KEY: OWN}), has_mmproj=True, name="chatml")
+    chosen = choose_template(File({KEY: OWN}), has_mmproj=True, template="chatml")
     assert chosen == ChatTemplate("chatml", CHATML, "asked for")
-    with pytest.raises(TemplateError, match="template: 'vicunna': unknown, expected one of vicuna, mistral-instruct,"):
-        choose_template(File(), has_mmproj=True, name="vicunna")
+    with pytest.raises(
+        TemplateError, match="template: 'vicunna': unknown, expected one of vicuna, mistral-instruct,.*file"
+    ):
+        choose_template(File(), has_mmproj=True, template="vicunna")
+
+
+@pytest.mark.parametrize("source", [OWN, "{% if true %}x{% endif %}"])
+def test_a_template_as_text(source):
+    chosen = choose_template(File({KEY: "other"}), has_mmproj=True, template=source)
+    assert chosen == ChatTemplate("given", source, "asked for") and chosen.field == "template"
+
+
+@pytest.mark.parametrize("data", [b"\xef\xbb\xbf" + OWN.encode(), OWN.encode()], ids=["byte order mark", "plain"])
+def test_a_template_from_a_file(tmp_path, data):
+    path = tmp_path / "mine.jinja"
+    path.write_bytes(data)
+    chosen = choose_template(File(), has_mmproj=True, template=path)
+    assert chosen == ChatTemplate("given", OWN, f"read from {path}", "mine.jinja")
+    assert str(chosen.error("line 3: divides by zero")) == "mine.jinja: template: line 3: divides by zero"
+
+
+@pytest.mark.parametrize(
+    "write, says",
+    [
+        (None, "file: cannot be read: No such file or directory"),
+        ("folder", "file: cannot be read: Is a directory"),
+        (b"a\xff", "byte 1: not UTF-8, expected a chat template"),
+        (b" \n", "file: empty, expected a chat template"),
+        (b"x" * (LARGEST + 1), "file: over 1,048,576 bytes, which no chat template has"),
+    ],
+)
+def test_a_file_that_holds_no_template(tmp_path, write, says):
+    path = tmp_path / "mine.jinja"
+    if write == "folder":
+        path.mkdir()
+    elif write is not None:
+        path.write_bytes(write)
+    with pytest.raises(TemplateError) as caught:
+        choose_template(File(), has_mmproj=True, template=path)
+    assert str(caught.value) == f"{path}: {says}"
 
 
 def test_a_template_of_the_wrong_type():

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..loading import embedded, load
 from ..model import Llava
 from ..profiles import PROFILES
 from ..sampler import Sampling
+from ..templates import TEMPLATES
 
 GIB = 1 << 30
 
@@ -55,7 +57,9 @@ def add_running(command: argparse.ArgumentParser) -> None:
 def add_text(parser: argparse.ArgumentParser) -> None:
     """What every command with a prompt takes."""
     parser.add_argument("-c", "--ctx-size", type=int, metavar="N", help="positions in all (default: the model's)")
-    parser.add_argument("--template", metavar="NAME", help="a named chat template instead of the file's own")
+    parser.add_argument(
+        "--template", metavar="NAME|FILE", help="a chat template instead of the file's own: a name, or a file with it"
+    )
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:
@@ -146,8 +150,13 @@ def load_model(args: argparse.Namespace, text: Path | None, mmproj: Path | None)
         threads=args.threads,
         weight_cache=None if cache is None else int(cache * GIB),
         n_context=getattr(args, "ctx_size", None),
-        template=getattr(args, "template", None),
+        template=template(getattr(args, "template", None)),
     )
+
+
+def template(name: str | None) -> str | Path | None:
+    """A known template by its name, or a file. `load` refuses a name that is neither."""
+    return Path(name) if name is not None and name not in TEMPLATES and os.path.exists(name) else name
 
 
 def changed(args: argparse.Namespace, **options: Any) -> argparse.Namespace:

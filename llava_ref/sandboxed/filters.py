@@ -1,0 +1,176 @@
+"""Jinja's filters over `Marked` text: the same answers, with the marks.
+
+Those that hand on what they are given need nothing; those that make text are written here once more; whatever else
+there is gives text of unknown origin.
+"""
+
+import json
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from functools import update_wrapper
+from typing import Any
+
+from jinja2.environment import Environment
+from jinja2.filters import FILTERS, make_attrgetter
+from jinja2.utils import pass_environment
+from markupsafe import escape as jinja_escape
+
+from .formatting import percent
+from .marked import Marked, joined, marked, marks_of, plain, respelt, tainted, text_of, unknown
+
+PASSED = (  # these give what they were given, parts of it, or numbers
+    "abs attr batch count d default dictsort first float groupby int items last length list map max min random reject "
+    "rejectattr reverse round select selectattr slice sort sum truncate unique wordcount"
+).split()
+ESCAPED = re.compile("[&<>'\"]")
+NOT_JSON = {True: re.compile(r"[^ !#-\[\]-~]"), False: re.compile(r'[\x00-\x1f"\\]')}  # by `ensure_ascii`
+WORDS = re.compile(r"([-\s({\[<]+)")  # where `title` begins a word anew
+
+
+class Safe(Marked):
+    """Text marked as HTML, which combines with other text by rules of its own: those are not followed."""
+
+    __slots__ = ()
+
+
+def _safe(value: Any) -> str:
+    text = marked(text_of(value))
+    return Safe(plain(text), marks_of(text))
+
+
+def _escape(value: Any) -> str:
+    return value if isinstance(value, Safe) else _safe(respelt(text_of(value), ESCAPED, lambda c: str(jinja_escape(c))))
+
+
+def _method(name: str) -> Callable[..., str]:
+    def call(value: Any, *args: Any, **options: Any) -> str:
+        text: str = getattr(text_of(value), name)(*args, **options)
+        return text
+
+    return call
+
+
+def _center(value: Any, width: int = 80) -> str:
+    return marked(text_of(value)).center(width)
+
+
+def _title(value: Any) -> str:
+    text, cuts = marked(text_of(value)), [0]
+    for found in WORDS.finditer(plain(text)):
+        cuts += found.span()
+    words = [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+    return joined(piece for word in words for piece in (word[:1].upper(), word[1:].lower()))
+
+
+def _trim(value: Any, chars: str | None = None) -> str:
+    return text_of(value).strip(chars)
+
+
+def _replace(s: Any, old: Any, new: Any, count: int | None = None) -> str:
+    return marked(text_of(s)).replace(text_of(old), text_of(new), -1 if count is None else count)
+
+
+@pass_environment
+def _join(env: Environment, value: Iterable[Any], d: Any = "", attribute: str | int | None = None) -> str:
+    items = value if attribute is None else map(make_attrgetter(env, attribute), value)
+    return marked(text_of(d)).join(map(text_of, items))
+
+
+def _format(value: Any, *args: Any, **values: Any) -> str:
+    return percent(text_of(value), values or args)
+
+
+def _indent(s: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    """Jinja's way with the lines, the one that a last line feed ends included."""
+    space = width if isinstance(width, str) else " " * width
+    line, *lines = marked(s + "\n").splitlines()
+    later = [piece for text in lines for piece in ("\n", space if text or blank else "", text)]
+    return joined([space if first else "", line, *later])
+
+
+@pass_environment
+def _wordwrap(
+    env: Environment,
+    s: str,
+    width: int = 79,
+    break_long_words: bool = True,
+    wrapstring: str | None = None,
+    break_on_hyphens: bool = True,
+) -> str:
+    wrapper = textwrap.TextWrapper(
+        width=width,
+        expand_tabs=False,
+        replace_whitespace=False,
+        break_long_words=break_long_words,
+        break_on_hyphens=break_on_hyphens,
+    )
+    end, lines = marked(env.newline_sequence if wrapstring is None else wrapstring), []
+    for line in marked(s).splitlines():
+        lines.append(end.join(marked(line)._found(wrapper.wrap(plain(line)), 0)))
+    return end.join(lines)
+
+
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON that is not escaped for HTML, as transformers has it. Texts are put in behind, each under its marks."""
+
+    def dump(x: object) -> str:
+        return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    text = dump(value)
+    if not tainted(value):
+        return text
+    name = "x"
+    while name in text:
+        name += "x"
+    texts: list[str] = []
+    pieces = dump(_named(value, name, texts)).split(f'"{name}"')
+    filled = [pieces[0]]
+    for value_text, piece in zip(texts, pieces[1:], strict=False):
+        spelt = respelt(value_text, NOT_JSON[ensure_ascii], lambda c: json.dumps(c, ensure_ascii=ensure_ascii)[1:-1])
+        filled += ['"', spelt, '"', piece]
+    followed = joined(filled)
+    return followed if followed == text and not _marked_keys(value) else unknown(text)
+
+
+def _named(value: Any, name: str, texts: list[str]) -> Any:
+    """The same with `name` for every text that is not a key, which goes to `texts`."""
+    if isinstance(value, Marked):
+        texts.append(value)
+        return name
+    if isinstance(value, Mapping):
+        return {key: _named(x, name, texts) for key, x in value.items()}
+    return [_named(x, name, texts) for x in value] if isinstance(value, list | tuple) else value
+
+
+def _marked_keys(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return tainted(list(value)) or any(map(_marked_keys, value.values()))
+    return isinstance(value, list | tuple) and any(map(_marked_keys, value))
+
+
+def _follow_no_further(filter: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **options: Any) -> Any:
+        result = filter(*args, **options)
+        return unknown(str(result)) if isinstance(result, str) and tainted([*args, *options.values()]) else result
+
+    return update_wrapper(call, filter)  # with what says which filters want the environment
+
+
+def table() -> dict[str, Callable[..., Any]]:
+    """Return all filters by name."""
+    known = {name: FILTERS[name] for name in PASSED if name in FILTERS}
+    own: dict[str, Callable[..., Any]] = {
+        **{name: _method(name) for name in ("capitalize", "lower", "upper")},
+        "center": _center, "title": _title, "trim": _trim, "replace": _replace, "join": _join, "format": _format,
+        "indent": _indent, "wordwrap": _wordwrap, "tojson": _tojson, "string": text_of, "safe": _safe,
+        "e": _escape, "escape": _escape, "forceescape": _escape,
+    }  # fmt: skip
+    rest = {name: _follow_no_further(filter) for name, filter in FILTERS.items() if name not in known | own}
+    return known | own | rest
