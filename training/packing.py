@@ -22,12 +22,12 @@ from .tokens import BOS, PATCHES, STYLES, Answer, Segment, Tokens, Turn
 from .vocabulary import ENGLISH
 
 WEIGHTS = {  # of kinds while training: more of what is hard
-    "colour": 6, "shape": 6, "count": 24, "exists": 9, "where": 12, "what at": 11, "size": 5, "digit": 9, "word": 6,
-    "caption": 9, "beside": 7, "further": 5,
+    "colour": 6, "shape": 6, "count": 26, "exists": 9, "where": 12, "what at": 11, "size": 5, "digit": 9, "word": 6,
+    "caption": 10, "beside": 7, "further": 5,
 }  # fmt: skip
 FOLLOWS = 0.25  # share of questions that follow the one before as a second turn
-ROW = 256  # tokens of a row, where one conversation alone is not longer
-BEHIND = 100  # of them for questions behind the shared picture, in every other row
+ROW = 240  # tokens of a row, where one conversation alone is not longer
+BEHIND = 90  # of them for questions behind the shared picture, in seven rows of ten
 LONG, SHORT = 80, 30  # room for another conversation with its own picture, and for a question without
 OWN = 1000  # segments from here on hold their own pictures and do not see the shared one
 SHARED, PADDING = -2, -1
@@ -54,7 +54,7 @@ class Packer:
         """Return the row of one picture. `other` is the scene of picture 1, the next one of the batch."""
         draw = Draw(rng)
         own: list[tuple[int, Segment]] = []
-        room = ROW - (draw.chance(0.5) and len(self._shared.ids) + BEHIND)
+        room = ROW - (draw.chance(0.7) and len(self._shared.ids) + BEHIND)
         while room > 0 and (not own or room > LONG):
             own.append((OWN + len(own), self._own(draw, scene, other)))
             room -= len(own[-1][1].ids)
@@ -106,7 +106,7 @@ class Packer:
     def _own(self, draw: Draw, scene: Scene, other: Scene) -> Segment:
         """Return a conversation that holds its own pictures, of a kind drawn by weight."""
         kinds: list[tuple[int, Callable[[Tokens, Draw, Scene, Scene], Segment]]] = [
-            (60, self._text_first), (12, self._system), (6, self._no_picture), (5, self._late), (7, self._two),
+            (60, self._text_first), (12, self._system), (6, self._no_picture), (5, self._late), (4, self._two),
             (10, self._nitro),
         ]  # fmt: skip
         which = draw.between(0, sum(weight for weight, _ in kinds) - 1)
