@@ -6,6 +6,7 @@ N patches, D decoder width, V vocabulary, T positions fed.
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -14,12 +15,13 @@ from .backends import get_ops
 from .backends.cache import float32_bytes
 from .cache import KVCache
 from .config import read_text, read_vision
-from .errors import NumericsError, PairError, PromptError
+from .errors import NumericsError, PairError, ParameterError, PromptError
 from .gguf import GGUFFile
 from .ops import Array, Ops
 from .profiles import Quirks
 from .stages import Stage
 from .trace import At, Probe, Probes, Tap, no_tap
+from .units import by_units
 from .weights import Weights
 
 BATCH = 512  # rows run through the decoder at once: bounds the memory of the attention scores
@@ -126,6 +128,8 @@ class Session:
         self._cache = KVCache(self._text.n_layer, self._text.n_head_kv, self._text.head_size, self.n_context, self._ops)
         self._run_units: list[tuple[Part, int]] = []  # and the position behind each
         self._probes = probes or Probes()
+        self.watched = False
+        """Whether a probe may have changed what is kept here, so that nobody else may go on from it."""
 
     @property
     def n_past(self) -> int:
@@ -139,7 +143,7 @@ class Session:
         do not fit the context; NumericsError where a NaN or infinity appears, naming the first tensor to hold one."""
         self._check(parts)
         first = self.n_past
-        hidden = [self._forward(unit) for unit in units(parts)]
+        hidden = [self._forward(run) for run in self._runs(parts)]
         if all_logits:
             return self._logits(self._ops.concat(hidden), first)
         return self._logits(hidden[-1][-1:], self.n_past - 1)[-1]
@@ -147,10 +151,19 @@ class Session:
     def each(self, parts: Sequence[Part]) -> Iterator[np.ndarray]:
         """Logits (V,) of every position fed, one after the other: memory holds those of `ROWS` at once."""
         self._check(parts)
-        for unit in units(parts):
-            first, hidden = self.n_past, self._forward(unit)
-            for at in range(0, len(unit), ROWS):
-                yield from self._logits(hidden[at : at + ROWS], first + at)
+        for run in self._runs(parts):
+            first, hidden = self.n_past, self._forward(run)
+            ends = _ends(run, ROWS)
+            if self._probes.whole:
+                yield from self._logits(hidden, first, ends)
+                continue
+            for start, end in pairwise([0, *ends]):
+                yield from self._logits(hidden[start:end], first + start)
+
+    def _runs(self, parts: Sequence[Part]) -> list[list[Part]]:
+        """Return what is run at once: a unit, or everything where a probe must see it whole."""
+        found = units(parts)
+        return [found] if self._probes.whole else [[unit] for unit in found]
 
     def _check(self, parts: Sequence[Part]) -> None:
         count = sum(map(len, parts))
@@ -177,26 +190,33 @@ class Session:
         self._cache.length = self._run_units[-1][1] if self._run_units else 0
         return wanted[same:]
 
-    def _forward(self, unit: Part) -> Array:
-        """Hidden states (n, D) of one unit, which is then part of the sequence."""
+    def _forward(self, run: Sequence[Part]) -> Array:
+        """Hidden states (n, D) of units run at once, which are then part of the sequence."""
         ops, w, first, c = self._ops, self._weights, self.n_past, self._text
         largest = c.width * max(c.mlp_width, c.n_head * c.head_size)
+        ends = list(accumulate(map(len, run)))
+        self.watched |= self._probes.complete
         # bad numbers are told by `all_finite`, not by numpy's warnings
-        with np.errstate(all="ignore"), ops.running(len(unit), largest):
-            rows = ops.array(unit) if isinstance(unit, np.ndarray) else ops.embed(w.embd, unit)
-            hidden = decoder.forward(rows, w, c, self._cache, ops, self._tap(first, first + len(unit)))
-        self._run_units.append((unit, self.n_past))
+        with np.errstate(all="ignore"), ops.running(max(map(len, run)), largest):
+            rows = [ops.array(unit) if isinstance(unit, np.ndarray) else ops.embed(w.embd, unit) for unit in run]
+            tap, apart = self._tap(first, first + ends[-1]), by_units(ops, first, ends, largest)
+            hidden = decoder.forward(ops.concat(rows), w, c, self._cache, apart, tap)
+        self._run_units += [(unit, first + end) for unit, end in zip(run, ends, strict=True)]
         return hidden
 
-    def _logits(self, hidden: Array, first: int) -> np.ndarray:
-        """(n, V) of hidden states (n, D) at positions from `first` on."""
-        tap = self._tap(first, first + hidden.shape[0])
+    def _logits(self, hidden: Array, first: int, ends: Sequence[int] = ()) -> np.ndarray:
+        """(n, V) of hidden states (n, D) at positions from `first` on, computed apart up to each of `ends`."""
+        n = hidden.shape[0]
+        tap = self._tap(first, first + n)
         largest = self._text.n_vocab * self._text.width
-        with np.errstate(all="ignore"), self._ops.running(hidden.shape[0], largest):
-            logits = decoder.logits(hidden, self._weights, self._text, self._ops, tap)
+        ops = by_units(self._ops, first, ends or [n], largest)
+        with np.errstate(all="ignore"), ops.running(n, largest):
+            logits = decoder.logits(hidden, self._weights, self._text, ops, tap)
         if not self._ops.all_finite(logits):
             again = Session(self._engine, self.n_context, Probes(_Refuse(self._ops, self._file)))
             deque(again.each([unit for unit, _ in self._run_units]), maxlen=0)
+            if self._probes.whole:
+                raise ParameterError("intervene", "result_output", "holds NaN or infinity, which an edit brought in")
         return self._ops.numpy(logits)
 
     def _tap(self, first: int, end: int) -> Tap:
@@ -208,6 +228,15 @@ def units(parts: Sequence[Part]) -> list[Part]:
 
     So the arithmetic of a prompt's beginning does not depend on what comes behind it. llama.cpp decodes so too."""
     return [part[i : i + BATCH] for part in parts for i in range(0, len(part), BATCH)]
+
+
+def _ends(run: Sequence[Part], rows: int) -> list[int]:
+    """Return where stretches of at most `rows` end, each in one unit."""
+    at, ends = 0, list[int]()
+    for unit in run:
+        ends += [*range(at + rows, at + len(unit), rows), at + len(unit)]
+        at += len(unit)
+    return ends
 
 
 def _equal(a: Part, b: Part) -> bool:

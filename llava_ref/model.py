@@ -198,7 +198,7 @@ class Llava:
                     session, rest, sampler, self.tokenizer.stream(), self.tokenizer.end_ids, stops, limit
                 )
             finally:
-                if reuse is not None:
+                if reuse is not None and not session.watched:
                     reuse.keep_session(session)
 
         return Stream(request, clock, begin)
@@ -289,7 +289,10 @@ class Llava:
         return self.probed(Trace(globs or ("*",), self.engine.ops, sink))
 
     def intervene(self, functions: Mapping[str, Edit]) -> AbstractContextManager[Edits]:
-        """`with model.intervene({"blk.3.out": function}):` puts `function(x, at)` in the place of x: see `Edits`."""
+        """`with model.intervene({"blk.3.out": function}):` puts `function(x)`, or `function(x, at)`, in the place of x.
+
+        It sees a prompt whole, whatever its length and however many pictures: `x[-1]` is the prompt's last position. In
+        an answer it then sees one row for each token. `at` says which positions: see `At` and `Edits`."""
         return self.probed(Edits(functions, self.engine.ops))
 
     @contextmanager

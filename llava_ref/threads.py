@@ -2,7 +2,7 @@
 
 Threads pay where every one of them has more to do than it takes to wake it; on a machine that does something else as
 well, where it has much more, because the whole computation waits for the one that comes last. And a thread that waits
-must sleep: one that spins takes the processor from the very thread that is waited for. Figures: docs/python.md, "Threads".
+must sleep: one that spins takes the processor from the very thread that is waited for. docs/python.md has figures.
 """
 
 import os

@@ -6,10 +6,11 @@ its name: `Edits` change it, a `Trace` keeps it, and anything else that has the 
 `stages` lists the names.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -61,6 +62,8 @@ class Probe:
 
     complete = True
     """Whether it must see everything computed, even what was computed before and could be reused."""
+    whole = False
+    """Whether it must see a prompt's rows all at once, so that its last row is the prompt's last position."""
 
     def __init__(self, globs: Sequence[str]) -> None:
         self.globs = tuple(globs)
@@ -106,6 +109,10 @@ class Probes:
     def complete(self) -> bool:
         return any(probe.complete for probe in self._set)
 
+    @property
+    def whole(self) -> bool:
+        return any(probe.whole for probe in self._set)
+
     def tap(self, run: object, positions: range | None = None) -> Tap:
         """For one pass. `run`: the picture or sequence it belongs to, any object, the same for all its passes."""
         return _Live(tuple(self._set), run, positions, "") if self._set else no_tap
@@ -132,34 +139,62 @@ class _Live:
         return _Live(self._probes, self._run, self._positions, f"{self._prefix}{prefix}.")
 
 
-Edit = Callable[[Array, At], Array]
+Edit = Callable[[Array, At], Array] | Callable[[Array], Array]
 
 
 class Edits(Probe):
-    """Functions that change arrays: `function(x, at) -> x`, of the shape and type that came in.
+    """Functions that change arrays: `function(x)` or `function(x, at) -> x`, of the shape and type that came in.
 
-    `x` is the backend's own array, float32 (the picture's stages: numpy, uint8). A numpy array may come back from
-    either backend. All functions whose pattern fits are applied, in order. ParameterError for a wrong shape or type."""
+    A function sees a prompt's rows all at once, `x[-1]` is its last position, and after that one row for each token;
+    a picture's stages it sees once for each picture. `x` is its own copy, which it may change: the backend's array,
+    float32 (of `image.` stages: numpy, uint8). A numpy array may come back from either backend. All functions whose
+    pattern fits are applied, in order. ParameterError for a wrong function, shape or type."""
+
+    whole = True
 
     def __init__(self, functions: Mapping[str, Edit], ops: Ops) -> None:
         super().__init__(tuple(functions))
-        self._functions, self._ops = dict(functions), ops
+        self._functions = {glob: _with_place(glob, function) for glob, function in functions.items()}
+        self._ops = ops
 
     def see(self, x: Array, at: At) -> Array:
         for glob, function in self._functions.items():
             if fnmatchcase(at.name, glob):
-                x = self._checked(function(x, at), x, at)
+                x = self._checked(function(x * 1, at), x, at)
         return x
 
     def _checked(self, y: Array, x: Array, at: At) -> Array:
-        if isinstance(y, np.ndarray) and not isinstance(x, np.ndarray):
-            y = self._ops.array(y)
-        if not isinstance(y, type(x)):
+        if not isinstance(y, (np.ndarray, type(x))):
             raise ParameterError("intervene", at.name, f"the function gave {type(y).__name__}, expected an array")
-        if y.shape != x.shape or y.dtype != x.dtype:
-            found, expected = (f"{a.dtype} {list(a.shape)}" for a in (y, x))
+        found, expected = (f"{str(a.dtype).removeprefix('torch.')} {list(a.shape)}" for a in (y, x))
+        if found != expected:
             raise ParameterError("intervene", at.name, f"the function gave {found}, expected {expected}")
-        return y
+        return y if isinstance(y, type(x)) else self._ops.array(y)
+
+
+def _with_place(glob: str, function: Any) -> Callable[[Array, At], Array]:
+    """Return a function as one of two arguments. It gets `at` if it has an argument of this name or must have two.
+    ParameterError for one that takes neither one nor two."""
+    if not callable(function):
+        found = type(function).__name__
+        raise ParameterError("intervene", repr(glob), f"{found}, expected a function of x, or x and at")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # builtins and numpy's own functions have none; they take x
+        return lambda x, at: function(x)
+    if "at" not in signature.parameters and _takes(signature, 1):
+        return lambda x, at: function(x)
+    if _takes(signature, 2):
+        return function
+    raise ParameterError("intervene", repr(glob), f"a function of {signature}, expected one of x, or x and at")
+
+
+def _takes(signature: inspect.Signature, count: int) -> bool:
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
 
 
 class Sink(Protocol):

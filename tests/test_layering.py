@@ -16,7 +16,7 @@ ORDER = [  # a module may import from earlier rows only
     ["gguf"],
     ["quants", "ops", "keys", "rope"],
     ["trace", "config", "profiles", "quote", "pretokenizers"],
-    ["stages", "attention", "cache", "weights", "images", "resample", "vocabulary", "scenes", "scores", "schemas"],
+    ["stages", "attention", "cache", "weights", "units", "images", "resample", "vocabulary", "scenes", "scores", "schemas"],
     ["tokenizer_spm"],
     ["tokenizer_bpe"],
     ["preprocess", "tokenizer", "vision", "projector", "decoder", "messages", "sandbox", "losses"],

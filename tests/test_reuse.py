@@ -8,6 +8,7 @@ import llava_ref
 from llava_ref.engine import BATCH, units
 from llava_ref.reuse import Reuse, cached_positions
 from llava_ref.sampler import Sampling
+from llava_ref.trace import Probe
 
 RGB = np.random.default_rng(0).integers(0, 256, (30, 47, 3), np.uint8)
 OTHER = np.random.default_rng(1).integers(0, 256, (25, 25, 3), np.uint8)
@@ -85,14 +86,15 @@ def test_an_interrupted_sequence_can_go_on(models):
     """A client that goes away in the middle of a prompt leaves a cache that is whole as far as it goes."""
     keeping, plain = models
 
-    def stop(x, at):
-        if at.positions.start > 0 and at.name == "blk.1.Vcur":
-            raise ZeroDivisionError
-        return x
+    class Stop(Probe):
+        def see(self, x, at):
+            if at.positions.start > 0:
+                raise ZeroDivisionError
+            return x
 
     session = keeping.engine.session(probes=keeping._probes)
     parts = [[1, 5], [6, 7, 8]]
-    with pytest.raises(ZeroDivisionError), keeping.intervene({"blk.1.Vcur": stop}):
+    with pytest.raises(ZeroDivisionError), keeping.probed(Stop(["blk.1.Vcur"])):
         session.feed(parts)
     assert session.n_past == 2
     assert (session.feed(session.rewind(parts)) == plain.engine.session().feed(parts)).all()
