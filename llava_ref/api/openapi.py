@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from .nitro import LoadRequest
+from .page import FILES
 from .schema import ChatRequest, CompletionRequest, DetokenizeRequest, LookRequest, TokenizeRequest
 
 REQUESTS: tuple[type[BaseModel], ...] = (
@@ -100,9 +101,10 @@ def _paths() -> dict[str, Any]:
         "/healthz": {"get": {"summary": "The same", "security": [], "responses": {"200": _json(), **_errors(503)}}},
         "/metrics": {"get": {"summary": "Counters", "responses": {"200": _text("text/plain"), **_errors(401, 503)}}},
         "/openapi.json": {"get": _got("This page")},
-        "/": {"get": _file("The page for people", "text/html")},
-        "/page.css": {"get": _file("Its looks", "text/css")},
-        "/page.js": {"get": _file("Its program", "text/javascript")},
+        **{
+            path: {"get": _file("Part of the page for people", kind.partition(";")[0])}
+            for path, (_, kind) in FILES.items()
+        },
         "/page.json": {"get": _got("What it shows before anything is asked", "page")},
         f"{nitro}/loadmodel": {"post": loaded},
         f"{nitro}/unloadmodel": {"get": unload, "post": unload},

@@ -1,4 +1,4 @@
-"""The page at `/`: three static files that load nothing from elsewhere, and what they ask of the server first."""
+"""The page at `/`: static files that load nothing from elsewhere, and what they ask of the server first."""
 
 import base64
 import json
@@ -8,6 +8,8 @@ from typing import Any
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from ..errors import GGUFError, printable
+from ..gguf import GGUFFile
 from ..loading import embedded
 from .models import Loaded
 from .respond import send_bytes
@@ -15,7 +17,10 @@ from .respond import send_bytes
 FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    **{
+        f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8")
+        for name in ("page", "follow", "look", "words", "base")
+    },
 }
 """Path to file and type. They hold no secret and need no key."""
 HEADERS = {
@@ -41,24 +46,50 @@ def page_routes() -> list[Route]:
 
 
 def about(loaded: Loaded | None) -> dict[str, Any]:
-    """What the page shows before anything is asked."""
+    """Return what the page shows before anything is asked."""
     if loaded is None:
-        return {"object": "page", "model": None, "vision": False, "context": 0, "samples": []}
+        return {"object": "page", "model": None, "description": "", "vision": False, "context": 0, "samples": []}
     model = loaded.model
     return {
         "object": "page",
         "model": loaded.name,
+        "description": described(loaded),
         "vision": model.engine.vision is not None,
         "context": model.n_context,
-        "samples": samples() if loaded.pair == tuple(path.resolve() for path in embedded()) else [],
+        "samples": samples() if _is_embedded(loaded) else [],
     }
 
 
+def described(loaded: Loaded) -> str:
+    """Return what the model is, on one line: for the embedded pair what it knows, else what its file says of itself."""
+    if _is_embedded(loaded):
+        return "the embedded model, which knows drawn shapes, digits and words, nothing else"
+    file = loaded.model.engine.text_file
+    assert file is not None
+    said = [text for key in ("general.name", "general.description") if (text := _text(file, key))]
+    return printable(", ".join(said or ["a model without a name in its file"]), 200)
+
+
+def _text(file: GGUFFile, key: str) -> str:
+    """Return what stands at `key`, or nothing: words for people are no reason to refuse a file."""
+    try:
+        return file.string(key, "")
+    except GGUFError:
+        return ""
+
+
+def _is_embedded(loaded: Loaded) -> bool:
+    return loaded.pair == tuple(path.resolve() for path in embedded())
+
+
 def samples() -> list[dict[str, str]]:
-    """The pictures that come with the embedded pair, each with its question."""
+    """Return the pictures that come with the embedded pair, each with its name and its question."""
     folder = files("llava_ref") / "assets" / "pictures"
     listed = json.loads((folder / "pictures.json").read_text("utf-8"))
-    return [{"question": one["question"], "picture": _uri((folder / one["file"]).read_bytes())} for one in listed]
+    return [
+        {"name": one["file"], "question": one["question"], "picture": _uri((folder / one["file"]).read_bytes())}
+        for one in listed
+    ]
 
 
 def _uri(png: bytes) -> str:

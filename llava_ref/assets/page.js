@@ -1,102 +1,106 @@
-// The page of `llava-ref serve`. It speaks to /v1/chat/completions as any client would, and to /v1/look and /page.json.
+// The page of `llava-ref serve`: a conversation. It speaks to /v1/chat/completions as any client would.
 
-const VIOLET = [104, 43, 194], STRONGEST = 0.85; // colour of a map, and its opacity at the largest number
-const LEAST = 0.01; // a scale reaches at least so far: below that nothing worth a colour happens
+import { by, call, events, hasKey, make, Refused, useKey } from "./base.js";
+import { toNewest } from "./follow.js";
+import { forget, offer } from "./look.js";
+import { explain, named, picturePart } from "./words.js";
+
 const QUICK = 2; // seconds of prefill: where it took longer, nothing is run again before somebody clicks
 
-const by = id => document.getElementById(id);
-const make = (name, properties = {}, ...children) => {
-  const element = Object.assign(document.createElement(name), properties);
-  element.append(...children);
-  return element;
-};
-
+const turns = by("turns"), question = by("question"), touch = matchMedia("(pointer: coarse)");
 let messages = []; // the conversation as it is sent
-let attached = []; // data URIs of pictures for the next question
-let key = "";
+let attached = []; // pictures for the next question: { url, name }
 let running = null; // AbortController of the answer being given
-let looks = 0; // of which the last one counts
-
-class Refused extends Error {
-  constructor(status, error) {
-    super(error.message);
-    this.detail = [status, error.code, error.param].filter(Boolean).join(" · ");
-  }
-}
-
-async function call(path, body, signal) {
-  const headers = { ...(body && { "content-type": "application/json" }), ...(key && { authorization: `Bearer ${key}` }) };
-  const reply = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
-  if (reply.ok) return reply;
-  if (reply.status === 401) by("key").hidden = false;
-  const { error } = await reply.json().catch(() => ({ error: { message: reply.statusText } }));
-  throw new Refused(reply.status, error);
-}
-
-async function* events(reply) {
-  const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
-  let waiting = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) throw new Error("the connection ended before the answer did");
-    const frames = (waiting + value).split("\n\n");
-    waiting = frames.pop();
-    for (const frame of frames.filter(frame => frame.startsWith("data: "))) {
-      if (frame === "data: [DONE]") return;
-      const event = JSON.parse(frame.slice(6));
-      if (event.error) throw new Refused("", event.error);
-      yield event;
-    }
-  }
-}
+let model = null; // what /page.json said of it
 
 // Asking
 
 async function ask(text) {
-  const pictures = attached;
-  const question = { role: "user", content: [...pictures.map(url => ({ type: "image_url", image_url: { url } })), { type: "text", text }] };
-  const asked = make("li", { className: "user" }, ...pictures.map(thumbnail), make("p", { textContent: text }));
-  const line = make("p"), about = make("div", { className: "note" });
-  const answer = make("li", { className: "answer running" }, line, about);
-  by("turns").append(asked, answer);
-  by("start").hidden = true;
-  attach([]);
-  by("question").value = "";
-  busy(new AbortController());
+  const pictures = attached, asked = { role: "user", content: [...pictures.map(picturePart), { type: "text", text }] };
+  const turn = addTurn(text, pictures), sent = [...messages, asked];
   const result = { text: "", usage: null, timings: null, warnings: [], stopped: false };
-  try {
-    await receive([...messages, question], result, line);
-  } catch (error) {
-    result.stopped = error.name === "AbortError";
-    if (!result.stopped) answer.after(problem(error));
-    if (!result.text || !result.stopped) {
-      asked.classList.add("refused");
-      if (!result.text) answer.remove();
-      return giveBack(text, pictures);
-    }
-  } finally {
-    answer.classList.remove("running");
-    busy(null);
+  complain(null);
+  begin(turn);
+  const failed = await receive(sent, result, turn).then(() => null, error => error);
+  end(turn);
+  result.stopped = failed?.name === "AbortError";
+  if (failed && !(result.stopped && result.text)) {
+    if (!result.stopped) complain(failed, sent);
+    return giveBack(turn, result, { text, pictures });
   }
-  messages = [...messages, question, { role: "assistant", content: result.text }];
-  about.textContent = figures(result);
-  if (result.text && messages.some(hasPicture)) offer({ messages, line, about, text: result.text }, (result.timings?.prefill_s ?? QUICK) < QUICK);
+  messages = [...sent, { role: "assistant", content: result.text }];
+  answered(turn, result);
 }
 
-async function receive(conversation, result, line) {
-  const body = { messages: conversation, stream: true, stream_options: { include_usage: true } };
+function addTurn(text, pictures) {
+  const mine = make("li", { className: "user" }, unseen("You asked:"), make("div", { className: "row" }, ...pictures.map(thumbnail)), make("p", { textContent: text }));
+  const line = make("p"), about = make("div", { className: "note" });
+  const item = make("li", { className: "answer running", tabIndex: -1, ariaBusy: "true" }, unseen("Answer:"), line, about);
+  turns.append(mine, item);
+  return { mine, item, line, about };
+}
+
+const unseen = text => make("span", { className: "unseen", textContent: text });
+
+// The next question may be typed; where a finger would call up a keyboard over the answer, it must ask for that itself
+function ready() {
+  if (!touch.matches) question.focus();
+}
+
+function begin(turn) {
+  running = new AbortController();
+  const began = Date.now();
+  turn.clock = setInterval(() => { turn.about.textContent = `working · ${Math.round((Date.now() - began) / 1000)} s`; }, 1000);
+  attach([]);
+  question.value = "";
+  buttons();
+  ready();
+  toNewest();
+}
+
+async function receive(sent, result, turn) {
+  const body = { messages: sent, stream: true, stream_options: { include_usage: true } };
   const reply = await call("v1/chat/completions", body, running.signal);
   for await (const event of events(reply)) {
     const piece = event.choices[0]?.delta?.content ?? "";
+    if (piece) clearInterval(turn.clock);
     result.text += piece;
-    line.append(piece);
+    turn.line.append(piece);
+    result.model = event.model ?? result.model;
     result.usage = event.usage ?? result.usage;
     result.warnings = event.warnings ?? result.warnings;
     result.timings = event.timings ?? result.timings;
   }
 }
 
-const hasPicture = message => Array.isArray(message.content) && message.content.some(part => part.type === "image_url");
+function end(turn) {
+  clearInterval(turn.clock);
+  turn.about.textContent = "";
+  turn.item.classList.remove("running");
+  turn.item.ariaBusy = null;
+  running = null;
+  buttons();
+}
+
+function answered(turn, result) {
+  turn.about.textContent = figures(result);
+  if (!result.text) turn.line.replaceChildren(make("em", { textContent: "(empty answer)" }));
+  by("said").textContent = result.text || "The answer is empty.";
+  const pictured = messages.some(({ content }) => Array.isArray(content) && content.some(part => part.type === "image_url"));
+  const answer = { ...turn, messages, text: result.text };
+  if (result.text && pictured) offer(answer, (result.timings?.prefill_s ?? QUICK) < QUICK, complain);
+  if (result.model !== model?.model) start(); // another was loaded meanwhile
+}
+
+// Nothing of it is part of the conversation: the question goes back to where it was written
+function giveBack(turn, result, { text, pictures }) {
+  for (const item of [turn.mine, turn.item]) result.text ? item.classList.add("refused") : item.remove();
+  turn.about.textContent = "cut off; not part of the conversation";
+  question.value = [text, question.value].filter(Boolean).join("\n");
+  attach([...pictures, ...attached]);
+  by("said").textContent = result.stopped ? "Stopped before the answer began." : "";
+  buttons();
+}
 
 function figures({ usage, timings, warnings, stopped }) {
   const said = [];
@@ -108,164 +112,99 @@ function figures({ usage, timings, warnings, stopped }) {
     const seen = timings.encode_s ? `picture ${seconds(timings.encode_s)}, ` : "";
     said.push(`${seen}first token ${seconds(timings.prefill_s)}${timings.decode_tok_s ? `, then ${timings.decode_tok_s.toPrecision(3)} tokens a second` : ""}`);
   }
-  return [...said, ...(stopped ? ["stopped"] : []), ...warnings].join(" · ");
+  return [...said, ...(stopped ? ["stopped"] : []), ...warnings.map(warning => named(warning, messages))].join(" · ");
 }
 
 const seconds = s => (s < 1 ? `${Math.round(s * 1000)} ms` : `${s.toFixed(1)} s`);
 
-function problem(error) {
-  const detail = error.detail ? [make("code", { textContent: error.detail })] : [];
-  return make("li", { className: "error", role: "alert" }, error.message, ...detail);
+function buttons() {
+  by("send").hidden = Boolean(running);
+  by("stop").hidden = !running;
+  by("start").hidden = Boolean(turns.childElementCount);
+  by("over").hidden = Boolean(running) || !turns.childElementCount;
 }
 
-function giveBack(text, pictures) {
-  by("question").value = text;
-  attach(pictures);
-}
+// An error stands beside the composer until the next question is sent
 
-function busy(controller) {
-  running = controller;
-  by("send").hidden = Boolean(controller);
-  by("stop").hidden = !controller;
-  by("over").hidden = Boolean(controller) || !by("turns").childElementCount;
-}
-
-// Looking
-
-function offer(answer, now) {
-  let at = 0; // characters, as the server counts them
-  const parts = [...new Intl.Segmenter(undefined, { granularity: "word" }).segment(answer.text)].map(({ segment, isWordLike }) => {
-    const start = at, end = (at += [...segment].length);
-    if (!isWordLike) return segment;
-    const button = make("button", { type: "button", className: "word", textContent: segment, title: "Where did it look?" });
-    button.setAttribute("aria-pressed", "false");
-    button.onclick = () => look(answer, { name: segment, start, end, button });
-    return button;
-  });
-  answer.line.replaceChildren(...parts);
-  if (now) look(answer, null);
-}
-
-async function look(answer, word) {
-  const mine = ++looks;
-  document.querySelectorAll(".word").forEach(button => button.setAttribute("aria-pressed", button === word?.button));
-  try {
-    word?.button.setAttribute("aria-busy", "true");
-    answer.look ??= call("v1/look", { messages: answer.messages }).then(reply => reply.json());
-    const found = await answer.look;
-    if (mine !== looks) return; // another word was clicked meanwhile
-    await show(found, word);
-    if (word) by("look").scrollIntoView({ block: "nearest", behavior: "smooth" });
-  } catch (error) {
-    answer.look = null;
-    answer.about.after(make("div", {}, problem(error)));
-  } finally {
-    word?.button.removeAttribute("aria-busy");
-  }
-}
-
-const colour = part => `rgba(${VIOLET}, ${STRONGEST * part})`;
-
-function mean(maps) {
-  return maps[0].map((row, y) => row.map((_, x) => maps.reduce((sum, map) => sum + map[y][x], 0) / maps.length));
-}
-
-async function show(found, word) {
-  const source = make("img", { src: found.picture });
-  await source.decode();
-  by("look").hidden = false;
-  by("nolook").hidden = true;
-  by("seen").src = found.seen;
-  const [width, height] = found.source, size = found.size;
-  by("sizes").textContent = `${width} × ${height} made ${size} × ${size}, read as ${found.grid} × ${found.grid} patches.`;
-  by("lookname").textContent = word ? `Where it looked for “${word.name}”` : "The picture: click on a word of the answer";
-  const tokens = word ? found.tokens.flatMap((t, i) => (t.start < word.end && t.end > word.start ? [i] : [])) : [];
-  draw(found, source, tokens.length ? mean(tokens.map(i => found.attention[i])) : null);
-}
-
-function draw(found, source, values) {
-  const canvas = by("map"), [width, height] = found.source, [sx, sy, dx, dy] = found.affine;
-  const zoom = 720 / Math.max(width, height), pen = canvas.getContext("2d");
-  canvas.width = Math.max(1, Math.round(width * zoom));
-  canvas.height = Math.max(1, Math.round(height * zoom));
-  pen.fillStyle = "#fff";
-  pen.fillRect(0, 0, canvas.width, canvas.height);
-  pen.filter = values ? "grayscale(1) opacity(0.45)" : "none"; // pale, so that colour means a number
-  pen.drawImage(source, 0, 0, canvas.width, canvas.height);
-  pen.filter = "none";
-  by("scale").hidden = by("warning").hidden = !values;
-  canvas.onmousemove = null;
-  if (!values) return;
-  const high = Math.max(LEAST, ...values.flat()), step = found.size / values.length;
-  values.forEach((row, y) => row.forEach((value, x) => {
-    pen.fillStyle = colour(value / high);
-    pen.fillRect((x * step * sx + dx) * zoom, (y * step * sy + dy) * zoom, step * sx * zoom, step * sy * zoom);
-  }));
-  const [from, to] = by("scale").querySelectorAll("span"), here = by("scale").querySelector("output");
-  by("scale").querySelector(".bar").style.background = `linear-gradient(to right, ${colour(0)}, ${colour(1)}), #f4f4f4`;
-  from.textContent = "0";
-  to.textContent = `${high.toPrecision(2)} of 1`;
-  canvas.onmousemove = event => {
-    const box = canvas.getBoundingClientRect();
-    const x = Math.floor(((event.clientX - box.left) / box.width * width - dx) / sx / step);
-    const y = Math.floor(((event.clientY - box.top) / box.height * height - dy) / sy / step);
-    here.textContent = values[y]?.[x]?.toPrecision(3) ?? "";
-  };
+function complain(error, sent) {
+  const { text, detail } = error ? explain(error, sent) : { text: "", detail: "" };
+  by("error").replaceChildren(...(error ? [make("p", { textContent: text })] : []), ...(detail ? [make("p", { className: "detail", textContent: detail })] : []));
+  if (error?.code === "invalid_api_key") needKey();
+  if (error?.code === "model_not_loaded") start();
 }
 
 // Pictures
 
-function thumbnail(url) {
-  const picture = make("img", { src: url, alt: "a picture" });
-  picture.onerror = () => picture.replaceWith(make("span", { className: "unknown", textContent: "a file this browser cannot show" }));
+function thumbnail({ url, name }) {
+  const picture = make("img", { src: url, alt: name, title: name });
+  picture.onerror = () => picture.replaceWith(make("span", { className: "unknown", textContent: `${name}: this browser cannot show it` }));
   return picture;
 }
 
-function attach(urls) {
-  attached = urls;
-  by("attached").replaceChildren(...urls.map((url, i) => {
-    const remove = make("button", { type: "button", textContent: "×", title: "Remove", onclick: () => attach(attached.filter((_, j) => j !== i)) });
-    return make("span", {}, thumbnail(url), remove);
+function attach(pictures) {
+  attached = pictures;
+  by("attached").replaceChildren(...pictures.map((one, i) => {
+    const remove = make("button", { type: "button", textContent: "×", title: `Remove ${one.name}`, ariaLabel: `Remove ${one.name}` });
+    remove.onclick = () => { attach(attached.toSpliced(i, 1)); ready(); };
+    return make("span", {}, thumbnail(one), remove);
   }));
 }
 
 async function add(files) {
-  const read = file => new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(reader.error);
-    reader.readAsDataURL(file);
-  });
-  const urls = await Promise.all([...files].map(read)).catch(error => (by("turns").append(problem(error)), []));
-  attach([...attached, ...urls]);
-  if (urls.length) by("question").focus();
+  for (const file of [...files]) {
+    try {
+      attach([...attached, { url: await dataUri(file), name: unused(file.name) }]);
+    } catch (error) {
+      complain(Object.assign(error, { code: "unread", file: file.name }));
+    }
+  }
+  ready();
+}
+
+const dataUri = file => new Promise((resolve, reject) => {
+  const reader = new FileReader();
+  reader.onload = () => resolve(reader.result);
+  reader.onerror = () => reject(new Error(reader.error.message));
+  reader.readAsDataURL(file);
+});
+
+function unused(name) { // pasted pictures are all called image.png
+  const taken = attached.map(one => one.name);
+  for (let n = 2, other = name; ; other = `${name} (${n++})`) if (!taken.includes(other)) return other;
 }
 
 // Events
 
 function submit() {
-  const text = by("question").value.trim();
-  if (text && !running) ask(text);
+  const text = question.value.trim();
+  if (running) return;
+  if (text) return ask(text);
+  question.value = "";
+  by("ask").reportValidity();
 }
 by("ask").onsubmit = event => { event.preventDefault(); submit(); };
-by("question").onkeydown = event => {
+question.onkeydown = event => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); submit(); }
 };
-by("stop").onclick = () => running?.abort();
+document.onkeydown = event => { if (event.key === "Escape") running?.abort(); };
+by("stop").onclick = () => { running?.abort(); ready(); };
 by("pick").onclick = by("attach").onclick = () => by("file").click();
 by("file").onchange = async () => { await add(by("file").files); by("file").value = ""; };
+by("newest").onclick = () => { toNewest(); turns.lastElementChild.focus({ preventScroll: true }); };
 by("over").onclick = () => {
   messages = [];
-  looks++;
-  by("turns").replaceChildren();
-  by("start").hidden = by("nolook").hidden = false;
-  by("look").hidden = by("over").hidden = true;
+  forget();
+  turns.replaceChildren();
+  complain(null);
   attach([]);
+  buttons();
+  ready();
 };
 by("key").onsubmit = event => {
   event.preventDefault();
-  key = by("secret").value.trim();
+  useKey(by("secret").value.trim());
   by("key").hidden = true;
+  complain(null);
   start();
 };
 document.ondragover = event => {
@@ -280,19 +219,34 @@ document.ondrop = event => {
   event.preventDefault();
   add(event.dataTransfer.files);
 };
-document.onpaste = event => { if (event.clipboardData.files.length) { event.preventDefault(); add(event.clipboardData.files); } };
+document.onpaste = event => {
+  const { clipboardData: data } = event;
+  if (data.files.length && !data.getData("text/plain")) { event.preventDefault(); add(data.files); }
+};
+
+function needKey() {
+  by("key").hidden = false;
+  by("secret").focus();
+}
 
 async function start() {
   try {
-    const about = await (await call("page.json")).json();
-    by("model").textContent = about.model ? `${about.model} · context of ${about.context} tokens${about.vision ? "" : " · cannot see pictures"}` : "no model is loaded";
-    by("samples").hidden = !about.samples.length;
-    by("samples").querySelector(".row").replaceChildren(...about.samples.map(({ picture, question }) => make(
-      "button", { type: "button", title: question, onclick: () => giveBack(question, [picture]) }, thumbnail(picture),
-    )));
+    model = await (await call("page.json")).json();
   } catch (error) {
-    if (by("key").hidden) by("turns").append(problem(error));
+    return error.code === "invalid_api_key" && !hasKey() ? needKey() : complain(error);
   }
+  const { context, samples, vision } = model;
+  by("model").textContent = model.model ? `${model.model}: ${[model.description, `context of ${context} tokens`, ...(vision ? [] : ["it cannot see pictures"])].filter(Boolean).join(" · ")}` : "no model is loaded";
+  by("samples").hidden = !samples.length;
+  by("samples").querySelector(".row").replaceChildren(...samples.map(sample => make(
+    "button", { type: "button", title: sample.question, ariaLabel: sample.question, onclick: () => beginWith(sample) }, thumbnail({ url: sample.picture, name: "" }),
+  )));
+}
+
+function beginWith({ question: text, picture, name }) {
+  question.value = text;
+  attach([{ url: picture, name }]);
+  ready();
 }
 
 start();

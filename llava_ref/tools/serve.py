@@ -127,6 +127,7 @@ async def _serve(args: argparse.Namespace, limits: "Limits", sock: socket.socket
     import uvicorn
 
     from ..api.fetch import Fetcher
+    from ..api.page import described
     from ..api.protocol import GracefulServer, patient_protocol
     from ..api.server import Api, create_app
     from ..api.worker import Worker
@@ -148,7 +149,9 @@ async def _serve(args: argparse.Namespace, limits: "Limits", sock: socket.socket
         log.warning(f"warning: whoever can reach {args.host} can use this server, there is no --api-key")
     sock.listen()  # before anybody is told
     host, port = sock.getsockname()[:2]
-    log.info(f"{models.current.name} at http://{f'[{host}]' if ':' in host else host}:{port}")
+    log.info(
+        f"{models.current.name} ({described(models.current)}) at http://{f'[{host}]' if ':' in host else host}:{port}"
+    )
     try:
         await server.serve([sock])
     finally:

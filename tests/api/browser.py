@@ -17,6 +17,21 @@ FLAGS = (
     "--disable-background-networking --disable-component-update --disable-sync --no-proxy-server --hide-scrollbars"
 )
 
+KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39}
+DROP = """(() => {
+  const data = new DataTransfer(), bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0));
+  for (const [name, text] of %s) data.items.add(new File([bytes(text)], name, {type: "image/png"}));
+  document.querySelector("main").dispatchEvent(
+    new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
+})()"""
+SHOWS = """(element => {
+  if (!element) return false;
+  const box = element.getBoundingClientRect(), points = [[.5, .5], [.5, .2], [.5, .8], [.2, .5], [.8, .5]];
+  const inside = box.width && box.top >= 0 && box.left >= 0 && box.bottom <= innerHeight && box.right <= innerWidth;
+  const hit = ([x, y]) => element.contains(document.elementFromPoint(box.x + x * box.width, box.y + y * box.height));
+  return Boolean(inside) && points.every(hit);
+})([...document.querySelectorAll(%s)].at(-1))"""
+
 
 class Page:
     """One page. Chromium reads commands from descriptor 3 and writes to 4, JSON with a zero byte behind each."""
@@ -87,6 +102,10 @@ class Page:
             assert time.monotonic() < end, f"{expression}: never; the page says {self.js('document.body.innerText')}"
             time.sleep(0.02)
 
+    def frame(self) -> None:
+        """Wait until what has changed has been laid out and drawn."""
+        self.js("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
     def open(self, url: str, width: int = 1200, height: int = 800, dark: bool = False) -> None:
         self.size(width, height, dark)
         self("Page.navigate", url=url)
@@ -103,6 +122,28 @@ class Page:
         box = self.js(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({_box(selector)})")
         for kind in ("mousePressed", "mouseReleased"):
             self("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+
+    def press(self, key: str) -> None:
+        """Press a key as a person does, where the focus is."""
+        text = {"Enter": "\r", " ": " "}.get(key)
+        names = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": KEYS[key]}
+        self("Input.dispatchKeyEvent", type="keyDown", **names, **({} if text is None else {"text": text}))
+        self("Input.dispatchKeyEvent", type="keyUp", **names)
+
+    def wheel(self, pixels: int) -> None:
+        """Turn the mouse's wheel over the middle of the window; down is positive."""
+        width, height = self.js("[innerWidth, innerHeight]")
+        self("Input.dispatchMouseEvent", type="mouseWheel", x=width / 4, y=height / 3, deltaX=0, deltaY=pixels)
+
+    def drop(self, *files: tuple[str, bytes]) -> None:
+        """Drop files on the page: names and contents."""
+        before = self.js("document.querySelectorAll('#attached > *').length")
+        self.js(DROP % json.dumps([(name, base64.b64encode(data).decode()) for name, data in files]))
+        self.until(f"document.querySelectorAll('#attached > *').length === {before + len(files)}")
+
+    def shows(self, selector: str) -> bool:
+        """Return whether the last such element is in the window as a whole, with nothing over it."""
+        return self.js(SHOWS % json.dumps(selector))
 
     def type(self, selector: str, text: str) -> None:
         self.click(selector)

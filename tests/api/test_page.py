@@ -3,7 +3,11 @@
 import base64
 import io
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,19 +17,23 @@ pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
 from browser import CHROMIUM, Page
-from running import Process, data_uri, load, picture, serving
+from gguf_files import build, write
+from running import PICTURES, Process, data_uri, load, picture, serving
 
 import llava_ref
 from llava_ref.api.limits import Limits
+from llava_ref.api.page import FILES, described
 from llava_ref.study.attention import attention_to_picture
 from llava_ref.study.look import answer_pieces
 
-CAPTION = "a small red star, a large black triangle, a large purple star and the green digit 4"
+SAMPLES = json.loads((PICTURES / "pictures.json").read_text())
+CAPTION = next(sample["answer"] for sample in SAMPLES if sample["file"] == "caption.png")
 
 
 def wide() -> bytes:
-    """A sample picture with its own ground at both sides: 260 x 240."""
+    """Return a sample picture with its own ground at both sides: 260 x 240."""
     source = Image.open(io.BytesIO(picture("caption.png"))).convert("RGB")
+    assert source.size == (240, 240)
     page = Image.new("RGB", (260, 240), source.getpixel((1, 1)))
     page.paste(source, (10, 0))
     out = io.BytesIO()
@@ -127,9 +135,9 @@ def test_other_parameters_and_limits():
 
 def test_the_page_loads_nothing_from_elsewhere_and_needs_no_key():
     with serving(api_key="key") as locked:
-        for path, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
+        for path, (_, kind) in FILES.items():
             answer = locked.client.get(path)
-            assert answer.status_code == 200 and answer.headers["content-type"].startswith(kind)
+            assert answer.status_code == 200 and answer.headers["content-type"] == kind
             policy = answer.headers["content-security-policy"]
             assert policy.startswith("default-src 'none'") and "unsafe" not in policy and "http" not in policy
             assert "//" not in answer.text.replace("// ", "")
@@ -137,24 +145,49 @@ def test_the_page_loads_nothing_from_elsewhere_and_needs_no_key():
         assert locked.error(locked.post("/v1/look", {}))[0] == 401
 
 
-def test_samples_come_with_the_embedded_pair_only(server, tmp_path):
+def test_what_the_model_is(server, tmp_path):
     body = server.client.get("/page.json").json()
-    assert len(body["samples"]) == 8 and body["vision"]
+    assert [(s["name"], s["question"]) for s in body["samples"]] == [(s["file"], s["question"]) for s in SAMPLES]
+    assert body["vision"] and body["description"].endswith("knows drawn shapes, digits and words, nothing else")
     copies = tuple(tmp_path / path.name for path in llava_ref.embedded())
     for path, copy in zip(llava_ref.embedded(), copies, strict=True):
         copy.write_bytes(path.read_bytes())
     with serving(pair=copies) as other:
-        assert other.client.get("/page.json").json()["samples"] == []
+        file = llava_ref.gguf.read(copies[0])
+        body = other.client.get("/page.json").json()
+        assert body["samples"] == [], "they belong to the embedded pair"
+        assert body["description"] == f"{file['general.name']}, {file['general.description']}"
         other.models.drop()
         assert other.client.get("/page.json").json()["model"] is None
 
 
-DROP = """(() => {
-  const bytes = Uint8Array.from(atob("%s"), c => c.charCodeAt(0)), data = new DataTransfer();
-  data.items.add(new File([bytes], "picture.png", {type: "image/png"}));
-  document.querySelector("main").dispatchEvent(
-    new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
-})()"""
+NAMES = {
+    "both": ([("general.name", "string", "A"), ("general.description", "string", "a\tb")], "A, a\\tb"),
+    "one": ([("general.name", "string", "A")], "A"),
+    "none": ([], "a model without a name in its file"),
+    "empty": ([("general.name", "string", "")], "a model without a name in its file"),
+    "a number": ([("general.name", "u32", 7)], "a model without a name in its file"),
+    "not UTF-8": ([("general.name", "string", b"\xff"), ("general.description", "string", "B")], "B"),
+    "long": ([("general.name", "string", "x" * 500)], "x" * 199 + "…"),
+}
+
+
+@pytest.mark.parametrize("keys, expected", NAMES.values(), ids=NAMES)
+def test_what_a_file_says_of_itself(keys, expected, tmp_path):
+    file = llava_ref.gguf.read(write(tmp_path, build(keys)))
+    loaded = SimpleNamespace(pair=(file.path, None), model=SimpleNamespace(engine=SimpleNamespace(text_file=file)))
+    assert described(loaded) == expected
+
+
+def test_the_first_line_of_serve_says_what_the_model_is():
+    command = [sys.executable, "-m", "llava_ref", "serve", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        line = process.stderr.readline()
+        process.terminate()
+    knows = "the embedded model, which knows drawn shapes, digits and words, nothing else"
+    assert re.fullmatch(rf"shapes-text\.q8_0 \({knows}\) at http://127\.0\.0\.1:\d+\n", line)
+
+
 STRONGEST = """(() => {
   const canvas = document.getElementById("map"), pen = canvas.getContext("2d"), found = [];
   for (let y = 0; y < 8; y++) for (let x = 0; x < 8; x++) {
@@ -175,18 +208,19 @@ def test_the_page_in_a_browser(tmp_path: Path, server):
         page.type("#secret", "secret")
         page.click("#key button")
         page.until("document.querySelectorAll('#samples img').length === 8")
-        page.js(DROP % base64.b64encode(wide()).decode())
-        page.until("document.querySelector('#attached img')")
+        page.drop(("wide.png", wide()))
         page.type("#question", "Describe the picture.")
         page.click("#send")
         page.until("document.querySelectorAll('.word').length && !document.getElementById('look').hidden")
         assert page.js("document.querySelector('.answer p').textContent") == CAPTION
-        assert "64 picture + 12 text tokens in · 20 out" in page.js(
-            "document.querySelector('.answer .note').textContent"
+        assert re.search(
+            r"64 picture \+ \d+ text tokens in · \d+ out",
+            page.js("document.querySelector('.answer .note').textContent"),
         )
         assert page.js("document.getElementById('seen').naturalWidth") == 64
         look = server.post("/v1/look", {"messages": conversation()}).json()
-        for word, token in (("red", 2), ("green", 16)):
+        tokens = [token["text"].strip() for token in look["tokens"]]
+        for word, token in (("red", tokens.index("red")), ("green", tokens.index("green"))):
             nth = page.js(f"[...document.querySelectorAll('.word')].findIndex(w => w.textContent === '{word}')")
             page.js(f"document.querySelectorAll('.word')[{nth}].id = '{word}'")
             page.click(f"#{word}")
@@ -195,12 +229,12 @@ def test_the_page_in_a_browser(tmp_path: Path, server):
         page.screenshot(tmp_path / "page.png")
         page.size(360, 740, dark=True)
         assert page.js("document.documentElement.scrollWidth") == 360
-        page.js(DROP % base64.b64encode(b"words, and no picture").decode())
+        page.drop(("notes.txt", b"words, and no picture"))
         page.until("document.querySelector('#attached .unknown')")
         page.type("#question", "And this?")
         page.click("#send")
-        page.until("document.querySelector('.error')")
-        assert "unsupported_image_format" in page.js("document.querySelector('.error').textContent")
+        page.until("document.querySelector('#error p')")
+        assert "unsupported_image_format" in page.js("document.getElementById('error').textContent")
         assert page.js("document.getElementById('question').value") == "And this?"
         statuses = [line.partition("status of ")[2][:3] for line in page.complaints]
         assert statuses == ["401", "400"], json.dumps(page.complaints)

@@ -1,0 +1,34 @@
+// The newest turn stays in sight until the reader scrolls up.
+
+import { by } from "./base.js";
+
+const NEAR = 40; // pixels from the end at which a reader still counts as being there
+const page = document.scrollingElement;
+
+let following = true, last = 0;
+const below = () => by("talk").getBoundingClientRect().bottom - innerHeight; // pixels of conversation under the window
+
+export function toNewest() {
+  following = true;
+  follow();
+}
+
+// Show `elements`, the last one above all, and stay there
+export function stayAt(...elements) {
+  following = false;
+  for (const element of elements) element.scrollIntoView({ block: "nearest" });
+  follow();
+}
+
+function follow() {
+  if (following && below() > 0) page.scrollTop += Math.ceil(below());
+  by("newest").hidden = below() < NEAR;
+}
+
+onscroll = () => {
+  following = below() < NEAR || (following && page.scrollTop >= last);
+  last = page.scrollTop;
+  follow();
+};
+onresize = follow;
+new ResizeObserver(follow).observe(by("talk"));
