@@ -58,6 +58,10 @@ class Request:
     tokens_per_image: int
     decode_s: float
     """Seconds spent on reading the pictures."""
+    continues: bool = False
+    """The answer goes on in the middle of a text, so that a space it begins with is shown."""
+    notes: tuple[str, ...] = ()
+    """What had no effect, one sentence each."""
 
     @property
     def token_ids(self) -> list[int]:
@@ -95,7 +99,7 @@ class Reply:
     timings: dict[str, float | None]
     """Seconds of each stage and tokens a second; None where there is nothing to divide."""
     warnings: tuple[str, ...]
-    """What a reader should know about the pictures."""
+    """What a reader should know about the pictures, and what in the messages had no effect."""
 
 
 @dataclass(slots=True)
@@ -162,7 +166,7 @@ class Stream(Iterator[str]):
             chunks=self.request.describe(),
             usage=usage(self.request.token_ids, len(taken), self.clock.cached_tokens),
             timings=self._timings(),
-            warnings=tuple(warning for image in self.request.images for warning in image.warnings),
+            warnings=(*(w for image in self.request.images for w in image.warnings), *self.request.notes),
         )
 
     def _timings(self) -> dict[str, float | None]:
@@ -223,6 +227,12 @@ class StopStrings:
         return out
 
 
+def too_long(n: int, n_context: int, more: str = "") -> PromptError:
+    """Return the error of a prompt of `n` positions, in OpenAI's words: by them routers of clients recognise it."""
+    why = f"This model's maximum context length is {n_context} tokens, but the prompt has {n}"
+    return PromptError("prompt", "tokens", f"{why}, {more}" if more else why)
+
+
 def room(n_prompt: int, n_context: int, max_tokens: int | None) -> int:
     """Tokens that may be generated: `max_tokens`, or fewer where the context ends first (None: until it ends).
 
@@ -230,8 +240,7 @@ def room(n_prompt: int, n_context: int, max_tokens: int | None) -> int:
     if max_tokens is not None and (isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1):
         raise ParameterError("max_tokens", repr(max_tokens), "expected a whole number above 0")
     if n_prompt >= n_context:
-        problem = f"{n_prompt} and room for an answer do not fit the context of {n_context}"
-        raise PromptError("prompt", "tokens", problem)
+        raise too_long(n_prompt, n_context, "and an answer needs room")
     left = n_context - n_prompt
     return left if max_tokens is None else min(max_tokens, left)
 

@@ -27,10 +27,10 @@ class JsonGrammars:
         self._making = threading.Lock()
         self._tokens: Any = None
 
-    def grammar(self, schema: Mapping[str, Any] | None = None) -> "JsonGrammar":
+    def grammar(self, schema: Mapping[str, Any] | None = None, where: str = WHERE) -> "JsonGrammar":
         """Any JSON object, or what a JSON Schema describes. ParameterError for a schema that cannot be kept."""
         wanted = {"type": "object"} if schema is None else dict(schema)
-        _check_size(wanted)
+        _check_size(wanted, where)
         llguidance = _llguidance()
         with self._making:
             if self._tokens is None:
@@ -42,22 +42,22 @@ class JsonGrammars:
         except (ValueError, TooManyBranches) as error:
             problem = str(error)
         if problem:
-            raise ParameterError(WHERE, "schema", problem.splitlines()[0])
+            raise ParameterError(where, "schema", problem.splitlines()[0])
         end = np.zeros(self._tokenizer.n_vocab, bool)
         end[list(self._tokenizer.end_ids)] = True
         return JsonGrammar(self._tokens, source, end)
 
 
-def _check_size(schema: dict[str, Any]) -> None:
+def _check_size(schema: dict[str, Any], where: str) -> None:
     """What llguidance would take too long for: seconds above 100 kB, and without end for a large `multipleOf`."""
     text = json.dumps(schema)
     if len(text) > MAX_SCHEMA:
-        raise ParameterError(WHERE, "schema", f"{len(text):,} characters, expected at most {MAX_SCHEMA:,}")
+        raise ParameterError(where, "schema", f"{len(text):,} characters, expected at most {MAX_SCHEMA:,}")
     level: list[Any] = [schema]
     while level:
         for node in level:
             if isinstance(node, dict) and isinstance(node.get("multipleOf"), int | float):
-                raise ParameterError(WHERE, "schema", "multipleOf is not supported")
+                raise ParameterError(where, "schema", "multipleOf is not supported")
         children = (node.values() if isinstance(node, dict) else node for node in level)
         level = [child for group in children for child in group if isinstance(child, dict | list)]
 

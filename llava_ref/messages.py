@@ -8,11 +8,12 @@ fetched unless the caller says how, and nothing is decoded but base64: what the 
 
 import base64
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image
@@ -28,7 +29,12 @@ TEXT_TYPES = ("text", "input_text", "output_text")
 IMAGE_TYPES = ("image_url", "input_image", "image")
 IMAGE_KEYS = ("image_url", "image", "url", "path", "base64", "source")
 HINTS = ("type", "detail", "cache_control")  # keys that change neither what is said nor what is shown
+MESSAGE_KEYS = ("role", "content", "prefix", *HINTS)  # prefix: "continue this message", which is done anyway
+# keys that say or show something, so that leaving one out would change the conversation
+CALLS = ("tool_calls", "tool_call_id", "function_call")
+TELLING = (*CALLS, "audio", "input_audio", "video", "video_url", "file", "file_id", "images", "text", *IMAGE_KEYS)
 BASE64 = re.compile(r"(?:[A-Za-z0-9+/]*|[A-Za-z0-9_-]*)={0,2}")
+ESCAPED = 1 << 20  # characters whose escapes are looked at together
 SMALLEST_PICTURE = 20  # bytes; no format we read has a file this short, a path or a word may be
 
 
@@ -115,7 +121,7 @@ def _message(message: object, where: str, read: ReadPicture) -> Message:
         raise PromptError(where, "role", f"{name!r}: messages from tools are not supported")
     if not isinstance(name, str) or name not in ROLES:
         raise PromptError(where, "role", f"{name!r} is unknown, expected one of {', '.join(ROLES)}")
-    _no_other_keys(message, ("role", "content", *HINTS), where)
+    _tell_no_more(message, MESSAGE_KEYS, where)
     content = message.get("content")
     parts = _content(content, ROLES[name], f"{where}.content", read)
     return Message(ROLES[name], parts, isinstance(content, list | tuple))
@@ -138,10 +144,10 @@ def _part(part: object, where: str, read: ReadPicture) -> TextPart | ImagePart:
     if not isinstance(part, Mapping) or not isinstance(kind, str):
         raise PromptError(where, "type", "a content part must be an object with a 'type'")
     if kind in TEXT_TYPES:
-        _no_other_keys(part, ("text", *HINTS), where)
+        _tell_no_more(part, ("text",), where)
         return _text(part.get("text"), f"{where}.text")
     if kind in IMAGE_TYPES:
-        _no_other_keys(part, (*IMAGE_KEYS, *HINTS), where)
+        _tell_no_more(part, IMAGE_KEYS, where)
         return replace(read(part, where), detail=_detail(part))
     raise PromptError(where, "type", f"cannot read a content part of type {kind!r}, expected text or image_url")
 
@@ -182,11 +188,11 @@ def _read_data(part: Mapping[str, Any], where: str, *, urls: bool = False) -> Im
     if key == "path":
         raise PromptError(where, field, "files are not opened here, expected image_url with a data URI or base64")
     if key == "image_url" and isinstance(value, Mapping):
-        _no_other_keys(value, ("url", *HINTS), f"{where}.image_url")
+        _tell_no_more(value, ("url",), f"{where}.image_url")
         value, field = value.get("url"), "image_url.url"
     elif key == "source" and isinstance(value, Mapping):
         name = "data" if value.get("type") == "base64" else "url"
-        _no_other_keys(value, (name, "media_type", *HINTS), f"{where}.source")
+        _tell_no_more(value, (name,), f"{where}.source")
         value, field = value.get(name), f"source.{name}"
     if not isinstance(value, str):
         raise PromptError(where, field, f"expected a string with a data URI or base64, got {_kind(value)}")
@@ -213,7 +219,7 @@ def _from_text(text: str, where: str, field: str, urls: bool) -> bytes | Url:
         label, comma, data = text.partition(",")
         if not comma or "base64" not in [word.strip().lower() for word in label.lstrip()[5:].split(";")]:
             raise PromptError(where, field, "a data URI must be 'data:<type>;base64,<data>'")
-        return _from_base64(data, where, field)
+        return _from_base64(_unescaped(data), where, field)
     if name:
         problem = f"{name} is not supported and files are not opened here, expected a data URI or base64"
         raise PromptError(where, field, problem)
@@ -221,6 +227,17 @@ def _from_text(text: str, where: str, field: str, urls: bool) -> bytes | Url:
     if len(data_bytes) < SMALLEST_PICTURE:
         raise PromptError(where, field, "too short for a picture (files are not opened here), expected base64")
     return data_bytes
+
+
+def _unescaped(text: str) -> str:
+    """Return the data of a data URI without percent-escapes (RFC 2397), in pieces: `unquote` lists every escape."""
+    pieces, at = [], 0
+    while "%" in text and at < len(text):
+        end = at + ESCAPED
+        end += 2 if text[end - 1 : end] == "%" else text[end - 2 : end - 1] == "%"
+        pieces.append(unquote(text[at:end], "latin-1"))
+        at = end
+    return "".join(pieces) or text
 
 
 def _from_base64(text: str, where: str, field: str) -> bytes:
@@ -235,12 +252,39 @@ def _from_base64(text: str, where: str, field: str) -> bytes:
     return base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
 
 
-def _no_other_keys(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    """Refuses a key that is not known, unless it says nothing (null, empty, false)."""
+def _tell_no_more(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Refuses what would be said or shown beside `known`, unless it is empty."""
     for key, value in given.items():
-        empty = value is None or (isinstance(value, bool | str | list | tuple | Mapping) and not value)
-        if key not in known and not empty:
-            raise PromptError(where, str(key), "not supported here")
+        if key in TELLING and key not in known and not _empty(value):
+            raise PromptError(where, key, "not supported here")
+
+
+def unheard(messages: object, where: str = "messages") -> list[str]:
+    """Return the places in a conversation, one that can be parsed, of keys that have no effect."""
+    found: list[str] = []
+    for place, given, known in _objects(messages, where):
+        found += [f"{place}.{key}" for key, value in given.items() if key not in known and not _empty(value)]
+    return found
+
+
+def _objects(messages: object, where: str) -> Iterator[tuple[str, Mapping[str, Any], Sequence[str]]]:
+    """Yield the objects that a conversation is made of, each with its place and the keys that count in it."""
+    for i, message in enumerate(messages if isinstance(messages, list | tuple) else ()):
+        if not isinstance(message, Mapping):
+            continue
+        yield f"{where}[{i}]", message, MESSAGE_KEYS
+        content = message.get("content")
+        for j, part in enumerate(content if isinstance(content, list | tuple) else ()):
+            place = f"{where}[{i}].content[{j}]"
+            yield place, part, ("text", *IMAGE_KEYS, *HINTS)
+            for key in ("image_url", "source"):
+                if isinstance(part.get(key), Mapping):
+                    yield f"{place}.{key}", part[key], ("url", "data", "media_type", *HINTS)
+
+
+def _empty(value: object) -> bool:
+    """Null, empty and false say nothing."""
+    return value is None or (isinstance(value, bool | str | list | tuple | Mapping) and not value)
 
 
 def _kind(value: object) -> str:

@@ -18,8 +18,8 @@ from . import images
 from .chat import ChatTemplate, choose_template, parse_messages, render_prompt
 from .engine import Engine, Part
 from .errors import ImageError, ParameterError, PromptError, printable
-from .generate import Clock, Reply, Request, Step, StopStrings, Stream, generate, room
-from .messages import ImagePart
+from .generate import Clock, Reply, Request, Step, StopStrings, Stream, generate, room, too_long
+from .messages import ImagePart, unheard
 from .preprocess import Preprocessed, preprocess
 from .prompt import Prompt, TextChunk, chunks, raw
 from .reuse import Reuse, cached_positions
@@ -142,7 +142,8 @@ class Llava:
         """A conversation as a prompt ready to run, its pictures decoded. Nothing is run."""
         order = self.engine.quirks.image_order
         prompt = render_prompt(parse_messages(messages), self.template, self.tokenizer, image_order=order)
-        return self.prepared(prompt)
+        notes = tuple(f"{printable(path)}: has no effect here" for path in unheard(messages))
+        return replace(self.prepared(prompt), notes=notes)
 
     def raw_request(self, prompt: str, sources: Sequence[ImageSource] = ()) -> Request:
         """A prompt taken as it stands, control tokens included; each `<image>` is one of the pictures, in order."""
@@ -186,7 +187,7 @@ class Llava:
         ids = request.token_ids
         limit = room(len(ids), self.n_context, max_tokens)
         sampler = Sampler(sampling, self.tokenizer.n_vocab, [token for token in ids if token >= 0])
-        stops = StopStrings(stop)
+        stops, at_start = StopStrings(stop), not request.continues
 
         def begin() -> Iterator[Step]:
             parts, reuse = self._parts(request, clock), self._reuse()
@@ -194,9 +195,8 @@ class Llava:
             rest = session.rewind(parts)
             clock.cached_tokens = cached_positions(parts, clock.cached_rows, session.n_past)
             try:
-                yield from generate(
-                    session, rest, sampler, self.tokenizer.stream(), self.tokenizer.end_ids, stops, limit
-                )
+                decoder = self.tokenizer.stream(at_start=at_start)
+                yield from generate(session, rest, sampler, decoder, self.tokenizer.end_ids, stops, limit)
             finally:
                 if reuse is not None and not session.watched:
                     reuse.keep_session(session)
@@ -247,8 +247,7 @@ class Llava:
 
     def _check_room(self, request: Request) -> None:
         if len(request.token_ids) > self.n_context:
-            problem = f"{len(request.token_ids)} positions do not fit the context of {self.n_context}"
-            raise PromptError("prompt", "tokens", problem)
+            raise too_long(len(request.token_ids), self.n_context)
 
     def forward(self, parts: Sequence[Part]) -> np.ndarray:
         """Logits at every position of token ids and image rows (n, D), in order, from an empty context: (T, V)."""

@@ -2,8 +2,8 @@
 
 By the letter of JSON Schema an object that does not say `additionalProperties` may have any others too, and a small
 model goes on inventing them until its tokens run out. Engines read such a schema as closed (llama.cpp's
-json-schema-to-grammar, XGrammar's strict mode, OpenAI's strict schemas), and so does this file. A schema opens an object
-by `additionalProperties`; one that names no properties at all is as open as it was.
+json-schema-to-grammar, XGrammar's strict mode, OpenAI's strict schemas), and so does this file. A schema opens an
+object by `additionalProperties`; one that names no properties at all is as open as it was.
 
 `allOf`, `anyOf`, `oneOf` and `$ref` speak about the same value as the schema they stand in. Each of these is closed to
 the names of all that must hold together, for closed one by one they would contradict each other.

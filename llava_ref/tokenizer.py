@@ -168,9 +168,9 @@ class Tokenizer:
         stream = self.stream(special=special)
         return "".join([*(stream.push(i) for i in ids), stream.flush()])
 
-    def stream(self, *, special: bool = False) -> "StreamDecoder":
-        """Decodes token by token; the pieces joined are what `decode` gives."""
-        return StreamDecoder(self, special)
+    def stream(self, *, special: bool = False, at_start: bool = True) -> "StreamDecoder":
+        """Decodes token by token; the pieces joined are what `decode` gives. `at_start`: no text stands before."""
+        return StreamDecoder(self, special, at_start)
 
     def _checked(self, token_id: int) -> int:
         if not 0 <= token_id < self.n_vocab:
@@ -181,19 +181,23 @@ class Tokenizer:
 class StreamDecoder:
     """Holds back the first bytes of a character until the rest has come."""
 
-    def __init__(self, tokenizer: Tokenizer, special: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, special: bool, at_start: bool) -> None:
         self._tokenizer, self._special = tokenizer, special
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._at_start = tokenizer.vocabulary.add_space_prefix
+        self.at_start = at_start and tokenizer.vocabulary.add_space_prefix
 
     def push(self, token_id: int) -> str:
         """The text that is complete with this token, perhaps none. Raises ParameterError for an id out of range."""
+        return self._utf8.decode(self.take(token_id))
+
+    def take(self, token_id: int) -> bytes:
+        """The bytes that this token adds to the text, which are its own but for a hidden space or control token."""
         data = self._tokenizer.token_bytes(token_id)
         if not self._special and token_id in self._tokenizer.vocabulary.control:
-            return ""
-        if self._at_start and data:
-            data, self._at_start = data.removeprefix(b" "), False
-        return self._utf8.decode(data)
+            return b""
+        if self.at_start and data:
+            data, self.at_start = data.removeprefix(b" "), False
+        return data
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a character that was cut short."""

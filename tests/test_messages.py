@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from llava_ref.errors import PromptError
-from llava_ref.messages import ImagePart, Message, TextPart, parse_messages, parse_slots
+from llava_ref.messages import ImagePart, Message, TextPart, parse_messages, parse_slots, unheard
 
 PNG = bytes([0xFB, 0xEF, 0xBE, 0xFF, 0xFF, 0xFF, *range(31)])  # base64 of it has + and /
 B64 = base64.b64encode(PNG).decode()
@@ -175,7 +175,6 @@ def test_a_path_is_not_opened_for_a_server():
         ([{"role": "user", "content": 5}], "messages[0].content: type: expected a string or a list of parts, got int"),
         ([{"role": "user", "content": {}}], "messages[0].content: type: expected a string or a list"),
         ([{"role": "user", "content": []}], "messages[0].content: length: an empty list"),
-        ([{"role": "user", "content": "x", "name": "bob"}], "messages[0]: name: not supported here"),
         ([{"role": "assistant", "content": None, "tool_calls": [{}]}], "messages[0]: tool_calls: not supported here"),
         ([{"role": "user", "content": "a\ud800b"}], "messages[0].content: character 1: half of a surrogate pair"),
         (user("hi"), "messages[0].content[0]: type: a content part must be an object with a 'type'"),
@@ -187,7 +186,6 @@ def test_a_path_is_not_opened_for_a_server():
         ),
         (user({"type": "text"}), "messages[0].content[0].text: type: expected a string, got nothing"),
         (user({"type": "text", "text": ["a"]}), "messages[0].content[0].text: type: expected a string, got list"),
-        (user({"type": "text", "text": "a", "lang": "de"}), "messages[0].content[0]: lang: not supported here"),
         (user({"type": "image_url"}), "messages[0].content[0]: image: found none, expected one of image_url, image,"),
         (
             user({"type": "image_url", "image_url": B64, "url": B64}),
@@ -196,11 +194,17 @@ def test_a_path_is_not_opened_for_a_server():
         (user({"type": "image", "image": PNG, "path": "a"}), "messages[0].content[0]: image: found image and path"),
         (user({"type": "image_url", "image_url": {}}), "messages[0].content[0]: image_url.url: expected a string"),
         (user({"type": "image_url", "image_url": [B64]}), "messages[0].content[0]: image_url: expected a string"),
+        ([{"role": "user", "content": "x", "images": [B64]}], "messages[0]: images: not supported here"),
+        ([{"role": "user", "content": "x", "tool_call_id": "1"}], "messages[0]: tool_call_id: not supported here"),
+        ([{"role": "user", "content": "x", "text": "y"}], "messages[0]: text: not supported here"),
         (
-            user({"type": "image_url", "image_url": {"url": B64, "crop": 1}}),
-            "messages[0].content[0].image_url: crop: not",
+            user({"type": "text", "text": "a", "image_url": B64}),
+            "messages[0].content[0]: image_url: not supported here",
         ),
-        (user({"type": "image_url", "image_url": B64, "min_pixels": 9}), "messages[0].content[0]: min_pixels: not"),
+        (
+            user({"type": "image_url", "image_url": B64, "text": "a"}),
+            "messages[0].content[0]: text: not supported here",
+        ),
         (user({"type": "input_image", "file_id": "f"}), "messages[0].content[0]: file_id: not supported here"),
         (
             user({"type": "image", "source": {"type": "file", "file_id": "f"}}),
@@ -238,6 +242,30 @@ def test_empty_extras_are_as_good_as_absent():
         "x": False,
     }
     assert parse_messages([echo])[0].parts[0].text == "yes"
+
+
+def test_keys_that_say_nothing_here_are_accepted_and_found():
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "a", "lang": "de"}], "name": "bob"},
+        {"role": "assistant", "content": "b", "reasoning_content": "hm", "name": "", "annotations": [], "prefix": True},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": B64, "crop": 1}, "min_pixels": 9}]},
+        {"role": "user", "content": [{"type": "image", "source": {"type": "base64", "data": B64, "title": "x"}}]},
+        {
+            "role": "user",
+            "content": [{"type": "image_url", "image_url": B64, "detail": "low", "cache_control": {"a": 1}}],
+        },
+        Message("user", (TextPart("hi"),)),
+    ]
+    parsed = parse_messages(messages)
+    assert [part.text for m in parsed[:2] for part in m.parts] == ["a", "b"]
+    assert unheard(messages) == [
+        "messages[0].name",
+        "messages[0].content[0].lang",
+        "messages[1].reasoning_content",
+        "messages[2].content[0].min_pixels",
+        "messages[2].content[0].image_url.crop",
+        "messages[3].content[0].source.title",
+    ]
 
 
 def test_sixteen_pictures_and_no_more():

@@ -111,9 +111,9 @@ def test_an_answer_ends_with_the_context(pair):
 def test_a_prompt_without_room_is_refused_before_any_work(pair, monkeypatch):
     model = llava_ref.load(*pair, backend="numpy", n_context=30)
     monkeypatch.setattr(model.engine, "encode", lambda *a: pytest.fail("encoded a picture"))
-    with pytest.raises(PromptError, match="do not fit the context of 30"):
+    with pytest.raises(PromptError, match="maximum context length is 30 tokens"):
         model.chat(ask(RGB, RGB, "what?"))
-    with pytest.raises(PromptError, match="do not fit the context of 30"):
+    with pytest.raises(PromptError, match="maximum context length is 30 tokens"):
         model.logits("<image> and <image>", images=[RGB, RGB])
 
 

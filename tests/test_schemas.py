@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-llguidance = pytest.importorskip("llguidance", reason="the server extra is not installed")
+pytest.importorskip("llguidance", reason="the server extra is not installed")
 
 from tiny_pair import write_pair
 

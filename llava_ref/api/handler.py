@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..generate import Reply, Step, Stream
+from ..generate import Reply, Stream
+from ..pieces import AnswerPieces, Piece
 from ..scores import Score
 from ..tokenizer import Tokenizer
 
@@ -24,6 +25,8 @@ class Head:
     created: int
     model: str
     system_fingerprint: str
+    warnings: tuple[str, ...] = ()
+    """What the request asked for without effect."""
 
     def fields(self) -> dict[str, Any]:
         return {
@@ -41,23 +44,31 @@ def usage(replies: Sequence[Reply]) -> dict[str, Any]:
     return first | {"completion_tokens": completion, "total_tokens": first["prompt_tokens"] + completion}
 
 
-def token(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
-    """A token with its log-probability. Its bytes are the truth: it may be part of a character."""
-    data = list(tokenizer.token_bytes(token_id))
-    return {"token": tokenizer.piece(token_id), "logprob": max(logprob, LEAST), "bytes": data}
+def logprobs(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> dict[str, Any] | None:
+    """Return an answer's tokens with their scores, those that end it left out; None where none were asked for.
 
-
-def logprobs(tokenizer: Tokenizer, steps: Sequence[Step]) -> dict[str, Any] | None:
-    """Of an answer's tokens, the one that ends it left out; None where none were asked for."""
-    scores = [step.score for step in steps if step.token_id not in tokenizer.end_ids]
-    if all(step.score is None for step in steps):
+    The tokens' texts, joined, are the answer. The bytes say what a token that ends inside a character has of it."""
+    if not pieces:
         return None
-    content = [
-        token(tokenizer, s.token_id, s.logprob) | {"top_logprobs": [token(tokenizer, *pair) for pair in s.top]}
-        for s in scores
-        if s is not None
-    ]
+    content = []
+    for piece in pieces:
+        if piece.score is not None and not piece.ended:
+            own = _token(piece.text, piece.data, piece.score.logprob)
+            content.append(own | {"top_logprobs": [_likely(tokenizer, piece, own, *pair) for pair in piece.score.top]})
     return {"content": content, "refusal": None}
+
+
+def _likely(tokenizer: Tokenizer, piece: Piece, own: dict[str, Any], token_id: int, logprob: float) -> dict[str, Any]:
+    """What could stand in the place of `piece`."""
+    if token_id == piece.token_id:
+        return own
+    data = tokenizer.token_bytes(token_id)
+    data = data.removeprefix(b" ") if piece.first else data
+    return _token(data.decode("utf-8", "replace"), data, logprob)
+
+
+def _token(text: str, data: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": max(logprob, LEAST), "bytes": list(data)}
 
 
 def prompt_logprobs(tokenizer: Tokenizer, scores: Sequence[Score | None]) -> list[dict[str, Any] | None]:
@@ -84,14 +95,10 @@ def chat_chunks(
     common = head.fields() | ({"usage": None} if include_usage else {})
     for index, stream in enumerate(streams):
         yield common | _delta(index, {"role": "assistant", "content": "", "refusal": None})
-        waiting: list[Step] = []
-        for step in stream.steps():
-            waiting.append(step)
-            if step.text or step.finish_reason and any(s.score for s in waiting):
-                yield common | _delta(index, {"content": step.text}, logprobs(tokenizer, waiting))
-                waiting = []
+        for text, pieces in answer_pieces(stream, tokenizer):
+            yield common | _delta(index, {"content": text}, logprobs(tokenizer, pieces))
         reply = stream.reply
-        yield common | _delta(index, {}, finish=reply.finish_reason) | extras(reply)
+        yield common | _delta(index, {}, finish=reply.finish_reason) | extras(head, reply)
     if include_usage:
         yield head.fields() | {"choices": [], "usage": usage([stream.reply for stream in streams])}
 
@@ -102,18 +109,32 @@ def _delta(
     return {"choices": [{"index": index, "delta": delta, "logprobs": scores, "finish_reason": finish}]}
 
 
-def extras(reply: Reply) -> dict[str, Any]:
-    """What OpenAI's objects have not: how long it took, and what a reader should know about the pictures."""
-    return {"timings": reply.timings} | ({"warnings": list(reply.warnings)} if reply.warnings else {})
+def answer_pieces(stream: Stream, tokenizer: Tokenizer) -> Iterator[tuple[str, list[Piece]]]:
+    """Yield an answer as it comes: text, and the tokens that make it where their scores were asked for."""
+    pieces = AnswerPieces(tokenizer, at_start=not stream.request.continues)
+    for step in stream.steps():
+        if step.score is None:
+            settled, text = [], step.text
+        else:
+            settled = pieces.push(step)
+            text = "".join(piece.text for piece in settled)
+        if settled or text:
+            yield text, settled
+
+
+def extras(head: Head, reply: Reply | None) -> dict[str, Any]:
+    """What OpenAI's objects have not: how long it took, and what a reader should know."""
+    warnings = [*head.warnings, *(reply.warnings if reply else ())]
+    return ({"timings": reply.timings} if reply else {}) | ({"warnings": warnings} if warnings else {})
 
 
 def chat_reply(streams: Sequence[Stream], head: Head, tokenizer: Tokenizer) -> dict[str, Any]:
     """The answers in one object, when all have come."""
     choices = []
     for index, stream in enumerate(streams):
-        steps = list(stream.steps())
+        pieces = [piece for _, more in answer_pieces(stream, tokenizer) for piece in more]
         message = {"role": "assistant", "content": stream.reply.text, "refusal": None}
-        choice = {"index": index, "message": message, "logprobs": logprobs(tokenizer, steps)}
+        choice = {"index": index, "message": message, "logprobs": logprobs(tokenizer, pieces)}
         choices.append(choice | {"finish_reason": stream.reply.finish_reason})
     replies = [stream.reply for stream in streams]
-    return head.fields() | {"choices": choices, "usage": usage(replies)} | extras(replies[0])
+    return head.fields() | {"choices": choices, "usage": usage(replies)} | extras(head, replies[0])

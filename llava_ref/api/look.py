@@ -11,14 +11,18 @@ from .body import parse_json
 from .errors import library_errors
 from .limits import Budget, Limits
 from .models import Loaded
-from .prepare import Items, Prepared, chat_request, hold
+from .prepare import Items, Prepared, chat_request, hold, notes
 from .schema import LookRequest, parse
+from .texts import said
 
 
-def prepare_look(body: bytearray, loaded: Loaded, limits: Limits, held: Budget, fetch: Fetch | None) -> Prepared:
+def prepare_look(
+    body: bytearray, loaded: Loaded, limits: Limits, held: Budget, fetch: Fetch | None, strict: bool
+) -> Prepared:
     """ApiError."""
     raw = parse_json(body)
-    asked = parse(LookRequest, raw)
+    asked, warnings = parse(LookRequest, raw, strict=strict)
+    warnings += notes(asked.messages, strict=strict)
     model = loaded.model
     with library_errors(raw, "messages"), ExitStack() as refused:
         *messages, answer = parse_messages(asked.messages, allow_objects=False, fetch=fetch)
@@ -33,7 +37,7 @@ def prepare_look(body: bytearray, loaded: Loaded, limits: Limits, held: Budget, 
         refused.pop_all()
 
     def work() -> Items:
-        yield look_object(look(model, request, pieces))
+        yield look_object(look(model, request, pieces)) | said(warnings)
 
     return Prepared(model, False, work, (), pixels)
 

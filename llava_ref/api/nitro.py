@@ -6,14 +6,15 @@ says, `pre_prompt` before everything, and the prompt ends with `ai_prompt`: as d
 """
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from ..templates import ChatTemplate
 from .body import parse_json
 from .models import Loaded, Models
-from .schema import NO_EFFECT, Strict, parse
+from .parameters import LOADS
+from .schema import Int, Strict, parse
 
 Prefix = Annotated[str, Field(max_length=10_000)]
 DEFAULTS = {"user_prompt": "USER: ", "ai_prompt": "ASSISTANT: ", "system_prompt": "ASSISTANT's RULE: "}
@@ -32,34 +33,21 @@ TEMPLATE = """{{%- set says = {{'user': {user_prompt}, 'assistant': {ai_prompt},
 class LoadRequest(Strict):
     """`POST /inferences/llamacpp/loadmodel`."""
 
+    table = LOADS
     llama_model_path: Annotated[str, Field(min_length=1, max_length=4096)]
     mmproj: Annotated[str, Field(max_length=4096)] | None = Field(None, description="Without it: text only.")
-    ctx_len: Annotated[int, Field(ge=2, le=2**31 - 1)] | None = Field(
+    ctx_len: Annotated[Int, Field(ge=2, le=2**31 - 1)] | None = Field(
         None, description="Positions of prompt and answer; never more than the model has."
     )
     system_prompt: Prefix | None = Field(None, description="Before a system message.")
     user_prompt: Prefix | None = Field(None, description="Before a user's message; an answer ends before it, too.")
     ai_prompt: Prefix | None = Field(None, description="Before an answer.")
     pre_prompt: Prefix | None = Field(None, description="Before everything.")
-    ngl: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = Field(
-        None, description=f"{NO_EFFECT} `serve --device` says where the model runs."
-    )
-    embedding: bool | None = Field(None, description=f"{NO_EFFECT} There is no embeddings route.")
-    cont_batching: bool | None = Field(None, description=f"{NO_EFFECT} One request is answered at a time.")
-    n_parallel: Annotated[int, Field(ge=1, le=1024)] | None = Field(None, description=NO_EFFECT)
-    n_batch: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(None, description=NO_EFFECT)
-    cpu_threads: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        None, description=f"{NO_EFFECT} `serve --threads` says how many."
-    )
-    caching_enabled: bool | None = Field(None, description=NO_EFFECT)
-    clean_cache_threshold: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(None, description=NO_EFFECT)
-    mlock: bool | None = Field(None, description=NO_EFFECT)
-    model_type: Literal["llm"] | None = None
 
 
-def parse_load(body: bytearray) -> LoadRequest:
-    """ApiError."""
-    return parse(LoadRequest, parse_json(body))
+def parse_load(body: bytearray, strict: bool) -> tuple[LoadRequest, tuple[str, ...]]:
+    """Return what is asked for, and what of it has no effect. ApiError."""
+    return parse(LoadRequest, parse_json(body), strict=strict)
 
 
 def load(models: Models, asked: LoadRequest) -> Loaded:

@@ -13,9 +13,9 @@ from typing import Any
 
 from .. import images
 from ..chat import Prompt, render_prompt
-from ..errors import ImageError, PromptError
+from ..errors import ImageError, PromptError, printable
 from ..generate import Request, Stream
-from ..messages import Fetch, ImagePart, Message, parse_messages
+from ..messages import Fetch, ImagePart, Message, TextPart, parse_messages, unheard
 from ..model import Llava
 from ..prompt import TextChunk
 from ..quote import Quote
@@ -27,7 +27,8 @@ from .errors import library_errors, refuse
 from .handler import Head
 from .limits import Budget, Limits
 from .models import Loaded
-from .schema import ChatRequest, CompletionRequest, parse
+from .parameters import short
+from .schema import ChatRequest, Common, CompletionRequest, parse
 
 Items = Iterator[dict[str, Any]]
 
@@ -43,20 +44,22 @@ class Prepared:
     pixels: int
 
 
-def chat(body: bytearray, loaded: Loaded, limits: Limits, held: Budget, fetch: Fetch | None) -> Prepared:
+def chat(body: bytearray, loaded: Loaded, limits: Limits, held: Budget, fetch: Fetch | None, strict: bool) -> Prepared:
     """ApiError."""
     raw = parse_json(body)
-    asked = parse(ChatRequest, raw)
+    asked, warnings = parse(ChatRequest, raw, strict=strict)
     _check_chat(asked)
     with library_errors(raw, "messages"), ExitStack() as refused:
         messages = parse_messages(asked.messages, allow_objects=False, fetch=fetch)
         pixels = hold(messages, limits, held)
         refused.callback(held.give_back, pixels)
-        request = chat_request(loaded, messages)
+        end = ending(asked, messages)
+        request = chat_request(loaded, end.messages, add=end.add, continues=end.continues)
         grammar = _grammar(loaded, asked)
         streams = tuple(_answer(loaded, request, asked, grammar, i) for i in range(asked.choices))
         refused.pop_all()
-    head, model = _head(loaded, asked.model, "chat.completion", bool(asked.stream)), loaded.model
+    warnings += notes(asked.messages, strict=strict) + end.notes
+    head, model = _head(loaded, asked, "chat.completion", warnings), loaded.model
 
     def work() -> Items:
         if asked.stream:
@@ -68,17 +71,60 @@ def chat(body: bytearray, loaded: Loaded, limits: Limits, held: Budget, fetch: F
     return Prepared(model, bool(asked.stream), work, streams, pixels)
 
 
+def notes(messages: Any, *, strict: bool) -> tuple[str, ...]:
+    """Return what within messages has no effect. ApiError if `strict` and there is any."""
+    found = unheard(messages)
+    if strict and found:
+        raise refuse(found[0], f"{found[0]}: not supported", "unsupported_parameter")
+    return short([f"{printable(path, 200)}: has no effect here" for path in found])
+
+
 def _check_chat(asked: ChatRequest) -> None:
     """What hangs on more than one parameter."""
-    if asked.top_logprobs is not None and not asked.logprobs:
+    if asked.top_logprobs and not asked.logprobs:
         raise refuse("top_logprobs", "top_logprobs: needs logprobs: true")
     if asked.prompt_logprobs is not None and asked.stream:
         raise refuse("prompt_logprobs", "prompt_logprobs: not with stream: true", "unsupported_value")
-    if asked.stream_options is not None and not asked.stream:
-        raise refuse("stream_options", "stream_options: needs stream: true")
+    _check_stream(asked)
     form = asked.response_format
-    if form is not None and (form.type == "json_schema") != (form.json_schema is not None):
+    if form is None:
+        return
+    if form.type != "json_schema" and form.json_schema is not None:
         raise refuse("response_format.json_schema", "response_format.json_schema: goes with type json_schema")
+    if form.type == "json_schema" and (form.json_schema is None) == (form.schema_ is None):
+        raise refuse("response_format.json_schema", "response_format.json_schema: type json_schema needs one schema")
+    if form.type == "text" and form.schema_ is not None:
+        raise refuse("response_format.schema", "response_format.schema: goes with a type of JSON")
+
+
+def _check_stream(asked: Common) -> None:
+    if asked.include_usage and not asked.stream:
+        raise refuse("stream_options", "stream_options: needs stream: true")
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a conversation goes over into the answer."""
+
+    messages: list[Message]
+    add: bool
+    continues: bool
+    notes: tuple[str, ...] = ()
+
+
+def ending(asked: ChatRequest, messages: list[Message]) -> Ending:
+    """Return what was asked for; by default an assistant's message that is last is continued.
+
+    llama.cpp's server, Ollama and transformers' pipeline do so too, for no model has learned to follow its own message
+    with another. vLLM begins a new message unless it is asked to go on."""
+    add, continues = asked.add_generation_prompt, asked.continue_final_message
+    *before, last = messages
+    if add is not None or continues is not None or last.role != "assistant":
+        return Ending(messages, not continues if add is None else add, bool(continues))
+    if before and not any(isinstance(part, TextPart) and part.text.strip() for part in last.parts):
+        return Ending(before, True, False)  # it says nothing yet
+    note = f"messages[{len(before)}]: the answer continues this message; add_generation_prompt: true begins a new one"
+    return Ending(messages, False, True, (note,))
 
 
 def hold(messages: list[Message], limits: Limits, held: Budget) -> int:
@@ -98,17 +144,26 @@ def hold(messages: list[Message], limits: Limits, held: Budget) -> int:
     return total
 
 
-def chat_request(loaded: Loaded, messages: list[Message]) -> Request:
-    template = loaded.prompts or loaded.model.template
-    order = loaded.model.engine.quirks.image_order
-    return loaded.model.prepared(render_prompt(messages, template, loaded.model.tokenizer, image_order=order))
+def chat_request(loaded: Loaded, messages: list[Message], *, add: bool = True, continues: bool = False) -> Request:
+    model = loaded.model
+    prompt = render_prompt(
+        messages,
+        loaded.prompts or model.template,
+        model.tokenizer,
+        image_order=model.engine.quirks.image_order,
+        add_generation_prompt=add,
+        continue_final_message=continues,
+    )
+    return replace(model.prepared(prompt), continues=continues)
 
 
 def _grammar(loaded: Loaded, asked: ChatRequest) -> Grammar | None:
     form = asked.response_format
     if form is None or form.type == "text":
         return None
-    return loaded.grammars.grammar(None if form.json_schema is None else form.json_schema.schema_)
+    if form.json_schema is not None:
+        return loaded.grammars.grammar(form.json_schema.schema_, "response_format.json_schema")
+    return loaded.grammars.grammar(form.schema_, "response_format")
 
 
 def _answer(loaded: Loaded, request: Request, asked: ChatRequest, grammar: Grammar | None, choice: int) -> Stream:
@@ -124,20 +179,19 @@ def _prompt_scores(model: Llava, request: Request, n_top: int | None) -> dict[st
     return {"prompt_logprobs": handler.prompt_logprobs(model.tokenizer, scores)}
 
 
-def completion(body: bytearray, loaded: Loaded) -> Prepared:
+def completion(body: bytearray, loaded: Loaded, strict: bool) -> Prepared:
     """ApiError."""
     raw = parse_json(body)
-    asked = parse(CompletionRequest, raw)
+    asked, warnings = parse(CompletionRequest, raw, strict=strict)
     if asked.max_tokens == 0 and not asked.echo:
         raise refuse("max_tokens", "max_tokens: 0 needs echo: true")
-    if asked.stream_options is not None and not asked.stream:
-        raise refuse("stream_options", "stream_options: needs stream: true")
+    _check_stream(asked)
     model, turns = loaded.model, []
     with library_errors(raw, "prompt"):
-        for where, prompt in _prompts(asked):
-            request = _text_request(model, prompt, where)
-            turns += [_turn(model, request, asked, i) for i in range(asked.choices)]
-    head = _head(loaded, asked.model, "text_completion", stream=False)
+        for prompt in _prompts(asked):
+            request = _text_request(model, prompt)
+            turns += [_turn(model, request, prompt, asked, i) for i in range(asked.choices)]
+    head = _head(loaded, asked, "text_completion", warnings)
 
     def work() -> Items:
         if asked.stream:
@@ -148,36 +202,43 @@ def completion(body: bytearray, loaded: Loaded) -> Prepared:
     return Prepared(model, bool(asked.stream), work, tuple(turn.stream for turn in turns if turn.stream), 0)
 
 
-def _prompts(asked: CompletionRequest) -> list[tuple[str, str | list[int]]]:
-    """Each with its place: one text, one list of ids, or a list of either."""
+def _prompts(asked: CompletionRequest) -> list[str | list[int]]:
+    """One text, one list of ids, or a list of either."""
     if isinstance(asked.prompt, str):
-        return [("prompt", asked.prompt)]
-    prompts = [prompt for prompt in asked.prompt if not isinstance(prompt, int)]
-    if prompts:
-        return [(f"prompt[{i}]", prompt) for i, prompt in enumerate(prompts)]
-    return [("prompt", [token for token in asked.prompt if isinstance(token, int)])]
+        return [asked.prompt]
+    return [p for p in asked.prompt if not isinstance(p, int)] or [[t for t in asked.prompt if isinstance(t, int)]]
 
 
-def _text_request(model: Llava, prompt: str | list[int], where: str) -> Request:
+def _text_request(model: Llava, prompt: str | list[int]) -> Request:
+    """A prompt as it stands. Its answer goes on in the middle of a text unless there is nothing but BOS."""
     if isinstance(prompt, str):
-        return model.raw_request(prompt)
-    text = model.tokenizer.decode(prompt, special=True)  # ParameterError for an id that there is not
-    shown = Prompt(text, Quote.over([text], model.tokenizer.control_texts), ())
-    return Request(shown, (TextChunk(tuple(prompt)),), (), model.tokens_per_image, 0.0)
+        request = model.raw_request(prompt)
+    else:
+        text = model.tokenizer.decode(prompt, special=True)  # ParameterError for an id that there is not
+        shown = Prompt(text, Quote.over([text], model.tokenizer.control_texts), ())
+        request = Request(shown, (TextChunk(tuple(prompt)),), (), model.tokens_per_image, 0.0)
+    return replace(request, continues=any(token != model.tokenizer.bos_id for token in request.token_ids))
 
 
-def _turn(model: Llava, request: Request, asked: CompletionRequest, choice: int) -> completions.Turn:
+def _turn(
+    model: Llava, request: Request, prompt: str | list[int], asked: CompletionRequest, choice: int
+) -> completions.Turn:
     limit = 16 if asked.max_tokens is None else asked.max_tokens
     stream = None
     if limit:
         sampling = asked.sampling(choice, asked.logprobs)
         stream = model.answer(request, sampling, max_tokens=limit, stop=asked.stops)
-    return completions.Turn(request, stream, bool(asked.echo), asked.logprobs)
+    return completions.Turn(request, prompt, stream, bool(asked.echo), asked.logprobs)
 
 
-def _head(loaded: Loaded, name: str | None, kind: str, stream: bool) -> Head:
-    prefix = "chatcmpl-" if kind.startswith("chat") else "cmpl-"
-    kind = f"{kind}.chunk" if stream else kind
+def _head(loaded: Loaded, asked: Common, kind: str, warnings: tuple[str, ...]) -> Head:
+    """The fields that all objects of an answer have in common; a chat's chunks are called so."""
+    chat = kind.startswith("chat")
     return Head(
-        prefix + uuid.uuid4().hex, kind, int(time.time()), loaded.name if name is None else name, loaded.fingerprint
+        ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex,
+        f"{kind}.chunk" if chat and asked.stream else kind,
+        int(time.time()),
+        loaded.name if asked.model is None else asked.model,
+        loaded.fingerprint,
+        warnings,
     )

@@ -1,100 +1,137 @@
 """Requests as types: each parameter's name, type and range, checked before anything else is done with them.
 
-What is not declared here is refused by name. A parameter that is accepted without effect says so in its description;
-those descriptions are the OpenAPI page's too. JSON null means the default, everywhere.
+What is declared here is obeyed. What is not is no error by itself: `parameters` says for each name whether it is
+accepted in silence, warned of, or refused. JSON null means the default, everywhere.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from ..sampler import MAX_TOP, Sampling
 from .errors import ApiError, value_at
 from .limits import MAX_CHOICES, MAX_PROMPTS, MAX_STOP_LENGTH, MAX_STOPS
+from .parameters import REQUESTS, TEXTS, Table, check
 from .shapes import LOOKED_AT, MESSAGES, SLOT
 
-
-def _no(value: bool) -> bool:
-    if value:
-        raise ValueError("expected false")
-    return value
+NO_LIMIT = 2**31 - 1
 
 
-def _none(value: list[Any]) -> list[Any]:
-    if value:
-        raise ValueError("not supported, expected an empty list")
-    return value
+def _whole(value: Any) -> Any:
+    """5.0 is a whole number, as JSON has it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-No = Annotated[bool, AfterValidator(_no), WithJsonSchema({"const": False})]  # Literal[False] would take 0 for false
-Nothing = Annotated[list[Any], AfterValidator(_none), WithJsonSchema({"type": "array", "maxItems": 0})]
-Whole = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
-Top = Annotated[int, Field(ge=0, le=MAX_TOP)]
+def _limit(value: Any) -> Any:
+    return NO_LIMIT if _whole(value) == -1 and not isinstance(value, bool) else value
+
+
+def _biases(value: Any) -> Any:
+    """llama.cpp's list of pairs as an object. ValueError for an entry that is no pair of a token id and a number."""
+    if not isinstance(value, list):
+        return value
+    biases: dict[str, Any] = {}
+    for i, pair in enumerate(value):
+        token = _whole(pair[0]) if isinstance(pair, list) and len(pair) == 2 else None
+        if not isinstance(token, int) or isinstance(token, bool):
+            raise ValueError(f"entry {i}: expected [token id, number]")
+        if str(token) in biases:
+            raise ValueError(f"entry {i}: token {token} has a bias already, expected each once")
+        biases[str(token)] = NEVER if pair[1] is False else pair[1]
+    return biases
+
+
+NEVER = -100.0  # what llama.cpp calls false: the lowest bias there is
+Int = Annotated[int, BeforeValidator(_whole)]
+Whole = Annotated[Int, Field(ge=1, le=NO_LIMIT)]
+Limit = Annotated[
+    Whole,
+    BeforeValidator(_limit),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": NO_LIMIT}, {"const": -1}]}),
+]
+Stop = Annotated[str, Field(max_length=MAX_STOP_LENGTH)]
+Top = Annotated[Int, Field(ge=0, le=MAX_TOP)]
 Label = Annotated[str, Field(max_length=1024)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TokenId = Annotated[Int, Field(ge=0, le=2**31 - 1)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Ids = Annotated[list[TokenId], Field(min_length=1, max_length=1_000_000)]
-NO_EFFECT = "Accepted; has no effect here."
-UNSUPPORTED = "Not supported; null asks for nothing."
+PAIR = {"type": "array", "prefixItems": [{"type": "integer", "minimum": 0}, {"type": ["number", "boolean"]}]}
+BIASES = {
+    "anyOf": [
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+        },
+        {"type": "array", "items": PAIR | {"minItems": 2, "maxItems": 2}},
+    ]
+}
+Biases = Annotated[
+    dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Bias], BeforeValidator(_biases), WithJsonSchema(BIASES)
+]
 
 
-class Strict(BaseModel):
-    """No conversions, no other fields, no infinities."""
+class Part(BaseModel):
+    """No conversions, no infinities. Other fields are kept for `parameters`."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, frozen=True)
 
 
-class StreamOptions(Strict):
+class Strict(Part):
+    """A request. `table` says what is done with parameters that it does not declare."""
+
+    table: ClassVar[Table] = REQUESTS
+    model_config = ConfigDict(json_schema_extra=lambda schema, kind: kind.table.describe(schema))
+
+
+class StreamOptions(Part):
     include_usage: bool | None = Field(None, description="One more chunk before [DONE], with the usage and no choices.")
-    include_obfuscation: No | None = Field(None, description="There is none.")
 
 
-class JsonSchema(Strict):
-    name: Label | None = Field(None, description=NO_EFFECT)
-    description: str | None = Field(None, description=NO_EFFECT)
+class JsonSchema(Part):
     schema_: dict[str, Any] = Field(alias="schema", description="A JSON Schema, as far as llguidance knows it.")
-    strict: bool | None = Field(None, description="The schema is always kept to, so this has no effect.")
 
 
-class ResponseFormat(Strict):
+class ResponseFormat(Part):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema", description="The same, as llama.cpp has it.")
 
 
 class Common(Strict):
     """What chat and completions share."""
 
     model: Label | None = Field(None, description="Any name. The model that is loaded answers; the name is echoed.")
-    max_tokens: Whole | None = Field(None, description="Tokens of an answer. Default: to the end of the context.")
+    max_tokens: Limit | None = Field(
+        None, description="Tokens of an answer. -1, the default: to the end of the context."
+    )
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = Field(
-        None, description="An answer ends before the first of these."
+        None, description="An answer ends before the first of these. An empty one stops nothing."
     )
     stream: bool | None = Field(None, description="Answer piece by piece, as server-sent events.")
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = Field(None, description="Answers to give.")
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = Field(
+    n: Annotated[Int, Field(ge=1, le=MAX_CHOICES)] | None = Field(None, description="Answers to give.")
+    seed: Annotated[Int, Field(ge=-(2**63), lt=2**64)] | None = Field(
         None, description="The same seed gives the same answer; answer i of n has seed + i. Default: a new one."
     )
     temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(
         None, description="0, the default, is greedy. (OpenAI's default is 1.)"
     )
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = Field(None, description="0 and -1, the default: off.")
+    top_k: Annotated[Int, Field(ge=-1, le=2**31 - 1)] | None = Field(None, description="0 and -1, the default: off.")
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repeat_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    logit_bias: dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Bias] | None = Field(
-        None, description="Token id to a number that is added to its logit."
+    logit_bias: Biases | None = Field(
+        None, description="Token id to a number that is added to its logit; or pairs of both, false being -100."
     )
-    user: Label | None = Field(None, description=NO_EFFECT)
 
     @property
     def stops(self) -> list[str]:
-        return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+        return [stop for stop in ([self.stop] if isinstance(self.stop, str) else self.stop or []) if stop]
 
     @property
     def choices(self) -> int:
@@ -124,32 +161,19 @@ class ChatRequest(Common):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[Any, WithJsonSchema(MESSAGES)]
-    max_completion_tokens: Whole | None = Field(None, description="The same as max_tokens, and goes before it.")
+    max_completion_tokens: Limit | None = Field(None, description="The same as max_tokens, and goes before it.")
+    add_generation_prompt: bool | None = Field(
+        None, description="Begin an answer of its own. Default: unless an assistant's message is last."
+    )
+    continue_final_message: bool | None = Field(
+        None, description="Go on with the last message. Default: if it is the assistant's."
+    )
     logprobs: bool | None = Field(None, description="Log-probabilities of the tokens of the answer.")
     top_logprobs: Top | None = Field(None, description="With logprobs: and so many of the likeliest tokens.")
     prompt_logprobs: Top | None = Field(
         None, description="Log-probabilities of the prompt's tokens, and so many of the likeliest. Not with stream."
     )
     response_format: ResponseFormat | None = None
-    modalities: list[Literal["text"]] | None = None
-    store: No | None = Field(None, description="Nothing is stored.")
-    metadata: dict[str, Any] | None = Field(None, description=NO_EFFECT)
-    safety_identifier: Label | None = Field(None, description=NO_EFFECT)
-    prompt_cache_key: Label | None = Field(None, description=NO_EFFECT)
-    prompt_cache_retention: Label | None = Field(None, description=NO_EFFECT)
-    service_tier: Literal["auto", "default"] | None = Field(None, description=NO_EFFECT)
-    verbosity: Literal["medium"] | None = Field(None, description="The default, which has no effect.")
-    reasoning_effort: Literal["none"] | None = Field(None, description="These models have none.")
-    tools: Nothing | None = Field(None, description="Only an empty list.")
-    tool_choice: Literal["none", "auto"] | None = Field(None, description="There are no tools to choose.")
-    parallel_tool_calls: bool | None = Field(None, description="There are no tools to call.")
-    functions: Nothing | None = Field(None, description="Only an empty list.")
-    function_call: Literal["none", "auto"] | None = Field(None, description="There are no functions to call.")
-    audio: None = Field(None, description=UNSUPPORTED)
-    moderation: None = Field(None, description=UNSUPPORTED)
-    prediction: None = Field(None, description=UNSUPPORTED)
-    prompt_cache_options: None = Field(None, description=UNSUPPORTED)
-    web_search_options: None = Field(None, description=UNSUPPORTED)
 
     @property
     def limit(self) -> int | None:
@@ -171,18 +195,15 @@ class CompletionRequest(Common):
         | Ids
         | Annotated[list[Annotated[str, SLOT] | Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
     )
-    max_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
-        None, description="Tokens of an answer; 0 with echo. Default: 16, as OpenAI's."
+    max_tokens: Annotated[Int, BeforeValidator(_limit), Field(ge=0, le=NO_LIMIT)] | None = Field(
+        None, description="Tokens of an answer; 0 with echo; -1: to the end of the context. Default: 16, as OpenAI's."
     )
     echo: bool | None = Field(None, description="The prompt before the answer; with logprobs, those of both.")
-    logprobs: Annotated[int, Field(ge=0, le=5)] | None = Field(
-        None, description="Log-probabilities of the tokens, and so many of the likeliest."
-    )
-    suffix: Literal[""] | None = Field(None, description="Only an empty one.")
-    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
+    logprobs: Top | None = Field(None, description="Log-probabilities of the tokens, and so many of the likeliest.")
 
 
 class TokenizeRequest(Strict):
+    table = TEXTS
     content: str
     add_special: bool | None = Field(None, description="Begin with BOS, if the model's texts do. Default: false.")
     parse_special: bool | None = Field(None, description="Read control tokens in the text. Default: true.")
@@ -190,6 +211,7 @@ class TokenizeRequest(Strict):
 
 
 class DetokenizeRequest(Strict):
+    table = TEXTS
     tokens: Annotated[list[TokenId], Field(max_length=1_000_000)]
 
 
@@ -201,23 +223,22 @@ def _or(value: V | None, default: V) -> V:
     return default if value is None else value
 
 
-def parse(kind: type[T], body: Any) -> T:
-    """A request's JSON as `kind`. ApiError 400 names the first place that is wrong."""
+def parse(kind: type[T], body: Any, *, strict: bool) -> tuple[T, tuple[str, ...]]:
+    """Return a request's JSON as `kind`, and what of it has no effect. ApiError 400 names the first wrong place."""
     if not isinstance(body, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_json")
     try:
-        return kind.model_validate(body)
+        asked = kind.model_validate(body)
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False, include_input=False)
         raise _refusal(body, [dict(detail) for detail in details]) from None
+    return asked, check(asked, kind.table, strict=strict)
 
 
 def _refusal(body: Any, details: list[dict[str, Any]]) -> ApiError:
     """Of the errors of a choice of types, that of the type which the value was nearest to."""
     detail = max(details, key=lambda d: (not d["type"].endswith("_type"), len(_path(body, d["loc"]))))
     path, kind = _path(body, detail["loc"]), detail["type"]
-    if kind in ("extra_forbidden", "none_required"):
-        return ApiError(400, f"{path}: not supported", param=path, code="unsupported_parameter")
     if kind == "missing":
         path = f"{path}.{detail['loc'][-1]}" if path else str(detail["loc"][-1])
         return ApiError(400, f"{path}: missing", param=path, code="missing_required_parameter")
@@ -226,7 +247,7 @@ def _refusal(body: Any, details: list[dict[str, Any]]) -> ApiError:
         400,
         f"{path}: {expected}",
         param=path,
-        code="unsupported_value" if kind in ("literal_error", "value_error") else "invalid_value",
+        code="unsupported_value" if kind == "literal_error" else "invalid_value",
     )
 
 

@@ -42,8 +42,12 @@ CHAT = (
 class Api:
     """One server's state and its handlers."""
 
-    def __init__(self, models: Models, worker: Worker, limits: Limits, fetch: Fetch | None = None) -> None:
+    def __init__(
+        self, models: Models, worker: Worker, limits: Limits, fetch: Fetch | None = None, *, strict: bool = False
+    ) -> None:
         self.models, self.worker, self.limits, self.fetch = models, worker, limits, fetch
+        self.strict = strict
+        """Whether a parameter that has no effect is refused, and not only warned of."""
         self.metrics = Metrics()
         self._bodies = Budget(MAX_BODIES, "too many large requests at once")
         self._held = Budget(MAX_HELD_PIXELS, "too many large pictures at once")
@@ -70,7 +74,7 @@ class Api:
         with ExitStack() as place:
             async with read_body(request, self.limits, self._bodies) as body:
                 place.enter_context(self._places.of(1))
-                prepared = await self._thread(make, body, *args)
+                prepared = await self._thread(make, body, *args, self.strict)
             del body
             try:
                 await self._answer(prepared, receive, send)
@@ -90,7 +94,7 @@ class Api:
         """What needs no forward pass: `make(body, ...)` in a thread."""
         async with read_body(request, self.limits, self._bodies) as body:
             with self._places.of(1):
-                return await self._thread(make, body, *args)
+                return await self._thread(make, body, *args, self.strict)
 
     async def tokenize(self, request: Request, receive: Receive, send: Send) -> None:
         await send_json(send, 200, await self._small(request, texts.tokenize, self.models.current.model))
@@ -127,10 +131,11 @@ class Api:
         await send_bytes(send, 200, page, "text/plain; version=0.0.4; charset=utf-8")
 
     async def load_model(self, request: Request, receive: Receive, send: Send) -> None:
-        asked = await self._small(request, nitro.parse_load)
+        asked, warnings = await self._small(request, nitro.parse_load)
         change = asyncio.get_running_loop().run_in_executor(self._loader, nitro.load, self.models, asked)
         await asyncio.shield(change)
-        await send_json(send, 200, {"message": "Model loaded successfully", "code": "ModelloadedSuccessfully"})
+        answer = {"message": "Model loaded successfully", "code": "ModelloadedSuccessfully"}
+        await send_json(send, 200, answer | texts.said(warnings))
 
     async def unload_model(self, request: Request, receive: Receive, send: Send) -> None:
         await self._thread(self.models.drop)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import PromptError
-from ..generate import Request
+from ..generate import Request, too_long
 from ..model import Llava
 from ..preprocess import Preprocessed
 from ..tokenizer import Tokenizer
@@ -65,8 +65,7 @@ def check_answer(model: Llava, request: Request, pieces: tuple[Piece, ...], wher
         raise PromptError(where, "answer", f"of {len(pieces)} tokens, expected 1 to {MAX_ANSWER}")
     positions = len(request.token_ids) + len(pieces) - 1  # nothing is predicted from the last one
     if positions > model.n_context:
-        problem = f"{positions} with the answer do not fit the context of {model.n_context}"
-        raise PromptError("prompt", "tokens", problem)
+        raise too_long(positions, model.n_context, "the answer counted")
 
 
 def look(model: Llava, request: Request, pieces: tuple[Piece, ...]) -> Look:

@@ -44,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="a page that may call; * for all; repeatable",
     )
+    parser.add_argument(
+        "--strict", action="store_true", help="refuse a parameter that has no effect, instead of warning of it"
+    )
     limits = parser.add_argument_group("limits")
     for name, (kind, text) in LIMITS.items():
         limits.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
@@ -133,7 +136,8 @@ async def _serve(args: argparse.Namespace, limits: "Limits", sock: socket.socket
     from ..api.worker import Worker
 
     worker, models = Worker(), _models(args)
-    api = Api(models, worker, limits, Fetcher(tuple(args.allow_image_host)) if args.allow_image_host else None)
+    fetch = Fetcher(tuple(args.allow_image_host)) if args.allow_image_host else None
+    api = Api(models, worker, limits, fetch, strict=args.strict)
     config = uvicorn.Config(
         create_app(api, api_key=args.api_key, origins=tuple(args.cors_origin)),
         http=patient_protocol(limits),

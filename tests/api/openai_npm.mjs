@@ -23,10 +23,13 @@ assert.match(completion._request_id, /^req_/);
 
 const stream = await client.chat.completions.create({ model: "qwen2.5vl:7b", messages, stream: true });
 let text = "";
+const first = [];
 for await (const chunk of stream) {
+  if (chunk.choices[0]?.delta?.role) first.push(chunk.choices[0].delta.content);
   if (chunk.choices[0]?.delta?.content) text += chunk.choices[0].delta.content;
 }
 assert.equal(text, "3");
+assert.deepEqual(first, [""]);
 
 const helper = client.chat.completions.stream({
   model: "m",

@@ -68,11 +68,11 @@ class Running:
 
 
 @contextmanager
-def serving(*, limits=None, api_key=None, origins=(), folders=(), hosts=(), pair=None, n_context=None):
+def serving(*, limits=None, api_key=None, origins=(), folders=(), hosts=(), pair=None, n_context=None, strict=False):
     limits = limits or Limits()
     models, worker = Models(load, tuple(folders)), Worker()
     models.start(*(pair or llava_ref.embedded()), n_context)
-    api = Api(models, worker, limits, Fetcher(tuple(hosts)) if hosts else None)
+    api = Api(models, worker, limits, Fetcher(tuple(hosts)) if hosts else None, strict=strict)
     app = create_app(api, api_key=api_key, origins=tuple(origins))
     config = uvicorn.Config(
         app, http=patient_protocol(limits), ws="none", lifespan="off", log_config=None, access_log=False

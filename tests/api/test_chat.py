@@ -103,6 +103,21 @@ def test_a_stream_has_chunks_in_the_order_that_clients_check(server):
     assert chunks[-1]["choices"][0]["delta"] == {}
 
 
+@pytest.mark.parametrize(
+    "asked", [{}, {"n": 2}, {"logprobs": True}, {"stop": "3"}, {"response_format": {"type": "text"}}]
+)
+def test_each_answer_of_a_stream_begins_with_its_role_and_empty_content(server, asked):
+    """As OpenAI's: clients that add up the content have a text then, for an answer without one too."""
+    body = {"messages": [{"role": "user", "content": [image(), HOW_MANY]}], "stream": True} | asked
+    with server.client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        choices = [chunk["choices"][0] for chunk in events(answer)[:-1]]
+    for index in range(asked.get("n", 1)):
+        mine = [choice for choice in choices if choice["index"] == index]
+        assert mine[0]["delta"] == {"role": "assistant", "content": "", "refusal": None}
+        assert mine[0]["finish_reason"] is None and mine[-1]["finish_reason"] == "stop"
+        assert "".join(c["delta"].get("content", "") for c in mine) == ("" if "stop" in asked else "3")
+
+
 def test_usage_comes_last_and_only_when_asked_for(server):
     body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, "n": 2, "stream": True} | GO_ON
     body["stream_options"] = {"include_usage": True}
@@ -222,6 +237,7 @@ def test_other_paths(server, path):
 HARMLESS = {
     "user": "u1",
     "store": False,
+    "top_logprobs": 0,
     "metadata": {"a": "b"},
     "service_tier": "auto",
     "modalities": ["text"],

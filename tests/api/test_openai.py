@@ -51,6 +51,12 @@ def test_stream_helper(client):
     assert completion.choices[0].message.content == "3" and completion.choices[0].finish_reason == "stop"
 
 
+def test_an_empty_answer_is_a_text(client):
+    with client.chat.completions.stream(model="m", messages=SEE, stop="3") as stream:
+        assert stream.get_final_completion().choices[0].message.content == ""
+    assert client.chat.completions.create(model="m", messages=SEE, stop="3").choices[0].message.content == ""
+
+
 def test_parsed(client):
     pytest.importorskip("llguidance")
     from pydantic import BaseModel
@@ -111,7 +117,7 @@ def test_what_will_not_change_is_not_tried_again(server, caplog):
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any") as client:  # with its two retries
         caplog.set_level("INFO", "llava_ref.server")
         with pytest.raises(openai.BadRequestError):
-            client.chat.completions.create(model="m", messages=HI, max_tokens=-1)
+            client.chat.completions.create(model="m", messages=HI, max_tokens=-2)
         server.until(lambda: " 400 " in caplog.text)  # the log comes behind the answer
     assert caplog.text.count(" 400 ") == 1
 

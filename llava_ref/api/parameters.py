@@ -1,0 +1,303 @@
+"""Parameters of other servers' requests that have no effect here, by what is done with each: three tables.
+
+What a request may say and is obeyed stands in `schema`. Of the rest, by name: `SILENT` asks for nothing that an answer
+shows. `WARNED` asks for something that is not done; the answer's `warnings` say so unless the value is one of those in
+the table, which ask for what is done anyway. `REFUSED` would change what the answer means; only the values in the table
+are accepted. null asks for nothing, everywhere. A name in no table is warned of like one in `WARNED`.
+
+The names are those of OpenAI's API (openai-python 3.3), llama.cpp's server (b10605), vLLM (0.11), Ollama, LM Studio,
+MLC LLM, mlx-lm, llama-cpp-python, text-generation-inference and LiteLLM, from their documentation and sources.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from ..errors import printable
+from .errors import ApiError, refuse
+
+MAX_WARNINGS = 20
+Defaults = Mapping[str, tuple[Any, ...]]
+
+SILENT = frozenset(
+    # OpenAI
+    "user metadata safety_identifier prompt_cache_key prompt_cache_retention prompt_cache_options prediction "
+    "parallel_tool_calls response_format.json_schema.name response_format.json_schema.description "
+    "response_format.json_schema.strict response_format.strict "
+    # llama.cpp: where and how fast
+    "cache_prompt id_slot n_cache_reuse timings_per_token reasoning_format backend_sampling "
+    "speculative.n_max speculative.n_min speculative.p_min speculative.type "
+    # vLLM
+    "priority request_id cache_salt include_reasoning separate_reasoning "
+    # Ollama, LM Studio, mlx-lm
+    "keep_alive ttl draft_model num_draft_tokens num_gpu num_thread "
+    # LiteLLM
+    "drop_params additional_drop_params allowed_openai_params api_base api_key api_version base_url caching "
+    "custom_llm_provider deployment_id litellm_call_id litellm_session_id litellm_trace_id max_retries num_retries "
+    "request_timeout tags timeout "
+    # how much of a model's thinking is shown: there is none to hide
+    "reasoning_split merge_reasoning_content_in_choices".split()
+)
+
+WARNED: Defaults = {
+    # OpenAI
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+    "verbosity": ("medium",),
+    "reasoning_effort": ("none",),
+    "reasoning": ({}, {"effort": "none"}, {"enabled": False}),
+    "moderation": (),
+    "stream_options.include_obfuscation": (False,),
+    "stream_options.continuous_usage_stats": (False,),
+    "max_completion_tokens": (),  # of chats; /v1/completions has max_tokens
+    "top_logprobs": (0,),  # as above; there it is logprobs
+    "prompt_logprobs": (),  # as above; there it is echo with logprobs
+    # llama.cpp
+    "n_predict": (),
+    "n_probs": (0,),
+    "n_keep": (0,),
+    "n_discard": (0,),
+    "n_indent": (0,),
+    "n_cmpl": (1,),
+    "t_max_predict_ms": (0, -1),
+    "repeat_last_n": (64,),
+    "min_keep": (0,),
+    "typical_p": (1,),
+    "top_n_sigma": (-1,),
+    "dynatemp_range": (0,),
+    "dynatemp_exponent": (1,),
+    "dry_multiplier": (0,),
+    "dry_base": (1.75,),
+    "dry_allowed_length": (2,),
+    "dry_penalty_last_n": (-1,),
+    "dry_sequence_breakers": (["\n", ":", '"', "*"],),
+    "xtc_probability": (0,),
+    "xtc_threshold": (0.1,),
+    "adaptive_target": (-1,),
+    "adaptive_decay": (0.9,),
+    "mirostat": (0,),
+    "mirostat_tau": (5,),
+    "mirostat_eta": (0.1,),
+    "samplers": ([],),
+    "ignore_eos": (False,),
+    "return_tokens": (False,),
+    "return_progress": (False,),
+    "post_sampling_probs": (False,),
+    "response_fields": ([],),
+    "thinking_forced_open": (False,),
+    "thinking_budget_tokens": (-1, 0),
+    "reasoning_budget": (-1, 0),
+    "parse_tool_calls": (False, True),
+    # vLLM
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "min_tokens": (0,),
+    "stop_token_ids": ([],),
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "return_tokens_as_token_ids": (False,),
+    "return_token_ids": (False,),
+    "truncate_prompt_tokens": (),
+    "thinking_token_budget": (),
+    "echo": (False,),  # of chats
+    "guided_decoding_backend": (),
+    "guided_whitespace_pattern": (),
+    "kv_transfer_params": ({},),
+    "media_io_kwargs": ({},),
+    "vllm_xargs": ({},),
+    # Ollama, LM Studio
+    "options": ({},),
+    "think": (False,),
+    "raw": (False,),
+    "num_ctx": (),
+    "num_predict": (),
+    "context_length": (),
+    "preset": (),
+    # MLC LLM, mlx-lm
+    "debug_config": ({},),
+    "repetition_context_size": (64,),
+    # llama-cpp-python
+    "tfs_z": (1,),
+    "mirostat_mode": (0,),
+    # text-generation-inference
+    "details": (False,),
+    "do_sample": (),
+    "max_new_tokens": (),
+    "return_full_text": (False,),
+    "watermark": (False,),
+    # LiteLLM
+    "thinking": ({"type": "disabled"},),
+    "fallbacks": ([],),
+    "guardrails": ([],),
+    "mock_response": (),
+    "extra_body": ({},),
+    "extra_headers": ({},),
+}
+
+REFUSED: Defaults = {
+    # what another route is asked with: a conversation, a prompt
+    "messages": (),
+    "prompt": ("",),
+    "input": (),
+    # OpenAI
+    "best_of": (1,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "web_search_options": (),
+    "suffix": ("",),
+    "response_format": ({"type": "text"},),  # of chats
+    # llama.cpp
+    "grammar": ("",),
+    "grammar_lazy": (False,),
+    "grammar_triggers": ([],),
+    "json_schema": ({},),
+    "lora": ([],),
+    "image_data": ([],),
+    "chat_template_kwargs": ({}, {"enable_thinking": False}),
+    # vLLM
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
+    "use_beam_search": (False,),
+    "structured_outputs": ({},),
+    "structural_tag": (),
+    "guided_json": (),
+    "guided_regex": ("",),
+    "guided_choice": ([],),
+    "guided_grammar": ("",),
+    "documents": ([],),
+    "chat_template": (),
+    "mm_processor_kwargs": ({},),
+    "logits_processors": ([],),
+    "prompt_embeds": (),
+    # Ollama
+    "format": ("",),
+    "images": ([],),
+    "system": ("",),
+    "template": ("",),
+    "context": ([],),
+    # mlx-lm, llama-cpp-python
+    "adapters": (),
+    "role_mapping": ({},),
+    "logit_bias_type": ("input_ids",),
+    "logits_processor": ([],),
+    # LiteLLM
+    "mcp_servers": ([],),
+}
+
+INSTEAD = {
+    "messages": "/v1/chat/completions",
+    "prompt": "messages",
+    "input": "messages",
+    "n_predict": "max_tokens",
+    "num_predict": "max_tokens",
+    "max_new_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "repetition_penalty": "repeat_penalty",
+    "n_probs": "logprobs",
+    "top_logprobs": "logprobs",
+    "prompt_logprobs": "logprobs with echo",
+    "n_cmpl": "n",
+    "do_sample": "temperature",
+    "options": "each option as a parameter of its own",
+    "num_ctx": "`serve --ctx-size`",
+    "format": "response_format",
+    "json_schema": "response_format",
+    "guided_json": "response_format",
+    "structured_outputs": "response_format",
+    "system": "a message with the role system",
+    "images": "image_url in a message",
+    "image_data": "image_url in a message",
+}
+
+
+class Table(NamedTuple):
+    """What one kind of request does with parameters that it does not have."""
+
+    silent: frozenset[str]
+    warned: Defaults
+    refused: Defaults
+
+    def describe(self, schema: dict[str, Any]) -> None:
+        """Add the names to a request's JSON Schema, for the OpenAPI page."""
+        found: dict[str, Any] = {name: {"description": "Has no effect."} for name in sorted(self.silent)}
+        for name, values in self.warned.items():
+            found[name] = {"description": f"Has no effect; a warning says so{_unless(values)}."}
+        for name, values in self.refused.items():
+            found[name] = {"enum": [None, *values], "description": f"Not supported{_hint(name)}."}
+        schema["properties"] |= {
+            n: about for n, about in found.items() if "." not in n and n not in schema["properties"]
+        }
+
+
+REQUESTS = Table(SILENT, WARNED, REFUSED)
+TEXTS = Table(frozenset(["model"]), {}, {})  # /tokenize and /detokenize
+LOADS = Table(  # Nitro's and Cortex's loadmodel: where and how a model runs is said by `serve`'s own options
+    frozenset(
+        "ngl n_gpu_layers main_gpu embedding cont_batching n_parallel n_batch n_ubatch cpu_threads caching_enabled "
+        "clean_cache_threshold mlock use_mmap flash_attn model engine".split()
+    ),
+    {
+        "repeat_last_n": (64,),
+        "grp_attn_n": (1,),
+        "grp_attn_w": (512,),
+        "cache_type": ("f32",),
+        "llama_log_folder": (),
+        "model_alias": (),
+    },
+    {"model_type": ("llm",), "grammar_file": ("",), "prompt_template": (), "lora": ([],), "lora_adapters": ([],)},
+)
+
+
+def check(asked: BaseModel, table: Table, *, strict: bool) -> tuple[str, ...]:
+    """Return a warning for each parameter that has no effect. ApiError for one that is refused, if `strict` for any."""
+    warnings = []
+    for path, value in _extras(asked):
+        refused = path in table.refused
+        values = table.refused[path] if refused else table.warned.get(path, ())
+        if value is None or path in table.silent or value in values:
+            continue
+        if refused or strict:
+            raise _refusal(path, values)
+        warnings.append(f"{printable(path, 100)}: has no effect here{_hint(path)}")
+    return short(warnings)
+
+
+def short(warnings: list[str]) -> tuple[str, ...]:
+    """Return the first warnings, and the number of those left out."""
+    more = len(warnings) - MAX_WARNINGS
+    return (*warnings[:MAX_WARNINGS], *([f"{more} more parameters have no effect here"] if more > 0 else []))
+
+
+def _extras(asked: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what `asked` does not declare, within its parts too, by its path."""
+    for name, value in (asked.model_extra or {}).items():
+        yield prefix + name, value
+    for name, field in type(asked).model_fields.items():
+        value = getattr(asked, name)
+        if isinstance(value, BaseModel):
+            yield from _extras(value, f"{prefix}{field.alias or name}.")
+
+
+def _refusal(path: str, values: tuple[Any, ...]) -> ApiError:
+    expected = f", expected {_either(values)}" if values else ""
+    problem = f"{printable(path, 100)}: not supported{expected}{_hint(path)}"
+    return refuse(path, problem, "unsupported_value" if values else "unsupported_parameter")
+
+
+def _hint(path: str) -> str:
+    return f", use {INSTEAD[path]}" if path in INSTEAD else ""
+
+
+def _unless(values: tuple[Any, ...]) -> str:
+    return f" unless it is {_either(values)}" if values else ""
+
+
+def _either(values: tuple[Any, ...]) -> str:
+    return " or ".join(json.dumps(value) for value in values)

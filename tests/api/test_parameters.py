@@ -1,0 +1,341 @@
+"""Parameters of other servers: accepted in silence, with a warning that names them, or refused; the same everywhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="the server extra is not installed")
+pytest.importorskip("httpx2", reason="a test client is not installed")
+
+from running import Process, data_uri, events, picture, serving
+
+import llava_ref
+from llava_ref.api.openapi import description
+from llava_ref.api.parameters import INSTEAD, LOADS, MAX_WARNINGS, REFUSED, REQUESTS, SILENT, WARNED
+from llava_ref.api.schema import ChatRequest, CompletionRequest
+
+HI = [{"role": "user", "content": "Hi"}]
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+OWN = {CHAT: set(ChatRequest.model_fields), TEXT: set(CompletionRequest.model_fields)}
+
+
+@pytest.fixture(scope="module")
+def strict():
+    with serving(strict=True) as it:
+        yield it
+
+
+def body(path, asked):
+    given = {"messages": HI} if path == CHAT else {"prompt": "Hi"}
+    return given | {"max_tokens": 1} | asked
+
+
+def ask(server, path, **asked):
+    return server.post(path, body(path, asked))
+
+
+def warnings(answer):
+    assert answer.status_code == 200, answer.text
+    return answer.json().get("warnings", [])
+
+
+def test_each_name_is_in_one_table_and_no_parameter_of_ours():
+    names = [*SILENT, *WARNED, *REFUSED]
+    assert len(names) == len(set(names)) > 150
+    assert not set(names) & OWN[CHAT] & OWN[TEXT]
+    assert set(INSTEAD) <= set(WARNED) | set(REFUSED)
+
+
+PLAIN = {path: [n for n in REQUESTS.silent if "." not in n and n not in OWN[path]] for path in OWN}
+
+
+@pytest.mark.parametrize("path", OWN)
+def test_what_asks_for_nothing_is_accepted_in_silence(server, strict, path):
+    for value in ("x", True, {"a": [1]}):
+        asked = dict.fromkeys(PLAIN[path], value)
+        assert warnings(ask(server, path, **asked)) == warnings(ask(strict, path, **asked)) == []
+
+
+@pytest.mark.parametrize("path", OWN)
+def test_values_that_ask_for_the_default_are_accepted_in_silence(server, strict, path):
+    defaults = [(name, value) for table in (WARNED, REFUSED) for name, values in table.items() for value in values]
+    defaults = [(name, value) for name, value in defaults if "." not in name and name not in OWN[path]]
+    for batch in range(3):
+        asked = {name: value for i, (name, value) in enumerate(defaults) if i % 3 == batch}
+        assert warnings(ask(server, path, **asked)) == warnings(ask(strict, path, **asked)) == []
+
+
+def some(path):
+    """Names that are warned of on this route, a few at a time: an answer has no more than MAX_WARNINGS warnings."""
+    names = [n for n in [*WARNED, "frobnicate"] if n not in OWN[path] and "." not in n]
+    return [names[i : i + MAX_WARNINGS] for i in range(0, len(names), MAX_WARNINGS)]
+
+
+@pytest.mark.parametrize("path", OWN)
+def test_what_has_no_effect_is_said(server, strict, path):
+    for names in some(path):
+        said = warnings(ask(server, path, **dict.fromkeys(names, "something")))
+        assert [w.partition(":")[0] for w in said] == names
+        assert all("has no effect here" in w and INSTEAD.get(n, "") in w for n, w in zip(names, said, strict=True))
+        for name in names:
+            code = "unsupported_value" if WARNED.get(name) else "unsupported_parameter"
+            assert strict.error(ask(strict, path, **{name: "something"})) == (400, name, code)
+
+
+def test_parts_of_parameters(server, strict):
+    for name in ("include_obfuscation", "continuous_usage_stats", "frobnicate"):
+        asked = {"stream": True, "stream_options": {"include_usage": True, name: True}}
+        with server.client.stream("POST", CHAT, json=body(CHAT, asked)) as answer:
+            said = [w for chunk in events(answer)[:-1] for w in chunk.get("warnings", [])]
+        assert said == [f"stream_options.{name}: has no effect here"]
+        assert strict.error(ask(strict, CHAT, **asked))[1] == f"stream_options.{name}"
+        asked["stream_options"][name] = False if name != "frobnicate" else None
+        assert ask(strict, CHAT, **asked).status_code == 200
+    form = {"type": "text", "strict": True, "json_schema": None, "x": 1}
+    assert warnings(ask(server, CHAT, response_format=form)) == ["response_format.x: has no effect here"]
+
+
+@pytest.mark.parametrize("path", OWN)
+def test_what_would_change_the_meaning_is_refused(server, path):
+    names = [name for name in REFUSED if name not in OWN[path]]
+    for name in names:
+        code = "unsupported_value" if REFUSED[name] else "unsupported_parameter"
+        answer = ask(server, path, **{name: ["something"]})
+        assert server.error(answer) == (400, name, code)
+        assert INSTEAD.get(name, "") in answer.json()["error"]["message"]
+    assert warnings(ask(server, path, **dict.fromkeys(names))) == []
+
+
+def test_what_other_servers_clients_send(server):
+    """Requests as their documentation has them."""
+    for asked, names in [
+        ({"reasoning_effort": "high", "verbosity": "low", "store": True}, ["reasoning_effort", "store", "verbosity"]),
+        ({"reasoning_effort": "none", "verbosity": "medium", "store": False, "service_tier": "auto"}, []),
+        ({"cache_prompt": True, "id_slot": -1, "mirostat": 0, "typical_p": 1.0, "samplers": []}, []),
+        ({"mirostat": 2, "n_predict": 10}, ["mirostat", "n_predict"]),
+        ({"repetition_penalty": 1.0, "min_tokens": 0, "ignore_eos": False, "skip_special_tokens": True}, []),
+        ({"keep_alive": "5m", "options": {}, "think": False}, []),
+        ({"ttl": 300, "draft_model": "small"}, []),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, []),
+        ({"metadata": {"a": "b"}, "user": "u", "prediction": {"type": "content", "content": "x"}}, []),
+        (
+            {"tools": [], "tool_choice": "auto", "parallel_tool_calls": False, "functions": [], "modalities": ["text"]},
+            [],
+        ),
+    ]:
+        assert sorted(w.partition(":")[0] for w in warnings(ask(server, CHAT, **asked))) == names
+
+
+def test_a_warning_is_short_and_there_are_few(server):
+    said = warnings(ask(server, CHAT, **{f"p{i}\n" + "x" * 500: i for i in range(1000)}))
+    assert len(said) == MAX_WARNINGS + 1 and said[-1] == "980 more parameters have no effect here"
+    assert all(len(w) < 200 and "\n" not in w for w in said)
+
+
+def test_a_whole_number_may_be_written_as_5_0(server):
+    asked = {"max_tokens": 2.0, "n": 1.0, "seed": 3.0, "top_k": -1.0, "logit_bias": [[2.0, -100]]}
+    assert ask(server, CHAT, **asked, top_logprobs=2.0, logprobs=True).json()["usage"]["completion_tokens"] == 2
+    assert ask(server, TEXT, **asked, logprobs=2.0).json()["usage"]["completion_tokens"] == 2
+    assert ask(server, TEXT, prompt=[1.0, 2.0]).status_code == 200
+    assert server.post("/detokenize", {"tokens": [35.0]}).status_code == 200
+    for wrong in ({"max_tokens": 2.5}, {"n": 1.5}, {"seed": 1e300}, {"top_k": "5"}, {"max_tokens": True}):
+        assert server.error(ask(server, CHAT, **wrong))[1] == next(iter(wrong))
+
+
+def test_minus_one_is_no_limit():
+    with serving(n_context=40) as server:
+        for path, name in ((CHAT, "max_tokens"), (CHAT, "max_completion_tokens"), (TEXT, "max_tokens")):
+            for limit in (-1, -1.0):
+                usage = ask(server, path, logit_bias={"2": -100}, **{name: limit}).json()["usage"]
+                assert usage["total_tokens"] == 40
+
+
+def test_an_empty_stop_string_stops_nothing(server):
+    wanted = ask(server, CHAT, max_tokens=5).json()["choices"]
+    for stop in ("", [""], ["", ""], []):
+        assert ask(server, CHAT, max_tokens=5, stop=stop).json()["choices"] == wanted
+    assert ask(server, TEXT, max_tokens=5, stop=["", " "]).json()["choices"][0]["text"].count(" ") == 0
+
+
+def test_logit_bias_as_pairs(server):
+    ids = server.post("/tokenize", {"content": "3"}).json()["tokens"]
+    see = [
+        {"type": "image_url", "image_url": {"url": data_uri(picture("count.png"))}},
+        {"type": "text", "text": "How many orange shapes are there?"},
+    ]
+    as_object = server.chat(see, logit_bias={str(i): -100 for i in ids}).json()["choices"]
+    assert as_object[0]["message"]["content"] != "3"
+    assert server.chat(see, logit_bias=[[i, -100] for i in ids]).json()["choices"] == as_object
+    assert server.chat(see, logit_bias=[[i, False] for i in ids]).json()["choices"] == as_object
+    assert server.chat(see, logit_bias=[]).json()["choices"][0]["message"]["content"] == "3"
+
+
+SCHEMA = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"type": "json_object", "schema": SCHEMA},
+        {"type": "json_schema", "schema": SCHEMA},
+        {"type": "json_schema", "json_schema": {"schema": SCHEMA}},
+        {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "description": "b", "schema": SCHEMA}},
+    ],
+)
+def test_a_schema_in_any_of_its_places(server, form):
+    pytest.importorskip("llguidance")
+    answer = ask(server, CHAT, response_format=form, max_tokens=50)
+    assert warnings(answer) == [] and answer.json()["choices"][0]["finish_reason"] == "stop"
+    assert re.fullmatch(r'\{"n":[12]\}', answer.json()["choices"][0]["message"]["content"])
+
+
+@pytest.mark.parametrize(
+    "form, param",
+    [
+        ({"type": "json_object", "schema": {"type": "strin"}}, "response_format.schema"),
+        ({"type": "json_object", "json_schema": {"schema": SCHEMA}}, "response_format.json_schema"),
+        ({"type": "json_schema", "json_schema": {"schema": SCHEMA}, "schema": SCHEMA}, "response_format.json_schema"),
+        ({"type": "text", "schema": SCHEMA}, "response_format.schema"),
+        ({"type": "grammar", "grammar": "root"}, "response_format.type"),
+    ],
+)
+def test_a_schema_in_the_wrong_place(server, form, param):
+    pytest.importorskip("llguidance")
+    assert server.error(ask(server, CHAT, response_format=form))[:2] == (400, param)
+
+
+ADA = {"role": "user", "content": "Hi", "name": "ada"}
+THOUGHT = {"role": "assistant", "content": "3", "reasoning_content": "one, two", "refusal": None, "tool_calls": []}
+
+
+def test_fields_of_messages(server, strict):
+    answer = ask(server, CHAT, messages=[ADA, THOUGHT, *HI])
+    assert warnings(answer) == [
+        "messages[0].name: has no effect here",
+        "messages[1].reasoning_content: has no effect here",
+    ]
+    assert strict.error(ask(strict, CHAT, messages=[ADA])) == (400, "messages[0].name", "unsupported_parameter")
+    assert warnings(ask(strict, CHAT, messages=[THOUGHT | {"reasoning_content": ""}, *HI])) == []
+    look = {
+        "messages": [ADA | {"content": [{"type": "image_url", "image_url": data_uri(picture("count.png"))}]}, THOUGHT]
+    }
+    assert len(server.post("/v1/look", look).json()["warnings"]) == 2
+    model = server.models.current.model
+    assert model.chat([ADA], max_tokens=1).warnings == ("messages[0].name: has no effect here",)
+
+
+START = [{"role": "user", "content": "How many are there?"}, {"role": "assistant", "content": "There are"}]
+
+
+def prompt_of(server, **asked):
+    """The prompt's tokens as text, as the answer's `prompt_logprobs` has them, and the answer."""
+    answer = ask(server, CHAT, prompt_logprobs=0, **asked).json()
+    return "".join(next(iter(e.values()))["decoded_token"] for e in answer["prompt_logprobs"][1:]), answer
+
+
+def test_an_assistants_message_that_is_last_is_continued(server):
+    prompt, answer = prompt_of(server, messages=START, max_tokens=8)
+    assert prompt.endswith("ASSISTANT: There are")
+    (note,) = answer["warnings"]
+    assert note.startswith("messages[1]: the answer continues this message")
+    asked = {"continue_final_message": True, "add_generation_prompt": False}
+    again, told = prompt_of(server, messages=START, max_tokens=8, **asked)
+    assert again == prompt and "warnings" not in told and told["choices"] == answer["choices"]
+    only = prompt_of(server, messages=START, max_tokens=8, continue_final_message=True)[1]
+    assert only["choices"] == answer["choices"]
+    last = server.post("/tokenize", {"content": "a red"}).json()["tokens"][-1]
+    biased = ask(server, CHAT, messages=START, logit_bias=[[last, 100]])
+    assert biased.json()["choices"][0]["message"]["content"] == " red", "its space is not lost"
+
+
+def test_or_followed_by_a_new_one(server):
+    prompt, answer = prompt_of(server, messages=START, add_generation_prompt=True)
+    assert prompt.endswith("ASSISTANT: There are</s>ASSISTANT:") and "warnings" not in answer
+    assert prompt_of(server, messages=START, continue_final_message=False)[0] == prompt
+    closed = prompt_of(server, messages=START, add_generation_prompt=False)[0]
+    assert closed.endswith("There are</s>")
+    bad = ask(server, CHAT, messages=START, add_generation_prompt=True, continue_final_message=True)
+    assert server.error(bad)[:2] == (400, "continue_final_message")
+
+
+def test_an_empty_one_is_the_answer_to_come(server):
+    for content in (None, "", " \n", []):
+        prompt, answer = prompt_of(server, messages=[START[0], {"role": "assistant", "content": content}])
+        assert prompt == prompt_of(server, messages=START[:1])[0] and "warnings" not in answer
+
+
+def test_loadmodel(tmp_path):
+    text, mmproj = (tmp_path / path.name for path in llava_ref.embedded())
+    for path, copy in zip(llava_ref.embedded(), (text, mmproj), strict=True):
+        copy.write_bytes(path.read_bytes())
+    pair = {"llama_model_path": str(text), "mmproj": str(mmproj), "ctx_len": 256.0}
+    route = "/inferences/llamacpp/loadmodel"
+    with serving(folders=[tmp_path]) as server:
+        for name, values in LOADS.refused.items():
+            code = "unsupported_value" if values else "unsupported_parameter"
+            assert server.error(server.post(route, pair | {name: "x.gbnf"})) == (400, name, code)
+        said = server.post(
+            route, pair | {"ngl": 100, "grp_attn_n": 2, "repeat_last_n": 32, "model_type": "llm", "foo": 1}
+        )
+        assert said.json()["message"] == "Model loaded successfully"
+        assert [w.partition(":")[0] for w in said.json()["warnings"]] == ["grp_attn_n", "repeat_last_n", "foo"]
+        assert server.models.current.model.n_context == 256
+    with serving(folders=[tmp_path], strict=True) as server:
+        assert server.error(server.post(route, pair | {"foo": 1})) == (400, "foo", "unsupported_parameter")
+        assert (
+            server.post(route, pair | {"ngl": 100, "cpu_threads": 2, "embedding": True}).json().get("warnings") is None
+        )
+
+
+def test_the_small_routes(server, strict):
+    for route, asked in (("/tokenize", {"content": "a"}), ("/detokenize", {"tokens": [300]})):
+        assert (
+            server.post(route, asked | {"model": "m", "x": None}).json().keys()
+            == server.post(route, asked).json().keys()
+        )
+        assert server.post(route, asked | {"x": 1}).json()["warnings"] == ["x: has no effect here"]
+        assert strict.error(strict.post(route, asked | {"x": 1})) == (400, "x", "unsupported_parameter")
+
+
+def test_the_command_line_knows_strict():
+    with Process("--strict") as process:
+        import httpx2
+
+        answer = httpx2.post(f"{process.url}/v1/chat/completions", json={"messages": HI, "frobnicate": 1}, timeout=60)
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == "frobnicate"
+
+
+def test_openapi_has_every_name():
+    schemas = description()["components"]["schemas"]
+    for kind in ("ChatRequest", "CompletionRequest"):
+        properties = schemas[kind]["properties"]
+        for name in [*SILENT, *WARNED, *REFUSED]:
+            assert "." in name or name in properties
+        assert properties["grammar"]["enum"] == [None, ""] and "additionalProperties" in schemas[kind]
+    assert "no effect" in schemas["LoadRequest"]["properties"]["ngl"]["description"].lower()
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "server.md"
+
+
+def documented(heading):
+    """The names in backquotes of the list item that begins so."""
+    (item,) = [item for item in re.split(r"\n(?=- |\n)", DOCS.read_text()) if item.startswith(f"- **{heading}")]
+    return re.findall(r"`([^`]+)`", item)
+
+
+@pytest.mark.parametrize(
+    "heading, names",
+    [
+        ("In silence", SILENT),
+        ("With a warning", WARNED),
+        ("Refused", REFUSED),
+        ("`loadmodel`, in silence", LOADS.silent),
+        ("`loadmodel`, with a warning", LOADS.warned),
+        ("`loadmodel`, refused", LOADS.refused),
+    ],
+)
+def test_the_manual_has_every_name(heading, names):
+    found = documented(heading)
+    assert sorted(set(found) - {"loadmodel"}) == sorted(names)
