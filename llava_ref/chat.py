@@ -23,7 +23,7 @@ from .messages import ImagePart, Message, parse_messages, parse_slots
 from .profiles import ImageOrder
 from .quote import IMAGE, Quote
 from .sandboxed.child import runs
-from .sandboxed.marked import FIRST, UNKNOWN, Marked, joined, plain
+from .sandboxed.marked import FIRST, STRUCTURE, UNKNOWN, Marked, joined, plain
 from .templates import TEMPLATES, ChatTemplate, choose_template
 from .tokenizer import Tokenizer
 
@@ -176,18 +176,24 @@ def _as_text(pieces: Pieces, listed: bool) -> str:
     return joined(x for i, piece in enumerate(pieces) for x in ("\n" if i else "", IMAGE if piece is None else piece))
 
 
-def _as_list(pieces: Pieces, listed: bool) -> list[dict[str, str]]:
+def _as_typed(pieces: Pieces, listed: bool) -> str | list[dict[str, str]]:
+    """What people write: a lone text as a string, anything else as a list."""
+    if not listed and None not in pieces and len(pieces) < 2:
+        return _as_text(pieces, listed)
     return [{"type": "image"} if piece is None else {"type": "text", "text": piece} for piece in pieces]
 
 
-def _as_typed(pieces: Pieces, listed: bool) -> str | list[dict[str, str]]:
-    """What people write: a lone text as a string, anything else as a list."""
-    return _as_list(pieces, listed) if listed or None in pieces or len(pieces) > 1 else _as_text(pieces, listed)
+def _as_list(pieces: Pieces, listed: bool) -> list[dict[str, str]]:
+    """What nobody wrote: a template that prints it has not understood it."""
+    return [{"type": _IMAGE} if piece is None else {"type": _TEXT, "text": piece} for piece in pieces]
 
 
 def _as_one(pieces: Pieces, listed: bool) -> list[dict[str, str]]:
     """A list of one text that holds the slots: keeps the order where a template would put all pictures first."""
-    return [{"type": "text", "text": _as_text(pieces, listed)}]
+    return [{"type": _TEXT, "text": _as_text(pieces, listed)}]
+
+
+_IMAGE, _TEXT = (Marked(name, STRUCTURE * len(name)) for name in ("image", "text"))
 
 
 def _render(talk: _Talk, template: ChatTemplate, values: dict[str, Any], control_texts: Sequence[str]) -> Prompt:
@@ -230,7 +236,10 @@ def _prompt(text: Marked, talk: _Talk, control_texts: Sequence[str]) -> Prompt |
     quote = Quote.over([text], special)
     quoted = _quoted(text, quote)
     slot = next((slot for slot in (IMAGE, *OTHER_SLOTS) if slot in quoted), IMAGE)
-    wrong = loss(_events(text, quoted, slot), talk.expected(), talk.order, talk.where) or _doubt(text, special)
+    wrong = loss(_events(text, quoted, slot), talk.expected(), talk.order, talk.where)
+    if wrong is not None and wrong[0] and UNKNOWN in text._marks:
+        wrong = wrong[0], f"{wrong[1]}, or makes of it what cannot be followed"
+    wrong = wrong or _doubt(text, special)
     return Prompt(quoted.replace(slot, IMAGE), quote, talk.images) if wrong is None else wrong
 
 
@@ -243,7 +252,9 @@ def _cut(text: Marked, last: str) -> Marked | None:
 
 
 def _doubt(text: Marked, special: Iterable[str]) -> tuple[int, str] | None:
-    """Whether a control token or slot holds a character of unknown origin."""
+    """Whether a control token or slot holds a character of unknown origin, or a form nobody wrote is printed."""
+    if STRUCTURE in text._marks:
+        return 0, "prints the list of parts that it is given"
     if UNKNOWN not in text._marks:
         return None
     for token in filter(None, special):

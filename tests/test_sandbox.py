@@ -63,6 +63,7 @@ def child_script(monkeypatch):
         ("{% set ns = namespace(n=0) %}{% for i in [1, 2] %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}", "3"),
         ("{{ dict([('a', 1)], b=2) | tojson }}{{ namespace({'a': 5}, self=6).self }}", '{"a": 1, "b": 2}6'),
         ("{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}", "21"),
+        ("{{ dict.fromkeys(['a'], 1) | tojson }}", '{"a": 1}'),
         ("{{ who }}\n", "me"),  # the last newline of a template is not kept
     ],
 )  # fmt: skip

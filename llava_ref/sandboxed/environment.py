@@ -82,9 +82,14 @@ def namespace(*pairs: Any, **values: Any) -> Namespace:
     return made
 
 
-def make_dict(*pairs: Any, **values: Any) -> dict[Any, Any]:
+class MakeDict:
     """`dict`, without the class and its attributes."""
-    return dict(*pairs, **values)
+
+    def __call__(self, *pairs: Any, **values: Any) -> dict[Any, Any]:
+        return dict(*pairs, **values)
+
+    def fromkeys(self, keys: Iterable[Any], value: Any = None) -> dict[Any, Any]:
+        return dict.fromkeys(keys, value)
 
 
 def raise_exception(message: object) -> NoReturn:
@@ -135,7 +140,7 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         del self.globals["lipsum"]
         self.filters = filters.table()
         self.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
-        self.globals.update(namespace=namespace, dict=make_dict, range=safe_range)
+        self.globals.update(namespace=namespace, dict=MakeDict(), range=safe_range)
 
     def joined_values(self, values: Iterable[Any]) -> str:
         return joined(map(text_of, values))

@@ -9,19 +9,19 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from functools import update_wrapper
-from typing import Any
+from typing import Any, SupportsIndex
 
 from jinja2.environment import Environment
 from jinja2.filters import FILTERS, make_attrgetter
 from jinja2.utils import pass_environment
-from markupsafe import escape as jinja_escape
+from markupsafe import Markup, escape
 
 from .formatting import percent
-from .marked import Marked, joined, marked, marks_of, plain, respelt, tainted, text_of, unknown
+from .marked import Marked, Unfollowed, joined, marked, marks_of, plain, respelt, tainted, text_of, unknown
 
 PASSED = (  # these give what they were given, parts of it, or numbers
     "abs attr batch count d default dictsort first float groupby int items last length list map max min random reject "
-    "rejectattr reverse round select selectattr slice sort sum truncate unique wordcount"
+    "rejectattr round select selectattr slice sort sum unique wordcount"
 ).split()
 ESCAPED = re.compile("[&<>'\"]")
 NOT_JSON = {True: re.compile(r"[^ !#-\[\]-~]"), False: re.compile(r'[\x00-\x1f"\\]')}  # by `ensure_ascii`
@@ -33,14 +33,22 @@ class Safe(Marked):
 
     __slots__ = ()
 
+    def __getitem__(self, key: SupportsIndex | slice) -> Marked:
+        raise Unfollowed("a part of text that was marked safe")
+
 
 def _safe(value: Any) -> str:
-    text = marked(text_of(value))
-    return Safe(plain(text), marks_of(text))
+    text = text_of(value)
+    return Safe(plain(text), marks_of(text)) if tainted(text) else Markup(text)
+
+
+def _forceescape(value: Any) -> str:
+    text = text_of(value)
+    return _safe(respelt(text, ESCAPED, lambda c: str(escape(c)))) if tainted(text) else escape(str(text))
 
 
 def _escape(value: Any) -> str:
-    return value if isinstance(value, Safe) else _safe(respelt(text_of(value), ESCAPED, lambda c: str(jinja_escape(c))))
+    return value if isinstance(value, Safe | Markup) else _forceescape(value)
 
 
 def _method(name: str) -> Callable[..., str]:
@@ -163,14 +171,27 @@ def _follow_no_further(filter: Callable[..., Any]) -> Callable[..., Any]:
     return update_wrapper(call, filter)  # with what says which filters want the environment
 
 
+def _not_on_safe(filter: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **options: Any) -> Any:
+        if any(isinstance(x, Safe) for x in args):
+            raise Unfollowed("a filter on text that was marked safe")
+        return filter(*args, **options)
+
+    return update_wrapper(call, filter)
+
+
 def table() -> dict[str, Callable[..., Any]]:
     """Return all filters by name."""
     known = {name: FILTERS[name] for name in PASSED if name in FILTERS}
     own: dict[str, Callable[..., Any]] = {
         **{name: _method(name) for name in ("capitalize", "lower", "upper")},
         "center": _center, "title": _title, "trim": _trim, "replace": _replace, "join": _join, "format": _format,
-        "indent": _indent, "wordwrap": _wordwrap, "tojson": _tojson, "string": text_of, "safe": _safe,
-        "e": _escape, "escape": _escape, "forceescape": _escape,
+        "indent": _indent, "wordwrap": _wordwrap, "truncate": FILTERS["truncate"], "reverse": FILTERS["reverse"],
     }  # fmt: skip
+    html: dict[str, Callable[..., Any]] = {
+        "tojson": _tojson, "string": text_of, "safe": _safe, "e": _escape, "escape": _escape,
+        "forceescape": _forceescape,
+    }  # fmt: skip
+    own = {name: _not_on_safe(filter) for name, filter in own.items()} | html
     rest = {name: _follow_no_further(filter) for name, filter in FILTERS.items() if name not in known | own}
     return known | own | rest

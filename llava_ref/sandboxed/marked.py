@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, SupportsIndex
 
-TEMPLATE, UNKNOWN = "\0", "\1"
-FIRST = 2  # the mark of text number n is chr(FIRST + n)
+TEMPLATE, UNKNOWN, STRUCTURE = "\0", "\1", "\2"
+FIRST = 3  # the mark of text number n is chr(FIRST + n)
 NUMBERS = (int, float, complex, type(None))
 NOT_TEXT = (  # what these methods of str give holds no character of it
     "count endswith find index isalnum isalpha isascii isdecimal isdigit isidentifier islower isnumeric isprintable "
