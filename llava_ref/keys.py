@@ -62,8 +62,9 @@ TEXT: Mapping[str, Values] = {
     "rope.scaling.yarn_log_multiplier": NOTHING,
 }
 # Beginnings of keys, of parts that this architecture does not have.
-PARTS: tuple[str, ...] = ("activation.", "adapters.", "altup.", "attn_res.", "attention.compress_", "attention.indexer.", "convnext.",
-         "decision.", "deepstack_", "dense_", "expert", "hrm.", "hyper_connection.", "kda.", "ple.", "posnet.",
+PARTS: tuple[str, ...] = ("activation.", "adapters.", "altup.", "attn_res.", "attention.compress_", "attention.indexer.", "conv_",
+         "convnext.",
+         "decision.", "deepstack_", "dense_", "expert", "hash_layer_count", "hrm.", "hyper_connection.", "kda.", "moe_latent_size", "ple.", "posnet.",
          "selector_", "shortconv.", "ssm.", "swiglu_clamp", "time_", "wkv.", "xielu.")  # fmt: skip
 PARTS += tuple(f"attention.{name}" for name in ("q_lora_rank", "kv_lora_rank", "decay_lora_rank", "iclr_lora_rank",
                "gate_lora_rank", "output_lora_rank", "output_group_count", "rope_pattern",

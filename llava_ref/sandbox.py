@@ -29,6 +29,7 @@ PATIENCE = 20  # seconds by the clock for everything, a slow start on a busy mac
 ADDRESS_SPACE = 256 << 20  # bytes, the child's own 25 MB included
 OUTPUT = 1 << 20  # UTF-8 bytes of one rendering, besides as many as were said
 ANSWER = 32  # bytes of an answer for each byte of a rendering: at most 6 in JSON, and a mark of fewer than 24
+UNLIMITED = "templates of files run under limits that this system (Windows) lacks: name one of ours instead"
 START = "import sys; sys.path.extend(sys.argv[1:]); from sandboxed.child import main; main()"
 OUT_OF_TIME = {-9, -14, -24}  # SIGKILL, SIGALRM, SIGXCPU: no such names on Windows
 
@@ -49,6 +50,8 @@ def run(source: str, contexts: Sequence[Mapping[str, Any]], where: str, field: s
     A template that fails gives an Outcome with a problem. TemplateError(`where`, `field`) where a rendering could not
     be finished: out of time, crashed, or no child can be started.
     """
+    if not _has_limits():
+        raise TemplateError(where, field, UNLIMITED)
     output = OUTPUT + max(map(_said, contexts), default=0)
     limits = {"seconds": SECONDS, "address_space": ADDRESS_SPACE, "output": output}
     job = json.dumps({"source": source, "contexts": [_packed(context) for context in contexts], "limits": limits})
@@ -64,6 +67,14 @@ def run(source: str, contexts: Sequence[Mapping[str, Any]], where: str, field: s
 def run_trusted(source: str, contexts: Sequence[Mapping[str, Any]]) -> Iterator[Outcome]:
     """The same in this process, without limits on time and memory: for templates of our own."""
     return (_read(child.render(source, context, OUTPUT + _said(context))) for context in contexts)
+
+
+def _has_limits() -> bool:
+    try:
+        import resource  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 class _NoAnswer(Exception):

@@ -1,11 +1,15 @@
 """`inspect` on any GGUF file, and every verdict of `check`."""
 
 import json
+import re
 import time
+from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+from gguf_files import Tensor, build
+from rewriting import changed
 from tiny_pair import VICUNA, Tiny, write_mmproj, write_pair, write_text
 
 from llava_ref.cli import main
@@ -209,3 +213,61 @@ def test_files_that_are_not_what_they_should_be(run, pair, tmp_path):
         status, out, err = run("check", "-m", text, "--mmproj", mmproj)
         assert (status, out) == (2, "") and err.startswith("error: ") and words in err
     assert run("check", "-m", pair[0])[0] == 2, "half a pair"
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return write_pair(tmp_path_factory.mktemp("plain"), Tiny(template=VICUNA, feature_layer=2))
+
+
+def test_check_says_that_sampling_is_asked_for(run, plain, tmp_path):
+    def ask(keys, tensors):
+        keys["general.sampling.temp"] = (0.5, gguf.GGUFValueType.FLOAT32, None)
+
+    status, found, says = check(run, changed(plain[0], tmp_path / "cool.gguf", ask), plain[1])
+    assert status == 0 and found["sampling"] is None and says["sampling"].startswith("general.sampling.temp: defaults")
+
+
+def odd_tensors(path):
+    """Tensors that no model has: a scalar, and some without an element, at places where others begin."""
+    content = build(
+        [("general.architecture", "string", "llama")],
+        [Tensor("empty", ne=(0, 4), data=b""), Tensor("scalar", ne=()), Tensor("a", "I8", (3,), offset=32),
+         Tensor("none", "Q8_0", (0,), data=b"", offset=32), Tensor("inside", ne=(4, 0), data=b"", offset=32)],
+    )  # fmt: skip
+    path.write_bytes(content)
+    return path
+
+
+def test_inspect_lists_empty_and_scalar_tensors(run, tmp_path):
+    path = odd_tensors(tmp_path / "odd.gguf")
+    got = parsed(run("inspect", path, "--json")[1])
+    shapes = {"empty": [4, 0], "scalar": [], "a": [3], "none": [0], "inside": [0, 4]}
+    assert {t["name"]: t["shape"] for t in got["tensors"]} == shapes and got["n_weights"] == 4
+    status, out, _ = run("inspect", path)
+    assert (
+        status == 0
+        and re.search(r"scalar +F32 +scalar +4 bytes", out)
+        and re.search(r"empty +F32 +4 x 0 +0 bytes", out)
+    )
+
+
+def test_inspect_a_vocabulary_without_weights(run, plain, tmp_path):
+    path = changed(plain[0], tmp_path / "vocabulary.gguf", lambda keys, tensors: tensors.clear())
+    got = parsed(run("inspect", path, "--json")[1])
+    assert (got["kind"], got["supported"], got["problem"]) == ("vocabulary", False, "a vocabulary without weights")
+    assert got["text"] == {"vocabulary": 372, "tokenizer": "llama", "add_bos": True, "end_tokens": {"</s>": 2}}
+    status, out, _ = run("inspect", path)
+    assert status == 0 and "372 tokens (llama), BOS first" in out and "answers end       </s>" in out
+    status, _, err = run("check", "-m", path, "--mmproj", plain[1])
+    assert status == 2 and "this is a vocabulary without weights, expected a text model" in err
+
+
+VOCABULARIES = sorted((Path(__file__).parents[2] / "shared/data/vocab").glob("*.gguf"))
+
+
+@pytest.mark.skipif(not VOCABULARIES, reason="the vocabularies of llama.cpp's own tests are not here")
+@pytest.mark.parametrize("path", VOCABULARIES, ids=lambda path: path.name)
+def test_inspect_real_vocabularies(run, path):
+    got = parsed(run("inspect", path, "--json")[1])
+    assert got["kind"] == "vocabulary" and got["text"]["vocabulary"] > 30_000 and got["text"]["end_tokens"]

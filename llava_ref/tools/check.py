@@ -21,6 +21,8 @@ from . import options
 from .facts import blocks_run, image_pipeline, kind
 from .output import print_json, visible
 
+SAMPLING = ("general.sampling.", "tokenizer.ggml.suppress_tokens")
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -63,6 +65,10 @@ def check(text: GGUFFile, mmproj: GGUFFile) -> list[Finding]:
     findings = [_attempt("text model", lambda: _text(text)), _attempt("vocabulary", lambda: _vocabulary(text))]
     if findings[-1].ok is not False:
         findings.append(_attempt("template", lambda: _template(text)))
+    if keys := [key for key in text if key.startswith(SAMPLING)]:
+        findings.append(
+            Finding("sampling", None, f"{', '.join(keys)}: defaults of llama.cpp's programs, not of this one")
+        )
     findings.append(_attempt("vision tower", lambda: _tower(mmproj)))
     tower = findings[-1].ok is not False
     findings.append(_attempt("width", lambda: _width(text, mmproj)))
