@@ -4,10 +4,11 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES = pyproject.toml constraints.txt
 
-.PHONY: demo test check conformance train clean
+.PHONY: demo test check conformance pictures train clean
 
 demo: .venv/.demo ## the embedded model looks at pictures and answers
 	.venv/bin/llava-ref demo
+	@echo 'Next: source .venv/bin/activate, then llava-ref serve: the page, at http://127.0.0.1:3928'
 
 test: .venv/.dev ## the tests
 	.venv/bin/python -m pytest
@@ -20,6 +21,9 @@ check: .venv/.dev ## formatter, linter, types
 conformance: .venv/.conformance ## against transformers, llama.cpp and OpenAI's npm client
 	.venv/bin/python -m pytest tests/conformance tests/api/test_openai_npm.py
 
+pictures: .venv/.conformance ## what the README shows (needs Chromium): docs/images, and two commands' output
+	.venv/bin/python docs/images/make.py
+
 train: .venv/.training ## goes on training the embedded pair (about two hours of one core)
 	mkdir -p run
 	.venv/bin/python -m training.train run --start llava_ref/assets
@@ -31,7 +35,7 @@ train: .venv/.training ## goes on training the embedded pair (about two hours of
 	touch $@
 
 .venv/.demo: .venv/.python $(SOURCES)
-	$(PIP) torch && $(PIP) --editable .
+	$(PIP) torch && $(PIP) --editable '.[server]'
 	touch $@
 
 .venv/.dev: .venv/.python $(SOURCES)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from llava_ref.cli import COMMANDS, main
 from llava_ref.profiles import PROFILES, describe
 
 ROOT = Path(__file__).parents[1]
@@ -18,6 +19,33 @@ def test_the_example_runs(capsys):
     for block in re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE):
         exec(compile(block, "README.md", "exec"), names)
     assert "'image_tokens': 64" in capsys.readouterr().out
+
+
+def test_the_demo_says_what_the_readme_shows(capsys):
+    shown = re.search(r"```text\n(colour\.png.*?)^```$", README, re.DOTALL | re.MULTILINE)[1]
+    assert main(["demo"]) == 0
+    demo = re.sub(r"\d+\.?\d* (m?s)\b", r"N \1", capsys.readouterr().out)
+    blocks = re.sub(r"\d+\.?\d* (m?s)\b", r"N \1", shown).strip().split("\n\n")
+    assert len(blocks) == 5 and "..." in blocks
+    assert set(blocks) - {"..."} <= set(demo.strip().split("\n\n")), "make pictures writes it again"
+
+
+def test_pictures_are_there_and_small():
+    sources = re.findall(r'<img src="([^"]+)"', README)
+    assert len(sources) == 2 and README.count("<img") == 2
+    for source in sources:
+        assert (ROOT / source).read_bytes().startswith(b"\x89PNG") and (ROOT / source).stat().st_size < 150_000
+
+
+def test_commands_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"make (\w+)", README)) - {"pages"}
+    assert {"demo", "test", "conformance", "pictures"} <= targets
+    assert targets <= set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
+    assert "--editable '.[server]'" in makefile.partition(".venv/.demo: ")[2].partition("\n\n")[0], (
+        "the page is one away"
+    )
+    assert set(re.findall(r"^llava-ref ([a-z]+)", README, re.MULTILINE)) <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -149,6 +149,10 @@ class Page:
         self.click(selector)
         self("Input.insertText", text=text)
 
+    def png(self) -> bytes:
+        """Return what the window shows."""
+        return base64.b64decode(self("Page.captureScreenshot")["data"])
+
     def screenshot(self, path: Path) -> None:
         size = self("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
