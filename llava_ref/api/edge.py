@@ -1,4 +1,4 @@
-"""Around every request: its id, the key, and what becomes of errors. No body is read before the key fits."""
+"""Around every request: its id, who may call, the key, and what becomes of errors. No body is read before that."""
 
 import hmac
 import logging
@@ -13,34 +13,35 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .body import ClientGone
 from .errors import ApiError, internal
-from .limits import MAX_CONNECTIONS
 from .metrics import Metrics
 from .page import FILES
 from .respond import send_json
+from .targets import path_of
+from .visitors import Visitors
 
 log = logging.getLogger("llava_ref.server")
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 OPEN = ("/health", "/healthz", *FILES)  # need no key
+Raw = list[tuple[bytes, bytes]]
 
 
 class Edge:
-    """ASGI middleware; the outermost but for CORS."""
+    """ASGI middleware; the outermost. `routes`: what an unknown path is told there is."""
 
-    def __init__(self, app: ASGIApp, api_key: str | None, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, api_key: str | None, metrics: Metrics, visitors: Visitors, routes: str) -> None:
         self._app, self._key, self._metrics = app, None if api_key is None else api_key.encode(), metrics
+        self._visitors, self._routes = visitors, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path = scope["path"]
-        if path.lower().startswith("/inferences/"):  # Nitro's clients write loadModel and loadmodel
-            path = path.lower()
-        scope = {**scope, "path": path, "app": self._app}  # with an "app" Starlette raises 404 and 405
-        answer = _Answer(send)
+        scope = {**scope, "path": path_of(scope), "app": self._app}  # with an "app" Starlette raises 404 and 405
+        body = _Body(scope, receive)
+        answer = _Answer(send, body, self._visitors.headers(scope))
         self._metrics.active += 1
         try:
-            await self._guarded(scope, receive, answer)
+            await self._guarded(scope, body, answer)
         finally:
             self._metrics.active -= 1
             self._metrics.request(_route(scope), answer.status)
@@ -48,6 +49,10 @@ class Edge:
 
     async def _guarded(self, scope: MutableMapping[str, Any], receive: Receive, answer: "_Answer") -> None:
         try:
+            self._visitors.check(scope)
+            if (headers := self._visitors.preflight(scope)) is not None:
+                await answer.empty(headers)
+                return
             self._admit(scope)
             await self._app(scope, receive, answer)
         except ClientGone:
@@ -55,27 +60,51 @@ class Edge:
         except ApiError as error:
             await answer.error(error)
         except HTTPException as error:
-            code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-            await answer.error(ApiError(error.status_code, error.detail, code=code), error.headers or {})
+            await answer.error(self._no_route(scope, error), error.headers or {})
         except Exception:
             log.exception("%s failed", answer.id)
             await answer.error(internal())
 
     def _admit(self, scope: Scope) -> None:
-        if scope["path"] in OPEN:
+        if scope["path"] in OPEN or self._key is None:
             return
-        if self._metrics.active > MAX_CONNECTIONS:
-            raise ApiError(503, "too many connections", code="server_busy", retry_after=2)
-        if self._key is not None and not any(hmac.compare_digest(given, self._key) for given in _keys(scope)):
+        if not any(hmac.compare_digest(given, self._key) for given in _keys(scope)):
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+
+    def _no_route(self, scope: Scope, error: HTTPException) -> ApiError:
+        """What exists instead."""
+        if error.status_code == 404:
+            problem = f"there is no {scope['path'][:100]!r} here. There are: {self._routes}"
+            return ApiError(404, problem, code="not_found")
+        if error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "")
+            problem = f"{scope['method'][:20]!r} is not for {scope['path']}, which takes {allowed}"
+            return ApiError(405, problem, code="method_not_allowed")
+        return ApiError(error.status_code, error.detail, code="invalid_request")
+
+
+class _Body:
+    """`receive` that knows whether all of a request has been taken."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._receive = receive
+        lengths = [value for name, value in scope["headers"] if name == b"content-length" and value.strip(b"0")]
+        self.whole = not lengths and not any(name == b"transfer-encoding" for name, _ in scope["headers"])
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            self.whole = True
+        return message
 
 
 class _Answer:
-    """`send` with the request id added, that knows what has been sent."""
+    """`send` with the headers that every answer has, that knows what has been sent."""
 
-    def __init__(self, send: Send) -> None:
-        self._send, self._began = send, time.monotonic()
+    def __init__(self, send: Send, body: _Body, headers: Raw) -> None:
+        self._send, self._body, self._began = send, body, time.monotonic()
         self.id = f"req_{uuid.uuid4().hex}"
+        self._headers = [(b"x-request-id", self.id.encode()), (b"x-content-type-options", b"nosniff"), *headers]
         self.status = 0
 
     @property
@@ -85,16 +114,21 @@ class _Answer:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = [(b"x-request-id", self.id.encode()), (b"x-content-type-options", b"nosniff")]
-            message = {**message, "headers": [*message.get("headers", []), *headers]}
+            close = [] if self._body.whole else [(b"connection", b"close")]  # the rest of the request is not used
+            message = {**message, "headers": [*message.get("headers", []), *self._headers, *close]}
         await self._send(message)
+
+    async def empty(self, headers: Raw) -> None:
+        """A 200 without a body."""
+        start = [*headers, (b"content-length", b"0")]
+        await self({"type": "http.response.start", "status": 200, "headers": start})
+        await self({"type": "http.response.body", "body": b""})
 
     async def error(self, error: ApiError, headers: Mapping[str, str] = NO_HEADERS) -> None:
         """Unless the answer has begun: then the connection is cut, which a client sees."""
         if not self.status:
-            close = {"connection": "close"} if error.status in (408, 413) else {}  # the rest of the body is not read
             authenticate = {"www-authenticate": "Bearer"} if error.status == 401 else {}
-            await send_json(self, error.status, error.body(), error.headers() | close | authenticate | dict(headers))
+            await send_json(self, error.status, error.body(), error.headers() | authenticate | dict(headers))
 
 
 def _keys(scope: Scope) -> list[bytes]:

@@ -1,8 +1,6 @@
 """What one request, and all of them together, may take. The fields of `Limits` are options of `serve`."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .errors import ApiError
@@ -15,7 +13,10 @@ MAX_STOP_LENGTH = 256  # characters of one
 MAX_PROMPTS = 64  # in one /v1/completions
 MAX_BODIES = 256 * 2**20  # bytes of all requests being read or prepared at once
 MAX_HELD_PIXELS = 200_000_000  # decoded, of all requests in the queue together
-MAX_CONNECTIONS = 512
+MAX_CONNECTIONS = 512  # then those that wait for a request, or for a client to read, make room, the oldest first
+MAX_STALLED = 16  # connections whose clients take nothing of their answers
+MAX_DRAINED = 2**30  # bytes of a request taken after its answer, so that the client reads that and not a reset
+MAX_BEHIND = 128  # events of a stream that its client has not taken; the model then goes on to another request
 RETRY_AFTER = 2  # seconds, when the queue is full
 
 
@@ -63,10 +64,25 @@ class Budget:
         with self._lock:
             self._left += count
 
-    @contextmanager
-    def of(self, count: int) -> Iterator[None]:
-        self.take(count)
-        try:
-            yield
-        finally:
-            self.give_back(count)
+    def of(self, count: int) -> "Share":
+        """ApiError 429 if there is not so much left."""
+        return Share(self, count)
+
+
+class Share:
+    """What one request took of a budget. It is given back once, at the block's end if not before."""
+
+    def __init__(self, budget: Budget, count: int) -> None:
+        budget.take(count)
+        self._budget, self._count, self._lock = budget, count, threading.Lock()
+
+    def give_back(self) -> None:
+        with self._lock:
+            count, self._count = self._count, 0
+        self._budget.give_back(count)
+
+    def __enter__(self) -> "Share":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back()

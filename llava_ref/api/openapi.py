@@ -45,17 +45,17 @@ ERROR = {
 MEANINGS = {
     400: "The request has to be changed; `param` says where.",
     401: "The API key is missing or wrong.",
-    403: "A file that is not in an allowed folder.",
+    403: "A web page of another origin, a host that is not served, or a file that is not in an allowed folder.",
     404: "No such model.",
     408: "The body took too long.",
     409: "Already so.",
     413: "The body is too large.",
-    415: "The content type is not JSON.",
+    415: "The content type is not JSON, or the content encoding is not known.",
     429: "The queue is full; `retry-after` says when to come back.",
     500: "The model gave NaN or infinity, or a bug.",
     503: "Shutting down, loading, or the model's thread has died.",
 }
-BODY_ERRORS = (400, 401, 408, 413, 415, 429, 500, 503)
+BODY_ERRORS = (400, 401, 403, 408, 413, 415, 429, 500, 503)
 
 
 @cache
@@ -81,25 +81,32 @@ def _paths() -> dict[str, Any]:
     paths: dict[str, Any] = dict.fromkeys(CHAT_PATHS, chat)
     nitro = "/inferences/llamacpp"
     loaded = _posted("LoadRequest", "Load another pair; the old one answers until it is ready")
-    loaded["responses"] |= _errors(403, 409)
-    unload = {"summary": "Give the model's memory back", "responses": {"200": _json(), **_errors(401, 409, 503)}}
-    status = {"summary": "What is loaded", "responses": {"200": _json(), **_errors(401, 503)}}
+    loaded["responses"] |= _errors(409)
+    unload = {"summary": "Give the model's memory back", "responses": {"200": _json(), **_errors(401, 403, 409, 503)}}
+    status = {"summary": "What is loaded", "responses": {"200": _json(), **_errors(401, 403, 503)}}
+    completion = _posted("CompletionRequest", "Text after a prompt", "text_completion", stream=True)
+    models, model = {"get": _got("The model that is loaded", "list")}, {"get": _named_model()}
     return paths | {
-        "/v1/completions": {
-            "post": _posted("CompletionRequest", "Text after a prompt", "text_completion", stream=True)
-        },
+        "/v1/completions": {"post": completion},
+        "/completions": {"post": completion},
         "/v1/look": {
             "post": _posted("LookRequest", "What the model was shown, and where each token of an answer looked", "look")
         },
-        "/v1/models": {"get": _got("The model that is loaded", "list")},
-        "/v1/models/{name}": {"get": _named_model()},
+        "/v1/models": models,
+        "/models": models,
+        "/v1/models/{name}": model,
+        "/models/{name}": model,
         "/tokenize": {"post": _posted("TokenizeRequest", "Text to token ids")},
         "/detokenize": {"post": _posted("DetokenizeRequest", "Token ids to text")},
         "/health": {
-            "get": {"summary": "Whether it answers", "security": [], "responses": {"200": _json(), **_errors(503)}}
+            "get": {"summary": "Whether it answers", "security": [], "responses": {"200": _json(), **_errors(403, 503)}}
         },
-        "/healthz": {"get": {"summary": "The same", "security": [], "responses": {"200": _json(), **_errors(503)}}},
-        "/metrics": {"get": {"summary": "Counters", "responses": {"200": _text("text/plain"), **_errors(401, 503)}}},
+        "/healthz": {
+            "get": {"summary": "The same", "security": [], "responses": {"200": _json(), **_errors(403, 503)}}
+        },
+        "/metrics": {
+            "get": {"summary": "Counters", "responses": {"200": _text("text/plain"), **_errors(401, 403, 503)}}
+        },
         "/openapi.json": {"get": _got("This page")},
         **{
             path: {"get": _file("Part of the page for people", kind.partition(";")[0])}
@@ -121,11 +128,11 @@ def _posted(model: str, summary: str, kind: str | None = None, *, stream: bool =
 
 
 def _got(summary: str, kind: str | None = None) -> dict[str, Any]:
-    return {"summary": summary, "responses": {"200": _json(kind), **_errors(401, 503)}}
+    return {"summary": summary, "responses": {"200": _json(kind), **_errors(401, 403, 503)}}
 
 
 def _file(summary: str, content_type: str) -> dict[str, Any]:
-    return {"summary": summary, "security": [], "responses": {"200": _text(content_type)}}
+    return {"summary": summary, "security": [], "responses": {"200": _text(content_type), **_errors(403)}}
 
 
 def _named_model() -> dict[str, Any]:

@@ -45,7 +45,7 @@ async def send_result(job: Job, worker: Worker, receive: Receive, send: Send) ->
     """The one object that the job gives. Raises what went wrong with it; ClientGone."""
     gone = asyncio.create_task(_until_gone(receive))
     try:
-        item = await _first(asyncio.create_task(job.items.get()), gone)
+        item = await _first(asyncio.create_task(job.take()), gone)
         if isinstance(item, ApiError):
             raise item
         await send_json(send, 200, item)
@@ -71,7 +71,7 @@ async def send_events(job: Job, worker: Worker, limits: Limits, receive: Receive
 
 
 async def _frames(job: Job, limits: Limits, gone: asyncio.Task[None]) -> AsyncIterator[bytes]:
-    waiting = asyncio.create_task(job.items.get())
+    waiting = asyncio.create_task(job.take())
     try:
         while True:
             done, _ = await asyncio.wait({waiting, gone}, timeout=limits.ping_seconds, return_when="FIRST_COMPLETED")
@@ -87,7 +87,7 @@ async def _frames(job: Job, limits: Limits, gone: asyncio.Task[None]) -> AsyncIt
             yield b"data: " + as_json(item.body() if isinstance(item, ApiError) else item) + b"\n\n"
             if isinstance(item, ApiError):
                 return
-            waiting = asyncio.create_task(job.items.get())
+            waiting = asyncio.create_task(job.take())
     finally:
         waiting.cancel()
 

@@ -2,12 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -22,9 +21,10 @@ from .look import prepare_look
 from .metrics import Metrics
 from .models import Models, give_back
 from .openapi import description
-from .page import about, page_routes
+from .page import FILES, about, page_routes
 from .prepare import Prepared
-from .respond import send_bytes, send_events, send_json, send_result
+from .respond import PING, send_bytes, send_events, send_json, send_result
+from .visitors import CHANGING, Visitors
 from .worker import Job, Worker
 
 log = logging.getLogger("llava_ref.server")
@@ -71,21 +71,22 @@ class Api:
     async def _run(
         self, request: Request, receive: Receive, send: Send, make: Callable[..., Prepared], *args: Any
     ) -> None:
-        with ExitStack() as place:
+        with ExitStack() as held:
             async with read_body(request, self.limits, self._bodies) as body:
-                place.enter_context(self._places.of(1))
+                place = held.enter_context(self._places.of(1))
                 prepared = await self._thread(make, body, *args, self.strict)
             del body
             try:
-                await self._answer(prepared, receive, send)
+                job = Job(prepared.model, prepared.work, place.give_back)
+                await self._answer(job, prepared.stream, request, receive, send)
             finally:
                 self._held.give_back(prepared.pixels)
                 self.metrics.answered(prepared.streams)
 
-    async def _answer(self, prepared: Prepared, receive: Receive, send: Send) -> None:
-        job = Job(prepared.model, prepared.work)
+    async def _answer(self, job: Job, stream: bool, request: Request, receive: Receive, send: Send) -> None:
         self.worker.submit(job)
-        if prepared.stream:
+        if stream:
+            request.scope.setdefault("state", {})["probe"] = PING
             await send_events(job, self.worker, self.limits, receive, send)
         else:
             await send_result(job, self.worker, receive, send)
@@ -153,10 +154,10 @@ class Api:
     def routes(self) -> list[Route]:
         return [
             *(_route(path, self.chat, "POST") for path in CHAT),
-            _route("/v1/completions", self.completion, "POST"),
+            *(_route(path, self.completion, "POST") for path in ("/v1/completions", "/completions")),
             _route("/v1/look", self.look, "POST"),
-            _route("/v1/models", self.list_models, "GET"),
-            _route("/v1/models/{name}", self.show_model, "GET"),
+            *(_route(path, self.list_models, "GET") for path in ("/v1/models", "/models")),
+            *(_route(path, self.show_model, "GET") for path in ("/v1/models/{name}", "/models/{name}")),
             _route("/tokenize", self.tokenize, "POST"),
             _route("/detokenize", self.detokenize, "POST"),
             _route("/health", self.health, "GET"),
@@ -177,18 +178,21 @@ class Api:
         give_back()
 
 
-def create_app(api: Api, *, api_key: str | None = None, origins: tuple[str, ...] = ()) -> ASGIApp:
-    """The application. `origins`: web pages that may call it, `*` for all."""
-    app: ASGIApp = Edge(Router(api.routes(), redirect_slashes=False), api_key, api.metrics)
-    if origins:
-        app = CORSMiddleware(
-            app, origins, allow_methods=("GET", "POST"), allow_headers=("*",), expose_headers=("x-request-id",)
-        )
-    return app
+def create_app(
+    api: Api, *, api_key: str | None = None, origins: Iterable[str] = (), hosts: Iterable[str] | None = None
+) -> ASGIApp:
+    """The application. `origins` and `hosts` as `Visitors` has them."""
+    routes = api.routes()
+    names = dict.fromkeys(route.path for route in routes if route.path not in FILES)
+    router = Router(routes, redirect_slashes=False)
+    return Edge(router, api_key, api.metrics, Visitors(origins, hosts), ", ".join(names))
 
 
 def _route(path: str, handle: Handle, *methods: str) -> Route:
-    return Route(path, _Endpoint(handle), methods=list(methods))
+    route = Route(path, _Endpoint(handle), methods=list(methods))
+    if path in CHANGING and route.methods is not None:
+        route.methods.discard("HEAD")  # which Starlette adds to GET, and which must change nothing
+    return route
 
 
 class _Endpoint:

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import ipaddress
 import logging
 import socket
 import sys
@@ -36,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--allow-image-host", action="append", default=[], metavar="HOST", help="URL images, off without it; repeatable"
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that the server answers to, beside addresses and localhost; repeatable",
     )
     parser.add_argument(
         "--cors-origin",
@@ -97,8 +105,33 @@ def _check(args: argparse.Namespace) -> None:
     for folder in args.allow_model_dir:
         if not folder.is_dir():
             raise ParameterError("--allow-model-dir", str(folder), "not a folder")
+    _check_names(args)
     if args.max_images is not None and args.max_images > MAX_IMAGES:
         raise ParameterError("--max-images", str(args.max_images), f"expected at most {MAX_IMAGES}")
+
+
+def _check_names(args: argparse.Namespace) -> None:
+    from ..api.visitors import is_host, is_origin
+
+    for origin in args.cors_origin:
+        if not is_origin(origin):
+            raise ParameterError("--cors-origin", origin, "expected an origin, as in https://pages.example, or *")
+    for name in args.allow_host:
+        if not is_host(name):
+            raise ParameterError("--allow-host", name, "expected a host's name, without http:// and port")
+
+
+def _hosts(args: argparse.Namespace, address: str) -> tuple[str, ...] | None:
+    """Names the server answers to. Where it cannot be reached from elsewhere, or names are given, only those: another
+    name would be a page's that means this machine. None: every name; the network, or the key, is the border then."""
+    here = is_loopback(address) and args.api_key is None
+    return tuple(args.allow_host) if here or args.allow_host else None
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach a socket with this address."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -138,8 +171,9 @@ async def _serve(args: argparse.Namespace, limits: "Limits", sock: socket.socket
     worker, models = Worker(), _models(args)
     fetch = Fetcher(tuple(args.allow_image_host)) if args.allow_image_host else None
     api = Api(models, worker, limits, fetch, strict=args.strict)
+    host, port = sock.getsockname()[:2]
     config = uvicorn.Config(
-        create_app(api, api_key=args.api_key, origins=tuple(args.cors_origin)),
+        create_app(api, api_key=args.api_key, origins=args.cors_origin, hosts=_hosts(args, host)),
         http=patient_protocol(limits),
         ws="none",
         lifespan="off",
@@ -149,10 +183,9 @@ async def _serve(args: argparse.Namespace, limits: "Limits", sock: socket.socket
         timeout_graceful_shutdown=round(limits.grace_seconds) + 5,
     )
     server = GracefulServer(config, worker, limits)
-    if args.api_key is None and args.host not in ("127.0.0.1", "::1", "localhost"):
+    if args.api_key is None and not is_loopback(host):
         log.warning(f"warning: whoever can reach {args.host} can use this server, there is no --api-key")
     sock.listen()  # before anybody is told
-    host, port = sock.getsockname()[:2]
     log.info(
         f"{models.current.name} ({described(models.current)}) at http://{f'[{host}]' if ':' in host else host}:{port}"
     )

@@ -68,12 +68,15 @@ class Running:
 
 
 @contextmanager
-def serving(*, limits=None, api_key=None, origins=(), folders=(), hosts=(), pair=None, n_context=None, strict=False):
+def serving(
+    *, limits=None, api_key=None, origins=(), folders=(), hosts=(), names=(), pair=None, n_context=None, strict=False
+):
+    """`hosts`: for pictures; `names`: that the server answers to, beside this machine's own; None: to every one."""
     limits = limits or Limits()
     models, worker = Models(load, tuple(folders)), Worker()
     models.start(*(pair or llava_ref.embedded()), n_context)
     api = Api(models, worker, limits, Fetcher(tuple(hosts)) if hosts else None, strict=strict)
-    app = create_app(api, api_key=api_key, origins=tuple(origins))
+    app = create_app(api, api_key=api_key, origins=origins, hosts=names)
     config = uvicorn.Config(
         app, http=patient_protocol(limits), ws="none", lifespan="off", log_config=None, access_log=False
     )
@@ -125,6 +128,38 @@ class Process:
 
 def _no_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+def connect(server, buffer: int | None = None) -> socket.socket:
+    """`buffer`: bytes that the system may hold for a client that does not read."""
+    host, port = server.url.removeprefix("http://").split(":")
+    sock = socket.socket()
+    if buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    sock.settimeout(30)
+    sock.connect((host, int(port)))
+    return sock
+
+
+def message(method: str, target: str, body: bytes = b"", *headers: str, version="1.1", length=True) -> bytes:
+    """A request as bytes, with a Host and the length of its body unless they are given or left out."""
+    given = {header.partition(":")[0].lower() for header in headers}
+    lines = [f"{method} {target} HTTP/{version}", *headers]
+    lines += ["Host: localhost"] if "host" not in given else []
+    lines += ["Content-Type: application/json"] if body and "content-type" not in given else []
+    lines += [f"Content-Length: {len(body)}"] if body and length else []
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+def rest(sock: socket.socket) -> bytes:
+    """All that comes until the other side ends the connection."""
+    return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
+def said(answer: bytes) -> tuple[int, dict]:
+    """Status and JSON of an answer as bytes, {} for other bodies."""
+    head, _, body = answer.rpartition(b"\r\n\r\n")
+    return int(head.rpartition(b"HTTP/1.1 ")[2][:3]), json.loads(body) if body.startswith(b"{") else {}
 
 
 def events(answer) -> list:

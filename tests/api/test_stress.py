@@ -204,16 +204,16 @@ def ended(sock, seconds=5.0):
 def test_slow_clients_time_out():
     with serving(limits=Limits(read_seconds=0.3, write_seconds=0.3)) as server:
         with raw(server) as silent, raw(server) as header, raw(server) as body:
-            header.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-")
+            header.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-")
             body.sendall(
-                b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 b"Content-Length: 100\r\n\r\n{"
             )
             answer = b"".join(iter(lambda: body.recv(65536), b""))  # to the connection's end
             assert answer.startswith(b"HTTP/1.1 408") and b'"timeout"' in answer
             assert ended(header) and ended(silent)
         with raw(server) as later:
-            later.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            later.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert later.recv(65536).startswith(b"HTTP/1.1 200")
             later.sendall(b"GET /hea")
             assert ended(later), "the second header has a time of its own"
@@ -225,7 +225,7 @@ def test_a_client_that_takes_nothing_is_given_up():
     with serving(limits=Limits(write_seconds=0.3)) as server, raw(server) as sock:
         body = json.dumps({"content": "a " * 350_000, "with_pieces": True}).encode()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        head = "POST /tokenize HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        head = "POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         server.until(lambda: any(connection.flow.write_paused for connection in server.connections), 20)
         server.until(lambda: not server.connections)

@@ -1,0 +1,167 @@
+"""A request's bytes: content encodings, the byte order mark, and text that is none."""
+
+import gzip
+import json
+import zlib
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="the server extra is not installed")
+pytest.importorskip("httpx2", reason="a test client is not installed")
+
+from running import serving
+
+from llava_ref.api.encoding import PIECE, decoder
+from llava_ref.api.errors import ApiError
+from llava_ref.api.limits import Limits
+
+CHAT = "/v1/chat/completions"
+HI = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}).encode()
+
+
+def bare(data):
+    squeeze = zlib.compressobj(wbits=-15)
+    return squeeze.compress(data) + squeeze.flush()
+
+
+def post(server, content, coding=None, path=CHAT):
+    headers = {"content-type": "application/json"} | ({} if coding is None else {"content-encoding": coding})
+    return server.client.post(path, content=content, headers=headers)
+
+
+@pytest.mark.parametrize(
+    "coding, content",
+    [
+        ("gzip", gzip.compress(HI)),
+        ("GZIP", gzip.compress(HI)),
+        ("x-gzip", gzip.compress(HI)),
+        ("gzip", gzip.compress(HI[:20]) + gzip.compress(HI[20:])),
+        ("gzip", iter([gzip.compress(HI)[:1], gzip.compress(HI)[1:12], gzip.compress(HI)[12:]])),
+        ("deflate", zlib.compress(HI)),
+        ("deflate", iter([zlib.compress(HI)[:1], zlib.compress(HI)[1:]])),
+        ("deflate", bare(HI)),
+        ("identity", HI),
+        ("identity, gzip", gzip.compress(HI)),
+        ("", HI),
+    ],
+)
+def test_encodings_that_are_undone(server, coding, content):
+    assert post(server, content, coding).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "coding, content, status",
+    [
+        ("br", HI, 415),
+        ("zstd", HI, 415),
+        ("compress", HI, 415),
+        ("aws-chunked", HI, 415),
+        ("gzip, gzip", gzip.compress(gzip.compress(HI)), 415),
+        ("deflate, br", HI, 415),
+        ("gzip", HI, 400),
+        ("gzip", b"", 400),
+        ("gzip", zlib.compress(HI), 400),
+        ("gzip", gzip.compress(HI)[:-1], 400),
+        ("gzip", gzip.compress(HI)[:-5] + b"12345", 400),
+        ("gzip", gzip.compress(HI) + b"more", 400),
+        ("deflate", b"", 400),
+        ("deflate", b"{", 400),
+        ("deflate", HI, 400),
+        ("deflate", zlib.compress(HI)[:-2], 400),
+        ("deflate", zlib.compress(HI) + b"more", 400),
+        ("deflate", gzip.compress(HI), 400),
+    ],
+)
+def test_encodings_that_are_refused_by_name(server, coding, content, status):
+    answer = post(server, content, coding)
+    code = {400: "invalid_content_encoding", 415: "unsupported_content_encoding"}[status]
+    assert server.error(answer) == (status, None, code)
+    assert answer.json()["error"]["message"].startswith(f"content-encoding: {coding}: ")
+
+
+def test_a_body_is_within_the_limit_before_and_after():
+    with serving(limits=Limits(max_body=100_000)) as server:
+        fits = HI + b" " * (100_000 - len(HI))
+        assert post(server, gzip.compress(fits), "gzip").status_code == 200
+        for coding, squeezed in (("gzip", gzip.compress), ("deflate", zlib.compress), ("deflate", bare)):
+            assert server.error(post(server, squeezed(fits + b" "), coding)) == (413, None, "request_too_large")
+        assert server.error(post(server, gzip.compress(b" " * 10**8), "gzip"))[0] == 413
+        stored = gzip.compress(HI, 0) + gzip.compress(b"", 0) * 5000  # large as sent, small as meant
+        assert len(stored) > 100_000 and server.error(post(server, stored, "gzip"))[0] == 413
+        server.until(lambda: server.api._bodies.taken == 0)
+
+
+def test_what_is_undone_comes_in_pieces():
+    data = bytes(3 * PIECE + 5)
+    for coding, squeezed in (("gzip", gzip.compress(data)), ("deflate", zlib.compress(data)), ("deflate", bare(data))):
+        undo = decoder([coding])
+        pieces = list(undo.pieces(squeezed))
+        undo.end()
+        assert b"".join(pieces) == data and max(map(len, pieces)) <= PIECE
+    with pytest.raises(ApiError, match="br: expected one of gzip"):
+        decoder(["identity", "br"])
+
+
+@pytest.mark.parametrize(
+    "path, body", [(CHAT, HI), ("/tokenize", b'{"content": "x"}'), ("/completions", b'{"prompt": "x"}')]
+)
+def test_a_byte_order_mark_is_no_part_of_the_text(server, path, body):
+    assert post(server, b"\xef\xbb\xbf" + body, path=path).status_code == 200
+    assert post(server, gzip.compress(b"\xef\xbb\xbf" + body), "gzip", path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body", ["\ufeff\ufeff{}".encode(), HI.decode().encode("utf-16"), HI.decode().encode("utf-32")]
+)
+def test_other_marks_are_refused(server, body):
+    assert server.error(post(server, body)) == (400, None, "invalid_json")
+
+
+HALF = r'"a\ud83dz"'
+ROUTES = [
+    (CHAT, '{"messages": [{"role": "user", "content": %s}]}', "messages[0].content"),
+    (
+        CHAT,
+        '{"messages": [{"role": "user", "content": [{"type": "text", "text": %s}]}]}',
+        "messages[0].content[0].text",
+    ),
+    (CHAT, '{"messages": [{"role": "user", "content": "Hi"}], "stop": ["b", %s]}', "stop[1]"),
+    (CHAT, '{"messages": [{"role": "user", "content": "Hi"}], "model": %s}', "model"),
+    (CHAT, '{"messages": [{"role": "user", "content": "Hi"}], "metadata": {"k": %s}}', "metadata.k"),
+    (CHAT, '{"messages": [{"role": "user", "content": "Hi"}], "nobody_knows": [%s]}', "nobody_knows[0]"),
+    (CHAT, '{"messages": [{"role": "user", "content": "Hi"}], "metadata": {%s: 1}}', "metadata"),
+    (CHAT, '{"messages": [{"role": "user", "content": "Hi"}], %s: 1}', None),
+    ("/v1/completions", '{"prompt": %s}', "prompt"),
+    ("/completions", '{"prompt": ["x", %s]}', "prompt[1]"),
+    ("/tokenize", '{"content": %s}', "content"),
+    ("/detokenize", '{"tokens": [%s]}', "tokens[0]"),
+    (
+        "/v1/look",
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": %s}]}',
+        "messages[1].content",
+    ),
+    ("/inferences/llamacpp/loadmodel", '{"llama_model_path": %s}', "llama_model_path"),
+    ("/inferences/llamacpp/chat_completion", '{"messages": [{"role": %s, "content": "a"}]}', "messages[0].role"),
+]
+
+
+@pytest.mark.parametrize("path, body, param", ROUTES)
+@pytest.mark.parametrize("half", [HALF, HALF.upper().replace("A\\U", "a\\u"), r'"a\udc00z"', r'"a\ude00\ud83d"'])
+def test_half_a_surrogate_pair_is_refused_alike_everywhere(server, path, body, param, half):
+    answer = post(server, (body % half).encode(), path=path)
+    assert server.error(answer) == (400, param, "invalid_value")
+    place = param or "a name"
+    assert answer.json()["error"]["message"] == f"{place}: character 1: half of a surrogate pair, which is not text"
+
+
+def test_every_route_that_takes_json_is_among_them(server):
+    """`ROUTES` names each handler that reads a body."""
+    readers = {route.path for route in server.api.routes() if "GET" not in route.methods}
+    from llava_ref.api.server import CHAT as CHATS
+
+    assert readers == {path for path, _, _ in ROUTES} | set(CHATS)
+
+
+def test_a_whole_pair_is_text(server):
+    answer = post(server, rb'{"content": "a\ud83d\ude00 \\ud800"}', path="/tokenize")
+    assert server.post("/detokenize", answer.json()).json() == {"content": "a\U0001f600 \\ud800"}
