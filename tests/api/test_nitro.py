@@ -178,6 +178,27 @@ def test_files_elsewhere_are_not_opened(nitro_server, tmp_path, pair):
     assert nitro_server.error(nitro_server.post(LOAD, {"llama_model_path": "a\0b"}))[0] == 400
 
 
+def test_a_folder_is_a_folder_and_no_beginning_of_a_name(tmp_path):
+    """`models` allows nothing in `models-private`, nor a file that is called `models.gguf`."""
+    for name in ("models", "models-private", "models/inner"):
+        (tmp_path / name).mkdir()
+    inside = write_pair(tmp_path / "models/inner", Tiny(template=VICUNA))
+    private = write_pair(tmp_path / "models-private", Tiny(template=VICUNA))
+    beside = tmp_path / "models.gguf"
+    beside.write_bytes(private[0].read_bytes())
+    (tmp_path / "link").symlink_to(tmp_path / "models")
+    for folder in (tmp_path / "models", tmp_path / "models-private/../models/", tmp_path / "link"):
+        with serving(folders=[folder]) as server:
+            detour = f"{tmp_path}/models/../models-private/{private[0].name}"
+            for path in (private[0], beside, detour, f"{tmp_path}/models-private"):
+                answer = server.post(LOAD, {"llama_model_path": str(path)})
+                assert server.error(answer) == (403, "llama_model_path", "path_not_allowed"), path
+            answer = server.post(LOAD, {"llama_model_path": str(inside[0]), "mmproj": str(private[1])})
+            assert server.error(answer) == (403, "mmproj", "path_not_allowed")
+            assert load(server, inside).status_code == 200
+            assert load(server, (f"{tmp_path}/link/inner/{inside[0].name}", inside[1])).status_code == 409, "the same"
+
+
 @pytest.mark.parametrize(
     "body, param",
     [

@@ -12,6 +12,7 @@ from running import Process, serving
 from tiny_pair import VICUNA, Tiny, write_pair
 
 from llava_ref.cli import main
+from llava_ref.tools.serve import is_loopback
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,10 @@ from llava_ref.cli import main
         (["--max-body", "0"], "--max-body: 0"),
         (["--read-seconds", "nan"], "--read-seconds: nan"),
         (["--max-queue", "-1"], "--max-queue: -1"),
+        (["--cors-origin", "localhost:5173"], "--cors-origin: localhost:5173: expected an origin"),
+        (["--cors-origin", "http://a.example/page"], "--cors-origin: http://a.example/page: expected an origin"),
+        (["--allow-host", "http://gpu-box"], "--allow-host: http://gpu-box: expected a host's name"),
+        (["--allow-host", "gpu-box:3928"], "--allow-host: gpu-box:3928: expected a host's name"),
         (["-m", "/no/such/file.gguf"], "/no/such/file.gguf: "),
         (["--ctx-size", "1"], "n_context: 1"),
     ],
@@ -59,6 +64,46 @@ def test_a_server_for_everybody_without_a_key_says_so(key, warned):
     with Process("--host", "0.0.0.0", *key) as server:
         pass
     assert ("no --api-key" in "".join(server.log)) == warned
+
+
+@pytest.mark.parametrize(
+    "address, here",
+    [
+        ("127.0.0.1", True),
+        ("127.8.8.8", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.1.2", False),
+        ("::ffff:192.168.1.2", False),
+        ("fe80::1%eth0", False),
+    ],
+)
+def test_who_can_reach_an_address(address, here):
+    assert is_loopback(address) == here
+
+
+@pytest.mark.parametrize(
+    "options, names",
+    [
+        ([], {"gpu-box.lan": 403, "other.lan": 403, "localhost": 200}),
+        (["--allow-host", "GPU-box.lan"], {"gpu-box.lan": 200, "other.lan": 403, "localhost": 200}),
+        (["--host", "127.0.0.2"], {"gpu-box.lan": 403, "127.0.0.2": 200}),
+        (["--api-key", "k"], {"gpu-box.lan": 200, "other.lan": 200}),
+        (["--host", "0.0.0.0"], {"gpu-box.lan": 200, "other.lan": 200}),
+        (["--host", "0.0.0.0", "--allow-host", "gpu-box.lan"], {"gpu-box.lan": 200, "other.lan": 403, "10.0.0.1": 200}),
+    ],
+    ids=" ".join,
+)
+def test_the_names_a_server_answers_to(options, names):
+    with Process(*options) as server:
+        url = server.url.replace("0.0.0.0", "127.0.0.1")
+        for name, status in names.items():
+            answer = httpx2.get(f"{url}/health", headers={"host": name})
+            assert answer.status_code == status, name
+            assert status == 200 or answer.json()["error"]["code"] == "host_not_allowed"
+    assert ("no --api-key" in "".join(server.log)) == ("0.0.0.0" in options)
 
 
 def test_model_files_may_go_while_they_are_served(tmp_path):
