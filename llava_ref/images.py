@@ -1,26 +1,29 @@
 """The bytes of a picture to RGB: PNG, JPEG, WebP, GIF (first frame) and BMP, told apart by content, within limits.
 
-Pillow decodes; which of its decoders runs is decided here from the first bytes, and sizes are checked before a pixel
-is decoded. What happens to alpha, palettes, 16 bits, CMYK and EXIF is in docs/pictures.md.
+Pillow decodes; which of its decoders runs is decided from the first bytes, and sizes are checked before a pixel is
+decoded. What happens to alpha, palettes, 16 bits, CMYK, EXIF and to files that lack pixels is in docs/pictures.md.
 """
 
 import os
+import re
 import stat
+import struct
 import threading
 import warnings
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import ExifTags, GifImagePlugin, Image, UnidentifiedImageError
+from PIL import ExifTags, GifImagePlugin, Image
 
 from .errors import ImageError
+from .image_checks import lacking
+from .image_parts import Parts, recognise, take_apart
+from .memory import give_back
 
 Exif = Literal["ignore", "apply"]
 Alpha = Literal["convert", "drop"]
@@ -29,17 +32,8 @@ MAX_ENCODED = 20 * 2**20  # bytes of a file
 MAX_PIXELS = 40_000_000  # width x height
 MAX_SIDE = 65_535  # what a JPEG can have: bounds the work that padding or cropping a strip would make
 MAX_IMAGES = 16  # in one request
-MAX_METADATA = 1_000  # chunks of a PNG beside the pixels, segments of a JPEG's header: Pillow unpacks and joins them
-MAX_BLOCKS = 100_000  # all chunks of a PNG; blocks of a GIF before its first frame
-MAX_SCANS = 50  # of a progressive JPEG: each is a pass over all pixels; encoders make about ten
-
-MAGIC = {  # first bytes -> Pillow's name
-    b"\x89PNG\r\n\x1a\n": "PNG",
-    b"\xff\xd8\xff": "JPEG",
-    b"GIF87a": "GIF",
-    b"GIF89a": "GIF",
-    b"BM": "BMP",
-}
+LARGE = 2_000_000  # pixels from which on memory is handed back to the system after decoding
+LIMITS = f"expected at most {MAX_PIXELS:,} pixels and {MAX_SIDE:,} a side"
 
 _warnings_are_global = threading.Lock()  # catch_warnings changes the whole process: one decode at a time
 
@@ -82,21 +76,23 @@ def load(
     """
     match source:
         case bytes() | bytearray() | memoryview():
-            return _decode(bytes(source), exif, alpha, where)
+            image = _decode(bytes(source), exif, alpha, where)
         case str() | Path():
-            return _decode(_read(Path(source), where), exif, alpha, where)
+            image = _decode(_read(Path(source), where), exif, alpha, where)
         case Image.Image():
-            return _convert(source, exif, alpha, where)
+            image = _convert(source, exif, alpha, where)
         case np.ndarray():
-            return _from_array(source, where)
-    raise ImageError(where, "type", f"{type(source).__name__}, expected bytes, a path, a PIL image or an array")
+            image = _from_array(source, where)
+        case _:
+            raise ImageError(where, "type", f"{type(source).__name__}, expected bytes, a path, a PIL image or an array")
+    if image.width * image.height > LARGE:
+        give_back()
+    return image
 
 
 def measure(data: bytes, where: str = "image") -> tuple[int, int]:
     """Width and height in pixels from a file's header, nothing decoded. ImageError as for `decode`."""
-    image = _open(data, where)
-    _check_size(*image.size, where)
-    return image.size
+    return _open(*_parts(data, where), where).size
 
 
 def _from_array(rgb: np.ndarray, where: str) -> DecodedImage:
@@ -119,133 +115,115 @@ def _read(path: Path, where: str) -> bytes:
 
 
 def _decode(data: bytes, exif: Exif, alpha: Alpha, where: str) -> DecodedImage:
-    image = _open(data, where)
-    return _convert(image, exif, alpha, where, _format(data, where))
+    name, parts = _parts(data, where)
+    image = _open(name, parts, where)
+    with _checking(name, where):
+        notes, longer = lacking(name, parts, image.size)
+    counts = _counts(longer, where) if longer else None
+    rgb = _pixels(image, alpha, name, where)
+    if longer and image.histogram() != counts:
+        notes.append("the coded data end early: some pixels are not in the file")
+    if parts.colours and (highest := int(np.max(image.getextrema()))) >= parts.colours:
+        notes.append(f"pixels of colour {highest}, which is not in the palette of {parts.colours}")
+    orientation, damaged = _orientation(parts, where)
+    told = (*(f"{where}: {name}: {note}" for note in notes), *damaged)
+    return _upright(DecodedImage(rgb, name, orientation, told), exif, where)
 
 
-def _open(data: bytes, where: str) -> Image.Image:
-    """The header read, no pixel decoded."""
+def _parts(data: bytes, where: str) -> tuple[str, Parts]:
+    """The format's name, and the file without what its pixels do not need."""
     if len(data) > MAX_ENCODED:
         raise ImageError(where, "size", f"over {MAX_ENCODED} bytes encoded")
-    name = _format(data, where)
-    _check_structure(name, data, where)
-    with _pillow(name, where):
-        return Image.open(BytesIO(data), formats=[name])
+    name = recognise(data, where)
+    with _checking(name, where):
+        return name, take_apart(name, data)
 
 
-def _format(data: bytes, where: str) -> str:
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    for magic, name in MAGIC.items():
-        if data.startswith(magic):
-            return name
-    raise ImageError(where, "format", f"starts with {data[:12]!r}, expected PNG, JPEG, WebP, GIF or BMP")
+def _open(name: str, parts: Parts, where: str) -> Image.Image:
+    """The header read and its size within limits, no pixel decoded."""
+    with _pillow(name, where, "the header is damaged, or of a kind that is not read"):
+        image = Image.open(BytesIO(parts.pixels), formats=[name])
+    _check_size(*image.size, where)
+    return image
 
 
 def _check_size(width: int, height: int, where: str) -> None:
     if width < 1 or height < 1:
         raise ImageError(where, "size", f"{width} x {height} pixels, expected at least 1 x 1")
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        limits = f"expected at most {MAX_PIXELS:,} pixels and {MAX_SIDE:,} a side"
-        raise ImageError(where, "size", f"{width} x {height} pixels, {limits}")
-
-
-def _check_structure(name: str, data: bytes, where: str) -> None:
-    """Refuses files whose parts cost time and hold no pixels. Passes over whatever Pillow passes over."""
-    if name == "PNG":
-        kinds = Counter(islice(_png_chunks(data), MAX_BLOCKS + 1))
-        pixels = sum(kinds[kind] for kind in (b"IDAT", b"fdAT", b"fcTL"))
-        counts = {
-            "chunks": (kinds.total(), MAX_BLOCKS),
-            "chunks beside the pixels": (kinds.total() - pixels, MAX_METADATA),
-        }
-    elif name == "JPEG":  # FF DA only ever marks a scan: in coded data FF is followed by 00
-        segments = sum(1 for _ in islice(_jpeg_segments(data), MAX_METADATA + 1))
-        counts = {"header segments": (segments, MAX_METADATA), "scans": (data.count(b"\xff\xda"), MAX_SCANS)}
-    elif name == "GIF":
-        blocks = sum(1 for _ in islice(_gif_blocks(data), MAX_BLOCKS + 1))
-        counts = {"blocks before the first frame": (blocks, MAX_BLOCKS)}
-    else:
-        counts = {}
-    for what, (found, limit) in counts.items():
-        if found > limit:
-            raise ImageError(where, name, f"over {limit:,} {what}")
-
-
-def _png_chunks(data: bytes) -> Iterator[bytes]:
-    at, kind = 8, b""
-    while at + 8 <= len(data) and kind != b"IEND":
-        kind = data[at + 4 : at + 8]
-        yield kind
-        at += 12 + int.from_bytes(data[at : at + 4], "big")
-
-
-def _jpeg_segments(data: bytes) -> Iterator[int]:
-    """Markers up to the first scan."""
-    at = data.find(b"\xff", 2)
-    while 0 <= at < len(data) - 1 and data[at + 1] != 0xDA:
-        marker = data[at + 1]
-        yield marker
-        length = 0
-        if 0xC0 <= marker <= 0xFE and marker != 0xC8 and not 0xD0 <= marker <= 0xD9 and not 0xF0 <= marker <= 0xFD:
-            length = max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
-        at = data.find(b"\xff", at + 1 + (marker != 0xFF) + length)
-
-
-def _gif_blocks(data: bytes) -> Iterator[int]:
-    """Sub-blocks of extensions, and stray bytes, up to the first frame."""
-    flags = data[10] if len(data) > 10 else 0
-    at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
-    while at < len(data) and data[at] not in b",;":
-        if data[at] != 0x21:
-            at += 1
-        else:
-            at += 2
-            while at < len(data) and data[at]:
-                yield at
-                at += 1 + data[at]
-            at += 1
-        yield at
+        raise ImageError(where, "size", f"{width} x {height} pixels, {LIMITS}")
 
 
 @contextmanager
-def _pillow(name: str, where: str) -> Iterator[None]:
-    """Around calls of Pillow's decoders only. They promise no set of exceptions, so all become one."""
-    with _warnings_are_global, warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", "Image appears to be a malformed MPO file")  # a JPEG all the same
+def _checking(name: str, where: str) -> Iterator[None]:
+    """Around our own look at a file: what it finds is an ImageError."""
+    try:
+        yield
+    except (LookupError, ArithmeticError, struct.error):
+        raise ImageError(where, name, "the header is damaged, or cut short") from None
+    except ValueError as error:
+        raise ImageError(where, name, str(error)) from None
+
+
+@contextmanager
+def _pillow(name: str, where: str, problem: str) -> Iterator[list[warnings.WarningMessage]]:
+    """Around calls of Pillow only: yields what it warns of. It promises no set of exceptions, so all become one."""
+    with _warnings_are_global, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         warnings.filterwarnings("ignore", "Palette images with Transparency")  # the colours are what we want
         try:
-            yield
-        except UnidentifiedImageError:  # its text is an address in memory
-            raise ImageError(where, name, "the header cannot be read") from None
-        except Exception as error:
-            raise ImageError(where, name, f"{type(error).__name__}: {error}") from None
+            yield said
+        except Image.DecompressionBombError:  # before we were told the size
+            raise ImageError(where, "size", f"far more than {MAX_PIXELS:,} pixels, {LIMITS}") from None
+        except MemoryError:
+            raise ImageError(where, name, "not enough memory to decode it") from None
+        except Exception:
+            raise ImageError(where, name, problem) from None
 
 
-def _convert(image: Image.Image, exif: Exif, alpha: Alpha, where: str, name: str | None = None) -> DecodedImage:
-    name = name or image.format or "PIL image"
+def _convert(image: Image.Image, exif: Exif, alpha: Alpha, where: str) -> DecodedImage:
+    """A PIL image -> RGB."""
+    name = image.format or "PIL image"
     _check_size(*image.size, where)
-    with _pillow(name, where):
+    rgb = _pixels(image, alpha, name, where)
+    orientation, notes = _oriented(image.getexif, name, where)
+    return _upright(DecodedImage(rgb, name, orientation, notes), exif, where)
+
+
+def _pixels(image: Image.Image, alpha: Alpha, name: str, where: str) -> np.ndarray:
+    """(h, w, 3) uint8 of an opened image."""
+    with _pillow(name, where, "the pixel data are damaged, or cut short"):
         image.load()
-    orientation, notes = _orientation(image, name, where)
-    with _pillow(name, where):
-        rgb = _rgb(image, alpha)
+    if image.mode in ("I", "F"):
+        raise ImageError(where, name, f"mode {image.mode} has no 8-bit colours, convert it first")
+    with _pillow(name, where, f"mode {image.mode} cannot be converted to RGB"):
+        return _rgb(image, alpha)
+
+
+def _upright(image: DecodedImage, exif: Exif, where: str) -> DecodedImage:
+    """The image turned by its orientation, or with a warning that it is not."""
     if exif == "apply":
-        rgb = np.ascontiguousarray(_turn(rgb, orientation))
-    elif orientation != 1:
-        notes += (f"{where}: EXIF orientation {orientation} is ignored",)
-    return DecodedImage(rgb, name, orientation, notes)
+        return replace(image, rgb=np.ascontiguousarray(_turn(image.rgb, image.orientation)))
+    if image.orientation == 1:
+        return image
+    return replace(image, warnings=(*image.warnings, f"{where}: EXIF orientation {image.orientation} is ignored"))
+
+
+def _counts(data: bytes, where: str) -> list[int] | None:
+    """How many samples of a JPEG have each value, which takes no memory beside the pixels. None if it is no picture."""
+    try:
+        image = _open("JPEG", Parts(data), where)
+        with _pillow("JPEG", where, "no picture"):
+            image.load()
+    except ImageError:
+        return None
+    return image.histogram()
 
 
 def _rgb(image: Image.Image, alpha: Alpha) -> np.ndarray:
     """A loaded image -> (h, w, 3) uint8."""
-    if image.mode.startswith(
-        "I;16"
-    ):  # Pillow's own conversion would clip at 255; other 16-bit PNGs it shifts by itself
+    if image.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255; other 16-bit PNGs it shifts itself
         return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
-    if image.mode in ("I", "F"):
-        raise ValueError(f"mode {image.mode} has no 8-bit colours, convert it first")
     rgb = np.array(image if image.mode == "RGB" else image.convert("RGB"))
     if alpha == "drop" and isinstance(image, GifImagePlugin.GifImageFile) and image.mode in ("P", "L"):
         _blank_as_stb_image(rgb, image)
@@ -264,14 +242,29 @@ def _blank_as_stb_image(rgb: np.ndarray, image: GifImagePlugin.GifImageFile) -> 
     rgb[top:bottom, left:right] = frame
 
 
-def _orientation(image: Image.Image, name: str, where: str) -> tuple[int, tuple[str, ...]]:
-    """EXIF orientation 1..8, and what to tell the user. Broken EXIF data does not make a picture unreadable."""
+def _orientation(parts: Parts, where: str) -> tuple[int, tuple[str, ...]]:
+    """The orientation that a file's EXIF data tell, or its XMP data if they do not, as Pillow takes it."""
+
+    def read() -> Image.Exif:
+        exif = Image.Exif()
+        exif.load(parts.exif)
+        found = re.search(rb'tiff:Orientation(="|>)([0-9])', parts.xmp)
+        if found and ExifTags.Base.Orientation not in exif:
+            exif[ExifTags.Base.Orientation] = int(found[2])
+        return exif
+
+    return _oriented(read, "EXIF", where)
+
+
+def _oriented(read: Callable[[], Image.Exif], name: str, where: str) -> tuple[int, tuple[str, ...]]:
+    """An orientation 1..8, and what to tell the user. Broken EXIF data do not make a picture unreadable."""
     try:
-        with _pillow(name, where):
-            value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        with _pillow(name, where, "damaged") as said:
+            value = read().get(ExifTags.Base.Orientation, 1)
     except ImageError as error:
         return 1, (f"{error.where}: EXIF data cannot be read, orientation taken as 1",)
-    return (value if value in range(1, 9) else 1), ()
+    notes = (f"{where}: EXIF data are damaged, orientation taken as {value}",) if said else ()
+    return (value, notes) if value in range(1, 9) else (1, ())
 
 
 def _turn(rgb: np.ndarray, orientation: int) -> np.ndarray:

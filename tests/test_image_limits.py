@@ -80,9 +80,7 @@ def liars(w, h):
 def test_bombs_are_refused_before_a_pixel_is_decoded(w, h, monkeypatch):
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
     for kind, data in liars(w, h):
-        refused(
-            data, f"image: (size: {w} x {h} pixels|{kind}: (Decompress|the header|OSError: could not create decoder))"
-        )
+        refused(data, f"image: (size: ({w} x {h}|far more than 40,000,000) pixels|{kind}: the header)")
 
 
 def test_the_pixel_limit_is_exact():
@@ -101,7 +99,7 @@ def test_no_warning_of_pillows_escapes_and_none_is_muted_for_others():
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         before = list(warnings.filters)
-        refused(png(10_000, 10_000, 8, 0), "DecompressionBombWarning: Image size .100000000 pixels")
+        refused(png(10_000, 10_000, 8, 0), "size: 10000 x 10000 pixels")
         assert seen == [] and warnings.filters == before
 
 
@@ -122,12 +120,17 @@ def test_no_pixels(w, h):
     refused(np.zeros((h, w, 3), np.uint8), f"{w} x {h} pixels, expected at least 1 x 1")
 
 
+def riff(chunks):
+    return b"RIFF" + struct.pack("<I", len(chunks) + 4) + b"WEBP" + chunks
+
+
 def jpeg_with(segments):
     data = encode(noise(4, 4), "JPEG")
     return data[:2] + segments + data[2:]
 
 
-def test_structures_that_cost_time_and_hold_no_pixels():
+def test_structures_that_cost_time_and_hold_no_pixels(monkeypatch):
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
     exif = b"\xff\xe1\0\x09Exif\0\0x"
     comment = chunk(b"tEXt", b"a\0b")
     gif = encode(noise(4, 4), "GIF")
@@ -135,17 +138,20 @@ def test_structures_that_cost_time_and_hold_no_pixels():
     progressive = encode(noise(40, 40), "JPEG", progressive=True)
     scan = progressive[progressive.rindex(b"\xff\xda") : -2]
     for data, what in [
-        (jpeg_with(exif * 1001), "over 1,000 header segments"),
-        (jpeg_with(b"\xff" * 2000), "over 1,000 header segments"),
-        (jpeg_with(b"\xff\xfe\0\2junk\xff\xf0\xff\xd0" + exif * 1000), "over 1,000 header segments"),
+        (jpeg_with(exif * 100_000), "over 100,000 header segments"),
+        (jpeg_with(b"\xff\x01" * 100_000), "over 100,000 header segments"),
+        (jpeg_with(b"\xff\xfe\0\2junk\xff\xf0\xff\xd0" + exif * 100_000), "over 100,000 header segments"),
         (progressive[:-2] + scan * 50 + b"\xff\xd9", "over 50 scans"),
-        (png(1, 1, 8, 0, b"\0\0", comment * 1000), "over 1,000 chunks beside the pixels"),
+        (png(1, 1, 8, 0, b"\0\0", comment * 100_000), "over 100,000 chunks"),
         (png(1, 1, 8, 0, b"\0\0", chunk(b"IDAT") * 100_000), "over 100,000 chunks"),
         (gif[:at] + b"\x21\xfe" + b"\x01x" * 100_001 + b"\0" + gif[at:], "over 100,000 blocks before"),
         (gif[:at] + b"\x21\xfe\0" * 100_001 + gif[at:], "over 100,000 blocks before"),
         (gif[:at] + b"\x07\0" * 50_001 + gif[at:], "over 100,000 blocks before"),
+        (gif[: at + 11] + b"\x01x" * 100_001 + gif[at + 11 :], "over 100,000 blocks in"),
+        (riff(b"VP8X\x0a\0\0\0" + bytes(10) + b"junk\0\0\0\0" * 100_000), "over 100,000 chunks"),
     ]:
         refused(data, what)
+    monkeypatch.undo()
     assert images.decode(jpeg_with(exif * 900)).shape == (4, 4, 3)
     assert images.decode(gif[:at] + b"\x21\xfe" + b"\x01x" * 1000 + b"\0" + gif[at:]).shape == (4, 4, 3)
     assert images.decode(png(1, 1, 8, 0, b"\0\0", comment * 900)).shape == (1, 1, 3)

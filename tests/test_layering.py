@@ -10,10 +10,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "llava_ref"
 ORDER = [  # a module may import from earlier rows only
     ["threads"],
-    ["errors", "blocks", "measure", "sandboxed"],
-    ["gguf_bytes"],
-    ["gguf_metadata"],
-    ["gguf"],
+    ["errors", "blocks", "measure", "memory", "sandboxed"],
+    ["gguf_bytes", "image_parts"],
+    ["gguf_metadata", "image_jpeg"],
+    ["gguf", "image_checks"],
     ["quants", "ops", "keys", "rope"],
     ["trace", "config", "profiles", "quote", "pretokenizers"],
     ["stages", "attention", "cache", "weights", "units", "images", "resample", "vocabulary", "scenes", "scores", "schemas"],
