@@ -3,7 +3,6 @@
 import hmac
 import logging
 import time
-import uuid
 from collections.abc import Mapping, MutableMapping
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +14,7 @@ from .body import ClientGone
 from .errors import ApiError, internal
 from .metrics import Metrics
 from .page import FILES
-from .respond import send_json
+from .respond import new_id, send_json
 from .targets import path_of
 from .visitors import Visitors
 
@@ -103,7 +102,7 @@ class _Answer:
 
     def __init__(self, send: Send, body: _Body, headers: Raw) -> None:
         self._send, self._body, self._began = send, body, time.monotonic()
-        self.id = f"req_{uuid.uuid4().hex}"
+        self.id = new_id()
         self._headers = [(b"x-request-id", self.id.encode()), (b"x-content-type-options", b"nosniff"), *headers]
         self.status = 0
 

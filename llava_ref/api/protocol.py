@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .errors import ApiError
 from .limits import MAX_CONNECTIONS, MAX_DRAINED, MAX_STALLED, Limits
-from .respond import as_json
+from .respond import as_json, new_id
 from .worker import Worker
 
 ASK_SECONDS = 1.0  # between two looks at whether a client that ended its side is still there
@@ -106,6 +106,7 @@ class Patient(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         body = as_json(ApiError(400, "the request is not HTTP", code="invalid_http").body())
         headers = [("content-type", "application/json"), ("connection", "close"), ("x-should-retry", "false")]
+        headers.append(("x-request-id", new_id()))
         for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
             self.inner.write(self.conn.send(event) or b"")
         self.finish()

@@ -5,6 +5,7 @@ A client that goes, or that takes nothing for too long, ends the job.
 
 import asyncio
 import json
+import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -18,6 +19,11 @@ from .worker import ENDED, Job, Worker
 
 EVENTS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
 PING = b": keep-alive\n\n"
+
+
+def new_id() -> str:
+    """Return an answer's id, as its `x-request-id` and the log have it."""
+    return f"req_{uuid.uuid4().hex}"
 
 
 def as_json(value: Any) -> bytes:

@@ -229,4 +229,5 @@ def test_what_is_not_http_gets_an_error_too(server):
         sock.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         answer = b"".join(iter(lambda: sock.recv(4096), b""))
     head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"\r\nx-request-id: req_" in head
     assert head.startswith(b"HTTP/1.1 400") and json.loads(body)["error"]["code"] == "invalid_http"
