@@ -123,10 +123,14 @@ def test_what_is_wrong_is_refused(server, messages, param, code):
     assert (found_param, found_code) == (param, code)
 
 
-def test_other_parameters_and_limits():
+def test_other_parameters_are_answered_with_a_warning(server):
+    looked = server.post("/v1/look", {"messages": conversation(), "speed": 9})
+    assert looked.status_code == 200 and [w.partition(":")[0] for w in looked.json()["warnings"]] == ["speed"]
+    assert "warnings" not in server.post("/v1/look", {"messages": conversation()}).json()
+
+
+def test_limits():
     with serving(limits=Limits(max_pixels=260 * 240 - 1), n_context=100) as small:
-        found = small.error(small.post("/v1/look", {"messages": conversation(), "temperature": 0}))
-        assert found == (400, "temperature", "unsupported_parameter")
         assert small.error(small.post("/v1/look", {"messages": conversation()}))[2] == "image_too_large"
         here = [asked(picture("count.png"), "How many?"), {"role": "assistant", "content": "red " * 40}]
         assert small.error(small.post("/v1/look", {"messages": here}))[2] == "context_length_exceeded"

@@ -13,6 +13,8 @@ pytest.importorskip("httpx2", reason="a test client is not installed")
 from browser import CHROMIUM, Page
 from running import PICTURES, Process, picture, serving
 
+from llava_ref.api.limits import Limits
+
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 SAMPLES = json.loads((PICTURES / "pictures.json").read_text())
 WIDE, NARROW = {"width": 1200, "height": 800}, {"width": 360, "height": 740, "dark": True}
@@ -166,6 +168,15 @@ def test_places_are_told_by_name(page, place, name):
     answers(page, ending="error", error={"message": f"{place}: size: too odd", "code": "odd", "param": place})
     ask(page, "And this?")
     assert read(page, "#error p:first-child") == f"{name}: too odd"
+
+
+def test_pictures_that_are_too_large_together(browser):
+    with serving(limits=Limits(max_body=20_000)) as server:
+        page = opened(browser, server.url)
+        page.drop(("noise.png", noise(300, 300)))
+        ask(page, "What is this?")
+        assert read(page, "#error").startswith("The pictures are too large together: send fewer, or smaller ones.")
+        assert page.shows("#error") and page.js("document.querySelectorAll('#attached img').length") == 1
 
 
 def test_warnings_name_the_file(page):
