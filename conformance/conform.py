@@ -120,7 +120,7 @@ class _Compared:
 
 
 def _compare(model: Llava, case: Case, run: Run) -> _Compared:
-    ids = tuple(model.raw_request(case.prompt, case.images).token_ids)
+    ids = tuple(model.raw_request(case.rendered(model.engine.quirks.image_order), case.images).token_ids)
     stages = {stage.name: stage for stage in model.engine.stages()}
     types = model.engine.types()
     terms = _terms(model, case, run)

@@ -4,7 +4,7 @@ Stages come under this project's names (`llava_ref.stages`), shapes and order, a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +26,12 @@ class Case:
     images: tuple[Path, ...]
     prompt: str
     """As rendered: `<image>` where a picture goes; control tokens in it count; BOS as the tokenizer says."""
+    orders: Mapping[str, str] = field(default_factory=dict)
+    """The same conversation as rendered for each value of the quirk `image_order`; empty for a raw prompt."""
+
+    def rendered(self, order: str) -> str:
+        """Return the prompt of an engine that puts pictures in this order."""
+        return self.orders.get(order, self.prompt)
 
 
 @dataclass(frozen=True, slots=True)

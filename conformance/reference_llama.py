@@ -34,7 +34,7 @@ class LlamaCpp:
         oracle = Oracle(case.text, case.mmproj, self.settings, timeout=self.timeout)
         try:
             found = oracle.prompt(
-                case.prompt.replace("<image>", MARKER),
+                case.rendered("given").replace("<image>", MARKER),
                 case.images,
                 greedy=n_greedy,
                 stages=self.stages,

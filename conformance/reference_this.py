@@ -38,7 +38,7 @@ class ThisProject:
                 profile=self._profile,
                 quirks=self._quirks,
             )
-            request = model.raw_request(case.prompt, case.images)
+            request = model.raw_request(case.rendered(model.engine.quirks.image_order), case.images)
             with model.trace("*", "*kq_soft_max") as trace:
                 model.request_logits(request)
             greedy: tuple[int, ...] = ()

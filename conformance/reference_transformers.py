@@ -55,7 +55,8 @@ class Transformers:
         model = hf_from_gguf.load(case.text, case.mmproj)
         pictures = [_open(path) for path in case.images]
         n_rows = model.vision.n_patches if model.vision else 0
-        ids, tokenizer = hf_vocabulary.token_ids(model.text_file, case.prompt, model.image_token, n_rows)
+        prompt = case.rendered("template")
+        ids, tokenizer = hf_vocabulary.token_ids(model.text_file, prompt, model.image_token, n_rows)
         if not ids:
             raise ReferenceError("prompt", "tokens", "there are none")
         with hf_stages.Watch(model, self.stages) as watch:

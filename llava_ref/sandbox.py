@@ -24,7 +24,7 @@ from .errors import TemplateError
 from .sandboxed import child
 from .sandboxed.marked import Marked, plain
 
-SECONDS = 2  # of processor time; twice that by the clock, once the child has started
+SECONDS = 2  # of processor time; five times that by the clock, once the child has started
 PATIENCE = 20  # seconds by the clock for everything, a slow start on a busy machine included
 ADDRESS_SPACE = 256 << 20  # bytes, the child's own 25 MB included
 OUTPUT = 1 << 20  # UTF-8 bytes of one rendering, besides as many as were said

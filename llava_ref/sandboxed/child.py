@@ -126,7 +126,7 @@ def confine(seconds: int, address_space: int) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # a parent that ignores or blocks the signal hands that down
     signal.signal(signal.SIGPROF, _out_of_time)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM, signal.SIGPROF})
-    signal.alarm(2 * seconds)  # by the clock: a template cannot wait, but a busy machine lets it
+    signal.alarm(5 * seconds)  # by the clock: a template cannot wait, but a busy machine lets it
 
 
 def _out_of_time(number: int, frame: FrameType | None) -> NoReturn:

@@ -8,10 +8,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from ..errors import ParameterError
 from ..model import Llava
+from ..profiles import ImageOrder
 from ..threads import sleeping_openmp
 from . import options
 from .output import check_output, note, print_json, visible, write_text
@@ -71,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
         check_output(args.report, [text, mmproj, *args.image])
     model = options.load_model(args, text, mmproj)
     request = options.request(args, model)
-    case = Case(text, mmproj, tuple(args.image), request.prompt.shown)
+    orders = {} if args.raw else {order: options.shown(args, model, order) for order in get_args(ImageOrder)}
+    case = Case(text, mmproj, tuple(args.image), request.prompt.shown, orders)
     reference = _reference(args.against, model)
     note(f"running {reference.name}")
     answer = reference.run(case, n_greedy=args.max_tokens)

@@ -44,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
 def _show(model: Llava, request: Request, *, raw: bool) -> None:
     template = model.template
     note("template: none (--raw)" if raw else f"template: {template.name} ({visible(template.why)})")
+    if request.prompt.images and not raw:
+        note(f"pictures: {model.engine.quirks.image_order} (quirk image_order)")
     note(f"prompt:\n{visible(request.prompt.shown)}\nchunks:")
     for chunk in request.describe():
         if chunk["type"] == "text":

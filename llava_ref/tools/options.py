@@ -3,15 +3,18 @@
 import argparse
 import json
 import os
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from ..backends import PRECISIONS
+from ..chat import parse_messages, render_prompt
 from ..errors import ParameterError
 from ..generate import Request
 from ..loading import embedded, load
 from ..model import Llava
-from ..profiles import PROFILES
+from ..profiles import PROFILES, ImageOrder
+from ..quote import IMAGE
 from ..sampler import Sampling
 from ..templates import TEMPLATES
 
@@ -70,7 +73,11 @@ def add_images(parser: argparse.ArgumentParser) -> None:
 def add_prompt(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """What `request` reads, besides --image."""
     parser.add_argument(
-        "-p", "--prompt", required=required, metavar="TEXT", help="what to ask; pictures come before it"
+        "-p",
+        "--prompt",
+        required=required,
+        metavar="TEXT",
+        help="what to ask; pictures come before it, or where it says <image>",
     )
     parser.add_argument("--system", metavar="TEXT", help="a system message")
     parser.add_argument("--raw", action="store_true", help="the prompt as it stands, without template; <image> is one")
@@ -165,9 +172,33 @@ def changed(args: argparse.Namespace, **options: Any) -> argparse.Namespace:
 
 
 def user_message(text: str, images: list[Any]) -> dict[str, Any]:
-    """Pictures first, then the text, as LLaVA was trained."""
+    """Pictures first, then the text, as LLaVA was trained; a lone text as a string, as people write it."""
     parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
-    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
+
+
+def messages(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the conversation of -p, --image and --system. A prompt that says <image> once for each picture gives their
+    places, as in LLaVA's and llama.cpp's own programs; where it does not say it, they come first. ParameterError."""
+    text, images = checked_text("--prompt", args.prompt), args.image
+    system = [] if args.system is None else [{"role": "system", "content": checked_text("--system", args.system)}]
+    texts = text.split(IMAGE) if images else [text]
+    if len(texts) == 1:
+        return [*system, user_message(text, images)]
+    if len(texts) != len(images) + 1:
+        problem = f"{len(texts) - 1} in the prompt for {len(images)} pictures, expected one for each, or none"
+        raise ParameterError("--prompt", IMAGE, problem)
+    parts: list[dict[str, Any]] = []
+    for piece, image in zip_longest(texts, images):
+        parts += [{"type": "text", "text": piece.strip()}] if piece.strip() else []
+        parts += [{"type": "image", "image": image}] if image else []
+    return [*system, {"role": "user", "content": parts}]
+
+
+def shown(args: argparse.Namespace, model: Llava, order: ImageOrder) -> str:
+    """Return the prompt as a person should see it, with pictures in another order than the model's."""
+    parsed = parse_messages(messages(args))
+    return render_prompt(parsed, model.template, model.tokenizer, image_order=order).shown
 
 
 def checked_text(where: str, text: str) -> str:
@@ -181,13 +212,11 @@ def checked_text(where: str, text: str) -> str:
 
 def request(args: argparse.Namespace, model: Llava) -> Request:
     """The prompt of -p, --image, --system and --raw, ready to run."""
-    text = checked_text("--prompt", args.prompt)
     if args.raw:
         if args.system is not None:
             raise ParameterError("--system", "with --raw", "a raw prompt has no system message, write it into -p")
-        return model.raw_request(text, args.image)
-    system = [] if args.system is None else [{"role": "system", "content": checked_text("--system", args.system)}]
-    return model.request([*system, user_message(text, args.image)])
+        return model.raw_request(checked_text("--prompt", args.prompt), args.image)
+    return model.request(messages(args))
 
 
 def about(model: Llava, /, **facts: Any) -> dict[str, str]:
