@@ -268,7 +268,8 @@ def generate(
         last = ended or count == limit
         if last and not stops.met:
             text += stops.push(decoder.flush()) + stops.flush()
-        reason: FinishReason | None = "stop" if ended or stops.met else "length" if last else None
+        stopped = stops.met or (ended and not sampler.cut)
+        reason: FinishReason | None = "stop" if stopped else "length" if last else None
         yield Step(token, text, reason, time.perf_counter() - began, sampler.score(logits, token))
         if last:
             return

@@ -16,6 +16,10 @@ from .tokenizer import Tokenizer
 
 WHERE = "response_format.json_schema"
 MAX_SCHEMA = 20_000  # characters, as JSON
+CLOSING = '"}]0:,'  # signs that complete a JSON text, in the order in which they are tried inside a string
+LETTERS = "jqz"  # no value, and no bracket, begins with one: where they may stand a string is open
+LONGEST_WAY = 256  # tokens to the end that are looked for
+GROWTH = 8  # tokens by which one more token may lengthen the way to the end
 CONTROL = b"\xff"  # before a control token's text: no JSON has this byte, so that none is taken for text
 
 
@@ -26,6 +30,12 @@ class JsonGrammars:
         self._tokenizer = tokenizer
         self._making = threading.Lock()
         self._tokens: Any = None
+        pieces = [
+            b"" if i in tokenizer.vocabulary.control else tokenizer.token_bytes(i) for i in range(tokenizer.n_vocab)
+        ]
+        self._signs = {
+            sign: [i for i, piece in enumerate(pieces) if piece == sign.encode()] for sign in (*CLOSING, *LETTERS)
+        }
 
     def grammar(self, schema: Mapping[str, Any] | None = None, where: str = WHERE) -> "JsonGrammar":
         """Any JSON object, or what a JSON Schema describes. ParameterError for a schema that cannot be kept."""
@@ -45,7 +55,7 @@ class JsonGrammars:
             raise ParameterError(where, "schema", problem.splitlines()[0])
         end = np.zeros(self._tokenizer.n_vocab, bool)
         end[list(self._tokenizer.end_ids)] = True
-        return JsonGrammar(self._tokens, source, end)
+        return JsonGrammar(self._tokens, source, end, self._signs)
 
 
 def _check_size(schema: dict[str, Any], where: str) -> None:
@@ -65,25 +75,29 @@ def _check_size(schema: dict[str, Any], where: str) -> None:
 class JsonGrammar:
     """A `sampler.Grammar`, made by `JsonGrammars`. No optional white space: an answer is as short as it can be."""
 
-    def __init__(self, tokens: Any, source: str, end: np.ndarray) -> None:
-        self._tokens, self._source, self._end = tokens, source, end
+    def __init__(self, tokens: Any, source: str, end: np.ndarray, signs: Mapping[str, list[int]]) -> None:
+        self._tokens, self._source, self._end, self._signs = tokens, source, end, signs
 
-    def start(self) -> "_Matcher":
-        return _Matcher(_llguidance().LLMatcher(self._tokens, self._source), self._end)
+    def start(self, limit: int) -> "_Matcher":
+        return _Matcher(_llguidance().LLMatcher(self._tokens, self._source), self._end, self._signs, limit)
 
 
 class _Matcher:
-    """One answer's way through the grammar."""
+    """One answer's way through the grammar.
 
-    def __init__(self, matcher: Any, end: np.ndarray) -> None:
-        self._matcher, self._end = matcher, end
+    A model that goes on and on is led to the end before its `limit` tokens run out: a token after which the JSON could
+    no longer be completed is replaced by the next of the shortest way to the end that is known."""
+
+    def __init__(self, matcher: Any, end: np.ndarray, signs: Mapping[str, list[int]], limit: int) -> None:
+        self._matcher, self._end, self._signs, self._left = matcher, end, signs, limit
+        self._unsure = limit  # above so many tokens left the way to the end is known to be short enough
+        self.cut = False
 
     def allowed(self) -> np.ndarray:
         """(V,) bool. Once the JSON is complete: only what ends a generation."""
         if self._matcher.is_stopped():
             return self._end
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        allowed = np.unpackbits(bits, bitorder="little", count=len(self._end)).astype(bool)
+        allowed = self._mask(self._matcher)
         if self._matcher.is_accepting():
             allowed |= self._end
         if not allowed.any():
@@ -91,7 +105,52 @@ class _Matcher:
             raise ParameterError(WHERE, "schema", self._matcher.get_error() or problem)
         return allowed
 
+    def _mask(self, matcher: Any) -> np.ndarray:
+        bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        return np.unpackbits(bits, bitorder="little", count=len(self._end)).astype(bool)
+
+    def instead(self, token_id: int) -> int | None:
+        """What to take in the place of a token that leads too far; None if it does not."""
+        if self._left > self._unsure or self._end[token_id]:
+            return None
+        ahead = self._way([token_id])
+        if ahead is not None and len(ahead) < self._left:
+            self._unsure = self._left - 1 - (self._left - 1 - len(ahead)) // GROWTH
+            return None
+        way = self._way([])
+        if way is None or len(way) > self._left:
+            return None
+        self.cut = True
+        return way[0] if way else int(self._end.argmax())
+
+    def _way(self, first: list[int]) -> list[int] | None:
+        """Tokens that complete the JSON after `first`, the shorter of two ways; None if neither leads to the end."""
+        ways = [way for last in (False, True) if (way := self._one_way(first, last)) is not None]
+        return min(ways, key=len, default=None)
+
+    def _one_way(self, first: list[int], last: bool) -> list[int] | None:
+        matcher, way = self._matcher.deep_copy(), []
+        matcher.consume_tokens(first)
+        while not (matcher.is_accepting() or matcher.is_stopped()):
+            if len(way) == min(self._left, LONGEST_WAY):
+                return None
+            way.append(self._closing(self._mask(matcher), last))
+            matcher.consume_token(way[-1])
+        return way
+
+    def _closing(self, mask: np.ndarray, last: bool) -> int:
+        """The token that brings the end nearer: a quote inside a string, else a bracket, else the smallest value.
+
+        Where only letters may stand, of a name or a word, the first token that fits or the last."""
+        inside = any(mask[self._signs[letter]].any() for letter in LETTERS)
+        for sign in CLOSING if inside else (*CLOSING[1:3], CLOSING[0], *CLOSING[3:]):
+            for token_id in self._signs[sign]:
+                if mask[token_id]:
+                    return token_id
+        return int(np.flatnonzero(mask)[-1 if last else 0])
+
     def accept(self, token_id: int) -> None:
+        self._left -= 1
         if not self._end[token_id]:
             self._matcher.consume_token(token_id)
 

@@ -260,7 +260,7 @@ def _tell_no_more(given: Mapping[str, Any], known: Sequence[str], where: str) ->
 
 
 def unheard(messages: object, where: str = "messages") -> list[str]:
-    """Return the places in a conversation, one that can be parsed, of keys that have no effect."""
+    """Return the places of keys in a conversation that have no effect."""
     found: list[str] = []
     for place, given, known in _objects(messages, where):
         found += [f"{place}.{key}" for key, value in given.items() if key not in known and not _empty(value)]
@@ -275,6 +275,8 @@ def _objects(messages: object, where: str) -> Iterator[tuple[str, Mapping[str, A
         yield f"{where}[{i}]", message, MESSAGE_KEYS
         content = message.get("content")
         for j, part in enumerate(content if isinstance(content, list | tuple) else ()):
+            if not isinstance(part, Mapping):
+                continue
             place = f"{where}[{i}].content[{j}]"
             yield place, part, ("text", *IMAGE_KEYS, *HINTS)
             for key in ("image_url", "source"):

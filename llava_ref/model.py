@@ -186,7 +186,7 @@ class Llava:
         clock = Clock(load_s=self.load_s, preprocess_s=request.decode_s)
         ids = request.token_ids
         limit = room(len(ids), self.n_context, max_tokens)
-        sampler = Sampler(sampling, self.tokenizer.n_vocab, [token for token in ids if token >= 0])
+        sampler = Sampler(sampling, self.tokenizer.n_vocab, [token for token in ids if token >= 0], limit)
         stops, at_start = StopStrings(stop), not request.continues
 
         def begin() -> Iterator[Step]:

@@ -16,6 +16,7 @@ from .errors import ParameterError
 from .scores import Score, score
 
 PENALTY_WINDOW = 64  # tokens, as llama.cpp's --repeat-last-n
+NO_LIMIT = 2**31 - 1  # tokens
 MAX_TOP = 20  # alternatives to report with a token, as OpenAI's
 
 _RANGES = {  # both ends included
@@ -33,13 +34,18 @@ class Matcher(Protocol):
 
     def allowed(self) -> np.ndarray: ...  # (V,) bool, one True at least
 
+    def instead(self, token_id: int) -> int | None: ...  # another token, where this one leads too far
+
     def accept(self, token_id: int) -> None: ...  # the token that was chosen
+
+    cut: bool
+    """Whether `instead` gave another."""
 
 
 class Grammar(Protocol):
     """A form that answers must have."""
 
-    def start(self) -> Matcher: ...
+    def start(self, limit: int) -> Matcher: ...  # of an answer of at most so many tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +101,19 @@ def _check_integer(name: str, value: object, high: int) -> None:
 
 
 class Sampler:
-    """Picks the tokens of one answer. `history`: the prompt's token ids, which the penalties count as well.
+    """Picks the tokens of one answer. `history`: the prompt's token ids, which the penalties count as well. `limit`:
+    tokens that the answer may have, which a grammar plans with.
 
     ParameterError for a logit bias of a token that a vocabulary of `n_vocab` does not have."""
 
-    def __init__(self, sampling: Sampling, n_vocab: int, history: Sequence[int] = ()) -> None:
+    def __init__(self, sampling: Sampling, n_vocab: int, history: Sequence[int] = (), limit: int = NO_LIMIT) -> None:
         for token in sampling.logit_bias:
             if token >= n_vocab:
                 raise ParameterError("logit_bias", str(token), f"no such token, expected 0 to {n_vocab - 1}")
         self.sampling = sampling
         self._rng = np.random.Generator(np.random.PCG64(sampling.seed))
         self._history = list(history)
-        self._matcher = None if sampling.grammar is None else sampling.grammar.start()
+        self._matcher = None if sampling.grammar is None else sampling.grammar.start(limit)
 
     def pick(self, logits: np.ndarray) -> int:
         """The next token from its logits (V,), which stay as they are. Remembers it."""
@@ -114,10 +121,17 @@ class Sampler:
             logits = np.where(self._matcher.allowed(), logits, -np.inf)
         x = filtered(logits, self._history, self.sampling)
         token = int(x.argmax()) if self.sampling.temperature == 0 else self._draw(x)
-        self._history.append(token)
         if self._matcher is not None:
+            other = self._matcher.instead(token)
+            token = token if other is None else other
             self._matcher.accept(token)
+        self._history.append(token)
         return token
+
+    @property
+    def cut(self) -> bool:
+        """Whether the grammar brought the answer to an end for its limit."""
+        return self._matcher is not None and self._matcher.cut
 
     def score(self, logits: np.ndarray, token_id: int) -> Score | None:
         """What `top_logprobs` asks to be reported of a token under its logits (V,); None if nothing."""

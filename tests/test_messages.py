@@ -268,6 +268,11 @@ def test_keys_that_say_nothing_here_are_accepted_and_found():
     ]
 
 
+@pytest.mark.parametrize("messages", [None, 3, "x", [3], [{"content": 3}], [{"content": [3, None, [1], {}]}], [[]]])
+def test_of_what_is_no_conversation_nothing_is_found(messages):
+    assert unheard(messages) == []
+
+
 def test_sixteen_pictures_and_no_more():
     image = {"type": "image_url", "image_url": B64}
     many = [*user(*[image] * 10), *user(*[image] * 6)]

@@ -141,6 +141,8 @@ def test_pieces_of_ids_are_what_they_decode_to(tokenizer):
 class Scripted:
     """A session and a sampler that give these tokens."""
 
+    cut = False
+
     def __init__(self, ids):
         self.ids = list(ids)
 

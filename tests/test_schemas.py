@@ -31,7 +31,7 @@ def takes(grammars, tokenizer):
     pieces = [tokenizer.token_bytes(i) for i in range(tokenizer.n_vocab)]
 
     def it(schema, value):
-        matcher, left = grammars.grammar(schema).start(), json.dumps(value, separators=(",", ":")).encode()
+        matcher, left = grammars.grammar(schema).start(1000), json.dumps(value, separators=(",", ":")).encode()
         while left:
             fitting = [i for i in np.flatnonzero(matcher.allowed()) if pieces[i] and left.startswith(pieces[i])]
             if not fitting:

@@ -66,8 +66,13 @@ class Only:
     def __init__(self, *ids):
         self.ids, self.taken = ids, []
 
-    def start(self):
+    cut = False
+
+    def start(self, limit):
         return self
+
+    def instead(self, token_id):
+        return None
 
     def allowed(self):
         mask = np.zeros(11, bool)

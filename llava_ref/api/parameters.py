@@ -261,12 +261,17 @@ def check(asked: BaseModel, table: Table, *, strict: bool) -> tuple[str, ...]:
     for path, value in _extras(asked):
         refused = path in table.refused
         values = table.refused[path] if refused else table.warned.get(path, ())
-        if value is None or path in table.silent or value in values:
+        if value is None or path in table.silent or any(_same(value, default) for default in values):
             continue
         if refused or strict:
             raise _refusal(path, values)
         warnings.append(f"{printable(path, 100)}: has no effect here{_hint(path)}")
     return short(warnings)
+
+
+def _same(value: Any, default: Any) -> bool:
+    """1.0 is 1, but 0 is not false."""
+    return bool(value == default) and isinstance(value, bool) == isinstance(default, bool)
 
 
 def short(warnings: list[str]) -> tuple[str, ...]:

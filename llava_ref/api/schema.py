@@ -183,6 +183,8 @@ class ChatRequest(Common):
 class LookRequest(Strict):
     """`POST /v1/look`."""
 
+    table = TEXTS
+
     messages: Annotated[Any, WithJsonSchema(LOOKED_AT)]
     model: Label | None = Field(None, description="Any name. The model that is loaded answers.")
 

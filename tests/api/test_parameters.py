@@ -83,6 +83,12 @@ def test_what_has_no_effect_is_said(server, strict, path):
             assert strict.error(ask(strict, path, **{name: "something"})) == (400, name, code)
 
 
+def test_a_default_is_one_of_its_type(server):
+    assert warnings(ask(server, CHAT, typical_p=1, xtc_probability=0.0, mirostat=0.0)) == []
+    assert len(warnings(ask(server, CHAT, store=0, n_keep=False, mirostat=False))) == 3
+    assert server.error(ask(server, CHAT, use_beam_search=0)) == (400, "use_beam_search", "unsupported_value")
+
+
 def test_parts_of_parameters(server, strict):
     for name in ("include_obfuscation", "continuous_usage_stats", "frobnicate"):
         asked = {"stream": True, "stream_options": {"include_usage": True, name: True}}
