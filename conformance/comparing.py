@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from llava_ref.engine import Part
-from llava_ref.measure import Distance, distance
+from llava_ref.measure import Distance, bad_numbers, distance
 from llava_ref.model import Llava
 from llava_ref.ops import Array
-from llava_ref.trace import ON_REQUEST, At, Probe, join
+from llava_ref.trace import ON_REQUEST, At, Probe, join, joined_shape
 
 from .bounds import Bound
 
@@ -18,9 +18,10 @@ from .bounds import Bound
 class Seen:
     """What is known of a stage so far."""
 
-    shape: tuple[int, ...]
-    reference: tuple[int, ...] | None
+    shape: tuple[int, ...] = ()
     distance: Distance | None = None
+    bad: str | None = None
+    """Which side holds NaN or infinity where the other does not, or both, and at which row first."""
     pieces: list[np.ndarray] = field(default_factory=list)
 
 
@@ -40,25 +41,38 @@ class Beside(Probe):
 
     def see(self, x: Array, at: At) -> Array:
         name, host = at.numbered, x if isinstance(x, np.ndarray) else self._ops.numpy(x)
-        want = self._theirs.get(name)
-        piece = None if want is None else _rows(want, at, host.shape)
-        if want is None or piece is None:
-            self.seen.setdefault(name, Seen(host.shape, None if want is None else want.shape))
+        seen = self.seen.setdefault(name, Seen())
+        seen.shape = joined_shape(name, [seen.shape, host.shape]) if seen.shape else host.shape
+        if name not in self._theirs:
             return x
-        self._measure(name, host, want)
-        if not self._forced:
+        want = in_axes(self._theirs[name], host.ndim)
+        piece = _rows(want, at, host.shape)
+        if piece is not None:
+            seen.pieces.append(host.copy())
+            self._measure(name, seen, want)
+        if not self._forced or piece is None:
             return x
+        with np.errstate(invalid="ignore"):  # NaN has no place in a picture's bytes
+            piece = piece.astype(host.dtype)
         return piece if isinstance(x, np.ndarray) else self._ops.array(piece)
 
-    def _measure(self, name: str, ours: np.ndarray, want: np.ndarray) -> None:
-        seen = self.seen.setdefault(name, Seen(want.shape, want.shape))
-        seen.pieces.append(ours.copy())
-        axis = 1 if ON_REQUEST in name else 0
-        if sum(piece.shape[axis] for piece in seen.pieces) == want.shape[axis] and want.size:
-            whole = join(name, seen.pieces) if len(seen.pieces) > 1 else seen.pieces[0]
-            bound = self._bound_of(name)
-            seen.distance = distance(whole, want, bound.limit if bound.measure == "rel_rms" else 0.0)
-            seen.pieces.clear()
+    def _measure(self, name: str, seen: Seen, want: np.ndarray) -> None:
+        """Once all rows are there: a longer one of theirs never is, and is of another shape."""
+        pieces = joined_shape(name, [piece.shape for piece in seen.pieces])
+        if pieces != want.shape or not want.size:
+            return
+        whole = join(name, seen.pieces) if len(seen.pieces) > 1 else seen.pieces[0]
+        bound = self._bound_of(name)
+        seen.distance = distance(whole, want, bound.limit if bound.measure == "rel_rms" else 0.0)
+        seen.bad, _ = bad_numbers(whole, want, ("this run", "the reference"), 1 if ON_REQUEST in name else 0)
+        seen.pieces.clear()
+
+
+def in_axes(x: np.ndarray, count: int) -> np.ndarray:
+    """An array with `count` axes, where leaving out or adding axes of 1 is enough for that; otherwise as it is."""
+    while x.ndim > count and 1 in x.shape:
+        x = x.squeeze(x.shape.index(1))
+    return x.reshape((1,) * (count - x.ndim) + x.shape)
 
 
 def _rows(want: np.ndarray, at: At, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -12,13 +12,13 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
-from llava_ref.measure import Distance
+from llava_ref.measure import Distance, rounding
 from llava_ref.model import Llava
 from llava_ref.profiles import Quirks
-from llava_ref.stages import Stage, of_picture
+from llava_ref.stages import Stage, of_picture, place
 from llava_ref.tracefile import hashes
 
-from .bounds import Arithmetic, Bound, Terms, bound, widened
+from .bounds import Arithmetic, Bound, Terms, bound, recorded, widened
 from .comparing import Seen, run_beside
 from .outcome import Outcome, outcome
 from .reference import Case, Run
@@ -56,6 +56,13 @@ class StageResult:
     whole: Distance | None  # from its own
     bound: Bound
     problem: str | None
+    remark: str | None = None
+    """What else there is to say: how it was recorded, that one side alone has it, or NaN on both."""
+
+    @property
+    def bad_number(self) -> bool:
+        """Whether it is out by a NaN or an infinity, which `problem` then names."""
+        return self.problem is not None and self.problem.startswith(("NaN", "infinity"))
 
     @property
     def compared(self) -> bool:
@@ -128,18 +135,21 @@ def _compare(model: Llava, case: Case, run: Run) -> _Compared:
     if run.chosen:
         computed = {name: limit for name, limit in bounds.items() if case.images or not of_picture(name)}
         bounds |= widened(computed, run.stages)
-    other = Bound("rel_rms", 0.0)
+    other, kinds = Bound("rel_rms", 0.0), {name: stage.kind for name, stage in stages.items()}
+    moved = {name: rounding(run.stages[name], kind) for name, kind in run.rounded.items()}
+    most = max((relative for relative, _ in moved.values()), default=0.0)
 
     def bound_of(name: str) -> Bound:
-        return bounds.get(name.partition("#")[0], other)
+        bare = name.partition("#")[0]
+        return recorded(bounds.get(bare, other), kinds.get(bare, "float"), moved.get(name), most)
 
     own, _ = run_beside(model, case.images, run.token_ids, run.stages, bound_of, forced=True)
     whole, logits = run_beside(model, case.images, ids, run.stages, bound_of, forced=False)
     results = [_token_ids(ids, run.token_ids)]
-    for name in _merged(list(own), [name for name in run.stages if name != "token_ids"]):
+    for name in dict.fromkeys(name for name in [*own, *run.stages] if name != "token_ids"):
         stage = stages.get(name.partition("#")[0])
         results.append(_result(name, stage, types, own.get(name), whole.get(name), run, bound_of(name)))
-    return _Compared(tuple(_in_order(results)), ids, logits)
+    return _Compared(tuple(sorted(results, key=lambda result: place(result.name))), ids, logits)
 
 
 def _terms(model: Llava, case: Case, run: Run) -> Terms:
@@ -157,19 +167,25 @@ def _result(
     reference = run.stages[name].shape if name in run.stages else None
     shapes = (None if own is None else own.shape, reference)
     distance = own.distance if own else None
-    problem = None
-    if own is None:
+    problem, remark = None, None
+    if own is None and run.chosen:
+        remark = "only in the reference"
+    elif own is None:
         problem = "this run has no such stage"
     elif reference is None:
         may_lack = run.chosen or stage is None or name.startswith("image.seen")
-        problem = None if may_lack else "the reference has no such stage"
+        problem, remark = (None, "not in the reference") if may_lack else ("the reference has no such stage", None)
     elif distance is None:
         problem = "shapes differ"
     elif not getattr(distance, limit.measure) <= limit.limit:
-        problem = f"{limit.measure.replace('_', ' ')} {getattr(distance, limit.measure):.2g} over {limit.limit:.2g}"
+        over = f"{limit.measure.replace('_', ' ')} {getattr(distance, limit.measure):.2g} over {limit.limit:.2g}"
+        problem = own.bad or over
+    else:
+        remark = own.bad or (f"recorded as {run.rounded[name]}" if name in run.rounded else None)
     kind = stage.kind if stage else "float"
     weight_type = types.get(name.partition("#")[0])
-    return StageResult(name, kind, weight_type, shapes, distance, whole.distance if whole else None, limit, problem)
+    further = whole.distance if whole else None
+    return StageResult(name, kind, weight_type, shapes, distance, further, limit, problem, remark)
 
 
 def _token_ids(ours: Sequence[int], theirs: Sequence[int]) -> StageResult:
@@ -181,23 +197,6 @@ def _token_ids(ours: Sequence[int], theirs: Sequence[int]) -> StageResult:
         problem = f"{found} at position {at}, the reference has {expected}"
     shapes = ((len(ours),), (len(theirs),))
     return StageResult("token_ids", "exact", None, shapes, None, None, Bound("max_abs", 0.0), problem)
-
-
-def _merged(ours: list[str], theirs: list[str]) -> list[str]:
-    """Our order, with what only the reference has put behind its predecessor there."""
-    merged, before = list(ours), ""
-    for name in theirs:
-        if name not in merged:
-            merged.insert(merged.index(before) + 1 if before in merged else 0, name)
-        before = name
-    return merged
-
-
-def _in_order(results: list[StageResult]) -> list[StageResult]:
-    """Token ids stand between the projector and the decoder."""
-    ids, *rest = results
-    at = next((i for i, result in enumerate(rest) if not of_picture(result.name)), len(rest))
-    return [*rest[:at], ids, *rest[at:]]
 
 
 def _explain(

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llava_ref.measure import kl
+from llava_ref.measure import kl, rounding
 from llava_ref.model import Llava
 
-from .bounds import coarsest, divergence, margin
-from .comparing import continued
+from .bounds import coarsest, divergence, margin, recorded_logits
+from .comparing import continued, in_axes
 from .reference import Case, Run
 
 
@@ -46,7 +46,7 @@ class Outcome:
 def outcome(model: Llava, case: Case, run: Run, ids: tuple[int, ...], logits: np.ndarray) -> Outcome:
     """Of our run on its own, which had these token ids and gave these logits (T, V)."""
     kind = coarsest(set(model.engine.types().values()))
-    theirs = run.stages.get("result_output")
+    theirs = None if "result_output" not in run.stages else in_axes(run.stages["result_output"], 2)
     if ids != run.token_ids or theirs is None or theirs.shape != logits.shape:
         divergences = top_1 = None
     else:
@@ -58,13 +58,19 @@ def outcome(model: Llava, case: Case, run: Run, ids: tuple[int, ...], logits: np
     return Outcome(
         token_ids=(ids, run.token_ids),
         kl=divergences,
-        kl_bound=divergence(kind),
+        kl_bound=recorded_logits(divergence(kind), _moved(run)),
         top_1=top_1,
         greedy=greedy,
         disagreements=disagreements,
         margin_bound=margin(kind),
         texts={token: model.tokenizer.text_of(token) for token in sorted(shown)},
     )
+
+
+def _moved(run: Run) -> float:
+    """By how much the reference's logits may have been rounded when they were written down."""
+    kind = run.rounded.get("result_output")
+    return 0.0 if kind is None else rounding(run.stages["result_output"], kind)[1]
 
 
 def _answer(greedy: tuple[int, ...], end_ids: frozenset[int]) -> tuple[int, ...]:

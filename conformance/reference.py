@@ -47,6 +47,8 @@ class Run:
     """-1 where a picture stands."""
     greedy: tuple[int, ...]
     """The likeliest tokens after the prompt, one after the other."""
+    rounded: Mapping[str, str] = field(default_factory=dict)
+    """The stages that were not kept as float32, with the type: F16 or BF16."""
     chosen: bool = False
     """Whether somebody chose which stages to keep, so that one may be absent and still have been computed."""
 

@@ -73,11 +73,13 @@ class Recorded:
             if "token_ids" not in trace:
                 raise ReferenceError(str(self.path), "token_ids", "missing tensor: (T,) int64, -1 for a picture's rows")
             ids = tuple(int(token) for token in np.asarray(trace["token_ids"]).ravel())
-            generated = json.loads(trace.about.get("generated", "[]"))
+            greedy = tuple(int(token) for token in trace.fact("generated", [])[:n_greedy])
         except ReferenceError:
             raise
-        except (LlavaError, ValueError) as error:
-            raise ReferenceError(str(self.path), "trace", str(error)) from None
+        except LlavaError as error:
+            raise ReferenceError(error.where, error.field, error.problem) from None
+        except (TypeError, ValueError, OverflowError) as error:  # NaN for an id, text for a token
+            raise ReferenceError(str(self.path), "token_ids, generated", f"not numbers of tokens: {error}") from None
         arithmetic = "ggml" if trace.about.get("precision") == "ggml" else trace.about.get("arithmetic", "float32")
-        greedy = tuple(int(token) for token in generated[:n_greedy])
-        return Run(self.name, trace.about | {"arithmetic": arithmetic}, trace, ids, greedy, chosen=True)
+        about = trace.about | {"arithmetic": arithmetic}
+        return Run(self.name, about, trace, ids, greedy, rounded=trace.rounded, chosen=True)

@@ -66,7 +66,7 @@ def verdict(report: Report) -> Verdict:
         n, absent = report.n_compared, len(report.stages) - report.n_compared
         why = f"All {n} stages that both have are within their bounds"
         return Verdict(
-            True, "The same", f"{why}; {absent} are not in the reference." if absent else f"{why}.", outcome(report)
+            True, "The same", f"{why}; {absent} are on one side only." if absent else f"{why}.", outcome(report)
         )
     if not report.findings:
         why = "What is left of each stage by itself is within its bound; what they come to together is not."
@@ -92,7 +92,7 @@ def _first(report: Report, finding: Finding) -> str:
 def problem(report: Report, finding: Finding) -> str:
     """What is wrong with a finding's first stage, as a sentence."""
     stage = stage_of(report, finding)
-    if stage.own is not None:
+    if stage.own is not None and not stage.bad_number:
         found = figure(getattr(stage.own, stage.bound.measure))
         return f"{MEASURES[stage.bound.measure]} {found}, allowed {figure(stage.bound.limit)}."
     ours, theirs = stage.shapes

@@ -4,6 +4,7 @@ relRMS is ||got - want|| / ||want||, `want` the reference; sums in float64. T po
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,20 +27,55 @@ class Distance:
 
 def distance(got: np.ndarray, want: np.ndarray, bound: float) -> Distance:
     """Of `got` from the reference `want`, of the same shape and not empty. NaN and infinity are infinitely far from
-    anything but themselves."""
+    anything but themselves; where both have the same one, the rest is compared."""
     x, y = got.astype(np.float64), want.astype(np.float64)
     with np.errstate(all="ignore"):
-        off = np.where((x == y) | (np.isnan(x) & np.isnan(y)), 0.0, np.abs(x - y))
+        off = np.where(_same(x, y), 0.0, np.abs(x - y))
     off = np.where(np.isfinite(off), off, np.inf)
-    rms = _rms(y)
+    rms = _rms(np.where(np.isfinite(y), y, 0.0))
+    alike = np.isfinite(x) & np.isfinite(y)
     bad = off > bound * rms
     return Distance(
         rel_rms=_ratio(_rms(off), rms),
         max_abs=float(off.max()),
-        cosine=cosine(x, y),
+        cosine=cosine(x[alike], y[alike]),
         worst=_place(int(off.argmax()), got.shape),
         first_bad=_place(int(bad.argmax()), got.shape) if bad.any() else None,
     )
+
+
+def bad_numbers(got: np.ndarray, want: np.ndarray, names: tuple[str, str], axis: int = 0) -> tuple[str | None, bool]:
+    """Return which of two arrays of one shape hold NaN or infinity, and at which row along `axis` first, in words; None
+    if neither does. And whether they hold it at the same places."""
+    x, y = got.astype(np.float64), want.astype(np.float64)
+    bad = ~(np.isfinite(x) & np.isfinite(y))
+    apart = bad & ~_same(x, y)
+    if not bad.any():
+        return None, True
+    first = _place(int((apart if apart.any() else bad).argmax()), bad.shape)
+    found = [(_word(float(a[first])), name) for a, name in zip((x, y), names, strict=True)]
+    words = " and ".join(f"{word} in {name}" for word, name in found if word)
+    row = f" at row {first[axis]}" if first else ""
+    return f"{words}, first{row}, {list(first)}", not apart.any()
+
+
+def rounding(x: np.ndarray, kind: str) -> tuple[float, float]:
+    """Return how far writing numbers as `kind`, F16 or BF16, may have moved them: relative RMS, and the most.
+
+    Rounding moves a number by at most half the way to its neighbour. BF16 has 16 bits of a significand less than
+    float32, so its neighbours are 2^16 times as far away."""
+    with np.errstate(all="ignore"):
+        step = np.spacing(x.astype(np.float16)) if kind == "F16" else np.spacing(x.astype(np.float32)) * 65536
+    finite = np.isfinite(step) & np.isfinite(x)
+    half = np.abs(np.where(finite, step, 0)).astype(np.float64) / 2
+    relative = _ratio(_rms(half), _rms(np.where(finite, x, 0).astype(np.float64))) if x.size else 0.0
+    return min(relative, 1.0), float(half.max(initial=0.0))
+
+
+def fitted(x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Return `x` in another shape where the two differ only by axes of 1; otherwise as it is."""
+    same = [n for n in x.shape if n != 1] == [n for n in shape if n != 1]
+    return x.reshape(tuple(shape)) if same else x
 
 
 @one_blas_thread()
@@ -77,6 +113,14 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     x = x - x.max(-1, keepdims=True)
     normalised: np.ndarray = x - np.log(np.exp(x).sum(-1, keepdims=True))
     return normalised
+
+
+def _same(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.asarray((x == y) | (np.isnan(x) & np.isnan(y)))
+
+
+def _word(value: float) -> str:
+    return "NaN" if math.isnan(value) else "infinity" if math.isinf(value) else ""
 
 
 def _rms(x: np.ndarray) -> float:

@@ -7,6 +7,7 @@ where it has none; names repeat, so the operation stands behind them. transforme
 LlavaForConditionalGeneration (5.x) whose output it is, `<` for its input.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -112,6 +113,30 @@ def text(config: TextConfig) -> Iterator[Stage]:
     for i in range(config.n_layer):
         yield from (_numbered(stage, "blk", i) for stage in TEXT_BLOCK)
     yield from TEXT_OUT
+
+
+def _places() -> Iterator[tuple[str, tuple[int, int, int]]]:
+    """The names of the tables, and where each stands: section, part of it (before, in and behind its blocks), row."""
+    yield "token_ids", (1, 0, 0)
+    for section, *parts in ((0, (*IMAGE, *TOWER_IN), TOWER_BLOCK, TOWER_OUT), (2, TEXT_IN, TEXT_BLOCK, TEXT_OUT)):
+        for part, rows in enumerate(parts):
+            prefix = ("blk.{i}." if section else "vision.blk.{i}.") if part == 1 else ""
+            yield from ((prefix + stage.name, (section, part, row)) for row, stage in enumerate(rows))
+
+
+_PLACES = dict(_places())
+
+
+def place(name: str) -> tuple[int, ...]:
+    """Return a key that sorts names as their stages are computed: the pictures one after the other, the token ids, the
+    sequences; blocks by number; a name that is no stage behind all others."""
+    bare, hash_, run = name.partition("#")
+    block = re.match(r"(?:vision\.)?blk\.([0-9]+)\.", bare)
+    found = _PLACES.get(re.sub(r"blk\.[0-9]+\.", "blk.{i}.", bare, count=1))
+    if found is None or hash_ and not re.fullmatch("[0-9]+", run):
+        return (3,)
+    section, part, row = found
+    return section, int(run or 0), part, int(block[1]) if block else 0, row
 
 
 def residual(blocks: Iterable[int]) -> list[str]:

@@ -24,6 +24,7 @@ from .errors import ParameterError
 from .trace import join, joined_shape
 
 DTYPES = {"float32": "F32", "uint8": "U8", "int64": "I64"}
+READ = ("F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,10 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 class TraceFile(Mapping[str, np.ndarray]):
-    """A trace file; arrays are read when they are asked for. ParameterError for a file that is none."""
+    """A trace file; arrays are read when they are asked for, BF16 as float32. ParameterError for a file that is none.
+
+    `rounded`: the tensors that are F16 or BF16, with that type. Names come in the order of the file, which may be any:
+    safetensors' own `save_file` sorts them by type and alphabet. `stages.place` has that of the run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -105,34 +109,61 @@ class TraceFile(Mapping[str, np.ndarray]):
             opened: Any = safe_open(str(path), framework="np")
             self._file = opened
             self.about: dict[str, str] = dict(opened.metadata() or {})
-            self._names = _in_order(path)
+            self._body, entries = _header(path)
         except FileNotFoundError:
             raise ParameterError(path, "file", "is not there") from None
         except (SafetensorError, OSError) as error:
             raise ParameterError(path, "header", f"not a safetensors file: {error}") from None
+        self._entries = {
+            name: entries[name] for name in sorted(entries, key=lambda name: entries[name]["data_offsets"])
+        }
+        types = {name: entry["dtype"] for name, entry in self._entries.items()}
+        self.rounded: dict[str, str] = {name: kind for name, kind in types.items() if kind in ("F16", "BF16")}
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._names:
-            raise KeyError(name)
+        kind = self._entries[name]["dtype"]
+        if kind == "BF16":
+            return self._bfloat16(name)
+        if kind not in READ:
+            raise ParameterError(self.path, name, f"of type {kind}, expected one of BF16, {', '.join(READ)}")
+        return np.asarray(self._file.get_tensor(name))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._entries[name]["shape"])
+
+    def _bfloat16(self, name: str) -> np.ndarray:
+        """The upper half of a float32: numpy has no such type."""
+        start, end = self._entries[name]["data_offsets"]
+        with open(self.path, "rb") as file:
+            file.seek(self._body + start)
+            upper = np.frombuffer(file.read(end - start), "<u2").astype(np.uint32)
+        return (upper << 16).view(np.float32).reshape(self.shape(name))
+
+    def fact(self, key: str, default: Any) -> Any:
+        """A JSON value of the header, of the type that `default` has. ParameterError for anything else."""
         try:
-            return np.asarray(self._file.get_tensor(name))
-        except (SafetensorError, TypeError, AttributeError) as error:  # a type that numpy does not have
-            raise ParameterError(self.path, name, f"cannot be read: {error}") from None
+            value = json.loads(self.about[key]) if key in self.about else default
+        except ValueError:
+            value = None
+        if not isinstance(value, type(default)):
+            problem = f"{self.about[key][:40]!r} is not a JSON {'list' if isinstance(default, list) else 'object'}"
+            raise ParameterError(self.path, f"__metadata__.{key}", problem)
+        return value
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._entries)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._entries)
 
 
-def _in_order(path: Path) -> list[str]:
-    """The names as they stand in a file that is known to be right."""
+def _header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Where the tensors begin, and what the header says of each, in a file that is known to be right."""
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
-    return sorted(header, key=lambda name: header[name]["data_offsets"])
+    return 8 + length, header
 
 
 def hashes(paths: Iterable[Path]) -> dict[str, str]:

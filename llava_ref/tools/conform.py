@@ -190,7 +190,8 @@ def _print(report: "Report") -> None:
     for stage in report.stages:
         own, whole = (f"{d.rel_rms:8.1e}" if d else " " * 8 for d in (stage.own, stage.whole))
         at = f", first at {list(stage.own.first_bad)}" if stage.problem and stage.own and stage.own.first_bad else ""
-        print(f"{stage.name:{width}}  {own}  {whole}  {stage.bound.limit:8.1e}  {stage.problem or ''}{at}".rstrip())
+        said = (stage.problem or stage.remark or "") + ("" if stage.bad_number else at)
+        print(f"{stage.name:{width}}  {own}  {whole}  {stage.bound.limit:8.1e}  {said}".rstrip())
     print("own: relative RMS error of the stage from the reference's inputs; whole: from its own")
     for line in [*_outcome(report), *verdict(report)]:
         print(visible(line))
