@@ -30,12 +30,7 @@ class JsonGrammars:
         self._tokenizer = tokenizer
         self._making = threading.Lock()
         self._tokens: Any = None
-        pieces = [
-            b"" if i in tokenizer.vocabulary.control else tokenizer.token_bytes(i) for i in range(tokenizer.n_vocab)
-        ]
-        self._signs = {
-            sign: [i for i, piece in enumerate(pieces) if piece == sign.encode()] for sign in (*CLOSING, *LETTERS)
-        }
+        self._signs: dict[str, list[int]] = {}
 
     def grammar(self, schema: Mapping[str, Any] | None = None, where: str = WHERE) -> "JsonGrammar":
         """Any JSON object, or what a JSON Schema describes. ParameterError for a schema that cannot be kept."""
@@ -44,7 +39,9 @@ class JsonGrammars:
         llguidance = _llguidance()
         with self._making:
             if self._tokens is None:
-                self._tokens = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Tokens(self._tokenizer)))
+                known = _Tokens(self._tokenizer)
+                self._signs = {c: [i for i, t in enumerate(known.tokens) if t == c.encode()] for c in CLOSING + LETTERS}
+                self._tokens = llguidance.LLTokenizer(llguidance.TokenizerWrapper(known))
         try:
             options = {"whitespace_flexible": False}
             source = llguidance.LLMatcher.grammar_from_json_schema(closed(wanted), overrides=options)
