@@ -18,7 +18,7 @@ from llava_ref.scenes.scene import Draw
 from llava_ref.tokenizer import Tokenizer
 
 from .speech import BOTH, JSON_SYSTEMS, NO_PICTURE, SYSTEMS, small_talk, turn
-from .tokens import BOS, PATCHES, STYLES, Answer, Segment, Tokens, Turn
+from .tokens import BOS, STYLES, Answer, Segment, Tokens, Turn
 from .vocabulary import ENGLISH
 
 WEIGHTS = {  # of kinds while training: more of what is hard
@@ -26,9 +26,8 @@ WEIGHTS = {  # of kinds while training: more of what is hard
     "caption": 10, "beside": 7, "further": 5,
 }  # fmt: skip
 FOLLOWS = 0.25  # share of questions that follow the one before as a second turn
-ROW = 240  # tokens of a row, where one conversation alone is not longer
-BEHIND = 90  # of them for questions behind the shared picture, in seven rows of ten
-LONG, SHORT = 80, 30  # room for another conversation with its own picture, and for a question without
+ROW = 250  # tokens of a row, where one conversation alone is not longer
+SHORT = 30  # room for a question behind the shared picture
 OWN = 1000  # segments from here on hold their own pictures and do not see the shared one
 SHARED, PADDING = -2, -1
 EMPTY = {"ids": 0, "patches": -1, "positions": 0, "segments": PADDING, "where": 0, "answers": -100, "groups": 0}
@@ -53,11 +52,7 @@ class Packer:
     def pack(self, scene: Scene, other: Scene, rng: np.random.Generator) -> Row:
         """Return the row of one picture. `other` is the scene of picture 1, the next one of the batch."""
         draw = Draw(rng)
-        own: list[tuple[int, Segment]] = []
-        room = ROW - (draw.chance(0.7) and len(self._shared.ids) + BEHIND)
-        while room > 0 and (not own or room > LONG):
-            own.append((OWN + len(own), self._own(draw, scene, other)))
-            room -= len(own[-1][1].ids)
+        own = [(OWN, self._own(draw, scene, other))]
         room = ROW - sum(len(s.ids) for _, s in own) - len(self._shared.ids)
         if room < SHORT:
             return self.row(own)
@@ -106,7 +101,7 @@ class Packer:
     def _own(self, draw: Draw, scene: Scene, other: Scene) -> Segment:
         """Return a conversation that holds its own pictures, of a kind drawn by weight."""
         kinds: list[tuple[int, Callable[[Tokens, Draw, Scene, Scene], Segment]]] = [
-            (60, self._text_first), (12, self._system), (6, self._no_picture), (5, self._late), (4, self._two),
+            (50, self._text_first), (14, self._system), (9, self._no_picture), (6, self._late), (4, self._two),
             (10, self._nitro),
         ]  # fmt: skip
         which = draw.between(0, sum(weight for weight, _ in kinds) - 1)
