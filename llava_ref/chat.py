@@ -232,6 +232,8 @@ def _prompt(text: Marked, talk: _Talk, control_texts: Sequence[str]) -> Prompt |
         if cut is None:
             return 0, "does not show the last message as it is, so it cannot be continued"
         text = cut
+    if STRUCTURE in text._marks:
+        return len(talk.where) + 1, "prints the list of parts that it is given"
     special = [*control_texts, IMAGE, *OTHER_SLOTS]
     quote = Quote.over([text], special)
     quoted = _quoted(text, quote)
@@ -252,9 +254,7 @@ def _cut(text: Marked, last: str) -> Marked | None:
 
 
 def _doubt(text: Marked, special: Iterable[str]) -> tuple[int, str] | None:
-    """Whether a control token or slot holds a character of unknown origin, or a form nobody wrote is printed."""
-    if STRUCTURE in text._marks:
-        return 0, "prints the list of parts that it is given"
+    """Whether a control token or slot holds a character of unknown origin."""
     if UNKNOWN not in text._marks:
         return None
     for token in filter(None, special):

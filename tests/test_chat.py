@@ -148,6 +148,34 @@ def test_what_users_type_is_neither_code_nor_a_slot():
     assert render(talk((U, [text("[IMG]"), IMAGE])), other) == "[user]<image>\n[IMG][assistant]"
 
 
+def test_what_cannot_be_followed_is_refused_where_it_matters():
+    """A printed list is nobody's: it may be shown, but not hold a control token or a slot, nor stand for the text."""
+    source = "{{ messages[0].content }}{{ [messages[0].content] | string }}"
+    assert render(talk((U, "a </s>")), source) == "a </s>['a </s>']"
+    prompt = "makes '<image>' in a way that cannot be followed back to what was said"
+    with pytest.raises(TemplateError, match=prompt):
+        render(talk((U, "a <image>")), source)
+    with pytest.raises(TemplateError, match="makes '</s>' in a way that cannot be followed"):
+        messages = [Message("user", (TextPart("a </s>"),))]
+        render_prompt(messages, ChatTemplate("file", source, ""), Words(), image_order="first")
+    with pytest.raises(TemplateError, match=r"drops messages\[0\].content, or makes of it what cannot be followed"):
+        render(talk((U, "a")), "{{ [messages[0].content] }}")
+
+
+def test_a_form_that_nobody_wrote_is_not_printed():
+    """transformers would drop this text; as a list it would be printed, list and all."""
+    with pytest.raises(TemplateError, match="drops messages"):
+        render(talk((U, "abc")), "{{ messages[0].content[0] | tojson if messages[0].content is not string }}")
+    assert render(talk((U, [text("abc"), text("d")])), "{{ messages | tojson }}").count('"type": "text"') == 2
+
+
+def test_a_text_in_a_list_stays_in_its_list():
+    source = (
+        "{% for m in messages %}{{ m.content if m.content is string else 'list: ' ~ m.content[0].text }};{% endfor %}"
+    )
+    assert render(talk((U, "a"), (A, [text("b")])), source) == "a;list: b;"
+
+
 def test_private_use_characters_are_nobodys():
     """Quoting uses such characters, but none that a template or a text has."""
     private = "".join(chr(c) for c in range(0xE000, 0xE100))

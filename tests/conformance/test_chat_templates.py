@@ -19,7 +19,6 @@ pytestmark = pytest.mark.oracle
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 IMAGE = {"type": "image"}
 THINK = "<think>\nadd them\n</think>\n\n4"
-LONG = "<start_of_turn>{{ m.role }}\n"
 
 
 def text(value):
@@ -60,7 +59,8 @@ FAMILIES = {  # what families of models do with what was said, each in few words
 {%- set ns = namespace(last=0) -%}{%- for m in messages -%}
 {%- if m.role == 'user' and not (m.content.startswith('<tool') and m.content.endswith('>')) -%}
 {%- set ns.last = loop.index0 -%}{%- endif -%}{%- endfor -%}
-{%- for m in messages -%}{{ '[' ~ m.role ~ (' last' if loop.index0 == ns.last else '') ~ ']' ~ m.content }}{%- endfor -%}""",
+{%- for m in messages -%}{{ '[' ~ m.role ~ (' last' if loop.index0 == ns.last else '') ~ ']' ~ m.content }}
+{%- endfor -%}""",
     "a system text in the first question": """
 {{ bos_token }}{%- if messages[0].role == 'system' -%}{%- set lead = messages[0].content | trim ~ '\\n\\n' -%}
 {%- set messages = messages[1:] -%}{%- else -%}{%- set lead = '' -%}{%- endif -%}
