@@ -232,8 +232,8 @@ def odd_tensors(path):
     """Tensors that no model has: a scalar, and some without an element, at places where others begin."""
     content = build(
         [("general.architecture", "string", "llama")],
-        [Tensor("empty", ne=(0, 4), data=b""), Tensor("scalar", ne=()), Tensor("a", "I8", (3,), offset=32),
-         Tensor("none", "Q8_0", (0,), data=b"", offset=32), Tensor("inside", ne=(4, 0), data=b"", offset=32)],
+        [Tensor("empty", ne=(0, 4), data=b""), Tensor("scalar", ne=()), Tensor("a", "I8", (40,), offset=32),
+         Tensor("none", "Q8_0", (0,), data=b"", offset=32), Tensor("inside", ne=(4, 0), data=b"", offset=64)],
     )  # fmt: skip
     path.write_bytes(content)
     return path
@@ -242,8 +242,8 @@ def odd_tensors(path):
 def test_inspect_lists_empty_and_scalar_tensors(run, tmp_path):
     path = odd_tensors(tmp_path / "odd.gguf")
     got = parsed(run("inspect", path, "--json")[1])
-    shapes = {"empty": [4, 0], "scalar": [], "a": [3], "none": [0], "inside": [0, 4]}
-    assert {t["name"]: t["shape"] for t in got["tensors"]} == shapes and got["n_weights"] == 4
+    shapes = {"empty": [4, 0], "scalar": [], "a": [40], "none": [0], "inside": [0, 4]}
+    assert {t["name"]: t["shape"] for t in got["tensors"]} == shapes and got["n_weights"] == 41
     status, out, _ = run("inspect", path)
     assert (
         status == 0

@@ -95,7 +95,8 @@ def test_divisors_of_rope_with_an_axis_of_one(pair, tmp_path):
 
         return logits((changed(pair[0], tmp_path / "changed.gguf", add), pair[1]))
 
-    assert (stretched((4,)) == stretched((1, 4))).all() and (stretched((4,)) != logits(pair)).any()
+    plain = stretched((4,))
+    assert (plain == stretched((1, 4))).all() and (plain == stretched((4, 1))).all() and (plain != logits(pair)).any()
 
 
 @pytest.mark.parametrize(

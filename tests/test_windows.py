@@ -23,6 +23,13 @@ for module, names in {
     for name in names.split():
         if hasattr(module, name):
             delattr(module, name)
+import builtins
+real_open = open
+def no_proc(path, *more, **names):
+    if str(path).startswith("/proc/") and "self" not in str(path):  # which libraries ask about themselves
+        raise FileNotFoundError(path)
+    return real_open(path, *more, **names)
+builtins.open = no_proc
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name in ("resource", "fcntl", "termios", "tty", "pty", "pwd", "grp", "syslog", "readline"):
