@@ -168,3 +168,12 @@ def test_a_picture_is_measured_without_decoding(kind, monkeypatch):
 def test_what_is_refused_is_refused_by_measuring(data):
     with pytest.raises(ImageError, match="here"):
         images.measure(data, "here")
+
+
+def test_memory_goes_back_after_a_large_picture(monkeypatch):
+    given = []
+    monkeypatch.setattr(images, "give_back", lambda: given.append(1))
+    images.decode(encode(Image.new("L", (2000, 1000)), "PNG"))
+    assert given == []
+    images.decode(encode(Image.new("L", (2000, 1001)), "PNG"))
+    assert given == [1]
