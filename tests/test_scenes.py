@@ -142,30 +142,7 @@ CHECKS = {  # pattern of the question: the answer, from the scene and the groups
     r"What does the (word) say\?|What is the (word)\?|Read the (word)\.": lambda s, x: only(s, x).name,
     r"(Describe|What is in|what is in) (?:the|this) (?:picture|image)[.?]?": lambda s, x: caption(s),
     r"(Can you describe|What['’]s in) this image\?|(What do you see)\?": lambda s, x: caption(s),
-    r"Is (.* (?:above|below|left of|right of) .*)\?": lambda s, x: places(s, x, "yes" if comes_first(s, x) else "no"),
-    r"Which is ((?:higher|lower|further left|further right), .* or .*)\?": lambda s, x: places(s, x, winner(s, x)),
 }
-AXES = {"above": ("y", 1), "below": ("y", -1), "left of": ("x", 1), "right of": ("x", -1)}
-MOST = {"higher": "above", "lower": "below", "further left": "left of", "further right": "right of"}
-
-
-def comes_first(scene: Scene, text: str) -> bool:
-    """Say whether "A above B" holds, by the cells that the middles stand in."""
-    a, word, b = re.split(f" ({'|'.join(AXES)}) ", text)
-    axis, sign = AXES[word]
-    first, second = (getattr(only(scene, name), axis) // 80 for name in (a, b))
-    assert first != second, "two things in one row or column cannot be compared"
-    return (second - first) * sign > 0
-
-
-def places(scene: Scene, text: str, verdict: str) -> str:
-    *_, a, b = re.split(f", | or | (?:{'|'.join(AXES)}) ", text)
-    return f"{place_of(scene, only(scene, a))}, {place_of(scene, only(scene, b))}: {verdict}"
-
-
-def winner(scene: Scene, text: str) -> str:
-    word, a, b = re.split(", | or ", text)
-    return a if comes_first(scene, f"{a} {MOST[word]} {b}") else b
 
 
 def test_answers_follow_from_the_scene():

@@ -23,7 +23,7 @@ from .vocabulary import ENGLISH
 
 WEIGHTS = {  # of kinds while training: more of what is hard
     "colour": 6, "shape": 6, "count": 26, "exists": 9, "where": 12, "what at": 11, "size": 5, "digit": 9, "word": 6,
-    "caption": 10, "beside": 7, "further": 5,
+    "caption": 10,
 }  # fmt: skip
 FOLLOWS = 0.25  # share of questions that follow the one before as a second turn
 ROW = 250  # tokens of a row, where one conversation alone is not longer

@@ -14,7 +14,7 @@ GENERIC = ("answer", "result", "value", "name")
 KEYS: Mapping[str, tuple[str, ...]] = {
     "colour": ("colour", "color"), "shape": ("shape",), "count": ("count", "number"), "exists": ("exists", "present"),
     "where": ("place", "position", "where"), "what at": ("what", "thing"), "size": ("size",), "digit": ("digit",),
-    "word": ("word", "text"), "caption": ("caption", "description"), "beside": ("answer",), "further": ("which",),
+    "word": ("word", "text"), "caption": ("caption", "description"),
 }  # fmt: skip
 ASK_JSON = (" Answer as JSON.", " Answer in JSON.", " Reply in JSON.", " Answer with a JSON object.")
 

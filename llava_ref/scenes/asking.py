@@ -16,7 +16,7 @@ from .stream import fresh_scene
 
 SYSTEM = "You are a helpful assistant that can answer questions about the image."
 WAYS = ("picture-first", "text-first", "system", "system-text-first", "second-turn", "json")
-KEYS = {"what at": "what", "beside": "answer", "further": "which"}  # of a JSON answer; others: the question's kind
+KEYS = {"what at": "what"}  # of a JSON answer; others: the question's kind
 
 
 @dataclass(frozen=True, slots=True)

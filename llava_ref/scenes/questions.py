@@ -181,45 +181,6 @@ def _caption(scene: Scene, draw: Draw) -> Made:
     return draw.pick((*CAPTIONS, *CAPTIONS_ELSEWHERE)), caption(scene)
 
 
-def _beside(scene: Scene, draw: Draw) -> Made:
-    """Two things in different rows, or columns. The answer says both places first: a small model compares in words."""
-    pair = _two(scene, draw)
-    if pair is None:
-        return None
-    (a, the_a), (b, the_b) = pair
-    if a.row != b.row and (a.column == b.column or draw.chance(0.5)):
-        word, true = draw.pick([("above", a.row < b.row), ("below", a.row > b.row)])
-    elif a.column != b.column:
-        word, true = draw.pick([("left of", a.column < b.column), ("right of", a.column > b.column)])
-    else:
-        return None
-    return f"Is {the_a} {word} {the_b}?", f"{scene.place(a)}, {scene.place(b)}: {'yes' if true else 'no'}"
-
-
-def _further(scene: Scene, draw: Draw) -> Made:
-    pair = _two(scene, draw)
-    if pair is None:
-        return None
-    (a, the_a), (b, the_b) = pair
-    if a.row != b.row and (a.column == b.column or draw.chance(0.5)):
-        word, first = draw.pick([("higher", a.row < b.row), ("lower", a.row > b.row)])
-    elif a.column != b.column:
-        word, first = draw.pick([("further left", a.column < b.column), ("further right", a.column > b.column)])
-    else:
-        return None
-    return f"Which is {word}, {the_a} or {the_b}?", f"{scene.place(a)}, {scene.place(b)}: {the_a if first else the_b}"
-
-
-def _two(scene: Scene, draw: Draw) -> tuple[tuple[Thing, str], tuple[Thing, str]] | None:
-    """Two things that can be pointed at, and how. A word fills a row, so it has no column to compare."""
-    things = [t for t in _pointable(scene) if t.kind != "word"]
-    if len(things) < 2:
-        return None
-    a = draw.take(things)
-    b = draw.take(things)
-    return (a, draw.pick(_alone(scene, a))), (b, draw.pick(_alone(scene, b)))
-
-
 KINDS: dict[str, tuple[int, Callable[[Scene, Draw], Made]]] = {  # kind: weight, maker
     "colour": (15, _colour),
     "shape": (11, _shape),
@@ -231,6 +192,4 @@ KINDS: dict[str, tuple[int, Callable[[Scene, Draw], Made]]] = {  # kind: weight,
     "digit": (10, _digit),
     "word": (12, _word),
     "caption": (4, _caption),
-    "beside": (6, _beside),
-    "further": (4, _further),
 }
