@@ -126,8 +126,9 @@ class _Matcher:
         return min(ways, key=len, default=None)
 
     def _one_way(self, first: list[int], last: bool) -> list[int] | None:
-        matcher, way = self._matcher.deep_copy(), []
+        matcher = self._matcher.deep_copy()
         matcher.consume_tokens(first)
+        way: list[int] = []
         while not (matcher.is_accepting() or matcher.is_stopped()):
             if len(way) == min(self._left, LONGEST_WAY):
                 return None
