@@ -92,11 +92,20 @@ def test_a_jpeg_is_read_whatever_stands_beside_its_pixels(kind):
     assert np.array_equal(got.rgb, images.decode(data)) and got.warnings == ()
 
 
+def renamed(data, names):
+    """A JPEG of three components with other identities for them."""
+    frame, scan = data.index(b"\xff\xc0") + 10, data.index(b"\xff\xda") + 5
+    file = bytearray(data)
+    file[frame : frame + 9 : 3], file[scan : scan + 6 : 2] = names, names
+    return bytes(file)
+
+
 def test_what_says_how_a_jpeg_is_coloured_is_kept():
-    """Adobe's segment: without it, these would be taken for YCbCr and for CMYK that is not inverted."""
-    for options in ({"keep_rgb": True}, {}):
-        picture = Image.fromarray(RGB) if options else Image.fromarray(RGB).convert("CMYK")
-        data = encode(picture, "JPEG", quality=100, subsampling=0, **options)
+    """Without Adobe's segment, components 1, 2, 3 are taken for YCbCr; without JFIF's, R, G, B for RGB."""
+    options = {"quality": 100, "subsampling": 0}
+    adobe = renamed(encode(RGB, "JPEG", keep_rgb=True, **options), b"\1\2\3")
+    jfif = renamed(encode(RGB, "JPEG", **options), b"RGB")
+    for data in (adobe, jfif):
         assert np.abs(images.decode(data).astype(int) - RGB).max() < 12
 
 
