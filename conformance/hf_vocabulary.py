@@ -39,7 +39,7 @@ def _tokenizer(file: GGUFFile) -> Any:
     """Return transformers' tokenizer with what the file's keys say; which tokens swallow blanks goes by the names of
     models, as in llama.cpp, because no key says it."""
     from transformers import AddedToken, LlamaTokenizer
-    from transformers.convert_slow_tokenizer import generate_merges
+    from transformers.tokenization_utils_base import generate_merges
 
     texts, kinds = file[KEY + "tokens"], file.get(KEY + "token_type")
     kinds, ids = kinds or [NORMAL] * len(texts), {text: i for i, text in enumerate(texts)}

@@ -224,7 +224,7 @@ TOWER: tuple[tuple[str, Value, Fate], ...] = (
     ("vision.projector.spatial_offsets", [1], "refused"),
     ("vision.proj_scale_factor", 2, "refused"),
     ("vision.spatial_merge_size", 2, "refused"),
-    ("vision.is_deepstack_layers", [True, False], "refused"),
+    ("vision.is_deepstack_layers", [1, 0], "refused"),
     ("vision.n_wa_pattern", 2, "refused"),
     ("vision.wa_layer_indexes", [1], "refused"),
     ("vision.wa_pattern_mode", [1], "refused"),

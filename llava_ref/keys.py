@@ -61,14 +61,15 @@ TEXT: Mapping[str, Values] = {
     "rope.scaling.yarn_ext_factor": (1, -1),
     "rope.scaling.yarn_log_multiplier": NOTHING,
 }
-# Beginnings of keys, of parts that this architecture does not have.
-PARTS: tuple[str, ...] = ("activation.", "adapters.", "altup.", "attn_res.", "attention.compress_", "attention.indexer.", "conv_",
-         "convnext.",
-         "decision.", "deepstack_", "dense_", "expert", "hash_layer_count", "hrm.", "hyper_connection.", "kda.", "moe_latent_size", "ple.", "posnet.",
-         "selector_", "shortconv.", "ssm.", "swiglu_clamp", "time_", "wkv.", "xielu.")  # fmt: skip
-PARTS += tuple(f"attention.{name}" for name in ("q_lora_rank", "kv_lora_rank", "decay_lora_rank", "iclr_lora_rank",
-               "gate_lora_rank", "output_lora_rank", "output_group_count", "rope_pattern",
-               "value_expert_", "value_residual_mix_lora_rank", "key_length_mla", "value_length_mla"))  # fmt: skip
+PARTS = """
+activation. adapters. altup. attn_res. attention.compress_ attention.indexer. conv_ convnext. decision. deepstack_
+dense_ expert hash_layer_count hrm. hyper_connection. kda. moe_latent_size ple. posnet. selector_ shortconv. ssm.
+swiglu_clamp time_ wkv. xielu. attention.q_lora_rank attention.kv_lora_rank attention.decay_lora_rank
+attention.iclr_lora_rank attention.gate_lora_rank attention.output_lora_rank attention.output_group_count
+attention.rope_pattern attention.value_expert_ attention.value_residual_mix_lora_rank attention.key_length_mla
+attention.value_length_mla
+""".split()
+"""Beginnings of keys about parts that this architecture does not have."""
 
 VISION: Mapping[str, Values] = {
     "clip.has_audio_encoder": NOTHING,
@@ -103,6 +104,16 @@ VISION_PARTS = ("clip.vision.projector.query_side", "clip.vision.projector.windo
                 "clip.vision.projector.spatial_offsets", "clip.audio.", "clip.gen.")  # fmt: skip
 
 
+WORDS = {  # what a key is about, where its name does not say it
+    "llama.attention.causal": "answers are made from what stands before",
+    "llama.expert": "mixtures of experts",
+    "llama.rope.dimension_sections": "positions in two dimensions",
+    "clip.vision.image_grid_pinpoints": "tiled pictures (LLaVA-1.6)",
+    "clip.vision.mm_patch_merge_type": "tiled pictures (LLaVA-1.6)",
+    "clip.vision.image_aspect_ratio": "tiled pictures (LLaVA-1.6), or a square that --quirk square= does not name",
+}
+
+
 def refuse_text(file: GGUFFile) -> None:
     """Raise GGUFError for the first key of a decoder that asks for what is not done here."""
     keys = {f"llama.{name}": values for name, values in TEXT.items()}
@@ -121,8 +132,12 @@ def _refuse(file: GGUFFile, keys: Mapping[str, Values], parts: tuple[str, ...]) 
             continue
         value = file[key]
         if not all(item in accepted for item in (value if isinstance(value, list) else [value])):
-            expected = f", expected {accepted[-1]!r} or no such key" if accepted else ""
-            raise GGUFError(file.path, key, f"{_short(value)} is not supported{expected}")
+            raise GGUFError(file.path, key, f"{_short(value)} is not supported{_expected(key, accepted)}")
+
+
+def _expected(key: str, accepted: Values) -> str:
+    why = next((f": {words}" for start, words in WORDS.items() if key.startswith(start)), "")
+    return f"{why}, expected {'' if accepted in (NOTHING, ()) else f'{accepted[-1]!r} or '}no such key"
 
 
 def _short(value: Any) -> str:

@@ -83,6 +83,16 @@ def test_no_bos_where_the_vocabulary_wants_none(tokenizer, profile):
     assert cut("a", without, profile) == [["▁a"]]
 
 
+@pytest.mark.parametrize("text", ["a", "a<image>", "<image>", "a<image>b"])
+def test_eos_ends_a_prompt_where_the_profile_obeys_the_vocabulary(tokenizer, text):
+    """As llama.cpp and transformers give it, behind a picture too; conformance/test_metadata_keys.py asks them."""
+    asking = Tokenizer(replace(tokenizer.vocabulary, add_eos=True))
+    for profile, ends in (("llava", False), ("hf", True), ("llama.cpp", True)):
+        plain, ended = cut(text, tokenizer, profile), cut(text, asking, profile)
+        more = [] if isinstance(plain[-1], int) else plain.pop()
+        assert ended == [*plain, [*more, EOS]] if ends else [*plain, *([more] if more else [])] == ended
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_typed_tokens_stay_text(tokenizer, profile):
     """Also at the very start: a typed BOS is no reason to leave out the real one."""

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from reference_cases import build, model_of
 
 from llava_ref.conformance import metadata_effects, oracle, reference_hf
 from llava_ref.conformance.metadata_effects import (
@@ -20,6 +21,10 @@ from llava_ref.conformance.metadata_effects import (
     unchanged,
 )
 from llava_ref.conformance.metadata_keys import Base, Row, rows
+from llava_ref.conformance.pairs import Random, TextSpec, VisionSpec, text_metadata, text_tensors
+from llava_ref.conformance.reference_llama import LlamaCpp
+from llava_ref.conformance.reference_transformers import Transformers
+from llava_ref.conformance.writing import write
 from llava_ref.errors import GGUFError
 from llava_ref.profiles import PROFILES, resolve
 
@@ -154,6 +159,19 @@ def obeys(quirk: str, profile: str) -> bool:
 
 
 PROFILE_ENGINES = {profile: lambda f, base, profile=profile: here(f, base, profile) for profile in PROFILES}
+
+
+@pytest.mark.parametrize("prompt", ["what is <image>\nthe color", "the color <image>", "<image>"])
+def test_eos_behind_a_prompt_with_pictures(prompt: str, tmp_path: Path) -> None:
+    case, text = (
+        build(tmp_path, TextSpec(n_layer=1), VisionSpec(n_block=1, feature_layer=1), prompt),
+        TextSpec(n_layer=1),
+    )
+    keys = {**text_metadata(text), "tokenizer.ggml.add_eos_token": True}
+    write(case.text, keys, text_tensors(text, Random(0, 1.0)))
+    for engine, profile in ((LlamaCpp(), "llama.cpp"), (Transformers(), "hf")):
+        ids = engine.run(case).token_ids
+        assert ids[-1] == 2 and ids == tuple(model_of(case, profile).raw_request(case.prompt, case.images).token_ids)
 
 
 def test_every_quirk_about_a_key_is_in_the_table() -> None:
