@@ -16,7 +16,7 @@ CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
     "negative_data_rejection,unsupported_method,ignored_auth"
 )
-OTHER_PATHS = "unloadmodel|^/chat|/openai/|/inference/|chat_completion"  # the same handler; and what would end it all
+OTHER_PATHS = "unloadmodel|^/chat|^/completions|^/models|/openai/|/inference/|chat_completion"  # aliases; unloading
 
 
 def test_the_description_is_true(tmp_path):

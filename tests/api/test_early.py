@@ -188,6 +188,18 @@ def test_requests_one_after_the_other_and_then_the_end(server):
     assert answers.index(b'"status"') < answers.index(b'"chat.completion"') < answers.index(b'"list"')
 
 
+def test_a_half_closed_connection_ends_with_its_answer(server, monkeypatch):
+    """At once, and not when an idle one would."""
+    monkeypatch.setattr(protocol.Patient, "timeout_keep_alive_handler", lambda _: None)
+    with held(server) as hold, connect(server) as sock:
+        sock.sendall(message("POST", CHAT, HI))
+        sock.shutdown(1)
+        assert hold.reached.wait(10)
+        server.until(lambda: any(connection._ended for connection in server.connections))
+        hold.go.set()
+        assert said(rest(sock))[0] == 200
+
+
 @pytest.mark.parametrize("part", [b"", b"GET /hea", message("POST", CHAT, HI)[:-5]])
 def test_half_a_request_gets_none(server, part):
     assert half(server, part) == b""
