@@ -88,6 +88,7 @@ def test_a_body_is_within_the_limit_before_and_after():
         assert server.error(post(server, gzip.compress(b" " * 10**8), "gzip"))[0] == 413
         stored = gzip.compress(HI, 0) + gzip.compress(b"", 0) * 5000  # large as sent, small as meant
         assert len(stored) > 100_000 and server.error(post(server, stored, "gzip"))[0] == 413
+        assert server.error(post(server, iter([stored]), "gzip"))[0] == 413, "without a length too"
         server.until(lambda: server.api._bodies.taken == 0)
 
 
