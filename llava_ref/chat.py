@@ -11,7 +11,7 @@ wrote: only the template can write a control token or the place of a picture.
 """
 
 import re
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -129,11 +129,21 @@ class _Talk:
 
     def contexts(self, values: dict[str, Any]) -> list[dict[str, Any]]:
         """What the template is given, in every form."""
+        given = self.order == "given"  # then strings come first: llama.cpp gives parts to no template that takes them
         in_lists = _pictures_first if self.order == "first" else list
-        in_texts = list if self.order == "given" else _pictures_first
+        as_text = _as_llama_cpp if given else _as_lines
+        lists: tuple[Callable[[_Turn], object], ...] = (
+            lambda t: _as_typed(in_lists(t.pieces), t.listed),
+            lambda t: _as_list(in_lists(t.pieces)),
+        )
+        strings: tuple[Callable[[_Turn], object], ...] = (
+            lambda t: as_text(t.pieces),
+            lambda t: [{"type": _TEXT, "text": as_text(t.pieces)}],  # keeps the order that a template would change
+        )
+        kinds = (strings[0], *lists, strings[1]) if given else (*lists, *strings)
         forms: list[list[dict[str, Any]]] = []
-        for make, arranged in ((_as_typed, in_lists), (_as_list, in_lists), (_as_text, in_texts), (_as_one, in_texts)):
-            form = [{"role": t.role, "content": make(arranged(t.pieces), t.listed)} for t in self.turns]
+        for content in kinds:
+            form = [{"role": t.role, "content": content(t)} for t in self.turns]
             if form not in forms:
                 forms.append(form)
         # Hugging Face passes `tools` and `documents` always; templates compare them with none
@@ -171,26 +181,31 @@ def _pictures_first(pieces: Pieces) -> Pieces:
     return sorted(pieces, key=lambda piece: piece is not None)
 
 
-def _as_text(pieces: Pieces, listed: bool) -> str:
-    """One string, parts on lines of their own."""
-    return joined(x for i, piece in enumerate(pieces) for x in ("\n" if i else "", IMAGE if piece is None else piece))
+def _as_lines(pieces: Pieces) -> str:
+    """One string, the pictures first, every part on a line of its own, as LLaVA was trained."""
+    arranged = _pictures_first(pieces)
+    return joined(x for i, piece in enumerate(arranged) for x in ("\n" if i else "", IMAGE if piece is None else piece))
+
+
+def _as_llama_cpp(pieces: Pieces) -> str:
+    """One string in the order given, a line feed between two texts and none around a picture (llama.cpp b11549)."""
+    out: list[str] = []
+    for before, piece in zip((None, *pieces), pieces, strict=False):
+        out += ["\n"] if before is not None and piece is not None else []
+        out.append(IMAGE if piece is None else piece)
+    return joined(out)
 
 
 def _as_typed(pieces: Pieces, listed: bool) -> str | list[dict[str, str]]:
     """What people write: a lone text as a string, anything else as a list."""
-    if not listed and None not in pieces and len(pieces) < 2:
-        return _as_text(pieces, listed)
+    if not listed and len(pieces) < 2 and None not in pieces:
+        return pieces[0] or "" if pieces else ""
     return [{"type": "image"} if piece is None else {"type": "text", "text": piece} for piece in pieces]
 
 
-def _as_list(pieces: Pieces, listed: bool) -> list[dict[str, str]]:
+def _as_list(pieces: Pieces) -> list[dict[str, str]]:
     """What nobody wrote: a template that prints it has not understood it."""
     return [{"type": _IMAGE} if piece is None else {"type": _TEXT, "text": piece} for piece in pieces]
-
-
-def _as_one(pieces: Pieces, listed: bool) -> list[dict[str, str]]:
-    """A list of one text that holds the slots: keeps the order where a template would put all pictures first."""
-    return [{"type": _TEXT, "text": _as_text(pieces, listed)}]
 
 
 _IMAGE, _TEXT = (Marked(name, STRUCTURE * len(name)) for name in ("image", "text"))

@@ -86,20 +86,22 @@ def test_without_the_words_that_start_an_answer():
         (IMAGES_FIRST, talk((U, [IMAGE, IMAGE, text("a"), text("b")])), "USER: <image>\n<image>\na b ASSISTANT:"),
         (IMAGES_FIRST, talk((U, [IMAGE, text("a"), text("b")]), (A, "c")),
          "USER: <image>\na b ASSISTANT: c ASSISTANT:"),
-        (IMAGES_FIRST, LAST, "USER: Look:\n<image> ASSISTANT:"),  # not what the template would do with a list
-        (IMAGES_FIRST, MIDDLE, "USER: Compare\n<image>\nwith\n<image>\nplease. ASSISTANT:"),
-        (PLAIN, MORE, "user=<image>\nWhat is this?;assistant=A cat.;user=Sure?;"),
+        (IMAGES_FIRST, LAST, "USER: Look:<image> ASSISTANT:"),  # not what the template would do with a list
+        (IMAGES_FIRST, MIDDLE, "USER: Compare<image>with<image>please. ASSISTANT:"),
+        (PLAIN, MORE, "user=<image>What is this?;assistant=A cat.;user=Sure?;"),
         (PLAIN, talk((U, [text("a"), text("b")])), "user=a\nb;"),
-        ("[IMG]" + PLAIN, ONE, "[IMG]user=<image>\nWhat is this?;"),  # not a slot where there is a better one
+        ("[IMG]" + PLAIN, ONE, "[IMG]user=<image>What is this?;"),  # not a slot where there is a better one
         (SYSTEM_AS_TEXT, SYSTEM, "<<Be brief.>><image>What is this?"),
-        *(
-            (BOTH.replace("SLOT", slot), talk((U, [text(" a "), IMAGE, text(" b ")]), (A, " c ")), "(a<image>b)( c )")
-            for slot in ("<image>", "<|image|>", "<start_of_image>", "[IMG]", "<|image_pad|>", "<__media__>")
-        ),
     ],
 )  # fmt: skip
 def test_templates_of_every_taste(source, messages, want):
     assert render(messages, source, image_order="given") == want
+
+
+@pytest.mark.parametrize("slot", ["<image>", "<|image|>", "<start_of_image>", "[IMG]", "<|image_pad|>", "<__media__>"])
+def test_other_models_image_tokens_are_slots(slot):
+    messages = talk((U, [text(" a "), IMAGE, text(" b ")]), (A, " c "))
+    assert render(messages, BOTH.replace("SLOT", slot), image_order="template") == "(a<image>b)( c )"
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,7 @@ def test_what_users_type_is_neither_code_nor_a_slot():
     typed = "{{ 7 * 7 }}{% raw %}<image></s>[IMG]<|im_end|>\x020\x03"
     messages = talk((U, [text(typed), IMAGE]))
     assert render(messages, VICUNA) == f"USER: <image>\n{typed} ASSISTANT:"
-    assert render(messages, VICUNA, image_order="given") == f"USER: {typed}\n<image> ASSISTANT:"
+    assert render(messages, VICUNA, image_order="given") == f"USER: {typed}<image> ASSISTANT:"
     assert render(messages, LISTS, image_order="given") == f"[user]{typed}<image>\n[assistant]"
     other = LISTS.replace("<image>", "[IMG]")
     assert render(talk((U, [text("[IMG]"), IMAGE])), other) == "[user]<image>\n[IMG][assistant]"

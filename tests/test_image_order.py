@@ -40,12 +40,12 @@ TURNS = [user(text("a"), IMAGE), {"role": "assistant", "content": "b"}, user(tex
 @pytest.mark.parametrize(
     "source, first, template, given",
     [
-        (VICUNA, *["USER: <image>\n<image>\na\nb "] * 2, "USER: a\n<image>\nb\n<image> "),
+        (VICUNA, *["USER: <image>\n<image>\na\nb "] * 2, "USER: a<image>b<image> "),
         (CHATML, *["<|im_start|>user\n<image>\n<image>\na\nb<|im_end|>\n"] * 2,
-         "<|im_start|>user\na\n<image>\nb\n<image><|im_end|>\n"),
+         "<|im_start|>user\na<image>b<image><|im_end|>\n"),
         (PARTS, "[u]<image><image>ab", "[u]a<image>b<image>", "[u]a<image>b<image>"),
-        (FIRST, "[u]<image><image>ab", "[u]<image><image>ab", "[u]a\n<image>\nb\n<image>"),
-        (LAST, "[u]<image>\n<image>\na\nb", "[u]ab<image><image>", "[u]a\n<image>\nb\n<image>"),
+        (FIRST, "[u]<image><image>ab", "[u]<image><image>ab", "[u]a<image>b<image>"),
+        (LAST, "[u]<image>\n<image>\na\nb", "[u]ab<image><image>", "[u]a<image>b<image>"),
     ],
     ids=["vicuna", "strings only", "as they come", "pictures first", "pictures last"],
 )  # fmt: skip
@@ -59,7 +59,9 @@ def test_the_three_orders(source, first, template, given):
 
 @pytest.mark.parametrize("source", [*TEMPLATES.values(), PARTS, FIRST])
 def test_a_picture_that_comes_first_stands_first(source):
-    assert len({render(EARLY, source, image_order=order) for order in ("first", "template", "given")}) == 1
+    """Only llama.cpp's strings have no line feed behind it."""
+    first, template, given = (render(EARLY, source, image_order=order) for order in ("first", "template", "given"))
+    assert first == template and given == first.replace("<image>\n", "<image>")
 
 
 @pytest.mark.parametrize("source", [*TEMPLATES.values(), PARTS, FIRST])
@@ -138,9 +140,9 @@ ASK = ("generate", *PAIR, "--image", "picture.png", "-n", "1")
     "options, prompt, order",
     [
         ((), "USER: <image>\nthe one", "first"),
-        (("--profile", "llama.cpp"), "USER: the one\n<image>", "given"),
+        (("--profile", "llama.cpp"), "USER: the one<image>", "given"),
         (("--profile", "hf"), "USER: <image>\nthe one", "template"),
-        (("--quirk", "image_order=given"), "USER: the one\n<image>", "given"),
+        (("--quirk", "image_order=given"), "USER: the one<image>", "given"),
     ],
 )
 def test_a_prompt_says_where_its_picture_stands(cli, options, prompt, order):

@@ -18,7 +18,7 @@ from llava_ref.scenes.scene import Draw
 from llava_ref.tokenizer import Tokenizer
 
 from .speech import BOTH, JSON_SYSTEMS, NO_PICTURE, SYSTEMS, small_talk, turn
-from .tokens import BOS, STYLES, Answer, Segment, Tokens, Turn
+from .tokens import BOS, LINE, STYLES, Answer, Segment, Tokens, Turn
 from .vocabulary import ENGLISH
 
 WEIGHTS = {  # of kinds while training: more of what is hard
@@ -60,7 +60,7 @@ class Packer:
 
     def one(self, q: Question) -> Row:
         """Return a row of a single question behind its picture."""
-        turns = [Turn(("\n", q.text), Answer(q.kind, q.answer))]
+        turns = [Turn((LINE, q.text), Answer(q.kind, q.answer))]
         return self.row([(SHARED, self._shared), (0, self._styles[0].follow(turns))])
 
     def row(self, segments: list[tuple[int, Segment]]) -> Row:
@@ -92,7 +92,7 @@ class Packer:
             if draw.chance(0.03):
                 first = small_talk(draw, self._words)
             later = [turn(q, draw, scene, (), "second") for q in some[1:]]
-            s = draw.pick(self._styles).follow([Turn(("\n", *first.content), first.answer), *later])
+            s = draw.pick(self._styles).follow([Turn((LINE, *first.content), first.answer), *later])
             room -= len(s.ids)
             if room < 0:
                 return
@@ -142,15 +142,15 @@ class Packer:
         first, second = caption(scene), caption(other)
         says = f"Both show {first}." if same else f"In the first, {first}. In the second, {second}."
         asked = draw.pick(BOTH)
-        content = (asked, *(part for p in pictures for part in ("\n", p)))
+        content = (asked, *(part for p in pictures for part in (LINE, p)))
         if draw.chance(0.6):
-            content = (*(part for p in pictures for part in (p, "\n")), asked)
+            content = (*(part for p in pictures for part in (p, LINE)), asked)
         return tokens.segment("", [Turn(content, Answer("two", says))])
 
     def _nitro(self, tokens: Tokens, draw: Draw, scene: Scene, other: Scene) -> Segment:
         """The prompts of Nitro's documentation, which put nothing between a picture and the text."""
         asked = turn(_asked(scene, draw)[0], draw, scene, (0,), draw.pick(["nitro", "text-first"]))
-        content = tuple(part for part in asked.content if part != "\n")
+        content = tuple(part for part in asked.content if part != LINE)
         return tokens.segment("", [Turn(content, asked.answer)], "\n### Instruction:\n", "\n### Response:\n")
 
     def _blind(self, q: Question, draw: Draw) -> Turn:

@@ -8,7 +8,7 @@ from llava_ref.scenes import Question, Scene
 from llava_ref.scenes.questions import describe
 from llava_ref.scenes.scene import Draw
 
-from .tokens import Answer, Turn
+from .tokens import LINE, Answer, Turn
 
 GENERIC = ("answer", "result", "value", "name")
 KEYS: Mapping[str, tuple[str, ...]] = {
@@ -20,34 +20,38 @@ ASK_JSON = (" Answer as JSON.", " Answer in JSON.", " Reply in JSON.", " Answer 
 
 
 def json_answer(q: Question, draw: Draw, scene: Scene, asked: bool) -> Answer:
-    """Return an answer as a JSON object. Unless the prompt asks for one (`asked`), a grammar forces it: braces and keys
-    are then given and the values learned, in two of five the keys too, as a grammar may leave them open."""
+    """Return an answer as a JSON object without optional space, as the server's grammar has it.
+
+    Unless the prompt asks for one (`asked`), the grammar forces it: braces and keys are then given and the values
+    learned, in one of five the keys too, as a grammar may leave them open."""
     pairs: list[tuple[str, Any]]
     thing = next((t for t in scene.things if t.kind == "shape" and describe(t) == q.answer), None)
-    if q.kind == "what at" and thing and draw.chance(0.5):
+    if q.kind == "what at" and thing and draw.chance(0.3):
         pairs = [("colour", thing.colour), ("shape", thing.name)][:: 1 if draw.chance(0.5) else -1]
     else:
-        value: Any = q.answer
-        if q.kind == "count" or (q.kind == "digit" and draw.chance(0.5)):
-            value = int(q.answer) if draw.chance(0.8) else q.answer
-        elif q.answer in ("yes", "no") and draw.chance(0.6):
-            value = q.answer == "yes"
         keys = KEYS[q.kind]
-        pairs = [(keys[0] if asked else draw.pick(keys if draw.chance(0.6) else GENERIC), value)]
-    colon, comma = ((":", ","), (": ", ", "))[asked or draw.chance(0.5)]
+        pairs = [(keys[0] if asked else draw.pick(keys if draw.chance(0.6) else GENERIC), _value(q, draw, asked))]
     text, values = "{", []
     for i, (key, value) in enumerate(pairs):
-        text += (comma if i else "") + json.dumps(key) + colon
+        text += ("," if i else "") + json.dumps(key) + ":"
         start = len(text)
         text += json.dumps(value)
         values.append((start + isinstance(value, str), len(text)))
     text += "}"
-    end = (len(text) - 1, len(text) + 1)
     if asked:
         return Answer("json asked", text, is_json=True)
-    if draw.chance(0.4):
+    if draw.chance(0.2):
         return Answer("json key", text, ((1, len(text) + 1),), is_json=True)
-    return Answer("json", text, (*values, end), is_json=True)
+    return Answer("json", text, (*values, (len(text) - 1, len(text) + 1)), is_json=True)
+
+
+def _value(q: Question, draw: Draw, asked: bool) -> str | int | bool:
+    """Return the answer as JSON: a count as a number, yes and no as true and false, where a schema may differ."""
+    if q.kind == "count":
+        return int(q.answer) if asked or draw.chance(0.8) else q.answer
+    if q.answer in ("yes", "no"):
+        return q.answer == "yes" if asked or draw.chance(0.5) else q.answer
+    return q.answer
 
 
 NO_PICTURE = "I see no picture."
@@ -110,8 +114,8 @@ def turn(q: Question, draw: Draw, scene: Scene, pictures: Sequence[int], form: s
         return Turn((text,), answer)
     if form == "text-first":
         return Turn(_text_first(text, pictures), answer)
-    return Turn((*(part for p in pictures for part in (p, "\n")), text), answer)
+    return Turn((*(part for p in pictures for part in (p, LINE)), text), answer)
 
 
 def _text_first(text: str, pictures: Sequence[int]) -> tuple[str | int, ...]:
-    return (text, *(part for p in pictures for part in ("\n", p)))
+    return (text, *(part for p in pictures for part in (LINE, p)))

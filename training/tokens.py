@@ -3,13 +3,14 @@
 `Tokens` follows the `vicuna` template and one value of the quirk `text_pieces` (`llava_ref.prompt.chunks`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from llava_ref.tokenizer import Tokenizer
 
 BOS, EOS = 1, 2
 STYLES = ("separate", "separate", "separate", "separate-prefixed", "separate-prefixed", "whole")  # each as often
+LINE = "\n"  # between a picture and the text, but not in the prompts of llama.cpp (`separate-prefixed`)
 PATCHES = 64
 
 
@@ -65,7 +66,7 @@ class Tokens:
         out.text([BOS])
         for number, turn in enumerate(turns):
             text, opens = (user if number else system + user), True
-            for part in turn.content:
+            for part in self._content(turn):
                 if isinstance(part, str):
                     text += part
                     continue
@@ -80,11 +81,14 @@ class Tokens:
         """Return what comes behind `USER: <image>`: the first turn's text, its answer, and further turns."""
         out = Segment()
         for number, turn in enumerate(turns):
-            text = "".join(str(part) for part in turn.content if isinstance(part, str))
+            text = "".join(part for part in self._content(turn) if isinstance(part, str))
             user = "USER: " if number else ""
             out.text(self._piece(user + text + " ASSISTANT:", number > 0, number > 0))
             self._answer(out, turn.answer, number)
         return out
+
+    def _content(self, turn: Turn) -> Iterator[str | int]:
+        return (part for part in turn.content if part != LINE or self._style != "separate-prefixed")
 
     def _piece(self, text: str, opens: bool, after_end: bool) -> list[int]:
         """Encode text up to a picture or an answer. `opens`: no picture stands before it in its turn; `after_end`: the
