@@ -1,6 +1,7 @@
 """Memory back to the system: the C library keeps what is freed, in a heap for each thread."""
 
 import ctypes
+import gc
 import sys
 from contextlib import suppress
 
@@ -10,3 +11,9 @@ def give_back() -> None:
     if sys.platform == "linux":
         with suppress(AttributeError, OSError):
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def collect() -> None:
+    """Free what only cycles hold, then return freed memory to the system."""
+    gc.collect()
+    give_back()

@@ -4,8 +4,6 @@ A request keeps the model it was prepared for, so a swap disturbs none; an old m
 last of them has been answered.
 """
 
-import ctypes
-import gc
 import hashlib
 import json
 import threading
@@ -17,6 +15,7 @@ from pathlib import Path
 from ..errors import LlavaError, ParameterError, printable
 from ..grammar import JsonGrammars
 from ..loading import embedded
+from ..memory import collect
 from ..model import Llava
 from ..reuse import Reuse
 from ..templates import ChatTemplate
@@ -88,7 +87,7 @@ class Models:
             return self._current
         finally:
             self._changing.release()
-            give_back()
+            collect()
 
     def drop(self) -> None:
         """ApiError 409 if there is none, as Nitro."""
@@ -96,7 +95,7 @@ class Models:
             problem = "Model has not been loaded, please load model into nitro"
             raise ApiError(409, problem, code="model_not_loaded")
         self._current = None
-        give_back()
+        collect()
 
     def _allowed(self, name: str, param: str) -> Path:
         """The file with all links resolved. ApiError 403 says the same of what is not there and what is elsewhere."""
@@ -131,12 +130,3 @@ def _loaded(model: Llava, pair: Pair, prompts: ChatTemplate | None = None, stops
     about = json.dumps([files, model.settings, model.n_context, None if prompts is None else prompts.source])
     fingerprint = "fp_" + hashlib.sha256(about.encode()).hexdigest()[:12]
     return Loaded(model, pair, int(time.time()), fingerprint, JsonGrammars(model.tokenizer), prompts, stops)
-
-
-def give_back() -> None:
-    """Memory that is no longer used, to the operating system; glibc keeps it otherwise."""
-    gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):  # not glibc
-        pass

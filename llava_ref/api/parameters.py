@@ -5,8 +5,9 @@ shows. `WARNED` asks for something that is not done; the answer's `warnings` say
 the table, which ask for what is done anyway. `REFUSED` would change what the answer means; only the values in the table
 are accepted. null asks for nothing, everywhere. A name in no table is warned of like one in `WARNED`.
 
-The names are those of OpenAI's API (openai-python 3.3), llama.cpp's server (b10605), vLLM (0.11), Ollama, LM Studio,
-MLC LLM, mlx-lm, llama-cpp-python, text-generation-inference and LiteLLM, from their documentation and sources.
+The names are those that clients of OpenAI's API, llama.cpp's server, vLLM, Ollama, LM Studio, MLC LLM, mlx-lm,
+llama-cpp-python, text-generation-inference and LiteLLM are known to send. OpenAI's were read from openai-python 3.3; the
+others were listed from common use, not checked release by release. A name that is missing here is answered with a warning.
 """
 
 import json

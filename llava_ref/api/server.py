@@ -11,6 +11,8 @@ from starlette.requests import Request
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .. import memory
+from ..images import LARGE
 from ..messages import Fetch
 from . import nitro, prepare, texts
 from .body import read_body
@@ -19,7 +21,7 @@ from .errors import ApiError
 from .limits import MAX_BODIES, MAX_HELD_PIXELS, Budget, Limits
 from .look import prepare_look
 from .metrics import Metrics
-from .models import Models, give_back
+from .models import Models
 from .openapi import description
 from .page import FILES, about, page_routes
 from .prepare import Prepared
@@ -76,12 +78,16 @@ class Api:
                 place = held.enter_context(self._places.of(1))
                 prepared = await self._thread(make, body, *args, self.strict)
             del body
+            pixels = prepared.pixels
             try:
                 job = Job(prepared.model, prepared.work, place.give_back)
                 await self._answer(job, prepared.stream, request, receive, send)
             finally:
-                self._held.give_back(prepared.pixels)
+                self._held.give_back(pixels)
                 self.metrics.answered(prepared.streams)
+        del job, prepared
+        if pixels > LARGE:
+            await self._thread(memory.give_back)
 
     async def _answer(self, job: Job, stream: bool, request: Request, receive: Receive, send: Send) -> None:
         self.worker.submit(job)
@@ -175,7 +181,7 @@ class Api:
         """After the last request."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._loader.shutdown(wait=False, cancel_futures=True)
-        give_back()
+        memory.collect()
 
 
 def create_app(
