@@ -415,7 +415,7 @@ def assets(folder, monkeypatch):
     monkeypatch.setattr(demo, "embedded", lambda: (folder / "text.gguf", folder / "mmproj.gguf"))
     monkeypatch.setattr(demo, "MAX_TOKENS", 1)
     letter = llava_ref.load(folder / "text.gguf", backend="numpy").tokenizer.encode("a", prefix=False)[0]
-    monkeypatch.setattr(demo, "Sampling", lambda: Sampling(logit_bias={letter: 100.0}))
+    monkeypatch.setattr(demo, "Sampling", lambda grammar=None: Sampling(logit_bias={letter: 100.0}))
     return folder
 
 
@@ -455,22 +455,25 @@ def test_demo_json(cli, assets):
 
 def test_demo_eval_counts_exact_answers(cli, assets, monkeypatch):
     from llava_ref.scenes import Question
+    from llava_ref.scenes.asking import ask
     from llava_ref.tools import demo
 
-    def questions(n, seed):
-        assert (n, seed) == (4, 3)
+    def questions(n, seed, way):
+        assert (n, seed, way) == (4, 3, "text-first")
         for kind, answer in (("x", "a"), ("x", "A"), ("y", "a"), ("x", "a")):
-            yield Image.new("RGB", (12, 9)), Question(kind, "what?", answer)
+            question = Question(kind, "what?", answer)
+            yield ask(Image.new("RGB", (12, 9)), question, way, question)
 
-    monkeypatch.setattr(demo, "fresh_questions", questions)
-    status, out, err = cli(*DEMO, "--eval", "4", "--seed", "3", "--json", "--profile", "llama.cpp")
+    monkeypatch.setattr(demo, "fresh_asked", questions)
+    asked = ("--eval", "4", "--seed", "3", "--ask", "text-first")
+    status, out, err = cli(*DEMO, *asked, "--json", "--profile", "llama.cpp")
     got = json.loads(out)
     assert status == 0 and "4 of 4 questions, 75.0% answered exactly" in err
-    assert (got["n"], got["right"], got["accuracy"], got["seed"]) == (4, 3, 0.75, 3)
+    assert (got["n"], got["right"], got["accuracy"], got["seed"], got["ask"]) == (4, 3, 0.75, 3, "text-first")
     assert got["by_kind"] == {"x": {"n": 3, "right": 2, "accuracy": 2 / 3}, "y": {"n": 1, "right": 1, "accuracy": 1}}
     assert got["profile"] == "llama.cpp"
-    out = cli(*DEMO, "--eval", "4", "--seed", "3")[1]
-    assert "x" in out and "66.7%" in out and "75.0%  (seed 3)" in out
+    out = cli(*DEMO, *asked)[1]
+    assert "x" in out and "66.7%" in out and "75.0%  (seed 3, text-first)" in out
 
 
 def test_the_embedded_model_answers(cli):

@@ -76,7 +76,7 @@ class Edge:
             problem = f"there is no {scope['path'][:100]!r} here. There are: {self._routes}"
             return ApiError(404, problem, code="not_found")
         if error.status_code == 405:
-            allowed = (error.headers or {}).get("Allow", "")
+            allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
             problem = f"{scope['method'][:20]!r} is not for {scope['path']}, which takes {allowed}"
             return ApiError(405, problem, code="method_not_allowed")
         return ApiError(error.status_code, error.detail, code="invalid_request")
