@@ -1,5 +1,5 @@
-"""Chooses the demo's pictures: the first lively ones of an evaluation stream that the exported
-pair answers right, one a kind.
+"""Choose the demo's pictures: the first lively ones of an evaluation stream, one a kind, that the exported pair reads
+right. It has to answer the picture's question and to describe the picture.
 
 python -m training.pictures [--seed 0] [--out llava_ref/assets/pictures]
 """
@@ -8,8 +8,11 @@ import argparse
 import json
 from pathlib import Path
 
+from PIL import Image
+
 import llava_ref
-from llava_ref.scenes import Question, fresh_scene, questions
+from llava_ref.scenes import fresh_scene, questions
+from llava_ref.scenes.questions import CAPTIONS, caption
 
 KINDS = ("colour", "count", "word", "where", "digit", "what at", "shape", "caption")  # in the order shown
 MAX_SEEN = 400  # pictures to look through
@@ -20,6 +23,11 @@ def _file(kind: str) -> str:
     return kind.replace(" ", "-") + ".png"
 
 
+def said(model: llava_ref.Llava, image: Image.Image, question: str) -> str:
+    content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+    return model.chat([{"role": "user", "content": content}], max_tokens=64).text.strip()
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--seed", type=int, default=0)
@@ -27,22 +35,17 @@ def main() -> None:
     args = options.parse_args()
     args.out.mkdir(exist_ok=True)
     model = llava_ref.load(*llava_ref.embedded())
-    chosen: dict[str, Question] = {}
+    chosen: dict[str, dict[str, str]] = {}
     for index in range(MAX_SEEN):
         scene, rng = fresh_scene(args.seed, index)
-        image, question = scene.draw(), questions(scene, rng)[0]
-        if question.kind not in KINDS or question.kind in chosen or len(scene.things) < MIN_THINGS:
+        image, question, shown = scene.draw(), questions(scene, rng)[0], caption(scene)
+        kind = question.kind
+        if kind not in KINDS or kind in chosen or len(scene.things) < MIN_THINGS:
             continue
-        content = [{"type": "image", "image": image}, {"type": "text", "text": question.text}]
-        reply = model.chat([{"role": "user", "content": content}], max_tokens=32)
-        if reply.text.strip() == question.answer:
-            chosen[question.kind] = question
-            image.save(args.out / _file(question.kind), optimize=True)
-    rows = [
-        {"file": _file(kind), "question": chosen[kind].text, "answer": chosen[kind].answer}
-        for kind in KINDS
-        if kind in chosen
-    ]
+        if said(model, image, question.text) == question.answer and said(model, image, CAPTIONS[0]) == shown:
+            chosen[kind] = {"file": _file(kind), "question": question.text, "answer": question.answer, "caption": shown}
+            image.save(args.out / _file(kind), optimize=True)
+    rows = [chosen[kind] for kind in KINDS if kind in chosen]
     (args.out / "pictures.json").write_text(json.dumps(rows, indent=1) + "\n")
     print(f"{len(rows)} pictures in {args.out}")
 

@@ -101,13 +101,13 @@ def small_talk(draw: Draw, words: Sequence[str]) -> Turn:
 def turn(q: Question, draw: Draw, scene: Scene, pictures: Sequence[int], form: str, as_json: bool = False) -> Turn:
     """Return one question with its pictures, which follow its text in form `text-first`.
 
-    `as_json`: the system message asks for JSON. A third of the plain answers are JSON all the same."""
+    `as_json`: the system message asks for JSON. Half of the plain answers are JSON all the same."""
     text = q.text
     answer = Answer(f"{form} {q.kind}" if form else q.kind, q.answer)
     if as_json:
         answer = json_answer(q, draw, scene, True)
-    elif draw.chance(0.35):
-        asked = draw.chance(0.3)
+    elif draw.chance(0.5):
+        asked = draw.chance(0.25)
         answer = json_answer(q, draw, scene, asked)
         text += draw.pick(ASK_JSON) if asked else ""
     if not pictures:

@@ -170,9 +170,10 @@ def main() -> None:
     p.add_argument("--aux", type=float, default=0.3)
     p.add_argument("--muon-lr", type=float, default=0.01)
     p.add_argument("--adam-lr", type=float, default=1e-3)
+    p.add_argument("--threads", type=int, default=1)
     p.add_argument("--resume", action="store_true")
     args = p.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     run = Run(args)
     if run.step < args.tower_steps:

@@ -1,6 +1,6 @@
 """`demo`: the embedded model looks at the embedded pictures, or at freshly drawn ones.
 
-assets/pictures/pictures.json: a list of objects with `file`, `question` and `answer`.
+assets/pictures/pictures.json: a list of objects with `file`, `question`, `answer` and `caption`.
 """
 
 import argparse

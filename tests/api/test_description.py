@@ -26,7 +26,7 @@ def test_the_description_is_true(tmp_path):
         command = [str(Path(sys.executable).with_name("st")), "run", f"{server.url}/openapi.json"]
         command += ["--header", "Authorization: Bearer key", "--checks", CHECKS, "--max-examples", "5", "--seed", "1"]
         command += ["--exclude-path-regex", OTHER_PATHS, "--phases", "coverage,fuzzing", "--no-color"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=tmp_path)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
         assert done.returncode == 0, done.stdout[-5000:]
         assert "generated" in done.stdout
         assert httpx2.get(f"{server.url}/health").status_code == 200

@@ -4,6 +4,7 @@ The services are Nitro, Inference.net, AI/ML API, Gravix Layer and DeepInfra; th
 """
 
 import base64
+import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -60,16 +61,21 @@ def client(server, path):
     )
 
 
-def answered(answer, images=1):
+FOLDER = llava_ref.embedded()[0].parent / "pictures"
+CAPTIONS = {shown["file"]: shown["caption"] for shown in json.loads((FOLDER / "pictures.json").read_text())}
+RIGHT = CAPTIONS["count.png"]
+
+
+def answered(answer, images=1, right=RIGHT):
     body = answer.json()
     assert answer.status_code == 200, body
-    assert body["choices"][0]["message"]["content"] and body["choices"][0]["finish_reason"] == "stop"
+    assert body["choices"][0]["message"]["content"] == right and body["choices"][0]["finish_reason"] == "stop"
     assert body["usage"]["prompt_tokens_details"]["image_tokens"] == 64 * images
     return body
 
 
 def sdk_answered(completion, images=1):
-    assert completion.choices[0].message.content and completion.choices[0].finish_reason == "stop"
+    assert completion.choices[0].message.content == RIGHT and completion.choices[0].finish_reason == "stop"
     assert completion.usage.prompt_tokens_details.image_tokens == 64 * images
 
 
@@ -107,6 +113,7 @@ def test_nitro_load_and_ask(server):
     answer = curl(server, "/v1/chat/completions", asked, authorization="Bearer").json()
     assert answer["model"] == "gpt-4-vision-preview"
     assert answer["usage"]["prompt_tokens_details"]["image_tokens"] == 64
+    assert answer["choices"][0]["message"]["content"].strip() == RIGHT
     server.client.get("/inferences/llamacpp/unloadmodel")
     again = curl(server, "/inferences/llamacpp/loadmodel", {"llama_model_path": str(text), "mmproj": str(mmproj)})
     assert again.status_code == 200
@@ -144,7 +151,8 @@ def test_aimlapi_several(server, host):
     question = "What are in these images? Is there any difference between them?"
     content = [text_part(question), url_part(f"{host}/count.png"), url_part(f"{host}/count.png")]
     body = {"model": "gpt-4o", "messages": [{"role": "user", "content": content}], "max_tokens": 300}
-    answered(curl(server, "/chat/completions", body, authorization="Bearer YOUR_API_KEY"), images=2)
+    right = f"In the first, {RIGHT}. In the second, {RIGHT}."  # the same picture twice
+    answered(curl(server, "/chat/completions", body, authorization="Bearer YOUR_API_KEY"), images=2, right=right)
 
 
 DESCRIBE = "Can you describe this image?"
@@ -174,7 +182,7 @@ def test_gravixlayer_stream_sdk(server):
     stream = client(server, "/v1/inference").chat.completions.create(
         model="qwen2.5vl:7b", messages=[{"role": "user", "content": content}], stream=True
     )
-    assert "".join(chunk.choices[0].delta.content or "" if chunk.choices else "" for chunk in stream)
+    assert "".join(chunk.choices[0].delta.content or "" if chunk.choices else "" for chunk in stream) == RIGHT
 
 
 def test_deepinfra_by_url(server, host):
@@ -198,4 +206,5 @@ def test_deepinfra_sdk(server):
 def test_deepinfra_several(server, host):
     content = [url_part(f"{host}/count.png"), url_part(f"{host}/colour.png"), text_part(WHATS_IN_IT)]
     body = {"model": "meta-llama/Llama-3.2-90B-Vision-Instruct", "messages": [{"role": "user", "content": content}]}
-    answered(curl(server, "/v1/openai/chat/completions", body, authorization="Bearer token"), images=2)
+    right = f"In the first, {RIGHT}. In the second, {CAPTIONS['colour.png']}."
+    answered(curl(server, "/v1/openai/chat/completions", body, authorization="Bearer token"), images=2, right=right)
