@@ -15,8 +15,8 @@ from llava_ref.scenes import fresh_scene, questions
 from llava_ref.scenes.questions import CAPTIONS, caption
 
 KINDS = ("colour", "count", "word", "where", "digit", "what at", "shape", "caption")  # in the order shown
-MAX_SEEN = 400  # pictures to look through
-MIN_THINGS = 3
+MAX_SEEN = 1000  # pictures to look through
+MIN_THINGS, COUNT = 3, "3"  # things in a picture; how many the question of kind "count" is to find
 
 
 def _file(kind: str) -> str:
@@ -41,6 +41,8 @@ def main() -> None:
         image, question, shown = scene.draw(), questions(scene, rng)[0], caption(scene)
         kind = question.kind
         if kind not in KINDS or kind in chosen or len(scene.things) < MIN_THINGS:
+            continue
+        if kind == "count" and question.answer != COUNT:
             continue
         if said(model, image, question.text) == question.answer and said(model, image, CAPTIONS[0]) == shown:
             chosen[kind] = {"file": _file(kind), "question": question.text, "answer": question.answer, "caption": shown}

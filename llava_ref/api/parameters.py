@@ -6,8 +6,8 @@ the table, which ask for what is done anyway. `REFUSED` would change what the an
 are accepted. null asks for nothing, everywhere. A name in no table is warned of like one in `WARNED`.
 
 The names are those that clients of OpenAI's API, llama.cpp's server, vLLM, Ollama, LM Studio, MLC LLM, mlx-lm,
-llama-cpp-python, text-generation-inference and LiteLLM are known to send. OpenAI's were read from openai-python 3.3; the
-others were listed from common use, not checked release by release. A name that is missing here is answered with a warning.
+llama-cpp-python, text-generation-inference and LiteLLM are known to send. OpenAI's were read from openai-python 3.3;
+the others were listed from common use, not checked release by release. One that is missing here is warned of.
 """
 
 import json

@@ -11,7 +11,7 @@ const messages = [
     role: "user",
     content: [
       { type: "image_url", image_url: { url: `data:image/jpeg;base64,${base64}` } },
-      { type: "text", text: "How many orange shapes are there?" },
+      { type: "text", text: "Count the stars." },
     ],
   },
 ];

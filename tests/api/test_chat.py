@@ -12,7 +12,7 @@ pytest.importorskip("httpx2", reason="a test client is not installed")
 from running import data_uri, events, picture
 
 COUNT, COLOUR = picture("count.png"), picture("colour.png")
-HOW_MANY = {"type": "text", "text": "How many orange shapes are there?"}
+HOW_MANY = {"type": "text", "text": "Count the stars."}
 WHICH = {"type": "text", "text": "What colour is the circle?"}
 URL = data_uri(COUNT)
 GO_ON = {"logit_bias": {"2": -100}}  # never the token that ends an answer

@@ -20,7 +20,7 @@ from llava_ref.api import fetch
 from llava_ref.api.fetch import Fetcher, is_public
 from llava_ref.errors import ImageError
 
-HOW_MANY = {"type": "text", "text": "How many orange shapes are there?"}
+HOW_MANY = {"type": "text", "text": "Count the stars."}
 WHERE = "messages[0].content[0].image_url.url"
 PNG = picture("count.png")
 

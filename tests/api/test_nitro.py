@@ -17,8 +17,8 @@ from tiny_pair import VICUNA, Tiny, write_pair
 
 import llava_ref
 from llava_ref.api import nitro
-from llava_ref.api.models import give_back
 from llava_ref.chat import render
+from llava_ref.memory import collect
 
 LOAD = "/inferences/llamacpp/loadmodel"
 
@@ -71,7 +71,7 @@ def test_the_pair_that_comes_with_us_can_be_loaded_again(nitro_server):
     assert load(nitro_server, (text, mmproj), ctx_len=100_000).status_code == 200, "never more than the model has"
     see = [
         {"type": "image_url", "image_url": {"url": data_uri(picture("count.png"))}},
-        {"type": "text", "text": "How many orange shapes are there?"},
+        {"type": "text", "text": "Count the stars."},
     ]
     assert nitro_server.chat(see).json()["choices"][0]["message"]["content"] == "3"
 
@@ -249,7 +249,7 @@ def test_memory_is_given_back(tmp_path, nitro_server):
         pairs.append(write_pair(tmp_path / name, Tiny(width=512, mlp_width=2048, n_layer=3, template=VICUNA)))
 
     def resident():
-        give_back()
+        collect()
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * 4096
 

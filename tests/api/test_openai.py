@@ -13,7 +13,7 @@ SEE = [
         "role": "user",
         "content": [
             {"type": "image_url", "image_url": {"url": data_uri(picture("count.png"))}},
-            {"type": "text", "text": "How many orange shapes are there?"},
+            {"type": "text", "text": "Count the stars."},
         ],
     }
 ]

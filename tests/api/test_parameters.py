@@ -168,7 +168,7 @@ def test_logit_bias_as_pairs(server):
     ids = server.post("/tokenize", {"content": "3"}).json()["tokens"]
     see = [
         {"type": "image_url", "image_url": {"url": data_uri(picture("count.png"))}},
-        {"type": "text", "text": "How many orange shapes are there?"},
+        {"type": "text", "text": "Count the stars."},
     ]
     as_object = server.chat(see, logit_bias={str(i): -100 for i in ids}).json()["choices"]
     assert as_object[0]["message"]["content"] != "3"

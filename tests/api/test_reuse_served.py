@@ -10,7 +10,7 @@ from running import data_uri, picture
 PICTURES = {
     name: {"type": "image_url", "image_url": {"url": data_uri(picture(name))}} for name in ("count.png", "colour.png")
 }
-QUESTIONS = ("How many orange shapes are there?", "What colour is the circle?", "Describe the picture.")
+QUESTIONS = ("Count the stars.", "What colour is the circle?", "Describe the picture.")
 SCORED = {"logprobs": True, "top_logprobs": 3, "max_tokens": 24}
 
 

@@ -140,7 +140,7 @@ def test_up_to_twenty_of_the_likeliest(server, n):
 CHATS = {
     "picture": [
         {"type": "image_url", "image_url": {"url": data_uri(picture("count.png"))}},
-        {"type": "text", "text": "How many orange shapes are there?"},
+        {"type": "text", "text": "Count the stars."},
     ],
     "words": "Hello",
 }
@@ -180,7 +180,7 @@ def test_no_space_before_the_first_token_nor_before_what_could_stand_there(serve
     (entry,) = choice["logprobs"]["content"]
     assert entry["token"] == choice["message"]["content"] == "3" and entry["bytes"] == [ord("3")]
     others = {other["token"]: other for other in entry["top_logprobs"]}
-    assert "2" in others and others["3"] == {key: entry[key] for key in ("token", "logprob", "bytes")}
+    assert "2" in others and {key: entry[key] for key in ("token", "logprob", "bytes")} in entry["top_logprobs"]
     assert all(bytes(other["bytes"]).decode("utf-8", "replace") == other["token"] for other in others.values())
 
 

@@ -27,7 +27,7 @@ HI = [{"role": "user", "content": "Hi"}]
 LONG = {"messages": HI, "logit_bias": {"2": -100}}  # until the context ends
 SEE = [
     {"type": "image_url", "image_url": {"url": data_uri(picture("count.png"))}},
-    {"type": "text", "text": "How many orange shapes are there?"},
+    {"type": "text", "text": "Count the stars."},
 ]
 
 
