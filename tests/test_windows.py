@@ -41,16 +41,17 @@ sys.meta_path.insert(0, Absent())
 ANSWER = """
 import llava_ref
 text, mmproj = llava_ref.embedded()
-model = llava_ref.load(text, mmproj, backend={backend!r}, threads=1, template="vicuna")
+model = llava_ref.load(text, mmproj, backend={backend!r}, threads=1)
 picture = min((text.parent / "pictures").glob("*.png"))
 reply = model.chat([{{"role": "user", "content": [{{"type": "image", "image": picture}},
                                                  {{"type": "text", "text": "What color is it?"}}]}}], max_tokens=4)
 print(reply.text)
 """
-FILES_OWN = """
+OWN_TEMPLATE = """
 import llava_ref
 try:
-    llava_ref.load(*llava_ref.embedded(), backend="numpy").chat([{"role": "user", "content": "Hello"}])
+    own = "{{ messages[0].content }}"
+    llava_ref.load(*llava_ref.embedded(), backend="numpy", template=own).chat([{"role": "user", "content": "Hello"}])
 except llava_ref.LlavaError as error:
     print(error)
 """
@@ -78,9 +79,9 @@ def test_the_embedded_pair_answers(backend):
     assert run(code) == usual.stdout != "\n"
 
 
-def test_a_template_of_a_file_is_refused_in_one_line():
-    said = run(FILES_OWN)
-    assert said.count("\n") == 1 and "tokenizer.chat_template: templates of files run under limits" in said
+def test_a_template_that_is_not_ours_is_refused_in_one_line():
+    said = run(OWN_TEMPLATE)
+    assert said.count("\n") == 1 and "template: templates of files run under limits" in said
 
 
 def test_every_module_can_be_imported():

@@ -227,7 +227,7 @@ def test_fields_of_messages(server, strict):
         "messages": [ADA | {"content": [{"type": "image_url", "image_url": data_uri(picture("count.png"))}]}, THOUGHT]
     }
     assert len(server.post("/v1/look", look).json()["warnings"]) == 2
-    model = server.models.current.model
+    model = llava_ref.load(*llava_ref.embedded())
     assert model.chat([ADA], max_tokens=1).warnings == ("messages[0].name: has no effect here",)
 
 

@@ -52,6 +52,7 @@ def harness(choice, context):
 
 def truth(server, context, continuation):
     """The same from the model's logits, and whether each token is the likeliest of all."""
+    server.until(lambda: not server.worker.busy)  # its probe would stop this pass, too
     model = server.models.current.model
     ids = model.raw_request(context + continuation).token_ids
     n_context = len(model.raw_request(context).token_ids)
