@@ -1,6 +1,7 @@
 """Clients that go, wait, crowd or dawdle; a worker that fails; the end of the server."""
 
 import http.client
+import io
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
 import httpx2
+from PIL import Image
 from running import Process, data_uri, picture, serving
 
 from llava_ref.api.errors import ApiError
@@ -317,3 +319,18 @@ def test_a_log_on_a_full_disk_stops_nothing():
             assert process.wait(20) == 0
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("size, returned", [((2001, 1001), 1), ((200, 100), 0)])
+def test_a_large_picture_s_memory_goes_back_after_its_answer(monkeypatch, size, returned):
+    given: list[int] = []
+    with serving() as server:
+        monkeypatch.setattr("llava_ref.memory.give_back", lambda: given.append(1))
+        out = io.BytesIO()
+        Image.new("RGB", size).save(out, "PNG")
+        content = [{"type": "image_url", "image_url": {"url": data_uri(out.getvalue())}}, *SEE[1:]]
+        assert server.chat(content, max_tokens=1).status_code == 200
+        if returned:
+            server.until(lambda: given)
+        assert len(given) == returned
+        monkeypatch.undo()
