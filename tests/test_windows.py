@@ -6,8 +6,10 @@ import sys
 import pytest
 
 TAKE_AWAY = """
-import sys, types
-import torch, numpy, PIL.Image, regex  # they decide by the platform's name what to ask for
+import contextlib, sys, types
+import torch, numpy, PIL.Image  # they decide by the platform's name what to ask for
+with contextlib.suppress(ImportError):  # transformers brings it
+    import regex
 import mmap, os, select, signal, socket, time
 for module, names in {
     os: "O_NONBLOCK O_CLOEXEC O_DIRECTORY O_NOFOLLOW O_NOCTTY sysconf sysconf_names fork forkpty getuid geteuid getgid "
