@@ -17,7 +17,7 @@ from llava_ref.scenes.questions import caption
 from llava_ref.scenes.scene import Draw
 from llava_ref.tokenizer import Tokenizer
 
-from .speech import BOTH, JSON_SYSTEMS, NO_PICTURE, SYSTEMS, small_talk, turn
+from .speech import BOTH, JSON_SYSTEMS, NO_PICTURE, SYSTEMS, beside, small_talk, turn
 from .tokens import BOS, LINE, STYLES, Answer, Segment, Tokens, Turn
 from .vocabulary import ENGLISH
 
@@ -142,9 +142,7 @@ class Packer:
         first, second = caption(scene), caption(other)
         says = f"Both show {first}." if same else f"In the first, {first}. In the second, {second}."
         asked = draw.pick(BOTH)
-        content = (asked, *(part for p in pictures for part in (LINE, p)))
-        if draw.chance(0.6):
-            content = (*(part for p in pictures for part in (p, LINE)), asked)
+        content = beside(asked, pictures, text_first=not draw.chance(0.6))
         return tokens.segment("", [Turn(content, Answer("two", says))])
 
     def _nitro(self, tokens: Tokens, draw: Draw, scene: Scene, other: Scene) -> Segment:

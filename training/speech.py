@@ -110,12 +110,11 @@ def turn(q: Question, draw: Draw, scene: Scene, pictures: Sequence[int], form: s
         asked = draw.chance(0.25)
         answer = json_answer(q, draw, scene, asked)
         text += draw.pick(ASK_JSON) if asked else ""
-    if not pictures:
-        return Turn((text,), answer)
-    if form == "text-first":
-        return Turn(_text_first(text, pictures), answer)
-    return Turn((*(part for p in pictures for part in (p, LINE)), text), answer)
+    return Turn(beside(text, pictures, form == "text-first"), answer)
 
 
-def _text_first(text: str, pictures: Sequence[int]) -> tuple[str | int, ...]:
-    return (text, *(part for p in pictures for part in (LINE, p)))
+def beside(text: str, pictures: Sequence[int], text_first: bool) -> tuple[str | int, ...]:
+    """Return a text and its pictures in one of the two orders, with a line feed between any two."""
+    if text_first:
+        return (text, *(part for p in pictures for part in (LINE, p)))
+    return (*(part for p in pictures for part in (p, LINE)), text)
