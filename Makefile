@@ -19,7 +19,7 @@ check: .venv/.dev ## formatter, linter, types
 	.venv/bin/mypy
 
 conformance: .venv/.conformance ## against transformers, llama.cpp and OpenAI's npm client
-	.venv/bin/python -m pytest tests/conformance tests/api/test_openai_npm.py
+	.venv/bin/python -m pytest -m oracle
 
 pictures: .venv/.conformance ## what the README shows (needs Chromium): docs/images, and two commands' output
 	.venv/bin/python docs/images/make.py

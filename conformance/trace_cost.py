@@ -14,9 +14,11 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from llava_ref import decoder, engine, gguf
-from llava_ref.engine import Engine
+from llava_ref import gguf
+from llava_ref.generation import engine
+from llava_ref.generation.engine import Engine
 from llava_ref.loading import embedded
+from llava_ref.models import llama as decoder
 from llava_ref.profiles import Quirks
 
 WARM_UP = 20

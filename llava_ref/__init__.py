@@ -23,10 +23,10 @@ from .errors import (
 
 if TYPE_CHECKING:
     from . import chat, gguf, images
-    from .generate import Reply, Step, Stream
+    from .generation.answer import Reply, Step, Stream
+    from .generation.sampler import Sampling
     from .loading import embedded, load
     from .model import Llava
-    from .sampler import Sampling
 
 __all__ = [
     "GGUFError",
@@ -51,10 +51,10 @@ __all__ = [
 
 _HOME = {
     "Llava": "model",
-    "Reply": "generate",
-    "Sampling": "sampler",
-    "Step": "generate",
-    "Stream": "generate",
+    "Reply": "generation.answer",
+    "Sampling": "generation.sampler",
+    "Step": "generation.answer",
+    "Stream": "generation.answer",
     "embedded": "loading",
     "load": "loading",
 }

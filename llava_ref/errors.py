@@ -13,6 +13,11 @@ def printable(text: str, limit: int = LIMIT) -> str:
     return safe if len(safe) <= limit else safe[: limit - 1] + "…"
 
 
+def visible(text: str) -> str:
+    """`text` with control characters other than line ends and tabs escaped."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 class LlavaError(Exception):
     """Something the user can mend. `where` is a file or argument, `field` what in it, `problem` what was expected."""
 

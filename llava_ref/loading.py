@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from . import gguf
-from .engine import Engine
 from .errors import ParameterError
+from .generation.engine import Engine
 from .model import Llava
 from .profiles import describe, resolve
 

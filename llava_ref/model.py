@@ -15,17 +15,17 @@ import numpy as np
 from PIL import Image
 
 from . import images
-from .chat import ChatTemplate, choose_template, parse_messages, render_prompt
-from .engine import Engine, Part
+from .chat.chunks import Prompt, TextChunk, chunks, raw
+from .chat.messages import ImagePart, unheard
+from .chat.rendering import ChatTemplate, choose_template, parse_messages, render_prompt
 from .errors import ImageError, ParameterError, PromptError, printable
-from .generate import Clock, Reply, Request, Step, StopStrings, Stream, generate, room, too_long
-from .messages import ImagePart, unheard
-from .preprocess import Preprocessed, preprocess
-from .prompt import Prompt, TextChunk, chunks, raw
-from .reuse import Reuse, cached_positions
-from .sampler import Sampler, Sampling
-from .tokenizer import Tokenizer
-from .trace import Edit, Edits, Probe, Probes, Sink, Tap, Trace, no_tap
+from .generation.answer import Clock, Reply, Request, Step, StopStrings, Stream, generate, room, too_long
+from .generation.engine import Engine, Part
+from .generation.reuse import Reuse, cached_positions
+from .generation.sampler import Sampler, Sampling
+from .images.preprocess import Preprocessed, preprocess
+from .tokenizer.tokenizer import Tokenizer
+from .tracing.trace import Edit, Edits, Probe, Probes, Sink, Tap, Trace, no_tap
 
 ImageSource = bytes | str | Path | Image.Image | np.ndarray
 Messages = Sequence[Mapping[str, Any]]
@@ -88,7 +88,8 @@ class Llava:
         logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
     ) -> Reply:
-        """The whole answer to a conversation in OpenAI's form. `sampler.Sampling` says what the settings mean.
+        """The whole answer to a conversation in OpenAI's form. `generation.sampler.Sampling` says what the settings
+        mean.
 
         An answer ends at `max_tokens`, or where the context does, with finish_reason "length"; at a stop string or an
         end-of-generation token with "stop". LlavaError of the part that is wrong, before any work."""
@@ -277,7 +278,7 @@ class Llava:
         return self._rows(self.decode_image(image), Clock())
 
     def stages(self) -> tuple[str, ...]:
-        """Names of all arrays that a run of this pair computes, in order; `stages.Stage` says what each is."""
+        """Names of all arrays that a run of this pair computes, in order; `models.stages.Stage` says what each is."""
         return tuple(stage.name for stage in self.engine.stages())
 
     def trace(self, *globs: str, sink: Sink | None = None) -> AbstractContextManager[Trace]:

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_pair import VICUNA, Tiny, write_pair
 
-from llava_ref import stages
 from llava_ref.cli import main
+from llava_ref.models import stages
+
+from .support.tiny_pair import VICUNA, Tiny, write_pair
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -4,13 +4,14 @@ import io
 
 import numpy as np
 import pytest
-from helpers import close
 from PIL import Image
-from tiny_pair import VICUNA, Tiny, write_mmproj, write_pair, write_text
 
 import llava_ref
 from llava_ref import GGUFError, ImageError, NumericsError, PairError, ParameterError, PromptError
-from llava_ref.sampler import Sampling
+from llava_ref.generation.sampler import Sampling
+
+from .support.helpers import close
+from .support.tiny_pair import VICUNA, Tiny, write_mmproj, write_pair, write_text
 
 RGB = np.random.default_rng(0).integers(0, 256, (30, 47, 3), np.uint8)
 N = 16  # positions of one picture

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llava_ref.templates import KEY, VICUNA
+from llava_ref.chat.templates import KEY, VICUNA
 
 from .data import IMAGE, MEAN, PATCH, STD
 from .model import Model, Size

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llava_ref import gguf
+from llava_ref.gguf import file as gguf
 from llava_ref.scenes import Question, Scene, questions
 from llava_ref.scenes.questions import caption
 from llava_ref.scenes.scene import Draw
-from llava_ref.tokenizer import Tokenizer
+from llava_ref.tokenizer.tokenizer import Tokenizer
 
 from .speech import BOTH, JSON_SYSTEMS, NO_PICTURE, SYSTEMS, beside, small_talk, turn
 from .tokens import BOS, LINE, STYLES, Answer, Segment, Tokens, Turn

@@ -1,12 +1,12 @@
 """A conversation about pictures as tokens, made as inference makes them.
 
-`Tokens` follows the `vicuna` template and one value of the quirk `text_pieces` (`llava_ref.prompt.chunks`).
+`Tokens` follows the `vicuna` template and one value of the quirk `text_pieces` (`llava_ref.chat.chunks.chunks`).
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from llava_ref.tokenizer import Tokenizer
+from llava_ref.tokenizer.tokenizer import Tokenizer
 
 BOS, EOS = 1, 2
 STYLES = ("separate", "separate", "separate", "separate-prefixed", "separate-prefixed", "whole")  # each as often

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..generate import Reply, Request, Stream, usage
+from ..generation.answer import Reply, Request, Stream, usage
+from ..generation.pieces import id_pieces, prompt_pieces
+from ..generation.scores import Score, score_prompt
 from ..model import Llava
-from ..pieces import id_pieces, prompt_pieces
-from ..scores import Score, score_prompt
 from .handler import LEAST, Head, answer_pieces, extras
 
 Row = tuple[str, Score | None, bool]  # what a token adds to the text, its score, and whether nothing stands before it

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..generate import Reply, Stream
-from ..pieces import AnswerPieces, Piece
-from ..scores import Score
-from ..tokenizer import Tokenizer
+from ..generation.answer import Reply, Stream
+from ..generation.pieces import AnswerPieces, Piece
+from ..generation.scores import Score
+from ..tokenizer.tokenizer import Tokenizer
 
 LEAST = -9999.0  # OpenAI's number for a log-probability of next to nothing; JSON has no infinity
 

@@ -3,10 +3,10 @@
 from contextlib import ExitStack
 from typing import Any
 
+from ..chat.messages import Fetch, Message, TextPart, parse_messages
 from ..errors import PromptError
-from ..messages import Fetch, Message, TextPart, parse_messages
+from ..html import data_uri
 from ..study.look import Look, answer_pieces, check_answer, look
-from ..study.page import data_uri
 from .body import parse_json
 from .errors import library_errors
 from .limits import Budget, Limits

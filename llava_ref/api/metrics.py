@@ -4,7 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from ..generate import Stream
+from ..generation.answer import Stream
 
 HELP = {
     "llava_ref_requests_total": "HTTP requests answered, by route and status",

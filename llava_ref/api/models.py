@@ -12,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..chat.templates import ChatTemplate
 from ..errors import LlavaError, ParameterError, printable
-from ..grammar import JsonGrammars
+from ..generation.grammar import JsonGrammars
+from ..generation.reuse import Reuse
 from ..loading import embedded
 from ..memory import collect
 from ..model import Llava
-from ..reuse import Reuse
-from ..templates import ChatTemplate
 from .errors import ApiError
 
 Pair = tuple[Path, Path | None]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from ..templates import ChatTemplate
+from ..chat.templates import ChatTemplate
 from .body import parse_json
 from .models import Loaded, Models
 from .parameters import LOADS

@@ -9,7 +9,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ..errors import GGUFError, printable
-from ..gguf import GGUFFile
+from ..gguf.file import GGUFFile
 from ..loading import embedded
 from .models import Loaded
 from .respond import send_bytes

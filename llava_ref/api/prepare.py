@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import images
-from ..chat import Prompt, render_prompt
+from ..chat.chunks import TextChunk
+from ..chat.messages import Fetch, ImagePart, Message, TextPart, parse_messages, unheard
+from ..chat.rendering import Prompt, render_prompt
 from ..errors import ImageError, PromptError, printable
-from ..generate import Request, Stream
-from ..messages import Fetch, ImagePart, Message, TextPart, parse_messages, unheard
+from ..generation.answer import Request, Stream
+from ..generation.sampler import Grammar
+from ..generation.scores import score_prompt
 from ..model import Llava
-from ..prompt import TextChunk
-from ..quote import Quote
-from ..sampler import Grammar
-from ..scores import score_prompt
+from ..tokenizer.quote import Quote
 from . import completions, handler
 from .body import parse_json
 from .errors import library_errors, refuse

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
-from ..sampler import MAX_TOP, Sampling
+from ..generation.sampler import MAX_TOP, Sampling
 from .errors import ApiError, value_at
 from .limits import MAX_CHOICES, MAX_PROMPTS, MAX_STOP_LENGTH, MAX_STOPS
 from .parameters import REQUESTS, TEXTS, Table, check

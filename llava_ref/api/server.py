@@ -12,8 +12,8 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import memory
-from ..images import LARGE
-from ..messages import Fetch
+from ..chat.messages import Fetch
+from ..images.decoding import LARGE
 from . import nitro, prepare, texts
 from .body import read_body
 from .edge import Edge

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import WithJsonSchema
 
-from ..messages import MAX_MESSAGES
+from ..chat.messages import MAX_MESSAGES
 
 _TEXT = {
     "type": "object",

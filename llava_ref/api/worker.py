@@ -17,8 +17,8 @@ from typing import Any
 
 from ..errors import LlavaError
 from ..model import Llava
-from ..ops import Array
-from ..trace import At, Probe
+from ..ops.protocol import Array
+from ..tracing.trace import At, Probe
 from .errors import ApiError, from_library, internal
 from .limits import MAX_BEHIND
 

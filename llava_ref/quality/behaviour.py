@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..engine import Engine
-from ..measure import kl, rel_rms
-from ..trace import Probe, Probes
+from ..generation.engine import Engine
+from ..tracing.distance import kl, rel_rms
+from ..tracing.trace import Probe, Probes
 from .cases import Case
 
 

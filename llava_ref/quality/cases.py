@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..engine import Part
-from ..generate import Request
-from ..images import DecodedImage
+from ..chat.chunks import ImageChunk, TextChunk
+from ..generation.answer import Request
+from ..generation.engine import Part
+from ..generation.sampler import Sampling
+from ..images.decoding import DecodedImage
 from ..model import ImageSource, Llava
-from ..prompt import ImageChunk, TextChunk
-from ..sampler import Sampling
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..backends import get_ops
-from ..engine import Engine
+from ..generation.engine import Engine
 from ..model import Llava
+from ..ops import get_ops
 from .behaviour import Difference, Outcome, Spread, difference, run, spread
 from .cases import Case
 from .inside import TEXT_LAYERS, TOWER_LAYERS, Kept, Layers, Products, Sums

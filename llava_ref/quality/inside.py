@@ -5,10 +5,10 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from ..engine import Engine
-from ..gguf import TensorView
-from ..ops import Array, Ops
-from ..trace import At, Probe
+from ..generation.engine import Engine
+from ..gguf.file import TensorView
+from ..ops.protocol import Array, Ops
+from ..tracing.trace import At, Probe
 
 TOWER_LAYERS = ("vision.pos_embd", "vision.pre_ln", "vision.blk.*.layer_out", "projector.out")
 TEXT_LAYERS = ("embd", "blk.*.out", "result_output")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..gguf import GGUFFile
+from ..gguf.file import GGUFFile
 from .behaviour import Difference, spread
 from .cases import Case
 from .comparison import Behaviour

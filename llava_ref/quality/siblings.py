@@ -4,9 +4,9 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from ..config import TextConfig, VisionConfig, read_text, read_vision
 from ..errors import PairError
-from ..gguf import GGUFFile, TensorView
+from ..gguf.file import GGUFFile, TensorView
+from ..models.config import TextConfig, VisionConfig, read_text, read_vision
 
 Config = TextConfig | VisionConfig
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import NumericsError
-from ..gguf import TensorView
-from ..quants import dequantize
+from ..gguf.file import TensorView
+from ..ops.numpy_quants import dequantize
 from .siblings import Pair, same_bytes
 
 PIECE = 1 << 22  # weights of either file in memory at a time

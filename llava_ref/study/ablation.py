@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..engine import Part
 from ..errors import ParameterError
-from ..generate import Request
-from ..measure import log_softmax
+from ..generation.answer import Request
+from ..generation.engine import Part
 from ..model import Llava
-from ..trace import At
+from ..tracing.distance import log_softmax
+from ..tracing.trace import At
 
 MOST = 8  # cells along a side: 64 runs
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..generate import Request
+from ..generation.answer import Request
 from ..model import Llava
-from ..ops import Array
-from ..trace import ON_REQUEST, At, Probe
+from ..ops.protocol import Array
+from ..tracing.trace import ON_REQUEST, At, Probe
 
 
 def attention_to_picture(model: Llava, request: Request, answer: Sequence[int], *, image: int = 0) -> np.ndarray:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..generate import Request
-from ..measure import log_softmax
+from ..generation.answer import Request
 from ..model import Llava
-from ..stages import residual
+from ..models.stages import residual
+from ..tracing.distance import log_softmax
 
 ROWS = 256  # positions turned into logits at once: V is large
 

@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image
 
 from ..errors import PromptError
-from ..generate import Request, too_long
+from ..generation.answer import Request, too_long
+from ..images.preprocess import Preprocessed
 from ..model import Llava
-from ..preprocess import Preprocessed
-from ..tokenizer import Tokenizer
+from ..tokenizer.tokenizer import Tokenizer
 from .ablation import picture_grid
 from .attention import attention_to_picture
 

@@ -1,16 +1,13 @@
 """Pages of the studies: one HTML file each, with everything in it, that loads nothing from anywhere."""
 
-import base64
-import io
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
-from PIL import Image
 
-from ..preprocess import Preprocessed
+from ..html import data_uri, environment
+from ..images.preprocess import Preprocessed
 from .lens import Lens
 from .overlay import ANCHORS, heat, to_source
 
@@ -151,14 +148,6 @@ def _rounded(x: np.ndarray) -> Any:
     return np.vectorize(lambda value: float(f"{value:.5g}"))(x).tolist()
 
 
-def data_uri(rgb: np.ndarray) -> str:
-    """A picture as PNG inside a page."""
-    buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def _render(name: str, **values: Any) -> str:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = (files("llava_ref") / "assets" / name).read_text("utf-8")
-    return environment.from_string(source).render(**values)
+    return environment().from_string(source).render(**values)

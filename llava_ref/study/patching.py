@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ..errors import ParameterError
-from ..generate import Reply, Request
+from ..generation.answer import Reply, Request
+from ..generation.sampler import Sampling
 from ..model import Llava
-from ..ops import Array
-from ..sampler import Sampling
-from ..stages import residual
-from ..trace import At, Edits
+from ..models.stages import residual
+from ..ops.protocol import Array
+from ..tracing.trace import At, Edits
 
 
 def record(model: Llava, source: Request, stage: str) -> np.ndarray:

@@ -5,9 +5,9 @@ import io
 from pathlib import Path
 
 from ..errors import ParameterError
-from ..generate import Request
+from ..generation.answer import Request
+from ..generation.sampler import Sampling
 from ..model import Llava
-from ..sampler import Sampling
 from ..study.ablation import ablation, picture_grid
 from ..study.attention import attention_to_picture
 from ..study.overlay import beside, panel, to_source

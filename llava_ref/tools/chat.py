@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import LlavaError, ParameterError, PromptError
+from ..errors import LlavaError, ParameterError, PromptError, visible
+from ..generation.reuse import Reuse
+from ..generation.sampler import Sampling
 from ..model import Llava
-from ..reuse import Reuse
-from ..sampler import Sampling
 from . import options
-from .output import note, print_pieces, summary, visible
+from .output import note, print_pieces, summary
 
 HELP = "expected /image FILE, /clear or /exit"
 

@@ -5,21 +5,21 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from .. import gguf
-from ..chat import render_prompt
-from ..config import MAX_WIDTH
-from ..engine import Engine
-from ..errors import GGUFError, LlavaError, ParameterError
-from ..gguf import GGUFFile
+from ..chat.chunks import TextChunk, chunks
+from ..chat.messages import ImagePart, Message, TextPart
+from ..chat.rendering import render_prompt
+from ..chat.templates import choose_template
+from ..errors import GGUFError, LlavaError, ParameterError, visible
+from ..generation.engine import Engine
+from ..gguf.file import GGUFFile
 from ..loading import embedded
-from ..messages import ImagePart, Message, TextPart
+from ..models.config import MAX_WIDTH
+from ..models.weights import without_ones
 from ..profiles import PROFILES, Quirks
-from ..prompt import TextChunk, chunks
-from ..templates import choose_template
-from ..tokenizer import Tokenizer
-from ..weights import without_ones
+from ..tokenizer.tokenizer import Tokenizer
 from . import options
 from .facts import blocks_run, image_pipeline, kind
-from .output import print_json, visible
+from .output import print_json
 
 SAMPLING = ("general.sampling.", "tokenizer.ggml.suppress_tokens")
 

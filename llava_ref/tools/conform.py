@@ -10,16 +10,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from ..errors import ParameterError
+from ..errors import ParameterError, visible
 from ..model import Llava
+from ..ops.threads import sleeping_openmp
 from ..profiles import ImageOrder
-from ..threads import sleeping_openmp
 from . import options
-from .output import check_output, note, print_json, visible, write_text
+from .output import check_output, note, print_json, write_text
 
 if TYPE_CHECKING:
-    from ..conformance.conform import Report
-    from ..conformance.reference import Reference
+    from ..conformance.compare.conform import Report
+    from ..conformance.engines.reference import Reference
 
 WORDS = {  # what a quirk is about, for the one sentence that names it
     "class_token": "the place of the class token",
@@ -62,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 if every stage and the outcome are within their bounds, 1 if not."""
-    from ..conformance.conform import conform
-    from ..conformance.reference import Case
+    from ..conformance.compare.conform import conform
+    from ..conformance.engines.reference import Case
 
     text, mmproj = options.pair(args)
     if args.max_tokens < 0:
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     note(f"running {_settings(model.settings)}")
     report = conform(lambda changed: _with(args, model, changed), case, answer)
     if args.report is not None:
-        from ..conformance.report_page import render
+        from ..conformance.report.page import render
 
         write_text(args.report, render(report, args.image))
         note(f"{args.report}: written")
@@ -102,8 +102,8 @@ def _with(args: argparse.Namespace, model: Llava, changed: Mapping[str, str]) ->
 def _reference(name: str, model: Llava) -> "Reference":
     """By its name on the command line. ParameterError for one that is not known."""
     if name == "llama.cpp":
-        from ..conformance.oracle import EXACT
-        from ..conformance.reference_llama import LlamaCpp
+        from ..conformance.engines.llama_cpp.engine import LlamaCpp
+        from ..conformance.engines.llama_cpp.oracle import EXACT
 
         quirks = model.engine.quirks
         rounded = model.engine.precision == "ggml"
@@ -111,10 +111,10 @@ def _reference(name: str, model: Llava) -> "Reference":
         return LlamaCpp(replace(EXACT, flash_attention=int(flash), cache_type=int(half)))
     if name == "hf":
         with sleeping_openmp():
-            from ..conformance.reference_transformers import Transformers
+            from ..conformance.engines.hf.engine import Transformers
 
         return Transformers()
-    from ..conformance.reference_this import Recorded, ThisProject
+    from ..conformance.engines.this import Recorded, ThisProject
 
     kind, colon, settings = name.partition(":")
     if kind == "this" and colon:
@@ -162,7 +162,7 @@ def verdict(report: "Report") -> list[str]:
 
 
 def _outcome(report: "Report") -> list[str]:
-    from ..conformance.report_words import worst
+    from ..conformance.report.words import worst
 
     o, lines = report.outcome, []
     if o.token_ids[0] != o.token_ids[1]:

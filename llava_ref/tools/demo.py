@@ -14,11 +14,11 @@ from typing import Any
 from PIL import Image
 
 from ..errors import ParameterError
-from ..generate import Stream
-from ..grammar import JsonGrammars
+from ..generation.answer import Stream
+from ..generation.grammar import JsonGrammars
+from ..generation.sampler import Sampling
 from ..loading import embedded
 from ..model import Llava
-from ..sampler import Sampling
 from ..scenes import WAYS, fresh_asked
 from . import options
 from .output import note, print_json, print_pieces

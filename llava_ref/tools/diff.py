@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..blocks import TYPES
 from ..errors import ParameterError
-from ..measure import Distance, bad_numbers, distance, fitted, rounding
-from ..stages import place
-from ..trace import ON_REQUEST, Probe
-from ..tracefile import TraceFile
+from ..gguf.types import TYPES
+from ..models.stages import place
+from ..tracing.distance import Distance, bad_numbers, distance, fitted, rounding
+from ..tracing.trace import ON_REQUEST, Probe
+from ..tracing.tracefile import TraceFile
 from .output import note, print_json
 
 FLOAT32_NOISE = 1e-4
@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def compare(a: TraceFile, b: TraceFile, tolerance: float | None) -> list[Row]:
-    """Every stage of either file, as they are computed (`stages.place`). A `tolerance` that is given holds as it is."""
+    """Every stage of either file, as they are computed (`models.stages.place`). A `tolerance` that is given holds as
+    it is."""
     bound = default_tolerance(a, b) if tolerance is None else tolerance
     names = sorted({*a, *b}, key=lambda name: (place(name), name))
     return [_row(name, a, b, bound, widen=tolerance is None) for name in names]

@@ -4,11 +4,11 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from ..errors import ParameterError
+from ..errors import ParameterError, visible
+from ..images.preprocess import save_png
 from ..loading import embedded
-from ..preprocess import save_png
 from . import options
-from .output import check_output, note, print_json, visible, write_tensors
+from .output import check_output, note, print_json, write_tensors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes `pixels` (1, 3, S, S) and `image_embeddings` (N, D), both float32.
 
-    The header has the source's width and height and the way back to it: `preprocess.Affine`."""
+    The header has the source's width and height and the way back to it: `images.preprocess.Affine`."""
     if len(args.image) != 1:
         raise ParameterError("--image", f"{len(args.image)} given", "expected one picture")
     mmproj, source = args.mmproj or embedded()[1], args.image[0]

@@ -3,16 +3,16 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from .. import decoder
-from ..config import read_text, read_vision
+from ..chat.templates import choose_template
 from ..errors import GGUFError
-from ..gguf import GGUFFile
+from ..gguf.file import GGUFFile
+from ..models import llama as decoder
+from ..models.clip import VisionPlan, plan
+from ..models.config import read_text, read_vision
+from ..models.rope import length
+from ..models.weights import without_ones
 from ..profiles import PROFILES, Quirks
-from ..rope import length
-from ..templates import choose_template
-from ..vision import VisionPlan, plan
-from ..vocabulary import read_vocabulary
-from ..weights import without_ones
+from ..tokenizer.vocabulary import read_vocabulary
 
 Kind = Literal["text model", "mmproj", "vocabulary", "other"]
 SQUARE = {

@@ -2,10 +2,11 @@
 
 import argparse
 
-from ..generate import Request
+from ..errors import visible
+from ..generation.answer import Request
 from ..model import Llava
 from . import options
-from .output import note, print_json, print_pieces, summary, visible
+from .output import note, print_json, print_pieces, summary
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

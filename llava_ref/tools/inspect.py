@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import gguf
 from ..errors import printable
-from ..gguf import GGUFFile
+from ..gguf.file import GGUFFile
 from ..profiles import describe, resolve
 from . import options
 from .facts import ACTIVATION, SQUARE, histogram, kind, meaning

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 from ..errors import ParameterError
-from ..generate import Request
+from ..generation.answer import Request
+from ..generation.sampler import Sampling
 from ..model import Llava
-from ..sampler import Sampling
 from ..study.ablation import picture_grid
 from ..study.attention import picture_positions
 from ..study.lens import logit_lens

@@ -7,16 +7,16 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ..backends import PRECISIONS
-from ..chat import parse_messages, render_prompt
+from ..chat.rendering import parse_messages, render_prompt
+from ..chat.templates import TEMPLATES
 from ..errors import ParameterError
-from ..generate import Request
+from ..generation.answer import Request
+from ..generation.sampler import Sampling
 from ..loading import embedded, load
 from ..model import Llava
+from ..ops import PRECISIONS
 from ..profiles import PROFILES, ImageOrder
-from ..quote import IMAGE
-from ..sampler import Sampling
-from ..templates import TEMPLATES
+from ..tokenizer.quote import IMAGE
 
 GIB = 1 << 30
 

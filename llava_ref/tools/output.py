@@ -9,14 +9,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from ..errors import ParameterError
-from ..generate import Reply
-from ..tracefile import whole_file
-
-
-def visible(text: str) -> str:
-    """`text` with control characters other than line ends and tabs escaped."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text)
+from ..errors import ParameterError, visible
+from ..generation.answer import Reply
+from ..tracing.tracefile import whole_file
 
 
 def print_json(value: Any) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ParameterError
-from ..generate import Request
+from ..generation.answer import Request
 from ..model import Llava
-from ..stages import residual
+from ..models.stages import residual
 from ..study.ablation import picture_grid, window_of_patches
 from ..study.attention import picture_positions
 from ..study.page import Patched, patch_page

@@ -8,17 +8,19 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from .. import gguf
-from ..engine import default_budget
-from ..errors import ParameterError
+from ..errors import ParameterError, visible
+from ..generation.engine import default_budget
 from ..loading import embedded
 from ..model import Llava
 from ..quality import cases, comparison, ranking, siblings, tensors
+from ..quality import page as quality_page
+from ..quality import words as quality_words
 from ..quality.cases import Case
 from ..quality.comparison import Comparison
 from ..quality.report import Report, as_json, sizes
 from ..quality.siblings import Pair
-from . import options, quality_page, quality_words
-from .output import check_output, note, print_json, visible, write_text
+from . import options
+from .output import check_output, note, print_json, write_text
 
 EVERY = 2.0  # seconds between notes on what has been done
 Question = tuple[str, Path | None]

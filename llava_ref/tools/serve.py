@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ParameterError
-from ..images import MAX_IMAGES
+from ..images.decoding import MAX_IMAGES
 from ..model import Llava
 from . import options
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from .. import gguf
 from ..errors import ParameterError
 from ..loading import embedded
-from ..tokenizer import Tokenizer
+from ..tokenizer.tokenizer import Tokenizer
 from . import options
 from .output import print_json
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import ParameterError
+from ..generation.sampler import Sampling
 from ..model import Llava
-from ..sampler import Sampling
-from ..stages import Stage
-from ..tracefile import Writer, hashes
+from ..models.stages import Stage
+from ..tracing.tracefile import Writer, hashes
 from . import options
 from .output import check_output, note, print_json
 

@@ -5,6 +5,6 @@ import pytest
 
 @pytest.fixture(scope="session")
 def server():
-    running = pytest.importorskip("running")
+    running = pytest.importorskip("tests.api.running")
     with running.serving() as it:
         yield it

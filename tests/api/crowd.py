@@ -1,6 +1,6 @@
 """Many clients at once, for minutes: are their answers those that one client gets, and does the server stay its size?
 
-    python tests/api/crowd.py --clients 8 --minutes 5
+    python -m tests.api.crowd --clients 8 --minutes 5
 
 Prints throughput, latency and the server's memory, descriptors and threads after each tenth of the time; the last line
 is JSON. Exit code 1 if an answer differed, or if it grew by more than 5% after the first tenth.
@@ -15,7 +15,8 @@ from itertools import count
 from pathlib import Path
 
 import httpx2
-from running import PICTURES, Process, data_uri
+
+from .running import PICTURES, Process, data_uri
 
 SHOWN = json.loads((PICTURES / "pictures.json").read_text())
 

@@ -9,11 +9,11 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
-from running import serving
-
 from llava_ref.api.encoding import PIECE, decoder
 from llava_ref.api.errors import ApiError
 from llava_ref.api.limits import Limits
+
+from .running import serving
 
 CHAT = "/v1/chat/completions"
 HI = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}).encode()

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
-from running import data_uri, events, picture
+from .running import data_uri, events, picture
 
 COUNT, COLOUR = picture("count.png"), picture("colour.png")
 HOW_MANY = {"type": "text", "text": "Count the stars."}

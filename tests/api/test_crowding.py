@@ -9,11 +9,12 @@ pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
 import httpx2
-from running import connect, message, serving
-from test_stress import held, idle
 
 from llava_ref.api import protocol, worker
 from llava_ref.api.limits import Budget, Limits
+
+from .running import connect, message, serving
+from .test_stress import held, idle
 
 CHAT = "/v1/chat/completions"
 HI = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}).encode()

@@ -10,7 +10,8 @@ pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 
 import httpx2
-from running import Process
+
+from .running import Process
 
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"

@@ -13,9 +13,9 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
-from running import data_uri, picture, serving
-
 import llava_ref
+
+from .running import data_uri, picture, serving
 
 COUNT = picture("count.png")
 B64 = base64.b64encode(COUNT).decode()

@@ -15,11 +15,11 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
-from running import connect, message, rest, said, serving
-from test_stress import held, idle
-
 from llava_ref.api import protocol
 from llava_ref.api.limits import Limits
+
+from .running import connect, message, rest, said, serving
+from .test_stress import held, idle
 
 HERE = Path(__file__).parent
 CHAT = "/v1/chat/completions"

@@ -8,10 +8,10 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
-from image_files import png
-from running import data_uri, picture, serving
-
 from llava_ref.api.limits import Limits
+
+from ..support.image_files import png
+from .running import data_uri, picture, serving
 
 HI = [{"role": "user", "content": "Hi"}]
 FIRST = "messages[0].content[0]"
@@ -179,7 +179,7 @@ def test_paths_and_methods(server):
 
 
 def test_a_model_that_gives_no_numbers(tmp_path):
-    from tiny_pair import VICUNA, Tiny, write_pair
+    from ..support.tiny_pair import VICUNA, Tiny, write_pair
 
     pair = write_pair(tmp_path, Tiny(template=VICUNA, poisoned="blk.1.ffn_down.weight"))
     with serving(pair=pair) as server:

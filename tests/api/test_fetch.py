@@ -14,11 +14,11 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
-from running import picture, serving
-
 from llava_ref.api import fetch
 from llava_ref.api.fetch import Fetcher, is_public
 from llava_ref.errors import ImageError
+
+from .running import picture, serving
 
 HOW_MANY = {"type": "text", "text": "Count the stars."}
 WHERE = "messages[0].content[0].image_url.url"

@@ -11,14 +11,15 @@ pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
 from httpx2 import Client
-from running import Process, data_uri, picture, serving
-from test_stress import begin, held
-from tiny_pair import VICUNA, Tiny, write_pair
 
 import llava_ref
 from llava_ref.api import nitro
-from llava_ref.chat import render
+from llava_ref.chat.rendering import render
 from llava_ref.memory import collect
+
+from ..support.tiny_pair import VICUNA, Tiny, write_pair
+from .running import Process, data_uri, picture, serving
+from .test_stress import begin, held
 
 LOAD = "/inferences/llamacpp/loadmodel"
 

@@ -6,7 +6,8 @@ pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("openai", reason="OpenAI's package is not installed")
 
 import openai
-from running import data_uri, picture, serving
+
+from .running import data_uri, picture, serving
 
 SEE = [
     {

@@ -9,9 +9,10 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
-from running import PICTURES
+from .running import PICTURES
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.oracle
 absent = shutil.which("node") is None or not (HERE / "node_modules" / "openai").is_dir()
 
 

@@ -17,15 +17,15 @@ from PIL import Image
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
-from browser import CHROMIUM, Page
-from gguf_files import build, write
-from running import PICTURES, Process, data_uri, load, picture, serving
-
 import llava_ref
 from llava_ref.api.limits import Limits
 from llava_ref.api.page import FILES, described
 from llava_ref.study.attention import attention_to_picture
 from llava_ref.study.look import answer_pieces
+
+from ..support.gguf_files import build, write
+from .browser import CHROMIUM, Page
+from .running import PICTURES, Process, data_uri, load, picture, serving
 
 SAMPLES = json.loads((PICTURES / "pictures.json").read_text())
 
@@ -164,7 +164,7 @@ def test_what_the_model_is(server, tmp_path):
     for path, copy in zip(llava_ref.embedded(), copies, strict=True):
         copy.write_bytes(path.read_bytes())
     with serving(pair=copies) as other:
-        file = llava_ref.gguf.read(copies[0])
+        file = llava_ref.gguf.file.read(copies[0])
         body = other.client.get("/page.json").json()
         assert body["samples"] == [], "they belong to the embedded pair"
         assert body["description"] == f"{file['general.name']}, {file['general.description']}"
@@ -185,7 +185,7 @@ NAMES = {
 
 @pytest.mark.parametrize("keys, expected", NAMES.values(), ids=NAMES)
 def test_what_a_file_says_of_itself(keys, expected, tmp_path):
-    file = llava_ref.gguf.read(write(tmp_path, build(keys)))
+    file = llava_ref.gguf.file.read(write(tmp_path, build(keys)))
     loaded = SimpleNamespace(pair=(file.path, None), model=SimpleNamespace(engine=SimpleNamespace(text_file=file)))
     assert described(loaded) == expected
 

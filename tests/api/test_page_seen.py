@@ -10,10 +10,10 @@ from PIL import Image
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
-from browser import CHROMIUM, Page
-from running import PICTURES, Process, picture, serving
-
 from llava_ref.api.limits import Limits
+
+from .browser import CHROMIUM, Page
+from .running import PICTURES, Process, picture, serving
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 SAMPLES = json.loads((PICTURES / "pictures.json").read_text())

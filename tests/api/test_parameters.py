@@ -8,12 +8,12 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
-from running import Process, data_uri, events, picture, serving
-
 import llava_ref
 from llava_ref.api.openapi import description
 from llava_ref.api.parameters import INSTEAD, LOADS, MAX_WARNINGS, REFUSED, REQUESTS, SILENT, WARNED
 from llava_ref.api.schema import ChatRequest, CompletionRequest
+
+from .running import Process, data_uri, events, picture, serving
 
 HI = [{"role": "user", "content": "Hi"}]
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"

@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
-from running import data_uri, picture
+from .running import data_uri, picture
 
 PICTURES = {
     name: {"type": "image_url", "image_url": {"url": data_uri(picture(name))}} for name in ("count.png", "colour.png")

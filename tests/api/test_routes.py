@@ -7,10 +7,10 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
-from running import events, serving
-
 from llava_ref.api.openapi import CHAT_PATHS
 from llava_ref.api.server import CHAT
+
+from .running import events, serving
 
 PROMPT = "USER: Hello ASSISTANT:"
 GO_ON = {"logit_bias": {"2": -100}}

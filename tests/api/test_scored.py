@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
-from running import data_uri, events, picture
+from llava_ref.tracing.distance import log_softmax
 
-from llava_ref.measure import log_softmax
+from .running import data_uri, events, picture
 
 CONTEXT = "USER: What colour is the circle? ASSISTANT:"
 GO_ON = {"logit_bias": {"2": -100}}  # never the token that ends an answer

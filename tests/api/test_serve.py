@@ -8,11 +8,12 @@ pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
 import httpx2
-from running import Process, serving
-from tiny_pair import VICUNA, Tiny, write_pair
 
 from llava_ref.cli import main
 from llava_ref.tools.serve import is_loopback
+
+from ..support.tiny_pair import VICUNA, Tiny, write_pair
+from .running import Process, serving
 
 
 @pytest.mark.parametrize(

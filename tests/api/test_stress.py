@@ -19,11 +19,12 @@ pytest.importorskip("httpx2", reason="a test client is not installed")
 
 import httpx2
 from PIL import Image
-from running import Process, data_uri, picture, serving
 
 from llava_ref.api.errors import ApiError
 from llava_ref.api.limits import Budget, Limits
-from llava_ref.trace import Probe
+from llava_ref.tracing.trace import Probe
+
+from .running import Process, data_uri, picture, serving
 
 HI = [{"role": "user", "content": "Hi"}]
 LONG = {"messages": HI, "logit_bias": {"2": -100}}  # until the context ends

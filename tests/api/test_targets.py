@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
-from running import connect, message, rest, said, serving
+from .running import connect, message, rest, said, serving
 
 HI = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}).encode()
 PROMPT = json.dumps({"prompt": "Hi", "max_tokens": 1}).encode()

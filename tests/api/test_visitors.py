@@ -7,9 +7,9 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
-from running import connect, message, rest, said, serving
-
 from llava_ref.api.visitors import Visitors, as_origin, is_host, is_origin
+
+from .running import connect, message, rest, said, serving
 
 UNLOAD = "/inferences/llamacpp/unloadmodel"
 CHAT = "/v1/chat/completions"

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from llava_ref.conformance import pairs
-from llava_ref.conformance.pairs import TextSpec, VisionSpec
-from llava_ref.conformance.reference import Case
+from llava_ref.conformance.engines.reference import Case
+from llava_ref.conformance.pairs import pairs
+from llava_ref.conformance.pairs.pairs import TextSpec, VisionSpec
 from llava_ref.loading import load
-from llava_ref.measure import rel_rms
 from llava_ref.model import Llava
+from llava_ref.tracing.distance import rel_rms
 
 EVERYTHING = ("*", "*kq_soft_max")
 PROMPT = "what is <image>\nthe color<image> of a"

@@ -6,13 +6,15 @@ from functools import cache
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from template_grammar import FOLLOWED, TEXTS, UNFOLLOWED, operations, templates
 
-from llava_ref import gguf, sandbox
-from llava_ref.chat import OTHER_SLOTS, TAG, render
-from llava_ref.conformance import smollm2
+from llava_ref import gguf
+from llava_ref.chat import sandbox
+from llava_ref.chat.rendering import OTHER_SLOTS, TAG, render
+from llava_ref.chat.templates import TEMPLATES
+from llava_ref.conformance.pairs import smollm2
 from llava_ref.errors import LlavaError, PromptError, TemplateError
-from llava_ref.templates import TEMPLATES
+
+from ..support.template_grammar import FOLLOWED, TEXTS, UNFOLLOWED, operations, templates
 
 utils = pytest.importorskip("transformers.utils.chat_template_utils", reason="transformers is not installed")
 pytestmark = pytest.mark.oracle

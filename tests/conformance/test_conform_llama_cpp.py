@@ -6,16 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults import FAULTS, PROMPT, Fault
 from PIL import Image
 
 import llava_ref
 from llava_ref.cli import main
-from llava_ref.conformance import oracle
-from llava_ref.conformance.conform import Report, conform
-from llava_ref.conformance.oracle import DEFAULTS, EXACT
-from llava_ref.conformance.reference import Case
-from llava_ref.conformance.reference_llama import LlamaCpp
+from llava_ref.conformance.compare.conform import Report, conform
+from llava_ref.conformance.engines.llama_cpp import oracle
+from llava_ref.conformance.engines.llama_cpp.engine import LlamaCpp
+from llava_ref.conformance.engines.llama_cpp.oracle import DEFAULTS, EXACT
+from llava_ref.conformance.engines.reference import Case
+
+from ..support.faults import FAULTS, PROMPT, Fault
 
 reason = oracle.missing()
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]

@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 import llava_ref
-from llava_ref.conformance import reference_hf
-from llava_ref.conformance.conform import Report, conform
-from llava_ref.conformance.reference import Case
-from llava_ref.conformance.reference_transformers import Transformers
+from llava_ref.conformance.compare.conform import Report, conform
+from llava_ref.conformance.engines.hf import tiny as reference_hf
+from llava_ref.conformance.engines.hf.engine import Transformers
+from llava_ref.conformance.engines.reference import Case
 
 reason = reference_hf.missing()
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]

@@ -8,16 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_vocabulary import N_BASE, fast_tokenizer
 
 from llava_ref import gguf
-from llava_ref.conformance import convert, hf_config, oracle, reference_hf
-from llava_ref.conformance.hf_config import ConversionError
-from llava_ref.conformance.hf_weights import plain_name
-from llava_ref.engine import Engine
-from llava_ref.measure import rel_rms
+from llava_ref.conformance.convert import cli as convert
+from llava_ref.conformance.convert import hf_config
+from llava_ref.conformance.convert.hf_config import ConversionError
+from llava_ref.conformance.convert.hf_weights import plain_name
+from llava_ref.conformance.engines.hf import tiny as reference_hf
+from llava_ref.conformance.engines.llama_cpp import oracle
+from llava_ref.generation.engine import Engine
+from llava_ref.ops.numpy_quants import dequantize
 from llava_ref.profiles import PROFILES
-from llava_ref.quants import dequantize
+from llava_ref.tracing.distance import rel_rms
+
+from .tiny_vocabulary import N_BASE, fast_tokenizer
 
 reason = reference_hf.missing()
 needs_transformers = pytest.mark.skipif(bool(reason), reason=str(reason))

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from llava_ref import images
-from llava_ref.conformance import oracle, pairs
+from llava_ref.conformance.engines.llama_cpp import oracle
+from llava_ref.conformance.pairs import pairs
 from llava_ref.profiles import PROFILES
 
 reason = oracle.missing()

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from llava_ref import gguf
-from llava_ref.conformance import oracle, pairs
-from llava_ref.engine import Engine, Part
-from llava_ref.measure import kl, rel_rms
-from llava_ref.preprocess import preprocess
+from llava_ref.chat.chunks import TextChunk, chunks, raw
+from llava_ref.conformance.engines.llama_cpp import oracle
+from llava_ref.conformance.pairs import pairs
+from llava_ref.generation.engine import Engine, Part
+from llava_ref.images.preprocess import preprocess
 from llava_ref.profiles import PROFILES, Quirks
-from llava_ref.prompt import TextChunk, chunks, raw
-from llava_ref.tokenizer import Tokenizer
+from llava_ref.tokenizer.tokenizer import Tokenizer
+from llava_ref.tracing.distance import kl, rel_rms
 
 reason = oracle.missing()
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]

@@ -15,14 +15,15 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFWriter
 
 from llava_ref import gguf
-from llava_ref.backends import get_ops
-from llava_ref.conformance import oracle, pairs, smollm2, writing
-from llava_ref.conformance.pairs import TextSpec, VisionSpec
-from llava_ref.conformance.random_blocks import KINDS as ALL_KINDS
-from llava_ref.conformance.random_blocks import random_tensor
-from llava_ref.engine import Engine, Part
-from llava_ref.measure import rel_rms
+from llava_ref.conformance.engines.llama_cpp import oracle
+from llava_ref.conformance.pairs import pairs, smollm2, writing
+from llava_ref.conformance.pairs.pairs import TextSpec, VisionSpec
+from llava_ref.conformance.pairs.random_blocks import KINDS as ALL_KINDS
+from llava_ref.conformance.pairs.random_blocks import random_tensor
+from llava_ref.generation.engine import Engine, Part
+from llava_ref.ops import get_ops
 from llava_ref.profiles import resolve
+from llava_ref.tracing.distance import rel_rms
 
 reason = oracle.missing()
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]

@@ -6,16 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llava_ref.backends import get_ops
-from llava_ref.backends.ggml_gelu import gelu_quick, gelu_tanh
-from llava_ref.backends.ggml_rounding import ROUNDING, bfloat16, blocks_of_32, blocks_of_256, half
-from llava_ref.conformance import ggml_reference as ggml
-from llava_ref.conformance import ggml_table, oracle
-from llava_ref.conformance.random_blocks import random_tensor
-from llava_ref.gguf import TensorView
-from llava_ref.measure import rel_rms
-from llava_ref.ops import Ops
+from llava_ref.conformance.engines.ggml import operations as ggml
+from llava_ref.conformance.engines.ggml import table as ggml_table
+from llava_ref.conformance.engines.llama_cpp import oracle
+from llava_ref.conformance.pairs.random_blocks import random_tensor
+from llava_ref.gguf.file import TensorView
+from llava_ref.ops import get_ops
+from llava_ref.ops.ggml.gelu import gelu_quick, gelu_tanh
+from llava_ref.ops.ggml.rounding import ROUNDING, bfloat16, blocks_of_32, blocks_of_256, half
+from llava_ref.ops.protocol import Ops
 from llava_ref.profiles import Quirks
+from llava_ref.tracing.distance import rel_rms
 
 reason = oracle.missing()
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]

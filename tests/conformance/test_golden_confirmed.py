@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from llava_ref.conformance import golden, oracle, reference_hf
-from llava_ref.conformance.golden_bundles import Bundle, bundles
-from llava_ref.conformance.golden_confirm import confirm
-from llava_ref.conformance.reference import ReferenceError as Refuted
+from llava_ref.conformance.bundles import cli as golden
+from llava_ref.conformance.bundles.confirm import confirm
+from llava_ref.conformance.bundles.recipes import Bundle, bundles
+from llava_ref.conformance.engines.hf import tiny as reference_hf
+from llava_ref.conformance.engines.llama_cpp import oracle
+from llava_ref.conformance.engines.reference import ReferenceError as Refuted
 
 reasons = [reason for reason in (oracle.missing(), reference_hf.missing()) if reason]
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reasons), reason="; ".join(reasons))]

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
-from tiny_vocabulary import N_BASE, fast_tokenizer
 
 from llava_ref import gguf
-from llava_ref.conformance import hf_tokenizer, pairs
-from llava_ref.conformance.hf_config import ConversionError
-from llava_ref.conformance.writing import write
-from llava_ref.tokenizer import Tokenizer
+from llava_ref.conformance.convert import hf_tokenizer
+from llava_ref.conformance.convert.hf_config import ConversionError
+from llava_ref.conformance.pairs import pairs
+from llava_ref.conformance.pairs.writing import write
+from llava_ref.tokenizer.tokenizer import Tokenizer
+
+from .tiny_vocabulary import N_BASE, fast_tokenizer
 
 pytestmark = pytest.mark.oracle
 

@@ -6,13 +6,15 @@ import re
 import urllib.request
 
 import pytest
-from test_conform_llama_cpp import OWN_SIZE
 
 import llava_ref
-from llava_ref.chat import render
+from llava_ref.chat.rendering import render
+from llava_ref.chat.templates import CHATML, VICUNA
 from llava_ref.cli import main
-from llava_ref.conformance import oracle, reference_hf
-from llava_ref.templates import CHATML, VICUNA
+from llava_ref.conformance.engines.hf import tiny as reference_hf
+from llava_ref.conformance.engines.llama_cpp import oracle
+
+from .test_conform_llama_cpp import OWN_SIZE
 
 TEXT, MMPROJ = llava_ref.embedded()
 needs_llama_cpp = pytest.mark.skipif(bool(oracle.missing()), reason=str(oracle.missing()))

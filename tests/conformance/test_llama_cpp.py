@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from llava_ref import gguf
-from llava_ref.conformance import oracle, pairs
-from llava_ref.conformance.pairs import TextSpec, VisionSpec
-from llava_ref.engine import Engine, Part, Session
-from llava_ref.measure import kl, max_abs, rel_rms
+from llava_ref.conformance.engines.llama_cpp import oracle
+from llava_ref.conformance.pairs import pairs
+from llava_ref.conformance.pairs.pairs import TextSpec, VisionSpec
+from llava_ref.generation.engine import Engine, Part, Session
 from llava_ref.profiles import PROFILES, Quirks
+from llava_ref.tracing.distance import kl, max_abs, rel_rms
 
 reason = oracle.missing()
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]

@@ -7,10 +7,13 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from reference_cases import build, model_of
 
-from llava_ref.conformance import metadata_effects, oracle, reference_hf
-from llava_ref.conformance.metadata_effects import (
+from llava_ref.conformance.engines.hf import tiny as reference_hf
+from llava_ref.conformance.engines.hf.engine import Transformers
+from llava_ref.conformance.engines.llama_cpp import oracle
+from llava_ref.conformance.engines.llama_cpp.engine import LlamaCpp
+from llava_ref.conformance.metadata import effects as metadata_effects
+from llava_ref.conformance.metadata.effects import (
     Outcome,
     effect,
     files,
@@ -20,13 +23,13 @@ from llava_ref.conformance.metadata_effects import (
     transformers,
     unchanged,
 )
-from llava_ref.conformance.metadata_keys import Base, Row, rows
-from llava_ref.conformance.pairs import Random, TextSpec, VisionSpec, text_metadata, text_tensors
-from llava_ref.conformance.reference_llama import LlamaCpp
-from llava_ref.conformance.reference_transformers import Transformers
-from llava_ref.conformance.writing import write
+from llava_ref.conformance.metadata.keys import Base, Row, rows
+from llava_ref.conformance.pairs.pairs import Random, TextSpec, VisionSpec, text_metadata, text_tensors
+from llava_ref.conformance.pairs.writing import write
 from llava_ref.errors import GGUFError
 from llava_ref.profiles import PROFILES, resolve
+
+from .reference_cases import build, model_of
 
 reason = oracle.missing() or reference_hf.missing()
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]
@@ -84,7 +87,7 @@ def _constants(group: Any) -> list[str]:
 
 def test_every_key_that_llama_cpp_knows_has_a_row() -> None:
     """The names as they stand in its library: `%s.` is an architecture, `clip.%s.` a tower. Tensors have names too."""
-    from llava_ref.conformance.llama_library import shared_object
+    from llava_ref.conformance.engines.llama_cpp.library import shared_object
 
     library, name = shared_object().read_bytes(), rb"([a-z0-9_]+(?:\.[a-z0-9_]+)*)\0"
     keys = {f"llama.{found.decode()}" for found in re.findall(rb"(?<![\w.])%s\." + name, library)}

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llava_ref.conformance import oracle, pairs
-from llava_ref.conformance.writing import write
-from llava_ref.measure import kl, max_abs, rel_rms
+from llava_ref.conformance.engines.llama_cpp import oracle
+from llava_ref.conformance.pairs import pairs
+from llava_ref.conformance.pairs.writing import write
+from llava_ref.tracing.distance import kl, max_abs, rel_rms
 
 reason = oracle.missing()
 needs_llama = pytest.mark.skipif(bool(reason), reason=str(reason))

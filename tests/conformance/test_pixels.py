@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from llava_ref import gguf
-from llava_ref.config import VisionConfig, read_vision
-from llava_ref.conformance import oracle, pairs
-from llava_ref.preprocess import preprocess
+from llava_ref.conformance.engines.llama_cpp import oracle
+from llava_ref.conformance.pairs import pairs
+from llava_ref.images.preprocess import preprocess
+from llava_ref.models.config import VisionConfig, read_vision
 from llava_ref.profiles import PROFILES
 
 reason = oracle.missing()

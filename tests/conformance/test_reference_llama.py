@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from reference_cases import EVERYTHING, OF_PICTURES, build, differing, model_of, trace, worst
 
-from llava_ref.conformance import oracle, pairs
-from llava_ref.conformance.comparing import parts
-from llava_ref.conformance.llama_stages import Node, Recorder
-from llava_ref.conformance.oracle import DEFAULTS, EXACT
-from llava_ref.conformance.pairs import TextSpec, VisionSpec
-from llava_ref.conformance.reference import Case, ReferenceError, Run
-from llava_ref.conformance.reference_llama import LlamaCpp
-from llava_ref.conformance.writing import write
-from llava_ref.measure import rel_rms
+from llava_ref.conformance.compare.comparing import parts
+from llava_ref.conformance.engines.llama_cpp import oracle
+from llava_ref.conformance.engines.llama_cpp.engine import LlamaCpp
+from llava_ref.conformance.engines.llama_cpp.oracle import DEFAULTS, EXACT
+from llava_ref.conformance.engines.llama_cpp.stages import Node, Recorder
+from llava_ref.conformance.engines.reference import Case, ReferenceError, Run
+from llava_ref.conformance.pairs import pairs
+from llava_ref.conformance.pairs.pairs import TextSpec, VisionSpec
+from llava_ref.conformance.pairs.writing import write
+from llava_ref.tracing.distance import rel_rms
+
+from .reference_cases import EVERYTHING, OF_PICTURES, build, differing, model_of, trace, worst
 
 reason = oracle.missing()
 needs_llama = pytest.mark.skipif(bool(reason), reason=str(reason))

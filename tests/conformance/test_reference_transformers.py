@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reference_cases import EVERYTHING, OF_PICTURES, build, differing, model_of, trace, worst
 
 from llava_ref import gguf
-from llava_ref.conformance import pairs, reference_hf
-from llava_ref.conformance.comparing import parts
-from llava_ref.conformance.pairs import TextSpec, VisionSpec
-from llava_ref.conformance.reference import Case, ReferenceError, Run
-from llava_ref.conformance.reference_transformers import Transformers
-from llava_ref.conformance.writing import Tensor, held, write
+from llava_ref.conformance.compare.comparing import parts
+from llava_ref.conformance.engines.hf import tiny as reference_hf
+from llava_ref.conformance.engines.hf.engine import Transformers
+from llava_ref.conformance.engines.reference import Case, ReferenceError, Run
+from llava_ref.conformance.pairs import pairs
+from llava_ref.conformance.pairs.pairs import TextSpec, VisionSpec
+from llava_ref.conformance.pairs.writing import Tensor, held, write
+
+from .reference_cases import EVERYTHING, OF_PICTURES, build, differing, model_of, trace, worst
 
 reason = reference_hf.missing()
 needs_transformers = pytest.mark.skipif(bool(reason), reason=str(reason))
@@ -84,7 +86,7 @@ def test_token_ids_and_what_follows(ran: Any) -> None:
 
 @needs_transformers
 def test_the_row_of_the_image_token_is_never_chosen(ran: Any) -> None:
-    from llava_ref.conformance import hf_from_gguf
+    from llava_ref.conformance.engines.hf import from_gguf as hf_from_gguf
 
     model = hf_from_gguf.load(ran("GQA")[0].text, None)
     logits = torch.full((1, 1, model.text.n_vocab + 1), -2.0)
@@ -96,7 +98,7 @@ def test_the_row_of_the_image_token_is_never_chosen(ran: Any) -> None:
 def test_a_wrong_mapping_is_caught(ran: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads left in halves: only what is seen of Q and K is wrong, not what comes of them."""
     case, _ = ran("GQA")
-    monkeypatch.setattr("llava_ref.conformance.hf_stages.adjacent_pairs", lambda x, size: x)
+    monkeypatch.setattr("llava_ref.conformance.engines.hf.stages.adjacent_pairs", lambda x, size: x)
     run, ours = Transformers(stages=EVERYTHING).run(case), trace(model_of(case, "hf"), case)
     wrong = {f"blk.{i}.{part}{turned}" for i in range(3) for part in ("Qcur", "Kcur") for turned in ("", "_rope")}
     assert set(differing(ours, run.stages, BOUND)) == wrong
@@ -105,7 +107,7 @@ def test_a_wrong_mapping_is_caught(ran: Any, monkeypatch: pytest.MonkeyPatch) ->
 @needs_transformers
 def test_weights_in_the_wrong_order_are_caught(ran: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     case, _ = ran("GQA")
-    monkeypatch.setattr("llava_ref.conformance.hf_from_gguf.in_halves", lambda rows, n_head: rows)
+    monkeypatch.setattr("llava_ref.conformance.engines.hf.from_gguf.in_halves", lambda rows, n_head: rows)
     run, ours = Transformers().run(case), trace(model_of(case, "hf"), case)
     assert differing(ours, run.stages, BOUND)[0] == "blk.0.Qcur"
 
@@ -149,7 +151,7 @@ def test_about_says_what_is_not_transformers_own(ran: Any) -> None:
 
 @needs_transformers
 def test_a_bpe_vocabulary_is_read_by_our_own_tokenizer_and_said_so(tmp_path: Path) -> None:
-    from llava_ref.tokenizer_bpe import byte_letters
+    from llava_ref.tokenizer.bpe import byte_letters
 
     spec, letters = TextSpec(n_layer=1), byte_letters()
     vocabulary: dict[str, Any] = {
@@ -225,7 +227,7 @@ def test_whatever_goes_wrong_in_there_is_a_reference_error(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("llava_ref.conformance.hf_from_gguf._module", fail)
+    monkeypatch.setattr("llava_ref.conformance.engines.hf.from_gguf._module", fail)
     with pytest.raises(ReferenceError, match=rf"transformers 5\.\S+ float32: {type(error).__name__}: {error}"):
         Transformers().run(ran("GQA")[0])
 
@@ -260,7 +262,7 @@ PROMPTS = [
 @needs_transformers
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_transformers_tokenizer_and_ours_agree(ran: Any, prompt: str) -> None:
-    from llava_ref.conformance import hf_vocabulary
+    from llava_ref.conformance.engines.hf import vocabulary as hf_vocabulary
 
     file = gguf.read(ran("GQA")[0].text)
     theirs, whose = hf_vocabulary.token_ids(file, prompt, 5000, 3)

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from llava_ref import gguf
-from llava_ref.conformance import oracle, reference_hf, smollm2
-from llava_ref.engine import Engine, Session
-from llava_ref.measure import rel_rms
+from llava_ref.conformance.engines.hf import tiny as reference_hf
+from llava_ref.conformance.engines.llama_cpp import oracle
+from llava_ref.conformance.pairs import smollm2
+from llava_ref.generation.engine import Engine, Session
 from llava_ref.profiles import PROFILES
-from llava_ref.tokenizer import Tokenizer
+from llava_ref.tokenizer.tokenizer import Tokenizer
+from llava_ref.tracing.distance import rel_rms
 
 pytestmark = [
     pytest.mark.oracle,

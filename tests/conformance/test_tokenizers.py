@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from llava_ref import gguf
-from llava_ref.conformance import oracle
-from llava_ref.conformance.writing import write
-from llava_ref.pretokenizers import PRES
-from llava_ref.tokenizer import Tokenizer
-from llava_ref.tokenizer_bpe import byte_letters
+from llava_ref.conformance.engines.llama_cpp import oracle
+from llava_ref.conformance.pairs.writing import write
+from llava_ref.tokenizer.bpe import byte_letters
+from llava_ref.tokenizer.pretokenizers import PRES
+from llava_ref.tokenizer.tokenizer import Tokenizer
 
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(oracle.missing() is not None, reason=str(oracle.missing()))]
 

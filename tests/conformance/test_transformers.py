@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from llava_ref import gguf
-from llava_ref.conformance import convert, pairs, reference_hf
-from llava_ref.engine import Engine
-from llava_ref.measure import rel_rms
+from llava_ref.conformance.convert import cli as convert
+from llava_ref.conformance.engines.hf import tiny as reference_hf
+from llava_ref.conformance.pairs import pairs
+from llava_ref.generation.engine import Engine
 from llava_ref.profiles import PROFILES, Quirks
+from llava_ref.tracing.distance import rel_rms
 
 reason = reference_hf.missing()
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]
@@ -106,7 +108,7 @@ def test_a_wrong_quirk_is_caught(case: Any, fault: Quirks) -> None:
 
 
 def test_q_and_k_in_the_wrong_order_are_caught(case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llava_ref.conformance.hf_weights.adjacent_pairs", lambda n_head: lambda rows: rows)
+    monkeypatch.setattr("llava_ref.conformance.convert.hf_weights.adjacent_pairs", lambda n_head: lambda rows: rows)
     model = reference_hf.build(SHAPE, 0)
     pair = convert.from_module(model, pairs.vocabulary(), str(tmp_path / "wrong"))
     assert run(case(SHAPE, 0), "numpy", pair=pair)[1] > BOUND

@@ -1,0 +1,109 @@
+"""Golden bundles run by engines that are not this one: llama.cpp, and transformers.
+
+Which can speak of a bundle is a matter of its profiles. llama.cpp runs those of profile `llama.cpp` from the files on.
+Its arithmetic rounds activations, so what a whole run shows is its noise; therefore each of its stages is also computed
+by this program from llama.cpp's own inputs with the same rounding (precision `ggml`), which must agree to float32.
+transformers runs the others in float32, where its tower can (it always has a class token and a first norm), from the
+bundle's pixels and token ids on; of profile `hf` from the picture and the prompt on.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llava_ref.loading import load
+from llava_ref.tracing.distance import distance
+from llava_ref.tracing.tracefile import TraceFile
+
+from ..compare.conform import conform
+from ..engines.hf.engine import Transformers
+from ..engines.llama_cpp.engine import LlamaCpp
+from ..engines.reference import Case, ReferenceError, Run
+from .recipes import EVERY_STAGE, N_GREEDY, Bundle
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """What an engine says of a bundle. Errors are relative RMS; `limit` is the bound of the stage that comes nearest to
+    its own."""
+
+    by: str
+    stages: int
+    worst: float
+    at: str
+    limit: float
+    alone: float | None
+    """The worst of a stage computed from the engine's own inputs, with its rounding; None where none was needed."""
+
+    def rounded(self) -> dict[str, Any]:
+        """For a manifest: two digits of every error."""
+        return {key: float(f"{x:.1e}") if isinstance(x, float) else x for key, x in asdict(self).items()}
+
+
+def confirm(folder: Path, bundle: Bundle, case: Mapping[str, Any]) -> list[Confirmed]:
+    """By every engine that can speak of it. `case` is `case.json`. ReferenceError where one is absent or disagrees."""
+    images = tuple(folder / name for name in case["images"])
+    question = Case(folder / "text.gguf", folder / "mmproj.gguf", images, case["prompt"])
+    stored, found = TraceFile(folder / "stages.safetensors"), []
+    if "llama.cpp" in bundle.profiles:
+        run = LlamaCpp(stages=EVERY_STAGE).run(question, n_greedy=N_GREEDY)
+        found.append(_compared(run, stored, case, "ggml", _alone(question, run)))
+    if bundle.profiles == ("hf",):
+        run = Transformers(stages=EVERY_STAGE).run(question, n_greedy=N_GREEDY)
+        found.append(_compared(run, stored, case, "float32", None))
+    elif "llava" in bundle.profiles and bundle.vision.class_token:
+        found.append(_compared(_from_pixels(question, stored), stored, case, "float32", None))
+    return found
+
+
+def _from_pixels(case: Case, stored: TraceFile) -> Run:
+    """transformers on a bundle's own pixels and token ids: it cuts pictures and text by rules of its own."""
+    from ..engines.hf import from_gguf as hf_from_gguf  # they need transformers
+    from ..engines.hf import stages as hf_stages
+
+    model = hf_from_gguf.load(case.text, case.mmproj)
+    ids = [model.image_token if token < 0 else int(token) for token in stored["token_ids"]]
+    names = [name for name in stored if name.partition("#")[0] == "vision.pixels"]
+    with hf_stages.Watch(model, EVERY_STAGE) as watch:
+        output = model.forward(ids, np.stack([stored[name] for name in names]))
+    shown = tuple(int(token) for token in stored["token_ids"])
+    return Run(Transformers().name, {"arithmetic": "float32"}, watch.arrays, shown, model.greedy(output, N_GREEDY))
+
+
+def _alone(case: Case, run: Run) -> float:
+    """The worst stage of this program's from llama.cpp's inputs. ReferenceError where one is out."""
+    same = {"kv_cache": "f32", "flash_attention": "off"}
+
+    def ours(changed: Mapping[str, str]) -> Any:
+        files = case.text, case.mmproj
+        return load(*files, backend="numpy", profile="llama.cpp", precision="ggml", quirks=same | dict(changed))
+
+    report = conform(ours, case, run)
+    for finding in report.findings:
+        raise ReferenceError(run.name, finding.stage, finding.problem)
+    return max(s.own.rel_rms for s in report.stages if s.own is not None and s.bound.measure == "rel_rms")
+
+
+def _compared(
+    run: Run, stored: TraceFile, case: Mapping[str, Any], arithmetic: str, alone: float | None
+) -> Confirmed:  # fmt: skip
+    """ReferenceError for the first stage that is over its bound, and for other tokens."""
+    if list(run.token_ids) != case["token_ids"]:
+        raise ReferenceError(run.name, "token_ids", f"{list(run.token_ids)}, the bundle has {case['token_ids']}")
+    nearest, n_stages = (0.0, 0.0, "", 0.0), 0
+    for name, want in stored.items():
+        if name not in run.stages or name == "token_ids":
+            continue
+        limit = case["bounds"][name]["whole"]
+        error = getattr(distance(run.stages[name], want, 0.0), limit["measure"])
+        if not error <= limit[arithmetic]:
+            raise ReferenceError(run.name, name, f"{limit['measure']} {error:.2g} over {limit[arithmetic]:.2g}")
+        n_stages += 1
+        if limit["measure"] == "rel_rms":
+            nearest = max(nearest, (error / limit[arithmetic], error, name, limit[arithmetic]))
+    if arithmetic == "float32" and list(run.greedy[: len(case["greedy"])]) != case["greedy"]:
+        raise ReferenceError(run.name, "greedy", f"{list(run.greedy)}, the bundle has {case['greedy']}")
+    return Confirmed(run.name, n_stages, nearest[1], nearest[2], nearest[3], alone)

@@ -1,0 +1,241 @@
+"""This project and a reference on one pair, one prompt and its pictures: which stage differs first, and why.
+
+The reference has run already (`conformance.engines.reference.Run`). This project runs twice: once from the reference's
+inputs at every stage, which tells where the fault is, and once on its own, which tells what it comes to. Then one
+known quirk after another is switched, and where that puts a stage right it is the explanation.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
+
+from llava_ref.model import Llava
+from llava_ref.models.stages import Stage, of_picture, place
+from llava_ref.profiles import Quirks
+from llava_ref.tracing.distance import Distance, rounding
+from llava_ref.tracing.tracefile import hashes
+
+from ..engines.reference import Case, Run
+from .bounds import Arithmetic, Bound, Terms, bound, recorded, widened
+from .comparing import Seen, run_beside
+from .outcome import Outcome, outcome
+
+Loader = Callable[[Mapping[str, str]], Llava]
+"""Our model with these quirks changed."""
+SECTIONS = {  # where a quirk can be seen: beginnings of names
+    "class_token": ("vision.", "projector."),
+    "vit_layers": ("vision.", "projector."),
+    "post_ln": ("vision.", "projector."),
+    "gelu": ("vision.", "projector."),
+    "square": ("image.", "vision.pixels"),
+    "exif": ("image.", "vision.pixels"),
+    "alpha": ("image.", "vision.pixels"),
+    "text_pieces": ("token_ids",),
+    "image_order": ("token_ids",),
+    "window": ("blk.",),
+    "attention_scale": ("blk.",),
+    "yarn_keys": ("blk.",),
+    "end_token": ("token_ids",),
+    "kv_cache": ("blk.", "vision."),
+    "flash_attention": ("blk.", "vision."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """One stage. `problem` is None where it is within its bound."""
+
+    name: str
+    kind: str
+    weight_type: str | None
+    shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None]  # ours, the reference's
+    own: Distance | None  # from the reference's inputs
+    whole: Distance | None  # from its own
+    bound: Bound
+    problem: str | None
+    remark: str | None = None
+    """What else there is to say: how it was recorded, that one side alone has it, or NaN on both."""
+
+    @property
+    def bad_number(self) -> bool:
+        """Whether it is out by a NaN or an infinity, which `problem` then names."""
+        return self.problem is not None and self.problem.startswith(("NaN", "infinity"))
+
+    @property
+    def compared(self) -> bool:
+        """Whether both sides have it."""
+        return None not in self.shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Neighbouring stages that are out for one reason."""
+
+    stage: str
+    n_stages: int
+    problem: str
+    explained: tuple[str, ...]
+    """Quirks as NAME=VALUE, each of which by itself puts the stage right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything `conform` found."""
+
+    settings: dict[str, Any]
+    reference: str
+    about: Mapping[str, str]
+    prompt: str
+    stages: tuple[StageResult, ...]
+    findings: tuple[Finding, ...]
+    outcome: Outcome
+
+    @property
+    def same(self) -> bool:
+        return not self.findings and self.outcome.within
+
+    @property
+    def n_compared(self) -> int:
+        return sum(stage.compared for stage in self.stages)
+
+
+def conform(load: Loader, case: Case, run: Run) -> Report:
+    """LlavaError of our own side; the reference's were raised when it ran."""
+    model, files = load({}), (case.text, case.mmproj, *case.images)
+    compare = partial(_compare, case=case, run=run)
+    seen = compare(model)
+    explained = _explain(load, compare, [stage for stage in seen.stages if stage.problem], model.engine.quirks)
+    return Report(
+        settings=model.settings | {"files": hashes(path for path in files if path is not None)},
+        reference=run.name,
+        about=run.about,
+        prompt=case.prompt,
+        stages=seen.stages,
+        findings=_findings(seen.stages, explained),
+        outcome=outcome(model, case, run, seen.ids, seen.logits),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    stages: tuple[StageResult, ...]
+    ids: tuple[int, ...]
+    logits: np.ndarray  # (T, V) of the run on its own
+
+
+def _compare(model: Llava, case: Case, run: Run) -> _Compared:
+    ids = tuple(model.raw_request(case.rendered(model.engine.quirks.image_order), case.images).token_ids)
+    stages = {stage.name: stage for stage in model.engine.stages()}
+    types = model.engine.types()
+    terms = _terms(model, case, run)
+    bounds = {name: bound(stage, types.get(name), terms) for name, stage in stages.items()}
+    if run.chosen:
+        computed = {name: limit for name, limit in bounds.items() if case.images or not of_picture(name)}
+        bounds |= widened(computed, run.stages)
+    other, kinds = Bound("rel_rms", 0.0), {name: stage.kind for name, stage in stages.items()}
+    moved = {name: rounding(run.stages[name], kind) for name, kind in run.rounded.items()}
+    most = max((relative for relative, _ in moved.values()), default=0.0)
+
+    def bound_of(name: str) -> Bound:
+        bare = name.partition("#")[0]
+        return recorded(bounds.get(bare, other), kinds.get(bare, "float"), moved.get(name), most)
+
+    own, _ = run_beside(model, case.images, run.token_ids, run.stages, bound_of, forced=True)
+    whole, logits = run_beside(model, case.images, ids, run.stages, bound_of, forced=False)
+    results = [_token_ids(ids, run.token_ids)]
+    for name in dict.fromkeys(name for name in [*own, *run.stages] if name != "token_ids"):
+        stage = stages.get(name.partition("#")[0])
+        results.append(_result(name, stage, types, own.get(name), whole.get(name), run, bound_of(name)))
+    return _Compared(tuple(sorted(results, key=lambda result: place(result.name))), ids, logits)
+
+
+def _terms(model: Llava, case: Case, run: Run) -> Terms:
+    ours: Arithmetic = "ggml" if model.engine.precision == "ggml" else "float32"
+    theirs: Arithmetic = "ggml" if run.about.get("arithmetic") == "ggml" else "float32"
+    flash = run.about.get("attention") == "float16" or (ours == "ggml" and model.engine.quirks.flash_attention == "on")
+    jpeg = any(path.suffix.lower() in (".jpg", ".jpeg") for path in case.images)
+    return Terms(ours, theirs, flash, len(run.token_ids), jpeg)
+
+
+def _result(
+    name: str, stage: Stage | None, types: Mapping[str, str], own: Seen | None, whole: Seen | None,
+    run: Run, limit: Bound,
+) -> StageResult:  # fmt: skip
+    reference = run.stages[name].shape if name in run.stages else None
+    shapes = (None if own is None else own.shape, reference)
+    distance = own.distance if own else None
+    problem, remark = None, None
+    if own is None and run.chosen:
+        remark = "only in the reference"
+    elif own is None:
+        problem = "this run has no such stage"
+    elif reference is None:
+        may_lack = run.chosen or stage is None or name.startswith("image.seen")
+        problem, remark = (None, "not in the reference") if may_lack else ("the reference has no such stage", None)
+    elif distance is None:
+        problem = "shapes differ"
+    elif not getattr(distance, limit.measure) <= limit.limit:
+        over = f"{limit.measure.replace('_', ' ')} {getattr(distance, limit.measure):.2g} over {limit.limit:.2g}"
+        problem = own.bad or over
+    else:
+        remark = own.bad or (f"recorded as {run.rounded[name]}" if name in run.rounded else None)
+    kind = stage.kind if stage else "float"
+    weight_type = types.get(name.partition("#")[0])
+    further = whole.distance if whole else None
+    return StageResult(name, kind, weight_type, shapes, distance, further, limit, problem, remark)
+
+
+def _token_ids(ours: Sequence[int], theirs: Sequence[int]) -> StageResult:
+    problem = None
+    if tuple(ours) != tuple(theirs):
+        differ = (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
+        at = next(differ, min(len(ours), len(theirs)))
+        found, expected = (ids[at] if at < len(ids) else "nothing" for ids in (ours, theirs))
+        problem = f"{found} at position {at}, the reference has {expected}"
+    shapes = ((len(ours),), (len(theirs),))
+    return StageResult("token_ids", "exact", None, shapes, None, None, Bound("max_abs", 0.0), problem)
+
+
+def _explain(
+    load: Loader, compare: Callable[[Llava], _Compared], bad: Sequence[StageResult], quirks: Quirks
+) -> dict[str, tuple[str, ...]]:
+    """For each stage that is out, the single changes that put it right without putting an earlier one out."""
+    found: dict[str, tuple[str, ...]] = {result.name: () for result in bad}
+    was = {result.name for result in bad}
+    for name, value in _alternatives(bad, quirks):
+        now = {result.name for result in compare(load({name: value})).stages if result.problem}
+        if now - was:
+            continue
+        for stage in was - now:
+            found[stage] = (*found[stage], f"{name}={value}")
+    return found
+
+
+def _alternatives(bad: Sequence[StageResult], quirks: Quirks) -> list[tuple[str, str]]:
+    """Quirks that can be seen where something is out, each with its other values."""
+    kinds = get_type_hints(Quirks)
+    return [
+        (field.name, value)
+        for field in fields(quirks)
+        if any(result.name.startswith(SECTIONS[field.name]) for result in bad)
+        for value in get_args(kinds[field.name])
+        if value != getattr(quirks, field.name)
+    ]
+
+
+def _findings(stages: Sequence[StageResult], explained: Mapping[str, tuple[str, ...]]) -> tuple[Finding, ...]:
+    groups: list[list[StageResult]] = []
+    for before, result in zip((None, *stages), stages, strict=False):
+        if not result.problem:
+            continue
+        same = before is not None and before.problem and groups and explained[before.name] == explained[result.name]
+        if same and (explained[result.name] or not result.compared and result.problem == groups[-1][0].problem):
+            groups[-1].append(result)
+        else:
+            groups.append([result])
+    return tuple(
+        Finding(group[0].name, len(group), group[0].problem or "", explained[group[0].name]) for group in groups
+    )

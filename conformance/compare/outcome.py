@@ -1,0 +1,91 @@
+"""What two runs of one prompt come to: their next-token distributions, and the tokens that follow."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from llava_ref.model import Llava
+from llava_ref.tracing.distance import kl, rounding
+
+from ..engines.reference import Case, Run
+from .bounds import coarsest, divergence, margin, recorded_logits
+from .comparing import continued, in_axes
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """A token that we would not have chosen after the reference's text."""
+
+    place: int
+    ours: int
+    theirs: int
+    margin: float  # our logit of ours, less our logit of theirs
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the whole way comes to."""
+
+    token_ids: tuple[tuple[int, ...], tuple[int, ...]]  # ours, the reference's; -1 where a picture stands
+    kl: tuple[float, ...] | None  # nats at each position; None where token ids differ
+    kl_bound: float
+    top_1: float | None  # share of positions with the same likeliest token
+    greedy: tuple[int, ...]  # the reference's, to the first that ends an answer
+    disagreements: tuple[Disagreement, ...]
+    margin_bound: float
+    texts: Mapping[int, str]
+    """The pieces that the tokens of `greedy` and `disagreements` stand for, as the file stores them."""
+
+    @property
+    def within(self) -> bool:
+        close = all(x <= self.kl_bound for x in self.kl or ())  # false for NaN
+        return close and all(d.margin <= self.margin_bound for d in self.disagreements)
+
+
+def outcome(model: Llava, case: Case, run: Run, ids: tuple[int, ...], logits: np.ndarray) -> Outcome:
+    """Of our run on its own, which had these token ids and gave these logits (T, V)."""
+    kind = coarsest(set(model.engine.types().values()))
+    theirs = None if "result_output" not in run.stages else in_axes(run.stages["result_output"], 2)
+    if ids != run.token_ids or theirs is None or theirs.shape != logits.shape:
+        divergences = top_1 = None
+    else:
+        divergences = tuple(float(x) for x in kl(logits, theirs))
+        top_1 = float((logits.argmax(-1) == theirs.argmax(-1)).mean())
+    greedy = _answer(run.greedy, model.tokenizer.end_ids)
+    disagreements = _disagreements(model, case, run.token_ids, greedy)
+    shown = {*greedy, *(d.ours for d in disagreements)}
+    return Outcome(
+        token_ids=(ids, run.token_ids),
+        kl=divergences,
+        kl_bound=recorded_logits(divergence(kind), _moved(run)),
+        top_1=top_1,
+        greedy=greedy,
+        disagreements=disagreements,
+        margin_bound=margin(kind),
+        texts={token: model.tokenizer.text_of(token) for token in sorted(shown)},
+    )
+
+
+def _moved(run: Run) -> float:
+    """By how much the reference's logits may have been rounded when they were written down."""
+    kind = run.rounded.get("result_output")
+    return 0.0 if kind is None else rounding(run.stages["result_output"], kind)[1]
+
+
+def _answer(greedy: tuple[int, ...], end_ids: frozenset[int]) -> tuple[int, ...]:
+    """Up to and with the first token that ends an answer; references do not stop there."""
+    ends = (i + 1 for i, token in enumerate(greedy) if token in end_ids)
+    return greedy[: next(ends, len(greedy))]
+
+
+def _disagreements(model: Llava, case: Case, ids: tuple[int, ...], greedy: tuple[int, ...]) -> tuple[Disagreement, ...]:
+    """Where the reference's continuation, fed to us token by token, is not what we expect next."""
+    if not greedy:
+        return ()
+    found = []
+    for place, (token, row) in enumerate(zip(greedy, continued(model, case.images, ids, greedy), strict=True)):
+        ours = int(row.argmax())
+        if ours != token:
+            found.append(Disagreement(place, ours, token, float(row[ours] - row[token])))
+    return tuple(found)

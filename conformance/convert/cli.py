@@ -1,0 +1,91 @@
+"""A Hugging Face LLaVA-1.5 folder -> a GGUF pair that this project and llama.cpp read.
+
+`python -m llava_ref.conformance.convert FOLDER OUT_PREFIX [--type f16]` reads config.json, model*.safetensors,
+tokenizer.model or tokenizer.json, and preprocessor_config.json if it is there, and writes OUT_PREFIX-text.gguf and
+OUT_PREFIX-mmproj.gguf. One tensor is in memory at a time.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava_ref.errors import LlavaError
+
+from ..pairs.pairs import Pair
+from ..pairs.writing import Metadata, held, write
+from . import hf_tokenizer, hf_weights
+from .hf_config import ConversionError, read_text, read_vision
+
+TYPES = ("F32", "F16", "BF16", "Q8_0")
+
+
+def convert_folder(folder: Path, out_prefix: str, kind: str = "F16") -> Pair:
+    """Writes the pair and gives back its paths. ConversionError names what is missing, unexpected or unsupported."""
+    config = _read_json(folder, "config.json", required=True)
+    image_token = config.get("image_token_index", config.get("image_token_id"))
+    vocabulary = hf_tokenizer.read_folder(folder, read_text(str(folder), config).n_vocab, image_token)
+    metadata: dict[str, Any] = {"general.name": folder.resolve().name, **vocabulary.metadata()}
+    if isinstance(template := _read_json(folder, "tokenizer_config.json").get("chat_template"), str):
+        metadata["tokenizer.chat_template"] = template
+    processor = _read_json(folder, "preprocessor_config.json")
+    return _write(config, processor, hf_weights.open_folder(folder), metadata, out_prefix, kind)
+
+
+def from_module(model: nn.Module, vocabulary: Metadata, out_prefix: str, kind: str = "F32") -> Pair:
+    """The same from a LlavaForConditionalGeneration in memory; `vocabulary` has a token for every embedding."""
+    config: dict[str, Any] = model.config.to_dict()  # type: ignore[union-attr,operator]
+    state: dict[str, torch.Tensor] = model.state_dict()
+    source = hf_weights.Source("model", {name: held(tensor.float().numpy()) for name, tensor in state.items()})
+    return _write(config, {}, source, dict(vocabulary), out_prefix, kind)
+
+
+def _write(
+    config: dict[str, Any],
+    processor: dict[str, Any],
+    source: hf_weights.Source,
+    vocabulary: dict[str, Any],
+    out_prefix: str,
+    kind: str,
+) -> Pair:
+    text = read_text(source.where, config)
+    vision = read_vision(source.where, config, text.width, processor)
+    text_tensors = hf_weights.text_tensors(source, text, len(vocabulary["tokenizer.ggml.tokens"]))
+    vision_tensors = hf_weights.vision_tensors(source, vision)
+    source.finish(hf_weights.unused_names(vision))
+    pair = Pair(Path(f"{out_prefix}-text.gguf"), Path(f"{out_prefix}-mmproj.gguf"))
+    write(pair.text, {**text.metadata, **vocabulary}, text_tensors, kind)
+    write(pair.mmproj, vision.metadata, vision_tensors, kind)
+    return pair
+
+
+def _read_json(folder: Path, name: str, *, required: bool = False) -> dict[str, Any]:
+    path = folder / name
+    if not path.is_file():
+        if required:
+            raise ConversionError(folder, name, "missing file")
+        return {}
+    try:
+        read: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ConversionError(folder, name, f"not JSON: {error}") from error
+    return read
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m llava_ref.conformance.convert", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a LLaVA-1.5 checkpoint of transformers")
+    parser.add_argument("out_prefix", metavar="OUT_PREFIX", help="writes OUT_PREFIX-text.gguf, OUT_PREFIX-mmproj.gguf")
+    parser.add_argument("--type", type=str.upper, choices=TYPES, default="F16", help="type of the matrices")
+    args = parser.parse_args(arguments)
+    try:
+        pair = convert_folder(args.folder, args.out_prefix, args.type)
+    except LlavaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(pair.text, pair.mmproj, sep="\n")
+    return 0

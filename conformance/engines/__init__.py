@@ -1,0 +1,1 @@
+"""Engines that can be compared: this one, llama.cpp, transformers, files."""

@@ -1,0 +1,109 @@
+"""How far our matrix products are from ggml's own, for every weight type: `python -m
+llava_ref.conformance.engines.ggml.table`.
+
+Both sides get the same random blocks and the same activations. What is left in precision `ggml` is the order of float32
+sums; in precision `exact` it is what ggml's rounding of activations costs. T rows, N width out, K width in.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from llava_ref.gguf.file import TensorView
+from llava_ref.ops import get_ops
+from llava_ref.ops.protocol import Ops
+from llava_ref.tracing.distance import rel_rms
+
+from ...pairs.random_blocks import random_tensor
+from . import operations as ggml_reference
+
+PAGE = Path(__file__).parents[3] / "docs" / "ggml.md"
+BEGIN, END = "<!-- products: begin -->\n", "<!-- products: end -->"
+SHAPES = ((1, 64, 256), (7, 33, 512), (65, 96, 1024), (13, 130, 1280), (1, 40, 4096))  # T, N, K
+SEEDS = range(3)
+BOUND = 2e-6
+"""Of relRMS in precision `ggml`."""
+EXACT_BOUND: dict[str, float] = {"F32": 1e-6, "F16": 5e-4, "BF16": 4e-3, "Q8_0": 2e-2, "Q8_1": 2e-2, "Q8_K": 4e-2}
+"""Of relRMS in precision `exact`, by what ggml makes of the activations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One matrix product."""
+
+    kind: str
+    weights: np.ndarray  # (N, bytes of a row) uint8
+    x: np.ndarray  # (T, K) float32
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The worst relRMS of one type over all products."""
+
+    kind: str
+    rounding: str
+    ggml: float
+    exact: float
+
+
+def products(kind: str) -> Iterator[Product]:
+    """Every shape with every seed; half of the rows have outliers, as a transformer's activations do."""
+    for (T, N, K), seed in product(SHAPES, SEEDS):
+        rng = np.random.default_rng([seed, T, N, K])
+        calm, wild = rng.standard_normal((T, K)), rng.standard_t(5, (T, K))
+        x = np.where((np.arange(T)[:, None] + seed) % 2 == 0, calm, wild).astype(np.float32)
+        yield Product(kind, random_tensor(kind, N, K, [seed, T]), x)
+
+
+def measure(kinds: Sequence[str] | None = None) -> list[Row]:
+    """One row per type that ggml has a kernel for, or for `kinds` of them. OracleError without llama.cpp, and where
+    ggml fails at a product."""
+    kernels = ggml_reference.kernels()
+    exact, ggml = (get_ops("numpy", "cpu", 1, 0, precision) for precision in ("exact", "ggml"))
+    rows = []
+    for kind in kernels if kinds is None else kinds:
+        found = list(products(kind))
+        want = ggml_reference.arrays([ggml_reference.mul_mat(p.kind, p.weights, p.x) for p in found])
+        worst = [max(rel_rms(_ours(ops, p), w) for p, w in zip(found, want, strict=True)) for ops in (ggml, exact)]
+        rows.append(Row(kind, kernels[kind], worst[0], worst[1]))
+    return rows
+
+
+def _ours(ops: Ops, p: Product) -> np.ndarray:
+    shape = (len(p.weights), p.x.shape[1])
+    weight = ops.weight(TensorView("weights", p.kind, shape, memoryview(bytearray(p.weights))))
+    return ops.numpy(ops.linear(ops.array(p.x), weight))
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table as it stands in docs/ggml.md."""
+    head = "| weights | activations become | relRMS in `ggml` | in `exact` |\n|---|---|---|---|\n"
+    return head + "".join(f"| {row.kind} | {row.rounding} | {row.ggml:.1e} | {row.exact:.1e} |\n" for row in rows)
+
+
+def between_markers(page: str) -> str:
+    """The table that a page has now."""
+    return page.split(BEGIN)[1].split(END)[0]
+
+
+def with_table(page: str, table: str) -> str:
+    """The page with `table` between its markers."""
+    return page.replace(BEGIN + between_markers(page) + END, BEGIN + table + END)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Every matrix product against ggml's own.")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.parent.name}/{PAGE.name}")
+    write = parser.parse_args(argv).write
+    table = markdown(measure())
+    print(table, end="")
+    if write:
+        PAGE.write_text(with_table(PAGE.read_text(), table))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""transformers, with weights read from GGUF files."""

@@ -1,0 +1,104 @@
+"""transformers as a reference: LlavaForConditionalGeneration in float32, with weights from the GGUF pair.
+
+S image size, T positions, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from llava_ref.errors import LlavaError
+
+from ..reference import Case, ReferenceError, Run
+from ..stages import check_pictures, ordered
+from . import tiny as reference_hf
+from .settings import VisionSettings
+
+ABOUT = {
+    "arithmetic": "float32",
+    "attention": "float32",
+    "weights": "from the GGUF files, dequantised",
+    "pictures": "CLIPImageProcessorPil: shortest side, centre crop, mean and deviation of the file",
+    "Qcur_rope, Kcur_rope": "the model's own apply_rotary_pos_emb and angles, applied to its projections once more",
+}
+
+
+class Transformers:
+    """transformers on the CPU with eager attention. `stages`: patterns of the stages to keep; attention weights only
+    where a pattern names `kq_soft_max`."""
+
+    def __init__(self, *, stages: Sequence[str] = ("*",)) -> None:
+        self.stages = tuple(stages)
+        self.name = f"transformers {_version()} float32"
+
+    def run(self, case: Case, *, n_greedy: int = 0) -> Run:
+        """ReferenceError for anything but an answer."""
+        check_pictures(case)
+        if (reason := reference_hf.missing()) is not None:
+            raise ReferenceError("transformers", "package", reason)
+        try:
+            return self._run(case, n_greedy)
+        except ReferenceError:
+            raise
+        except LlavaError as error:
+            raise ReferenceError(error.where, error.field, error.problem) from None
+        except Exception as error:  # whatever transformers, torch or Pillow think of this case
+            raise ReferenceError(self.name, type(error).__name__, str(error)) from error
+
+    def _run(self, case: Case, n_greedy: int) -> Run:
+        from . import from_gguf as hf_from_gguf  # they need transformers
+        from . import stages as hf_stages
+        from . import vocabulary as hf_vocabulary
+
+        model = hf_from_gguf.load(case.text, case.mmproj)
+        pictures = [_open(path) for path in case.images]
+        n_rows = model.vision.n_patches if model.vision else 0
+        prompt = case.rendered("template")
+        ids, tokenizer = hf_vocabulary.token_ids(model.text_file, prompt, model.image_token, n_rows)
+        if not ids:
+            raise ReferenceError("prompt", "tokens", "there are none")
+        with hf_stages.Watch(model, self.stages) as watch:
+            pixels = None
+            if model.vision is not None and pictures:
+                pixels, seen = preprocess(pictures, model.vision)
+                for i, (picture, square) in enumerate(zip(pictures, seen, strict=True)):
+                    watch.add(f"image.rgb#{i}" if i else "image.rgb", np.asarray(picture))
+                    watch.add(f"image.seen#{i}" if i else "image.seen", square)
+            output = model.forward(ids, pixels)
+        greedy = model.greedy(output, n_greedy)
+        shown = tuple(-1 if token == model.image_token else token for token in ids)
+        return Run(self.name, {**ABOUT, "token ids": tokenizer}, ordered(watch.arrays), shown, greedy)
+
+
+def _version() -> str:
+    try:
+        return version("transformers")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _open(path: Path) -> Image.Image:
+    """As transformers opens it: upright, RGB."""
+    from transformers.image_utils import load_image
+
+    with Image.open(path) as picture:
+        return load_image(picture)
+
+
+def preprocess(pictures: Sequence[Image.Image], c: VisionSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (n, 3, S, S) float32, and the same before scaling and normalising (n, S, S, 3) uint8."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    processor: Any = CLIPImageProcessorPil(
+        size={"shortest_edge": c.image_size},
+        crop_size={"height": c.image_size, "width": c.image_size},
+        image_mean=list(c.mean),
+        image_std=list(c.std),
+    )
+    plain = processor(list(pictures), do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"]
+    pixels: np.ndarray = processor(list(pictures), return_tensors="np")["pixel_values"]
+    return pixels.astype(np.float32), np.ascontiguousarray(plain.transpose(0, 2, 3, 1)).astype(np.uint8)

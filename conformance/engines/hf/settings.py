@@ -1,0 +1,124 @@
+"""The settings of a GGUF pair in transformers' words, read key by key from the file, by no code of
+`llava_ref.models.config`.
+
+So an error in what this project makes of a key shows as a difference from transformers. Formulas (YaRN's ramp and
+length, the scale of attention, which way a picture goes) are transformers' own throughout.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llava_ref.gguf.file import GGUFFile
+
+from ..reference import ReferenceError
+
+LARGE = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class TextSettings:
+    """What the decoder's config is made of, and what a config has no word for."""
+
+    config: Mapping[str, Any]  # of LlamaConfig and MistralConfig
+    window: int  # MistralConfig's sliding_window, 0: none
+    scale: float  # of attention, 0: the model's own
+    length: float  # by which the rotary module's own scaling is multiplied
+    n_vocab: int
+
+
+@dataclass(frozen=True, slots=True)
+class VisionSettings:
+    """What the tower's config and the picture processor are made of."""
+
+    config: Mapping[str, Any]  # of CLIPVisionConfig
+    n_stored: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def image_size(self) -> int:
+        return int(self.config["image_size"])
+
+    @property
+    def n_patches(self) -> int:
+        return int((self.image_size // self.config["patch_size"]) ** 2)
+
+
+def read_text(file: GGUFFile) -> TextSettings:
+    """GGUFError for a key that is missing or mistyped."""
+    a, blocks = "llama.attention.", file.integer("llama.block_count", 1, LARGE)
+    width, n_head = file.integer("llama.embedding_length", 1, LARGE), _whole(file, a + "head_count", None, blocks)
+    rope = _rope(file)
+    config = {
+        "hidden_size": width,
+        "intermediate_size": _whole(file, "llama.feed_forward_length", None, blocks),
+        "num_hidden_layers": blocks,
+        "num_attention_heads": n_head,
+        "num_key_value_heads": _whole(file, a + "head_count_kv", n_head, blocks),
+        "head_dim": _whole(file, a + "key_length", width // n_head, blocks),
+        "max_position_embeddings": file.integer("llama.context_length", 1, LARGE),
+        "rms_norm_eps": file.number(a + "layer_norm_rms_epsilon", 0.0, 1.0, layers=blocks),
+        "rope_parameters": {"rope_theta": file.number("llama.rope.freq_base", 0.0, 1e15, 1e4, layers=blocks)} | rope,
+        "is_causal": file.boolean(a + "causal", True),
+        "attn_implementation": "eager",
+    }
+    return TextSettings(
+        config=config,
+        window=_whole(file, a + "sliding_window", 0, blocks),
+        scale=file.number(a + "scale", 0.0, 1e9, 0.0, layers=blocks),
+        length=file.number("llama.rope.scaling.attn_factor", 0.0, 1e9, 1.0),
+        n_vocab=file.array_length("tokenizer.ggml.tokens"),
+    )
+
+
+def _whole(file: GGUFFile, key: str, default: int | None, blocks: int) -> int:
+    if default is None:
+        return file.integer(key, 1, LARGE, layers=blocks)
+    return file.integer(key, 0, LARGE, default, layers=blocks)
+
+
+def _rope(file: GGUFFile) -> dict[str, Any]:
+    """`rope_parameters` but for the base. Keys as llama.cpp's converter writes them (conversion/base.py)."""
+    s = "llama.rope.scaling."
+    factor = file.number(s + "factor" if s + "factor" in file else "llama.rope.scale_linear", 0.0, 1e9, 0.0)
+    kind = file.string(s + "type", "linear")
+    if kind == "none" or not factor:
+        return {"rope_type": "default"}
+    if kind not in ("linear", "yarn"):
+        raise ReferenceError(file.path, s + "type", f"{kind!r}: no known way to transformers' rope_parameters")
+    if kind == "linear":
+        return {"rope_type": kind, "factor": factor}
+    original = file.integer(s + "original_context_length", 1, LARGE, file.integer("llama.context_length", 1, LARGE))
+    given = {
+        "attention_factor": file.number(s + "yarn_attn_factor", 0.0, 1e9, 0.0),
+        "beta_fast": file.number(s + "yarn_beta_fast", 0.0, 1e9, 0.0),
+        "beta_slow": file.number(s + "yarn_beta_slow", 0.0, 1e9, 0.0),
+    }
+    return {
+        "rope_type": kind,
+        "factor": factor,
+        "original_max_position_embeddings": original,
+        **{name: value for name, value in given.items() if value},
+    }
+
+
+def read_vision(file: GGUFFile) -> VisionSettings:
+    """GGUFError for a key that is missing or mistyped."""
+    v, blocks = "clip.vision.", file.integer("clip.vision.block_count", 1, LARGE)
+    layers = file.array(v + "feature_layer", "int", [blocks])
+    if len(layers) != 1:
+        raise ReferenceError(file.path, v + "feature_layer", f"{len(layers)} layers, expected one")
+    act = "gelu" if file.boolean("clip.use_gelu", False) else "quick_gelu"
+    config = {
+        "hidden_size": file.integer(v + "embedding_length", 1, LARGE),
+        "intermediate_size": _whole(file, v + "feed_forward_length", None, blocks),
+        "num_hidden_layers": layers[0],
+        "num_attention_heads": _whole(file, v + "attention.head_count", None, blocks),
+        "image_size": file.integer(v + "image_size", 1, LARGE),
+        "patch_size": file.integer(v + "patch_size", 1, LARGE),
+        "hidden_act": "silu" if file.boolean("clip.use_silu", False) else act,
+        "layer_norm_eps": file.number(v + "attention.layer_norm_epsilon", 0.0, 1.0, layers=blocks),
+    }
+    mean, std = (tuple(file.array(v + name, "float")) for name in ("image_mean", "image_std"))
+    return VisionSettings(config, blocks, mean, std)

@@ -1,0 +1,1 @@
+"""llama.cpp, run in a process of its own."""

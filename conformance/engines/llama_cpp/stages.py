@@ -1,0 +1,172 @@
+"""llama.cpp's graph nodes as this project's stages.
+
+Most nodes are known by the name that their callback gives them (models/llava.cpp, llama-graph.cpp of b10605; b11549 has
+the same). The others are known by their operation and by the names of what they read, as `mm.0.weight`: `UNNAMED` lists
+those stages. A name comes several times in a graph (product, bias added, reshaped, turned); the last that fits is the
+stage. T positions of one call, S of all so far, N patches, H heads, dh head size.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from llava_ref.tracing.trace import Probe, join
+
+UNNAMED = (
+    "vision.pixels", "vision.patch_embd", "vision.pos_embd", "vision.blk.*.kq_soft_max", "vision.post_ln",
+    "vision.features", "projector.*", "embd of pictures",
+)  # fmt: skip
+NUMBERED = re.compile(r"([A-Za-z_]+)-(\d+)")
+TOWER = {
+    name: name
+    for name in (
+        "layer_inp_normed", "kqv_out", "attn_out", "ffn_inp", "ffn_inp_normed", "ffn_up", "ffn_out", "layer_out",
+    )
+} | {"ffn_up_b": "ffn_up"}  # fmt: skip
+TOWER |= {f"ffn_{kind}": "ffn_act" for kind in ("gelu", "gelu_quick", "gelu_erf", "silu")}
+DECODER = {
+    name: name
+    for name in (
+        "attn_norm", "kqv_out", "attn_out", "ffn_inp", "ffn_norm", "ffn_gate", "ffn_up", "ffn_swiglu", "ffn_out",
+    )
+} | {"ffn_gate_b": "ffn_gate", "ffn_up_b": "ffn_up", "l_out": "out"}  # fmt: skip
+QKV = ("Qcur", "Kcur", "Vcur")
+VIEWS = ("RESHAPE", "VIEW", "PERMUTE", "CONT", "CPY")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A tensor of the graph that has just been computed."""
+
+    name: str
+    op: str  # MUL_MAT, ADD, RESHAPE, ...
+    sources: tuple[str, ...]  # the names of what it was computed from
+    array: Callable[[int], np.ndarray]  # its values, with at least so many axes
+    source: Callable[[int, int], np.ndarray]  # those of source number i, if nothing has been written over them
+
+
+class Recorder:
+    """Keeps the stages that `globs` ask for (`kq_soft_max` only where a pattern names it) while a prompt runs.
+
+    Told beforehand whose nodes come next: `picture` before each picture, `decoder` before the text model's, `stop`
+    when the prompt has been read."""
+
+    def __init__(self, globs: Sequence[str]) -> None:
+        self.globs, self._probe = tuple(globs), Probe(globs)
+        self._see: Callable[[Node], None] | None = None
+        self._pictures, self._past, self._block = 0, 0, 0
+        self._embedded, self._position = False, ""  # whether patches have their positions; the node that holds those
+        self._now: dict[str, np.ndarray] = {}  # of the graph that is running
+        self._pieces: dict[str, list[np.ndarray]] = {}
+
+    def picture(self) -> None:
+        self._finish()
+        self._pictures += 1
+        self._see, self._embedded, self._position = self._tower, False, ""
+
+    def decoder(self) -> None:
+        self._finish()
+        self._see = self._decoder
+
+    def stop(self) -> None:
+        self._finish()
+        self._see = None
+
+    def see(self, node: Node) -> None:
+        if self._see is not None:
+            self._see(node)
+
+    def add(self, name: str, array: np.ndarray) -> None:
+        """A stage that is no node of a graph."""
+        if self._probe.wants(name.partition("#")[0]):
+            self._pieces[name] = [array]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What was kept, pieces joined along positions."""
+        self._finish()
+        return {name: join(name, pieces) for name, pieces in self._pieces.items()}
+
+    def _finish(self) -> None:
+        for name, array in self._now.items():
+            of_picture = name.startswith(("vision.", "projector."))
+            number = f"#{self._pictures - 1}" if of_picture and self._pictures > 1 else ""
+            self._pieces.setdefault(name + number, []).append(array)
+        self._now = {}
+
+    def _keep(self, name: str, read: Callable[[], np.ndarray]) -> None:
+        if self._probe.wants(name):
+            self._now[name] = read()
+
+    def _rows(self, name: str, node: Node) -> None:
+        self._keep(name, lambda: node.array(2))
+
+    def _tower(self, node: Node) -> None:
+        if not self._embedded:
+            self._patches(node)
+        elif found := NUMBERED.fullmatch(node.name):
+            self._tower_block(node, found[1], int(found[2]))
+        elif node.op == "SOFT_MAX":
+            self._keep(f"vision.blk.{self._block}.kq_soft_max", lambda: node.array(3))
+        elif node.name == "pre_ln":
+            self._rows("vision.pre_ln", node)
+        else:
+            self._behind_the_blocks(node)
+
+    def _patches(self, node: Node) -> None:
+        """Up to the sum with the position table. What came last before the class token or that sum is the patches."""
+        if node.op == "IM2COL":
+            self._keep("vision.pixels", lambda: node.source(1, 3))
+        elif "v.position_embd.weight" in node.sources:
+            self._position = node.name
+        elif node.op == "ADD" and self._position in node.sources:
+            self._rows("vision.pos_embd", node)
+            self._embedded = True
+        elif node.op != "CONCAT":
+            self._rows("vision.patch_embd", node)
+
+    def _tower_block(self, node: Node, part: str, block: int) -> None:
+        self._block = block
+        if part in QKV:  # (T, H, dh), the only node of the name
+            self._keep(f"vision.blk.{block}.{part}", lambda: _joined_heads(node.array(3)))
+        elif part in TOWER:
+            self._rows(f"vision.blk.{block}.{TOWER[part]}", node)
+
+    def _behind_the_blocks(self, node: Node) -> None:
+        read = " ".join(node.sources)
+        if "v.post_ln." in read:
+            self._rows("vision.post_ln", node)
+        elif "mm.0." in read:
+            if node.op == "MUL_MAT":
+                self._keep("vision.features", lambda: node.source(1, 2))
+            self._rows("projector.mm_0", node)
+        elif "mm.2." in read:
+            self._rows("projector.out", node)
+        elif node.op == "UNARY":
+            self._rows("projector.gelu", node)
+
+    def _decoder(self, node: Node) -> None:
+        if node.op == "RMS_NORM" and "embd" in node.sources:
+            self._finish()  # a long part of the prompt runs the graph several times
+            self._keep("embd", lambda: node.source(0, 2))
+            self._count = len(node.source(0, 2))
+            self._past += self._count
+        elif found := NUMBERED.fullmatch(node.name):
+            self._decoder_block(node, found[1], f"blk.{found[2]}")
+        elif node.name in ("result_norm", "result_output"):
+            self._rows(node.name, node)
+
+    def _decoder_block(self, node: Node, part: str, block: str) -> None:
+        if part in QKV and node.op == "ROPE":
+            self._keep(f"{block}.{part}_rope", lambda: node.array(3))
+        elif part in QKV and node.op not in VIEWS:
+            self._rows(f"{block}.{part}", node)
+        elif part == "kq_soft_max":  # keys are padded to a multiple of 256
+            self._keep(f"{block}.{part}", lambda: node.array(3)[:, :, : self._past])
+        elif part in DECODER:
+            self._rows(f"{block}.{DECODER[part]}", node)
+
+
+def _joined_heads(x: np.ndarray) -> np.ndarray:  # (T, H, dh) -> (T, H * dh)
+    return x.reshape(len(x), -1)

@@ -1,0 +1,292 @@
+"""Runs llama.cpp on the jobs of one folder and leaves the results there. A program of its own, as llama.cpp may crash.
+
+`python -m llava_ref.conformance.engines.llama_cpp.worker FOLDER` reads `request.json` (paths, settings, jobs) and
+`request.npz` (the arrays that jobs name) and writes `result.npz` and `result.json`: `oracle` documents the jobs. T
+positions, D decoder width, V vocabulary.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .library import LlamaLibrary
+from .stages import Node, Recorder
+
+Job = dict[str, Any]
+
+
+class Watch:
+    """The evaluation callback: keeps copies of the tensors whose names match a pattern, numbering repeats."""
+
+    def __init__(self, llama: LlamaLibrary) -> None:
+        self._llama = llama
+        self.patterns: list[str] = []
+        self.pixels = False
+        self.recorder = Recorder([])
+        self.seen: list[dict[str, str]] = []
+        self.arrays: dict[str, np.ndarray] = {}
+        self._count: dict[str, int] = {}
+        self.callback = llama.ffi.callback("ggml_backend_sched_eval_callback", self._call)
+
+    @contextmanager
+    def during(self, job: Job) -> Iterator[None]:
+        """Watches for what `job` asks."""
+        self.patterns, self.pixels = job.get("capture", []), job.get("pixels", False)
+        self.recorder = Recorder(job.get("stages", []))
+        self.seen, self.arrays, self._count = [], {}, {}
+        yield
+        self.arrays |= {f"stage {name}": array for name, array in self.recorder.arrays().items()}
+        self.patterns, self.pixels, self.recorder = [], False, Recorder([])
+
+    def _call(self, pointer: Any, ask: bool, _: Any) -> bool:
+        if not self.patterns and not self.pixels and not self.recorder.globs:
+            return not ask
+        # Asking for every node also keeps ggml from fusing two of them, which would leave the first one unwritten.
+        if not ask:
+            self._look(self._llama.tensor(pointer))
+        return True
+
+    def _look(self, tensor: Any) -> None:
+        name, op = self._llama.name(tensor), self._llama.op(tensor)
+        if self.pixels and op == "IM2COL" and "pixels" not in self.arrays:
+            self.arrays["pixels"] = self._llama.array(tensor.src[1])
+        if any(fnmatchcase(name, pattern) for pattern in self.patterns):
+            count = self._count[name] = self._count.get(name, -1) + 1
+            numbered = f"{name}#{count}" if count else name
+            self.seen.append({"name": numbered, "op": op})
+            self.arrays[f"tensor {numbered}"] = self._llama.array(tensor)
+        if self.recorder.globs:
+            self.recorder.see(self._node(tensor, name, op))
+
+    def _node(self, tensor: Any, name: str, op: str) -> Node:
+        llama = self._llama
+        return Node(
+            name=name,
+            op=op,
+            sources=llama.sources(tensor),
+            array=lambda axes: llama.array(tensor, axes),
+            source=lambda i, axes: llama.array(tensor.src[i], axes),
+        )
+
+
+class Worker:
+    """One text model, and a vision tower if asked for, with contexts made as the settings say."""
+
+    def __init__(self, request: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        self.llama = LlamaLibrary()
+        self.ffi, self.lib = self.llama.ffi, self.llama.lib
+        self.settings, self.arrays = request["settings"], arrays
+        self.watch = Watch(self.llama)
+        self.lib.llama_backend_init()
+        if request["text"]:
+            self._load_text(request["text"])
+        self.vision: Any = None
+        if request["mmproj"]:
+            self._load_vision(request["mmproj"])
+
+    def _load_text(self, path: str) -> None:
+        _say(f"loading {Path(path).name}")
+        params = self.llama.defaults["model"]
+        params.n_gpu_layers, params.use_extra_bufts = 0, self.settings["extra_buffers"]
+        self.model = self.lib.llama_model_load_from_file(path.encode(), params)
+        if not self.model:
+            raise self._failed(f"cannot load {Path(path).name}")
+        self.vocab = self.lib.llama_model_get_vocab(self.model)
+        self.n_vocab, self.width = self.lib.llama_vocab_n_tokens(self.vocab), self.lib.llama_model_n_embd(self.model)
+
+    def _load_vision(self, path: str) -> None:
+        _say(f"loading {Path(path).name}")
+        params = self.llama.defaults["mtmd"]
+        params.use_gpu, params.print_timings, params.warmup = False, False, self.settings["warmup"]
+        params.flash_attn_type, params.n_threads = self.settings["flash_attention"], self.settings["threads"]
+        params.cb_eval = self.watch.callback
+        self.vision = self.lib.mtmd_init_from_file(path.encode(), self.model, params)
+        if not self.vision:
+            raise self._failed(f"cannot load {Path(path).name}")
+
+    def _failed(self, what: str) -> RuntimeError:
+        return RuntimeError("; ".join([what, *self.llama.log[-2:]]))
+
+    @contextmanager
+    def context(self, parts: list[np.ndarray], greedy: int) -> Iterator[Any]:
+        """A fresh, empty context for one job, as large as the settings say or as these parts need."""
+        s, params = self.settings, self.llama.defaults["context"]
+        lengths = [len(part) for part in parts]
+        params.n_ctx, params.n_batch = max(s["context"], sum(lengths) + greedy), max([s["batch"], *lengths])
+        params.n_ubatch = s["micro_batch"]
+        params.n_threads = params.n_threads_batch = s["threads"]
+        params.flash_attn_type, params.type_k, params.type_v = s["flash_attention"], s["cache_type"], s["cache_type"]
+        params.cb_eval = self.watch.callback
+        context = self.lib.llama_init_from_model(self.model, params)
+        if not context:
+            raise self._failed("cannot make a context")
+        yield context
+        self.lib.llama_free(context)
+
+    def feed(self, context: Any, part: np.ndarray, n_past: int) -> np.ndarray:
+        """Token ids (T,) or embeddings (T, D) at the next positions -> logits (T, V)."""
+        rows = part.ndim == 2
+        batch = self.lib.llama_batch_init(len(part), self.width if rows else 0, 1)
+        if rows:
+            self._fill(batch.embd, np.ascontiguousarray(part, np.float32))
+        else:
+            self._fill(batch.token, np.ascontiguousarray(part, np.int32))
+        batch.n_tokens = len(part)
+        for i in range(len(part)):
+            batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = n_past + i, 1, 0, 1
+        status = self.lib.llama_decode(context, batch)
+        self.lib.llama_batch_free(batch)
+        if status:
+            raise self._failed(f"llama_decode returned {status}")
+        return self._floats(self.lib.llama_get_logits(context), (len(part), self.n_vocab))
+
+    def _fill(self, target: Any, values: np.ndarray) -> None:
+        self.ffi.memmove(target, self.ffi.from_buffer(values), values.nbytes)
+
+    def _floats(self, pointer: Any, shape: tuple[int, int]) -> np.ndarray:
+        raw = self.ffi.buffer(pointer, 4 * shape[0] * shape[1])
+        return np.frombuffer(raw, np.float32).reshape(shape).copy()
+
+    def logits(self, job: Job) -> tuple[Any, dict[str, np.ndarray]]:
+        """Logits of every position, and `greedy` tokens that follow, each the likeliest."""
+        parts = [self.arrays[name] for name in job["parts"]]
+        with self.context(parts, job.get("greedy", 0)) as context, self.watch.during(job):
+            found, tokens = self._run(context, parts, job.get("greedy", 0))
+        return {"tokens": tokens}, {"logits": found}
+
+    def _run(self, context: Any, parts: list[np.ndarray], greedy: int) -> tuple[np.ndarray, list[int]]:
+        found: list[np.ndarray] = []
+        for part in parts:
+            self.watch.recorder.decoder()
+            found.append(self.feed(context, part, sum(map(len, found))))
+        self.watch.recorder.stop()
+        n_past, tokens, last = sum(map(len, found)), list[int](), found[-1][-1]
+        for i in range(greedy):
+            tokens.append(int(np.argmax(last)))
+            last = self.feed(context, np.array(tokens[-1:]), n_past + i)[0] if i + 1 < greedy else last
+        return np.concatenate(found), tokens
+
+    def tokenize(self, job: Job) -> tuple[Any, dict[str, np.ndarray]]:
+        text = job["string"].encode()
+        ids = self.ffi.new("llama_token[]", len(text) + 8)
+        count = self.lib.llama_tokenize(self.vocab, text, len(text), ids, len(text) + 8, job["bos"], job["special"])
+        if count < 0:
+            raise self._failed(f"llama_tokenize returned {count}")
+        return {"tokens": self.ffi.unpack(ids, count)}, {}
+
+    def encode(self, job: Job) -> tuple[Any, dict[str, np.ndarray]]:
+        """The image rows of one picture, and the pixels it was decoded to."""
+        bitmap, rgb = self._bitmap(job)
+        with self.watch.during(job):
+            (chunk,) = self._chunks("<__media__>", [bitmap], bos=False)
+            rows = self._encode(chunk)
+        self.lib.mtmd_bitmap_free(bitmap)
+        return {}, {"rows": rows, "rgb": rgb}
+
+    def prompt(self, job: Job) -> tuple[Any, dict[str, np.ndarray]]:
+        """The whole way: text with media markers and pictures -> chunks, logits, greedy tokens."""
+        with self.watch.during(job):
+            parts = self._prompt_parts(job)
+            with self.context(parts, job["greedy"]) as context:
+                found, tokens = self._run(context, parts, job["greedy"])
+        chunks = [{"image": len(part)} if part.ndim == 2 else {"tokens": part.tolist()} for part in parts]
+        return {"tokens": tokens, "chunks": chunks}, {"logits": found}
+
+    def _prompt_parts(self, job: Job) -> list[np.ndarray]:
+        """Token ids (T,) and image rows (N, D), in order."""
+        if self.vision is None:
+            (fact, _) = self.tokenize({**job, "special": True})
+            parts = [np.array(fact["tokens"], np.int32)]
+        else:
+            pictures = [self._bitmap(image) for image in job["images"]]
+            for i, (_, rgb) in enumerate(pictures):
+                self.watch.recorder.add(f"image.rgb#{i}" if i else "image.rgb", rgb)
+            chunks = self._chunks(job["string"], [bitmap for bitmap, _ in pictures], bos=job["bos"])
+            parts = [self._part(chunk) for chunk in chunks]
+        bos = self.lib.llama_vocab_bos(self.vocab)
+        if job["single_bos"] and parts and parts[0].tolist()[:2] == [bos, bos]:
+            parts[0] = parts[0][1:]
+        if not any(map(len, parts)):
+            raise RuntimeError("the prompt has no tokens")
+        return parts
+
+    def _bitmap(self, image: dict[str, Any]) -> tuple[Any, np.ndarray]:
+        if "rgb" in image:
+            rgb = np.ascontiguousarray(self.arrays[image["rgb"]], np.uint8)
+            bitmap = self.lib.mtmd_bitmap_init(rgb.shape[1], rgb.shape[0], self.ffi.from_buffer(rgb))
+            return bitmap, rgb
+        options = self.lib.mtmd_helper_init_opt_default()
+        path = image["file"].encode()
+        bitmap = self.lib.mtmd_helper_bitmap_init_from_file(self.vision, path, False, options).bitmap
+        if not bitmap:
+            raise self._failed(f"cannot decode {Path(image['file']).name}")
+        shape = (self.lib.mtmd_bitmap_get_ny(bitmap), self.lib.mtmd_bitmap_get_nx(bitmap), 3)
+        raw = self.ffi.buffer(self.lib.mtmd_bitmap_get_data(bitmap), int(np.prod(shape)))
+        return bitmap, np.frombuffer(raw, np.uint8).reshape(shape).copy()
+
+    def _chunks(self, string: str, bitmaps: list[Any], *, bos: bool) -> list[Any]:
+        encoded = string.encode()
+        text = self.ffi.new("char[]", encoded)
+        wanted = self.ffi.new("mtmd_input_text *", {"text": text, "text_len": len(encoded)})
+        wanted.add_special, wanted.parse_special = bos, True
+        chunks = self.lib.mtmd_input_chunks_init()
+        images = self.ffi.new("mtmd_bitmap *[]", bitmaps)
+        status = self.lib.mtmd_tokenize(self.vision, chunks, wanted, images, len(bitmaps))
+        if status:
+            raise self._failed(f"mtmd_tokenize returned {status}")
+        return [self.lib.mtmd_input_chunks_get(chunks, i) for i in range(self.lib.mtmd_input_chunks_size(chunks))]
+
+    def _part(self, chunk: Any) -> np.ndarray:
+        if self.lib.mtmd_input_chunk_get_type(chunk) == self.lib.MTMD_INPUT_CHUNK_TYPE_IMAGE:
+            return self._encode(chunk)
+        count = self.ffi.new("size_t *")
+        ids = self.lib.mtmd_input_chunk_get_tokens_text(chunk, count)
+        return np.array(self.ffi.unpack(ids, count[0]), np.int32)
+
+    def _encode(self, chunk: Any) -> np.ndarray:
+        self.watch.recorder.picture()
+        status = self.lib.mtmd_encode_chunk(self.vision, chunk)
+        if status:
+            raise self._failed(f"mtmd_encode_chunk returned {status}")
+        count = self.lib.mtmd_input_chunk_get_n_tokens(chunk)
+        return self._floats(self.lib.mtmd_get_output_embd(self.vision), (count, self.width))
+
+
+def _say(what: str) -> None:
+    """The last word, should llama.cpp crash now."""
+    print(what, file=sys.stderr, flush=True)
+
+
+def main(folder: Path) -> None:
+    request = json.loads((folder / "request.json").read_text())
+    with np.load(folder / "request.npz") as arrays:
+        worker = Worker(request, dict(arrays))
+    kinds: dict[str, Callable[[Job], tuple[Any, dict[str, np.ndarray]]]] = {
+        "logits": worker.logits,
+        "tokenize": worker.tokenize,
+        "encode": worker.encode,
+        "prompt": worker.prompt,
+    }
+    facts, arrays = [], {}
+    for i, job in enumerate(request["jobs"]):
+        _say(f"running {job['kind']}")
+        fact, found = kinds[job["kind"]](job)
+        facts.append({**fact, "seen": worker.watch.seen})
+        arrays |= {f"{i} {name}": array for name, array in (found | worker.watch.arrays).items()}
+        worker.watch.seen, worker.watch.arrays = [], {}
+    np.savez(folder / "result.npz", **arrays)
+    result = {"version": worker.llama.version, "log": worker.llama.log, "jobs": facts}
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]))
+    except RuntimeError as error:
+        sys.exit(f"{error}")

@@ -1,0 +1,1 @@
+"""Random pairs of GGUF files for tests, and a real model from a package."""

@@ -1,0 +1,5 @@
+"""Chat: messages -> a prompt (`render`) -> chunks of token ids and places of pictures."""
+
+from .rendering import render
+
+__all__ = ["render"]

@@ -1,0 +1,1 @@
+"""Sequences and answers: feed, sample, stop."""

@@ -1,0 +1,148 @@
+"""The bytes of a GGUF header, read forward. Every length and count is compared with what is left before it is used.
+
+Layout: ggml's docs/gguf.md. All arithmetic is in Python integers; a count in the file allocates nothing.
+"""
+
+import mmap
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import GGUFError
+
+MAX_NAME, MAX_KEY, MAX_STRING = 63, 65_535, 1 << 26  # bytes; 63 is ggml's GGML_MAX_NAME less its zero
+MAX_DEPTH = 4  # of arrays within arrays
+NESTED = 32  # elements that an array within an array counts for: about what it costs to step over one
+LIMITS = {  # of one model, all its files together: no header takes more than about three seconds or 350 MB
+    "keys": 65_536,
+    "tensors": 65_536,
+    "characters in keys": 1 << 24,
+    "array elements": 1 << 23,
+    "bytes of header": 1 << 28,
+}
+
+# fmt: off
+SCALARS = {0: ("u8", "B"), 1: ("i8", "b"), 2: ("u16", "H"), 3: ("i16", "h"), 4: ("u32", "I"), 5: ("i32", "i"),
+           6: ("f32", "f"), 7: ("bool", "?"), 10: ("u64", "Q"), 11: ("i64", "q"), 12: ("f64", "d")}
+# fmt: on
+BOOL, STRING, ARRAY = 7, 8, 9
+KINDS = {id: name for id, (name, _) in SCALARS.items()} | {STRING: "string", ARRAY: "array"}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a value begins, its GGUF value type, and for an array the type and number of its elements."""
+
+    kind: int
+    at: int
+    element: int = -1
+    count: int = 1
+
+
+@dataclass(slots=True)
+class Cursor:
+    """A place in the mapped bytes. Each read says which `field` it is for and moves on; GGUFError names that field."""
+
+    data: mmap.mmap
+    path: Path
+    at: int = 0
+    left: dict[str, int] = field(default_factory=LIMITS.copy)  # what remains of LIMITS; files of one model share it
+
+    @property
+    def end(self) -> int:
+        return min(len(self.data), self.left["bytes of header"])
+
+    def fail(self, field: str, problem: str) -> GGUFError:
+        return GGUFError(self.path, field, problem)
+
+    def spend(self, what: str, count: int, field: str) -> None:
+        if count > self.left[what]:
+            raise self.fail(field, f"{count} {what} are over the limit, {LIMITS[what]} in all")
+        self.left[what] -= count
+
+    def need(self, count: int, field: str) -> int:
+        """Steps over `count` bytes and gives where they begin."""
+        left = self.end - self.at
+        if count > left:
+            of = "the file" if self.end == len(self.data) else f"the {LIMITS['bytes of header']} a header may take"
+            raise self.fail(field, f"{count} bytes expected at offset {self.at}, but {of} ends after {max(left, 0)}")
+        begin, self.at = self.at, self.at + count
+        return begin
+
+    def numbers(self, codes: str, field: str) -> tuple[Any, ...]:
+        """Little-endian numbers, `codes` as in `struct`."""
+        codes = "<" + codes
+        return struct.unpack_from(codes, self.data, self.need(struct.calcsize(codes), field))
+
+    def string(self, field: str, limit: int = MAX_STRING) -> str:
+        begin = self._step_over_string(field, limit)
+        try:
+            return self.data[begin : self.at].decode()
+        except UnicodeDecodeError as error:
+            raise self.fail(field, f"a string is not UTF-8: {error.reason} at its byte {error.start}") from None
+
+    def step_over(self, kind: int, field: str, depth: int = 0) -> Entry:
+        """Steps over one value of type `kind`, checking that all of it is there. Strings are not decoded."""
+        element, count = kind, 1
+        if kind == ARRAY:
+            element, count = self.numbers("IQ", field)
+            if element not in KINDS or depth == MAX_DEPTH:
+                raise self.fail(field, f"an array at depth {depth + 1} of elements of type {element} is not supported")
+            self.spend("array elements", count * (NESTED if element == ARRAY else 1), field)
+        elif kind not in KINDS:
+            raise self.fail(field, f"unknown value type {kind}, expected 0..12")
+        begin = self.at
+        if element in SCALARS:
+            self.need(count * struct.calcsize("<" + SCALARS[element][1]), field)
+        elif kind == STRING:
+            self._step_over_string(field, MAX_STRING)
+        elif element == STRING:
+            self._step_over_strings(count, field)
+        else:
+            self._at_least(count * 12, count, field)
+            for _ in range(count):
+                self.step_over(ARRAY, field, depth + 1)
+        return Entry(kind, begin, element if kind == ARRAY else -1, count)
+
+    def _step_over_string(self, field: str, limit: int) -> int:
+        """A length of 64 bits and that many bytes of UTF-8; gives where the text begins."""
+        length = self.numbers("Q", field)[0]
+        if length > limit:
+            raise self.fail(field, f"a string of {length} bytes, expected at most {limit}")
+        return self.need(length, field)
+
+    def _step_over_strings(self, count: int, field: str) -> None:
+        self._at_least(count * 8, count, field)
+        data, at, last, length_at = self.data, self.at, self.end - 8, struct.Struct("<Q").unpack_from
+        for index in range(count):
+            length = length_at(data, at)[0] if at <= last else 0
+            at += 8 + length
+            if at > last + 8 or length > MAX_STRING:
+                raise self.fail(field, f"string {index} of {count}, {length} bytes long, does not fit the bytes left")
+        self.at = at
+
+    def _at_least(self, needed: int, count: int, field: str) -> None:
+        if needed > self.end - self.at:
+            raise self.fail(field, f"{count} elements cannot fit the {self.end - self.at} bytes left")
+
+    def value(self, entry: Entry, field: str) -> Any:
+        """The value that `step_over` found: bool, int, float, str or a list of those (or of lists)."""
+        if entry.kind == STRING:
+            return self.string(field)
+        if entry.kind == ARRAY:
+            return self._elements(entry.element, entry.count, field)
+        return self._elements(entry.kind, 1, field)[0]
+
+    def _array(self, field: str) -> list[Any]:
+        element, count = self.numbers("IQ", field)
+        return self._elements(element, count, field)
+
+    def _elements(self, element: int, count: int, field: str) -> list[Any]:
+        if element == STRING:
+            return [self.string(field) for _ in range(count)]
+        if element == ARRAY:
+            return [self._array(field) for _ in range(count)]
+        if element == BOOL and self.data[self.at : self.at + count].translate(None, b"\0\1"):
+            raise self.fail(field, "holds a bool that is neither 0 nor 1")
+        return list(self.numbers(f"{count}{SCALARS[element][1]}", field))

@@ -1,0 +1,5 @@
+"""Pictures: bytes -> RGB (`decode`, `load`) -> the square and the pixels that a tower sees."""
+
+from .decoding import DecodedImage, decode, load, measure
+
+__all__ = ["DecodedImage", "decode", "load", "measure"]

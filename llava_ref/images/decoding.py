@@ -1,0 +1,275 @@
+"""The bytes of a picture to RGB: PNG, JPEG, WebP, GIF (first frame) and BMP, told apart by content, within limits.
+
+Pillow decodes; which of its decoders runs is decided from the first bytes, and sizes are checked before a pixel is
+decoded. What happens to alpha, palettes, 16 bits, CMYK, EXIF and to files that lack pixels is in docs/pictures.md.
+"""
+
+import os
+import re
+import stat
+import struct
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import ExifTags, GifImagePlugin, Image
+
+from ..errors import ImageError
+from ..memory import give_back
+from .checks import lacking
+from .parts import Parts, recognise, take_apart
+
+Exif = Literal["ignore", "apply"]
+Alpha = Literal["convert", "drop"]
+
+MAX_ENCODED = 20 * 2**20  # bytes of a file
+MAX_PIXELS = 40_000_000  # width x height
+MAX_SIDE = 65_535  # what a JPEG can have: bounds the work that padding or cropping a strip would make
+MAX_IMAGES = 16  # in one request
+LARGE = 2_000_000  # pixels from which on memory is handed back to the system after decoding
+LIMITS = f"expected at most {MAX_PIXELS:,} pixels and {MAX_SIDE:,} a side"
+
+_warnings_are_global = threading.Lock()  # catch_warnings changes the whole process: one decode at a time
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """A picture as 8-bit RGB, turned upright where the profile says so."""
+
+    rgb: np.ndarray  # (height, width, 3) uint8
+    format: str  # "PNG", "JPEG", "WEBP", "GIF", "BMP"; "array", or a PIL image's own
+    orientation: int  # EXIF: 1..8, 1 where there is none
+    warnings: tuple[str, ...]
+
+    @property
+    def width(self) -> int:
+        return int(self.rgb.shape[1])
+
+    @property
+    def height(self) -> int:
+        return int(self.rgb.shape[0])
+
+
+def decode(data: bytes, *, exif: Exif = "ignore", alpha: Alpha = "convert", where: str = "image") -> np.ndarray:
+    """The bytes of a file -> (h, w, 3) uint8 RGB. ImageError, and nothing else, where they are no picture we read."""
+    return load(data, exif=exif, alpha=alpha, where=where).rgb
+
+
+def load(
+    source: bytes | str | Path | Image.Image | np.ndarray,
+    *,
+    exif: Exif = "ignore",
+    alpha: Alpha = "convert",
+    where: str = "image",
+) -> DecodedImage:
+    """A file's bytes, a path, a PIL image, or an array (h, w, 3) uint8 -> RGB. ImageError names `where`.
+
+    `exif`: an orientation other than 1 is ignored with a warning, or applied. `alpha`: Pillow's `convert("RGB")`, or
+    as stb_image with three channels. The two differ for GIF only: where its first frame draws nothing, Pillow has the
+    colour of the transparent index, stb_image black (and the background colour around a frame smaller than the whole).
+    """
+    match source:
+        case bytes() | bytearray() | memoryview():
+            image = _decode(bytes(source), exif, alpha, where)
+        case str() | Path():
+            image = _decode(_read(Path(source), where), exif, alpha, where)
+        case Image.Image():
+            image = _convert(source, exif, alpha, where)
+        case np.ndarray():
+            image = _from_array(source, where)
+        case _:
+            raise ImageError(where, "type", f"{type(source).__name__}, expected bytes, a path, a PIL image or an array")
+    if image.width * image.height > LARGE:
+        give_back()
+    return image
+
+
+def measure(data: bytes, where: str = "image") -> tuple[int, int]:
+    """Width and height in pixels from a file's header, nothing decoded. ImageError as for `decode`."""
+    return _open(*_parts(data, where), where).size
+
+
+def _from_array(rgb: np.ndarray, where: str) -> DecodedImage:
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
+        raise ImageError(where, "array", f"{rgb.dtype} {rgb.shape}, expected uint8 (height, width, 3)")
+    _check_size(rgb.shape[1], rgb.shape[0], where)
+    return DecodedImage(np.ascontiguousarray(rgb), "array", 1, ())
+
+
+def _read(path: Path, where: str) -> bytes:
+    """A regular file's bytes; never waits on a FIFO, never reads more than the limit."""
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise ImageError(where, str(path), "not a regular file")
+            return file.read(MAX_ENCODED + 1)
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte in it
+        raise ImageError(where, str(path), getattr(error, "strerror", None) or str(error)) from None
+
+
+def _decode(data: bytes, exif: Exif, alpha: Alpha, where: str) -> DecodedImage:
+    name, parts = _parts(data, where)
+    image = _open(name, parts, where)
+    with _checking(name, where):
+        notes, longer = lacking(name, parts, image.size)
+    counts = _counts(longer, where) if longer else None
+    rgb = _pixels(image, alpha, name, where)
+    if longer and image.histogram() != counts:
+        notes.append("the coded data end early: some pixels are not in the file")
+    if parts.colours and (highest := int(np.max(image.getextrema()))) >= parts.colours:
+        notes.append(f"pixels of colour {highest}, which is not in the palette of {parts.colours}")
+    orientation, damaged = _orientation(parts, where)
+    told = (*(f"{where}: {name}: {note}" for note in notes), *damaged)
+    return _upright(DecodedImage(rgb, name, orientation, told), exif, where)
+
+
+def _parts(data: bytes, where: str) -> tuple[str, Parts]:
+    """The format's name, and the file without what its pixels do not need."""
+    if len(data) > MAX_ENCODED:
+        raise ImageError(where, "size", f"over {MAX_ENCODED} bytes encoded")
+    name = recognise(data, where)
+    with _checking(name, where):
+        return name, take_apart(name, data)
+
+
+def _open(name: str, parts: Parts, where: str) -> Image.Image:
+    """The header read and its size within limits, no pixel decoded."""
+    with _pillow(name, where, "the header is damaged, or of a kind that is not read"):
+        image = Image.open(BytesIO(parts.pixels), formats=[name])
+    _check_size(*image.size, where)
+    return image
+
+
+def _check_size(width: int, height: int, where: str) -> None:
+    if width < 1 or height < 1:
+        raise ImageError(where, "size", f"{width} x {height} pixels, expected at least 1 x 1")
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise ImageError(where, "size", f"{width} x {height} pixels, {LIMITS}")
+
+
+@contextmanager
+def _checking(name: str, where: str) -> Iterator[None]:
+    """Around our own look at a file: what it finds is an ImageError."""
+    try:
+        yield
+    except (LookupError, ArithmeticError, struct.error):
+        raise ImageError(where, name, "the header is damaged, or cut short") from None
+    except ValueError as error:
+        raise ImageError(where, name, str(error)) from None
+
+
+@contextmanager
+def _pillow(name: str, where: str, problem: str) -> Iterator[list[warnings.WarningMessage]]:
+    """Around calls of Pillow only: yields what it warns of. It promises no set of exceptions, so all become one."""
+    with _warnings_are_global, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", "Palette images with Transparency")  # the colours are what we want
+        try:
+            yield said
+        except Image.DecompressionBombError:  # before we were told the size
+            raise ImageError(where, "size", f"far more than {MAX_PIXELS:,} pixels, {LIMITS}") from None
+        except MemoryError:
+            raise ImageError(where, name, "not enough memory to decode it") from None
+        except Exception:
+            raise ImageError(where, name, problem) from None
+
+
+def _convert(image: Image.Image, exif: Exif, alpha: Alpha, where: str) -> DecodedImage:
+    """A PIL image -> RGB."""
+    name = image.format or "PIL image"
+    _check_size(*image.size, where)
+    rgb = _pixels(image, alpha, name, where)
+    orientation, notes = _oriented(image.getexif, name, where)
+    return _upright(DecodedImage(rgb, name, orientation, notes), exif, where)
+
+
+def _pixels(image: Image.Image, alpha: Alpha, name: str, where: str) -> np.ndarray:
+    """(h, w, 3) uint8 of an opened image."""
+    with _pillow(name, where, "the pixel data are damaged, or cut short"):
+        image.load()
+    if image.mode in ("I", "F"):
+        raise ImageError(where, name, f"mode {image.mode} has no 8-bit colours, convert it first")
+    with _pillow(name, where, f"mode {image.mode} cannot be converted to RGB"):
+        return _rgb(image, alpha)
+
+
+def _upright(image: DecodedImage, exif: Exif, where: str) -> DecodedImage:
+    """The image turned by its orientation, or with a warning that it is not."""
+    if exif == "apply":
+        return replace(image, rgb=np.ascontiguousarray(_turn(image.rgb, image.orientation)))
+    if image.orientation == 1:
+        return image
+    return replace(image, warnings=(*image.warnings, f"{where}: EXIF orientation {image.orientation} is ignored"))
+
+
+def _counts(data: bytes, where: str) -> list[int] | None:
+    """How many samples of a JPEG have each value, which takes no memory beside the pixels. None if it is no picture."""
+    try:
+        image = _open("JPEG", Parts(data), where)
+        with _pillow("JPEG", where, "no picture"):
+            image.load()
+    except ImageError:
+        return None
+    return image.histogram()
+
+
+def _rgb(image: Image.Image, alpha: Alpha) -> np.ndarray:
+    """A loaded image -> (h, w, 3) uint8."""
+    if image.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255; other 16-bit PNGs it shifts itself
+        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    rgb = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    if alpha == "drop" and isinstance(image, GifImagePlugin.GifImageFile) and image.mode in ("P", "L"):
+        _blank_as_stb_image(rgb, image)
+    return rgb
+
+
+def _blank_as_stb_image(rgb: np.ndarray, image: GifImagePlugin.GifImageFile) -> None:
+    """What a GIF's first frame does not draw, as stb_image 2.30 leaves it (`stbi__gif_load_next`)."""
+    left, top, right, bottom = image.dispose_extent or (0, 0, *image.size)
+    frame = rgb[top:bottom, left:right].copy()
+    frame[np.asarray(image)[top:bottom, left:right] == image.info.get("transparency", -1)] = 0
+    background = 3 * image.info.get("background", 0)
+    palette = image.global_palette.getdata()[1] if image.global_palette else b""
+    around = palette[background : background + 3][::-1]  # it holds palettes as BGR and copies this one colour as it is
+    rgb[:] = list(around) if background and around else 0
+    rgb[top:bottom, left:right] = frame
+
+
+def _orientation(parts: Parts, where: str) -> tuple[int, tuple[str, ...]]:
+    """The orientation that a file's EXIF data tell, or its XMP data if they do not, as Pillow takes it."""
+
+    def read() -> Image.Exif:
+        exif = Image.Exif()
+        exif.load(parts.exif)
+        found = re.search(rb'tiff:Orientation(="|>)([0-9])', parts.xmp)
+        if found and ExifTags.Base.Orientation not in exif:
+            exif[ExifTags.Base.Orientation] = int(found[2])
+        return exif
+
+    return _oriented(read, "EXIF", where)
+
+
+def _oriented(read: Callable[[], Image.Exif], name: str, where: str) -> tuple[int, tuple[str, ...]]:
+    """An orientation 1..8, and what to tell the user. Broken EXIF data do not make a picture unreadable."""
+    try:
+        with _pillow(name, where, "damaged") as said:
+            value = read().get(ExifTags.Base.Orientation, 1)
+    except ImageError as error:
+        return 1, (f"{error.where}: EXIF data cannot be read, orientation taken as 1",)
+    notes = (f"{where}: EXIF data are damaged, orientation taken as {value}",) if said else ()
+    return (value, notes) if value in range(1, 9) else (1, ())
+
+
+def _turn(rgb: np.ndarray, orientation: int) -> np.ndarray:
+    """Undoes an EXIF orientation: 2 mirrored, 3 upside down, 4 both, 5..8 the same with the axes swapped."""
+    if orientation >= 5:
+        rgb = rgb.transpose(1, 0, 2)
+    flip_rows, flip_columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return rgb[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]

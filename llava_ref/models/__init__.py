@@ -1,0 +1,1 @@
+"""The networks: configurations read from metadata, weights, forward passes, names of stages."""

@@ -1,0 +1,224 @@
+"""Hyper-parameters from GGUF metadata: read exactly here, checked against each other. `weights` checks the shapes.
+
+Key names: llama.cpp b10605, src/llama-arch.cpp and tools/mtmd/clip-impl.h. `keys` refuses those that are not obeyed.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import GGUFError
+from ..gguf.file import GGUFFile
+from .keys import refuse_text, refuse_vision
+from .rope import RopeConfig, ramp
+
+MAX_WIDTH, MAX_BLOCKS, MAX_HEADS = 1 << 17, 1024, 4096
+
+
+@dataclass(frozen=True, slots=True)
+class VisionConfig:
+    """A CLIP vision tower and its projector, from an mmproj file."""
+
+    projector: str  # "mlp"
+    image_size: int  # pixels, square
+    patch_size: int
+    width: int  # D
+    n_head: int
+    mlp_width: int
+    n_stored: int  # clip.vision.block_count
+    feature_layer: int | None  # index of a hidden state, 0 is the first block's input; None: the key is absent
+    eps: float
+    activation: Literal["gelu", "gelu_quick", "silu"]  # "gelu": erf or tanh is a quirk
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def n_patches(self) -> int:
+        return self.grid**2
+
+
+@dataclass(frozen=True, slots=True)
+class TextConfig:
+    """A llama-architecture decoder: Llama, Vicuna, Mistral, SmolLM2."""
+
+    name: str  # general.name
+    width: int  # D
+    n_layer: int
+    n_head: int
+    n_head_kv: int
+    head_size: int  # dh
+    mlp_width: int
+    n_vocab: int
+    context: int  # positions the model was trained for
+    eps: float
+    attention_scale: float
+    window: int | None  # a query sees this many positions, itself included
+    rope: RopeConfig
+
+
+def read_vision(file: GGUFFile) -> VisionConfig:
+    """The tower's settings. GGUFError names the key that is missing, mistyped or impossible."""
+    if not file.boolean("clip.has_vision_encoder", False):
+        raise GGUFError(file.path, "clip.has_vision_encoder", "not true: no vision tower, not an mmproj file")
+    # Files of 2023 do not name their projector; there was only one. llama.cpp b10605 refuses them.
+    projector = file.string("clip.projector_type", "") or file.string("clip.vision.projector_type", "") or "mlp"
+    if projector != "mlp":
+        raise GGUFError(file.path, "clip.projector_type", f"{projector!r} is not supported, expected 'mlp'")
+    refuse_vision(file)
+    v = "clip.vision."
+    blocks = file.integer(v + "block_count", 1, MAX_BLOCKS)
+    config = VisionConfig(
+        projector=projector,
+        image_size=file.integer(v + "image_size", 1, 8192),
+        patch_size=file.integer(v + "patch_size", 1, 8192),
+        width=file.integer(v + "embedding_length", 1, MAX_WIDTH),
+        n_head=file.integer(v + "attention.head_count", 1, MAX_HEADS, layers=blocks),
+        mlp_width=file.integer(v + "feed_forward_length", 1, MAX_WIDTH, layers=blocks),
+        n_stored=blocks,
+        feature_layer=_feature_layer(file, blocks),
+        eps=file.number(v + "attention.layer_norm_epsilon", 0.0, 1.0, layers=blocks),
+        activation=_activation(file),
+        mean=_triple(file, v + "image_mean", 0.0, 1.0),
+        std=_triple(file, v + "image_std", 1e-6, 1e3),
+    )
+    _check_vision(file, config)
+    return config
+
+
+def _check_vision(file: GGUFFile, c: VisionConfig) -> None:
+    """Raise GGUFError where one setting contradicts another."""
+    v = "clip.vision."
+    if c.image_size % c.patch_size:
+        raise GGUFError(file.path, v + "patch_size", f"{c.patch_size} does not divide image_size")
+    if c.width % c.n_head:
+        raise GGUFError(file.path, v + "attention.head_count", f"{c.n_head} does not divide width {c.width}")
+    for key, want in (("attention.head_dim", c.width // c.n_head), ("attention.head_count_kv", c.n_head)):
+        found = file.integer(v + key, 0, MAX_WIDTH, 0, layers=c.n_stored)
+        if found not in (0, want):
+            raise GGUFError(file.path, v + key, f"{found} is not supported, expected {want}")
+
+
+def _feature_layer(file: GGUFFile, n_stored: int) -> int | None:
+    key = "clip.vision.feature_layer"
+    layers = file.array(key, "int", None)
+    if layers is None:
+        return None
+    if len(layers) != 1:
+        raise GGUFError(file.path, key, f"{len(layers)} layers, expected one")
+    if not 1 <= layers[0] <= n_stored:
+        raise GGUFError(file.path, key, f"{layers[0]} is not a hidden state, expected 1..{n_stored}")
+    return int(layers[0])
+
+
+def _activation(file: GGUFFile) -> Literal["gelu", "gelu_quick", "silu"]:
+    gelu, silu = file.boolean("clip.use_gelu", False), file.boolean("clip.use_silu", False)
+    if gelu and silu:
+        raise GGUFError(file.path, "clip.use_silu", "set together with clip.use_gelu, expected at most one")
+    return "gelu" if gelu else "silu" if silu else "gelu_quick"
+
+
+def _triple(file: GGUFFile, key: str, low: float, high: float) -> tuple[float, float, float]:
+    values = file.array(key, "float")
+    if len(values) != 3:
+        raise GGUFError(file.path, key, f"{len(values)} values, expected 3 (red, green, blue)")
+    for value in values:
+        if not low <= value <= high:  # also false for NaN
+            raise GGUFError(file.path, key, f"{value} is out of range, expected {low:g}..{high:g}")
+    r, g, b = (float(value) for value in values)
+    return r, g, b
+
+
+def read_text(file: GGUFFile) -> TextConfig:
+    """The decoder's settings. GGUFError names the key that is missing, mistyped or impossible."""
+    arch = file.string("general.architecture")
+    if arch != "llama":
+        hint = " (this is an mmproj file)" if arch == "clip" else ""
+        raise GGUFError(file.path, "general.architecture", f"{arch!r} is not supported, expected 'llama'{hint}")
+    refuse_text(file)
+    width = file.integer("llama.embedding_length", 1, MAX_WIDTH)
+    blocks = file.integer("llama.block_count", 1, MAX_BLOCKS)
+    n_head, n_head_kv, head_size = _heads(file, width, blocks)
+    context = file.integer("llama.context_length", 1, 1 << 24)
+    scale = file.number("llama.attention.scale", 0.0, 1e3, 0.0, layers=blocks)
+    return TextConfig(
+        name=file.string("general.name", ""),
+        width=width,
+        n_layer=blocks,
+        n_head=n_head,
+        n_head_kv=n_head_kv,
+        head_size=head_size,
+        mlp_width=file.integer("llama.feed_forward_length", 1, 1 << 20, layers=blocks),
+        n_vocab=file.array_length("tokenizer.ggml.tokens"),
+        context=context,
+        eps=file.number("llama.attention.layer_norm_rms_epsilon", 0.0, 1.0, layers=blocks),
+        attention_scale=scale or 1 / math.sqrt(head_size),
+        window=file.integer("llama.attention.sliding_window", 0, 1 << 24, 0, layers=blocks) or None,
+        rope=_read_rope(file, head_size, context, blocks),
+    )
+
+
+def _heads(file: GGUFFile, width: int, blocks: int) -> tuple[int, int, int]:
+    """Return the number of heads, that of key/value heads, and the size of one."""
+    a = "llama.attention."
+    n_head = file.integer(a + "head_count", 1, MAX_HEADS, layers=blocks)
+    n_head_kv = file.integer(a + "head_count_kv", 1, MAX_HEADS, n_head, layers=blocks)
+    if n_head > width:
+        raise GGUFError(file.path, a + "head_count", f"{n_head} is more than the width {width}")
+    if n_head % n_head_kv:
+        raise GGUFError(file.path, a + "head_count_kv", f"{n_head_kv} does not divide head_count {n_head}")
+    head_size = file.integer(a + "key_length", 1, MAX_WIDTH, width // n_head, layers=blocks)
+    if file.integer(a + "value_length", 1, MAX_WIDTH, head_size, layers=blocks) != head_size:
+        raise GGUFError(file.path, a + "value_length", f"differs from key_length {head_size}")
+    return n_head, n_head_kv, head_size
+
+
+def _read_rope(file: GGUFFile, head_size: int, context: int, blocks: int) -> RopeConfig:
+    r = "llama.rope."
+    n_rot = file.integer(r + "dimension_count", 2, MAX_WIDTH, head_size, layers=blocks)
+    if n_rot != head_size or n_rot % 2:  # llama.cpp b10605 llama-model.cpp: the llama architecture insists on it
+        raise GGUFError(file.path, r + "dimension_count", f"{n_rot} differs from head size {head_size}, or is odd")
+    kind, factor = _scaling(file)
+    config = RopeConfig(
+        n_rot=n_rot,
+        base=file.number(r + "freq_base", 1.0, 1e12, 10000.0, layers=blocks),
+        scaling=kind,
+        factor=factor,
+        original_context=file.integer(r + "scaling.original_context_length", 1, 1 << 24, context),
+        attn_factor=file.number(r + "scaling.attn_factor", 0.0, 1e3, 1.0),
+        yarn_attn_factor=file.number(r + "scaling.yarn_attn_factor", 0.0, 1e3, 0.0) or None,
+        beta_fast=file.number(r + "scaling.yarn_beta_fast", 0.0, 1e6, 0.0) or 32.0,  # 0 means the default too
+        beta_slow=file.number(r + "scaling.yarn_beta_slow", 0.0, 1e6, 0.0) or 1.0,
+    )
+    if kind == "yarn":
+        _check_ramp(file, config)
+    return config
+
+
+def _scaling(file: GGUFFile) -> tuple[Literal["none", "linear", "yarn"], float]:
+    """Return how positions are scaled, and by how much. A factor of 0 is none, and the old key counts where the new one
+    is absent (llama.cpp b10605, llama-model.cpp)."""
+    r = "llama.rope."
+    key = r + ("scaling.factor" if r + "scaling.factor" in file else "scale_linear")
+    factor = file.number(key, 0.0, 1e6, 0.0)
+    kind = file.string(r + "scaling.type", "linear")
+    if kind not in ("none", "linear", "yarn"):
+        raise GGUFError(file.path, r + "scaling.type", f"{kind!r} is not supported, expected none, linear or yarn")
+    if kind == "none" or not factor:
+        return "none", 1.0
+    return ("yarn" if kind == "yarn" else "linear"), factor
+
+
+def _check_ramp(file: GGUFFile, c: RopeConfig) -> None:
+    """Raise GGUFError where YaRN's ramp ends before it begins: llama.cpp and transformers then differ."""
+    key = "llama.rope.scaling.original_context_length"
+    if c.base == 1:
+        raise GGUFError(file.path, "llama.rope.freq_base", "1 turns every pair alike, so YaRN has no ramp")
+    low, high = ramp(c)
+    if high < low:
+        problem = f"{c.original_context} positions give YaRN a ramp that ends at pair {high} and begins at {low}"
+        raise GGUFError(file.path, key, problem)

@@ -1,0 +1,50 @@
+"""Backends: the operations of `ops.protocol.Ops`, once in numpy and once in torch, neither of which imports the other;
+and over either of them, the arithmetic of ggml."""
+
+from ..errors import ParameterError
+from ..profiles import Quirks
+from .protocol import Ops
+from .threads import sleeping_openmp
+
+PRECISIONS = ("exact", "ggml")
+
+
+def get_ops(
+    backend: str,
+    device: str,
+    threads: int | None,
+    budget: int,
+    precision: str = "exact",
+    quirks: Quirks = Quirks(),  # noqa: B008 - frozen
+) -> Ops:
+    """The backend by name: "torch" on "cpu" or "cuda", "numpy" on "cpu".
+
+    `threads`: that many for every pass; None: as many as its size is worth (`ops.threads.worth`), at most what is
+    allowed. `budget`: bytes of float32 weights that may be kept once they are dequantised. `precision`: "exact" is
+    float32 throughout; "ggml" rounds as ggml's CPU backend does, its attention as `quirks.kv_cache` and
+    `.flash_attention` say. ParameterError for what is absent."""
+    if precision not in PRECISIONS:
+        raise ParameterError("precision", repr(precision), "unknown, expected 'exact' or 'ggml'")
+    ops = _backend(backend, device, threads, budget)
+    if precision == "exact":
+        return ops
+    from .ggml.ops import GgmlOps
+
+    return GgmlOps(ops, quirks)
+
+
+def _backend(backend: str, device: str, threads: int | None, budget: int) -> Ops:
+    if backend == "numpy":
+        if device != "cpu":
+            raise ParameterError("device", repr(device), "the numpy backend runs on 'cpu' only")
+        from .numpy_ops import NumpyOps
+
+        return NumpyOps(threads, budget)
+    if backend == "torch":
+        try:
+            with sleeping_openmp():
+                from .torch_ops import TorchOps
+        except ImportError as error:
+            raise ParameterError("backend", "'torch'", f"{error}; 'numpy' needs no torch") from None
+        return TorchOps(device, threads, budget)
+    raise ParameterError("backend", repr(backend), "unknown, expected 'torch' or 'numpy'")

@@ -1,0 +1,1 @@
+"""The arithmetic of ggml's CPU backend, over either of our backends."""

@@ -1,0 +1,1 @@
+"""Text -> token ids -> text, by the vocabulary in a GGUF file."""

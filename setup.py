@@ -1,0 +1,10 @@
+"""List the packages: the top-level folders `kernels` and `conformance` are installed inside `llava_ref`."""
+
+from setuptools import find_packages, setup
+
+setup(
+    packages=[
+        *find_packages(include=["llava_ref*"]),
+        *("llava_ref." + name for name in find_packages(include=["kernels*", "conformance*"])),
+    ]
+)

@@ -1,0 +1,216 @@
+"""Text that knows where each of its characters came from: as str computes it, and never under another's mark."""
+
+import unicodedata
+
+import gguf
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llava_ref.chat import sandbox
+from llava_ref.chat.chunks import ImageChunk, TextChunk, chunks
+from llava_ref.chat.messages import ImagePart, Message, TextPart
+from llava_ref.chat.rendering import ChatTemplate, render_prompt
+from llava_ref.chat.sandboxed.child import pack, runs, unpack
+from llava_ref.chat.sandboxed.marked import (
+    FIRST,
+    TEMPLATE,
+    UNKNOWN,
+    Marked,
+    Unfollowed,
+    joined,
+    marks_of,
+    plain,
+    tainted,
+)
+from llava_ref.errors import LlavaError
+from llava_ref.gguf.file import read
+from llava_ref.profiles import PROFILES
+from llava_ref.tokenizer.tokenizer import Tokenizer
+
+from ..support.template_grammar import FOLLOWED, TEXTS, UNFOLLOWED, operations, templates
+from ..support.tiny_pair import vocabulary
+
+A, B = chr(FIRST), chr(FIRST + 1)
+PROPERTY = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+def said(text, mark=A):
+    return Marked(text, mark * len(text))
+
+
+def numbered(text):
+    """Each character under a mark of its own, so that each can be told where it went."""
+    return Marked(text, "".join(chr(FIRST + i) for i in range(len(text))))
+
+
+CALLS = [
+    ("strip", ()), ("strip", ("aH",)), ("lstrip", ()), ("rstrip", (".",)), ("split", ()), ("split", (" ",)),
+    ("split", ("l", 1)), ("split", (None, 1)), ("rsplit", ("l", 1)), ("rsplit", (None, 1)), ("splitlines", ()),
+    ("splitlines", (True,)), ("partition", (" ",)), ("partition", ("zz",)), ("rpartition", (" ",)),
+    ("rpartition", ("zz",)), ("removeprefix", ("H",)), ("removesuffix", (".",)), ("replace", ("l", "")),
+    ("replace", ("o", "", 1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, args", CALLS)
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_is_left_of_a_text_keeps_its_marks(text, name, args):
+    """Every method that only leaves characters out: each that is left is found at the place that its mark names."""
+    got, want = getattr(numbered(text), name)(*args), getattr(text, name)(*args)
+    assert got == want and type(got) is type(want) or isinstance(got, Marked)
+    places = [ord(mark) - FIRST for piece in ([got] if isinstance(got, str) else got) for mark in marks_of(piece)]
+    assert "".join(text[i] for i in places) == "".join(want) and places == sorted(set(places))
+
+
+CASES = ("upper", "lower", "title", "capitalize", "swapcase", "casefold")
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("text", TEXTS)
+def test_letters_keep_their_marks_in_another_case(text, name):
+    got = getattr(numbered(text), name)()
+    assert got == getattr(text, name)() and len(marks_of(got)) == len(got)
+    if UNKNOWN not in marks_of(got):
+        for c, mark in zip(plain(got), marks_of(got), strict=True):
+            assert c.casefold() in text[ord(mark) - FIRST].casefold() or c in text[ord(mark) - FIRST].title()
+    assert UNKNOWN not in marks_of(getattr(numbered("Straße ß ŉ"), name)()) or name in ("title", "swapcase")
+
+
+MADE = [
+        (said("ab") + "c" + said("d", B), "abcd", A + A + TEMPLATE + B),
+        ("c" + said("ab"), "cab", TEMPLATE + A + A),
+        (2 * said("ab"), "abab", A * 4),
+        (said("ab").center(7, "*"), "***ab**", TEMPLATE * 3 + A * 2 + TEMPLATE * 2),
+        (said("ab").rjust(4), "  ab", TEMPLATE * 2 + A * 2),
+        (said("-5").zfill(5), "-0005", A + TEMPLATE * 3 + A),
+        (said("a\tb").expandtabs(4), "a   b", A + TEMPLATE * 3 + A),
+        (said(", ", B).join([said("a"), "c"]), "a, c", A + B * 2 + TEMPLATE),
+        (said("aXb").replace("X", said("yz", B)), "ayzb", A + B * 2 + A),
+        (said("ab").replace("", "-"), "-a-b-", TEMPLATE + A + TEMPLATE + A + TEMPLATE),
+        (said("ab").replace("", "-", 1), "-ab", TEMPLATE + A + A),
+        (format(said("abc"), "*^7.2"), "**ab***", TEMPLATE * 2 + A * 2 + TEMPLATE * 3),
+        (said("ab").translate({97: "x"}), "xb", UNKNOWN * 2),
+        (said("%s") % "x", "x", UNKNOWN),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(MADE)))
+def test_what_is_put_together_keeps_each_mark(number):
+    made, text, marks = MADE[number]
+    assert made == text and marks_of(made) == marks
+
+
+def test_every_method_of_str_is_followed_or_of_unknown_origin():
+    """Also one that a later Python adds: what it gives may not pass as the template's own."""
+    arguments = {
+        "join": (["a", "b"],),
+        "replace": ("a", "b"),
+        "translate": ({},),
+        "partition": ("b",),
+        "rpartition": ("b",),
+    }
+    arguments |= dict.fromkeys(("center", "ljust", "rjust", "zfill"), (9,))
+    arguments |= dict.fromkeys(("removeprefix", "removesuffix", "count", "find", "index", "rfind", "rindex"), ("b",))
+    arguments |= dict.fromkeys(("startswith", "endswith"), ("b",))
+    for name in [name for name in dir(str) if not name.startswith("_")]:
+        if name in ("maketrans", "format", "format_map"):  # these are formatted by `formatting`
+            continue
+        try:
+            found = getattr(said("a b"), name)(*arguments.get(name, ()))
+        except Unfollowed:
+            assert name == "encode"
+            continue
+        pieces = [found] if isinstance(found, str) else found if isinstance(found, list | tuple) else []
+        assert all(tainted(piece) for piece in pieces if piece.strip("0 ")), name
+        assert pieces or isinstance(found, bool | int), name
+
+
+def test_marks_survive_the_way_into_the_child():
+    text = joined((said("a\ud800é"), "b", said("\0", B)))
+    assert runs(text) == [(3, FIRST), (1, 0), (1, FIRST + 1)]
+    again = unpack(pack(text))
+    assert again == text and marks_of(again) == marks_of(text)
+    assert unpack({"marked": 1, "other": 2}) == {"marked": 1, "other": 2}
+
+
+def test_marks_that_do_not_fit_are_no_text():
+    with pytest.raises(Unfollowed):
+        Marked("ab", A)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """The same code without a child process for each of hundreds of templates."""
+    monkeypatch.setattr(sandbox, "run", lambda source, contexts, where, field: sandbox.run_trusted(source, contexts))
+
+
+def script(c):
+    """Whose letter it is: Cyrillic is the first text's, Greek the second's, p and q are the template's."""
+    name = unicodedata.name(c, "")
+    return A if name.startswith("CYRILLIC") else B if name.startswith("GREEK") else TEMPLATE if c in "pqPQ" else None
+
+
+def letters(alphabet):
+    return st.text(alphabet + alphabet.upper() + " \t\n.-({[<'\"&", min_size=1, max_size=30)
+
+
+@PROPERTY
+@given(templates(operations(FOLLOWED) + operations(UNFOLLOWED)), letters("абвгдежзи"), letters("βγδεζηικλ"))
+def test_no_character_passes_for_another_s(source, first, second):
+    """Whatever a template does. Escapes (`tojson`, `escape`) are of the template's alphabet, with users' marks."""
+    messages = [{"role": "user", "content": said(first, A)}, {"role": "user", "content": said(second, B)}]
+    (outcome,) = sandbox.run_trusted(source, [{"messages": messages}])
+    for c, mark in zip(plain(outcome.text or ""), marks_of(outcome.text or ""), strict=True):
+        whose = script(c)
+        assert whose is None or mark in (whose, UNKNOWN) or whose == TEMPLATE and ("tojson" in source or "e" in source)
+
+
+CONTROL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|user|>", "<|a|>", "[INST]"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """An SPM vocabulary with control tokens."""
+    path = tmp_path_factory.mktemp("vocabulary") / "v.gguf"
+    tokens, scores, types = vocabulary()
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([*tokens, *CONTROL[2:]])
+    writer.add_token_scores([*scores, *[0.0] * len(CONTROL[2:])])
+    writer.add_token_types([*types, *[3] * len(CONTROL[2:])])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return Tokenizer.from_gguf(read(path))
+
+
+hostile = st.lists(
+    st.sampled_from([*CONTROL, "<image>", "<|", "|>", "im_end", "<", ">", "/", "s", "a", " ", "\ue000", "\n"]),
+    min_size=1,
+    max_size=8,
+)
+
+
+@PROPERTY
+@given(templates(operations(FOLLOWED) + operations(UNFOLLOWED)), hostile, hostile, st.sampled_from(sorted(PROFILES)))
+def test_what_users_type_is_never_a_control_token_or_a_slot(in_this_process, tokenizer, source, first, second, profile):
+    """The template writes <|ROLE|> before each message and <|a|> at the end; those count, and nothing else."""
+    quirks = PROFILES[profile]
+    messages = [
+        Message("user", (TextPart("".join(first)),)),
+        Message("user", (ImagePart(b""), TextPart("".join(second)))),
+    ]
+    with_slot = source.replace("{{ m.role }}|>", "{{ m.role }}|>{{ '<image>' if m.content is not string }}")
+    for talk, slots in ((messages[:1], 0), (messages, 1)):
+        try:
+            prompt = render_prompt(talk, ChatTemplate("file", with_slot, ""), tokenizer, image_order=quirks.image_order)
+        except LlavaError:
+            continue
+        found = chunks(prompt, tokenizer, quirks)
+        ids = [i for c in found if isinstance(c, TextChunk) for i in c.token_ids]
+        assert sum(isinstance(c, ImageChunk) for c in found) == slots
+        control = [tokenizer.text_of(i) for i in ids if i in tokenizer.vocabulary.control]
+        assert control == ["<s>", *["<|user|>"] * len(talk), "<|a|>"]

@@ -1,0 +1,326 @@
+"""Conversations in every shape that clients send; what cannot be read is refused by its JSON path."""
+
+import base64
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava_ref.chat.messages import ImagePart, Message, TextPart, parse_messages, parse_slots, unheard
+from llava_ref.errors import PromptError
+
+PNG = bytes([0xFB, 0xEF, 0xBE, 0xFF, 0xFF, 0xFF, *range(31)])  # base64 of it has + and /
+B64 = base64.b64encode(PNG).decode()
+assert "+" in B64 and "/" in B64 and B64.endswith("==")
+
+
+def user(*parts):
+    return [{"role": "user", "content": list(parts)}]
+
+
+def parse(*parts, **settings):
+    (message,) = parse_messages(user(*parts), **settings)
+    return message.parts
+
+
+def refuse(messages, **settings):
+    with pytest.raises(PromptError) as caught:
+        parse_messages(messages, **settings)
+    return str(caught.value)
+
+
+def test_roles_and_strings():
+    parsed = parse_messages(
+        [
+            {"role": "developer", "content": "be brief"},
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": None},
+            {"role": "assistant"},
+            {"role": "assistant", "content": []},
+            {"role": "assistant", "content": [{"type": "output_text", "text": "yes", "annotations": []}]},
+            {"role": "system", "content": ({"type": "input_text", "text": ""},)},
+        ]
+    )
+    assert [m.role for m in parsed] == ["system", "user", *["assistant"] * 4, "system"]
+    assert parsed[0].parts == (TextPart("be brief", "messages[0].content"),)
+    assert parsed[2].parts == parsed[3].parts == parsed[4].parts == ()
+    assert parsed[5].parts == (TextPart("yes", "messages[5].content[0].text"),)
+    assert parsed[6].parts == (TextPart("", "messages[6].content[0].text"),)
+
+
+def test_order_is_kept():
+    image = {"type": "image_url", "image_url": {"url": B64}}
+    parts = parse({"type": "text", "text": "a"}, image, {"type": "text", "text": "b"}, image, image)
+    assert [type(p).__name__[0] for p in parts] == list("TITII")
+    assert parts[3].where == "messages[0].content[3].image_url.url"
+
+
+@pytest.mark.parametrize("allow_objects", [False, True])
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{B64}"}},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{B64}", "detail": "low"}},
+        {"type": "image_url", "image_url": f"data:image/png;base64,{B64}"},
+        {"type": "image_url", "image_url": B64},
+        {"type": "image_url", "image_url": {"url": B64.rstrip("=")}},
+        {"type": "image_url", "image_url": {"url": base64.urlsafe_b64encode(PNG).decode()}},
+        {"type": "image_url", "image_url": {"url": base64.urlsafe_b64encode(PNG).decode().rstrip("=")}},
+        {"type": "image_url", "image_url": {"url": "\n" + "\r\n ".join(re.findall(".{1,7}", B64)) + "\n"}},
+        {"type": "image_url", "image_url": {"url": f"  DATA:video/jpeg;charset=utf-8;name=a.b;BASE64,{B64}"}},
+        {"type": "image_url", "image_url": {"url": f"data:;base64, {B64}"}},
+        {"type": "image_url", "image_url": {"url": f"data:base64,{B64}"}},
+        {"type": "input_image", "image_url": f"data:image/webp;base64,{B64}", "detail": "auto", "file_id": None},
+        {"type": "image", "url": f"data:image/png;base64,{B64}"},
+        {"type": "image", "base64": B64},
+        {"type": "image", "image": f"data:image/png;base64,{B64}"},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": B64}},
+        {"type": "image", "source": {"type": "url", "url": f"data:image/png;base64,{B64}"}, "cache_control": {"a": 1}},
+    ],
+    ids=lambda part: str(part)[:60],
+)
+def test_pictures_as_text(part, allow_objects):
+    (image,) = parse(part, allow_objects=allow_objects)
+    assert isinstance(image, ImagePart) and image.source == PNG
+    assert image.detail == ("low" if "'low'" in str(part) else None)
+
+
+def test_base64_in_a_bare_image_field_is_a_path_for_a_program_and_data_for_a_server():
+    part = {"type": "image", "image": B64}
+    assert parse(part)[0].source == Path(B64)
+    assert parse(part, allow_objects=False)[0].source == PNG
+
+
+def test_data_and_urls_are_never_paths():
+    assert parse({"type": "image", "image": f" \nDATA:;base64,{B64}"})[0].source == PNG
+    assert "URL images are off" in refuse(user({"type": "image", "image": " HTTPS://example.com/a"}))
+
+
+def test_objects():
+    array, picture = np.zeros((2, 3, 3), np.uint8), Image.new("RGB", (3, 2))
+    for key in ("image", "path"):
+        for given, want in [(array, array), (picture, picture), ("a/b.png", Path("a/b.png")), (Path("c"), Path("c"))]:
+            (part,) = parse({"type": "image", key: given})
+            assert part.source is want or part.source == want
+            assert part.where == "messages[0].content[0]"
+    assert [parse({"type": "image", "image": kind(PNG)})[0].source for kind in (bytes, bytearray, memoryview)] == [
+        PNG
+    ] * 3
+
+
+@pytest.mark.parametrize("value", [PNG, Path("a.png"), np.zeros((2, 2, 3)), Image.new("L", (1, 1)), 7, ["a"]], ids=str)
+def test_objects_are_not_for_servers(value):
+    said = refuse(user({"type": "image", "image": value}), allow_objects=False)
+    assert said.startswith("messages[0].content[0]: image: expected a string with a data URI or base64, got ")
+
+
+@pytest.mark.parametrize("settings", [{}, {"allow_objects": False}], ids=["program", "server"])
+@pytest.mark.parametrize("field", ["image_url", "url"])
+@pytest.mark.parametrize(
+    "value, problem",
+    [
+        ("http://example.com/cat.png", "URL images are off"),
+        ("https://example.com/cat.png", "URL images are off"),
+        (" \n HTTPS://example.com/cat.png", "URL images are off"),
+        ("file:///etc/passwd", "file: is not supported and files are not opened here"),
+        ("ftp://example.com/a", "ftp: is not supported"),
+        ("C:\\cat.png", "c: is not supported"),
+        ("/etc/passwd", "files are not opened here"),
+        ("/home/me/cat.png", "files are not opened here"),
+        ("~/cat", "files are not opened here"),
+        ("cat", "files are not opened here"),
+        ("", "empty"),
+        (" = ", "not base64"),
+        ("data:image/png,abc", "must be 'data:<type>;base64,<data>'"),
+        ("data:image/png;base64", "must be 'data:<type>;base64,<data>'"),
+        ("data:image/png;base64,", "empty"),
+        (f"data:image/png;base64,{B64},x", "character that does not belong"),
+        (f"data:image/png;base64,{B64[:-2]}===", "character that does not belong"),
+        (f"data:image/png;base64,{B64[:-2]}=", "wrong padding"),
+        (f"data:image/png;base64,{B64[:-3]}", "cut short"),
+        (f"data:image/png;base64,{B64[:8]}=={B64[8:]}", "character that does not belong"),
+        (f"data:image/png;base64,{B64[:40]}_{B64[41:]}", "character that does not belong"),  # both alphabets at once
+        (f"data:image/png;base64,{B64[:-3]}é==", "character that does not belong"),
+        (f"data:image/png;base64,{B64}\x00", "character that does not belong"),
+    ],
+)
+def test_what_is_no_picture(field, value, problem, settings):
+    kind = "image" if field == "url" else "image_url"
+    said = refuse(user({"type": "text", "text": "x"}, {"type": kind, field: value}), **settings)
+    assert said.startswith(f"messages[0].content[1]: {field}: ") and problem in said
+
+
+def test_a_path_is_not_opened_for_a_server():
+    said = refuse(user({"type": "image", "path": "/etc/passwd"}), allow_objects=False)
+    assert said.startswith("messages[0].content[0]: path: files are not opened here")
+
+
+@pytest.mark.parametrize(
+    "messages, said",
+    [
+        (None, "messages: type: expected a list of messages, got NoneType"),
+        ("hi", "messages: type: expected a list of messages, got str"),
+        ({"role": "user"}, "messages: type: expected a list of messages, got dict"),
+        ([], "messages: length: 0 messages, expected 1 to 1024"),
+        ([{"role": "user", "content": "x"}] * 1025, "messages: length: 1025 messages"),
+        (["hi"], "messages[0]: type: expected an object with 'role' and 'content', got str"),
+        ([{"content": "x"}], "messages[0]: role: None is unknown, expected one of system, developer, user, assistant"),
+        ([{"role": ["user"], "content": "x"}], "messages[0]: role: ['user'] is unknown"),
+        ([{"role": "User", "content": "x"}], "messages[0]: role: 'User' is unknown"),
+        ([{"role": "tool", "content": "x"}], "messages[0]: role: 'tool': messages from tools are not supported"),
+        ([{"role": "function", "content": "x"}], "messages[0]: role: 'function': messages from tools"),
+        ([{"role": "user"}], "messages[0].content: type: expected a string or a list of parts, got nothing"),
+        ([{"role": "user", "content": 5}], "messages[0].content: type: expected a string or a list of parts, got int"),
+        ([{"role": "user", "content": {}}], "messages[0].content: type: expected a string or a list"),
+        ([{"role": "user", "content": []}], "messages[0].content: length: an empty list"),
+        ([{"role": "assistant", "content": None, "tool_calls": [{}]}], "messages[0]: tool_calls: not supported here"),
+        ([{"role": "user", "content": "a\ud800b"}], "messages[0].content: character 1: half of a surrogate pair"),
+        (user("hi"), "messages[0].content[0]: type: a content part must be an object with a 'type'"),
+        (user({"text": "hi"}), "messages[0].content[0]: type: a content part must be an object with a 'type'"),
+        (user({"type": 5}), "messages[0].content[0]: type: a content part must be an object"),
+        (
+            user({"type": "input_audio", "input_audio": {}}),
+            "messages[0].content[0]: type: cannot read a content part of",
+        ),
+        (user({"type": "text"}), "messages[0].content[0].text: type: expected a string, got nothing"),
+        (user({"type": "text", "text": ["a"]}), "messages[0].content[0].text: type: expected a string, got list"),
+        (user({"type": "image_url"}), "messages[0].content[0]: image: found none, expected one of image_url, image,"),
+        (
+            user({"type": "image_url", "image_url": B64, "url": B64}),
+            "messages[0].content[0]: image: found image_url and",
+        ),
+        (user({"type": "image", "image": PNG, "path": "a"}), "messages[0].content[0]: image: found image and path"),
+        (user({"type": "image_url", "image_url": {}}), "messages[0].content[0]: image_url.url: expected a string"),
+        (user({"type": "image_url", "image_url": [B64]}), "messages[0].content[0]: image_url: expected a string"),
+        ([{"role": "user", "content": "x", "images": [B64]}], "messages[0]: images: not supported here"),
+        ([{"role": "user", "content": "x", "tool_call_id": "1"}], "messages[0]: tool_call_id: not supported here"),
+        ([{"role": "user", "content": "x", "text": "y"}], "messages[0]: text: not supported here"),
+        (
+            user({"type": "text", "text": "a", "image_url": B64}),
+            "messages[0].content[0]: image_url: not supported here",
+        ),
+        (
+            user({"type": "image_url", "image_url": B64, "text": "a"}),
+            "messages[0].content[0]: text: not supported here",
+        ),
+        (user({"type": "input_image", "file_id": "f"}), "messages[0].content[0]: file_id: not supported here"),
+        (
+            user({"type": "image", "source": {"type": "file", "file_id": "f"}}),
+            "messages[0].content[0].source: file_id:",
+        ),
+        (
+            user({"type": "image", "source": {"type": "url", "url": "http://a"}}),
+            "messages[0].content[0]: source.url: URL",
+        ),
+    ],
+    ids=lambda value: value[:60] if isinstance(value, str) else None,
+)
+def test_errors_name_the_place(messages, said):
+    assert refuse(messages).startswith(said)
+    assert refuse(messages, allow_objects=False).startswith(said)
+
+
+def test_as_many_messages_as_are_allowed():
+    assert len(parse_messages([{"role": "user", "content": "x"}] * 1024)) == 1024
+
+
+def test_the_path_starts_where_the_caller_says():
+    assert refuse([{"role": "tool"}], where="body.messages").startswith("body.messages[0]: role: ")
+
+
+def test_empty_extras_are_as_good_as_absent():
+    """Clients send a reply back as they got it: the SDKs' objects have these keys."""
+    echo = {
+        "role": "assistant",
+        "content": "yes",
+        "refusal": None,
+        "tool_calls": [],
+        "audio": {},
+        "name": "",
+        "x": False,
+    }
+    assert parse_messages([echo])[0].parts[0].text == "yes"
+
+
+def test_keys_that_say_nothing_here_are_accepted_and_found():
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "a", "lang": "de"}], "name": "bob"},
+        {"role": "assistant", "content": "b", "reasoning_content": "hm", "name": "", "annotations": [], "prefix": True},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": B64, "crop": 1}, "min_pixels": 9}]},
+        {"role": "user", "content": [{"type": "image", "source": {"type": "base64", "data": B64, "title": "x"}}]},
+        {
+            "role": "user",
+            "content": [{"type": "image_url", "image_url": B64, "detail": "low", "cache_control": {"a": 1}}],
+        },
+        Message("user", (TextPart("hi"),)),
+    ]
+    parsed = parse_messages(messages)
+    assert [part.text for m in parsed[:2] for part in m.parts] == ["a", "b"]
+    assert unheard(messages) == [
+        "messages[0].name",
+        "messages[0].content[0].lang",
+        "messages[1].reasoning_content",
+        "messages[2].content[0].min_pixels",
+        "messages[2].content[0].image_url.crop",
+        "messages[3].content[0].source.title",
+    ]
+
+
+@pytest.mark.parametrize("messages", [None, 3, "x", [3], [{"content": 3}], [{"content": [3, None, [1], {}]}], [[]]])
+def test_of_what_is_no_conversation_nothing_is_found(messages):
+    assert unheard(messages) == []
+
+
+def test_sixteen_pictures_and_no_more():
+    image = {"type": "image_url", "image_url": B64}
+    many = [*user(*[image] * 10), *user(*[image] * 6)]
+    assert sum(len(m.parts) for m in parse_messages(many)) == 16
+    assert refuse([*many, *user(image)]).startswith("messages[2].content[0].image_url: image: one too many")
+
+
+def test_messages_pass_through():
+    messages = [Message("user", (TextPart("hi"), ImagePart(PNG)))]
+    assert parse_messages(messages) == messages
+
+
+def test_slots_need_no_picture():
+    parts = [{"type": "image"}, {"type": "image_url", "image_url": {"url": "http://a"}}, {"type": "text", "text": "x"}]
+    (message,) = parse_slots(user(*parts))
+    assert [isinstance(p, ImagePart) for p in message.parts] == [True, True, False]
+    assert "found none" in refuse(user({"type": "image"}))
+
+
+def test_urls_are_fetched_where_the_caller_says_how():
+    asked = []
+
+    def fetch(url, where):
+        asked.append((url, where))
+        return PNG
+
+    text = {"type": "text", "text": "http://a/b"}
+    parts = parse(
+        {"type": "image_url", "image_url": {"url": " http://a/b\n"}},
+        text,
+        {"type": "image", "url": "https://c"},
+        fetch=fetch,
+    )
+    assert [part.source for part in parts if isinstance(part, ImagePart)] == [PNG, PNG]
+    assert asked == [
+        ("http://a/b", "messages[0].content[0].image_url.url"),
+        ("https://c", "messages[0].content[2].url"),
+    ]
+
+
+def test_nothing_is_fetched_for_a_conversation_that_is_refused():
+    def fetch(url, where):
+        raise AssertionError(url)
+
+    picture = {"type": "image_url", "image_url": {"url": "http://a/b"}}
+    for parts in (
+        [picture, {"type": "audio"}],
+        [picture] * 17,
+        [picture, {"type": "image_url", "image_url": {"url": "!"}}],
+    ):
+        refuse(user(*parts), fetch=fetch)

@@ -1,0 +1,305 @@
+"""Templates from files are code from strangers: whatever they do ends soon, and with one line that says why."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from llava_ref.chat import sandbox
+from llava_ref.chat.sandboxed import child
+from llava_ref.errors import TemplateError
+
+FIELD = "tokenizer.chat_template"
+
+
+WHERE = "vicuna.gguf"
+
+
+def one(source, **context):
+    (outcome,) = sandbox.run(source, [context], WHERE, FIELD)
+    return outcome
+
+
+def here(source, **context):
+    (outcome,) = sandbox.run_trusted(source, [context])
+    return outcome
+
+
+def children():
+    """Processes this one has started and not waited for."""
+    return [pid for f in Path("/proc/self/task").glob("*/children") for pid in f.read_text().split()]
+
+
+@pytest.fixture
+def child_script(monkeypatch):
+    """Puts another script in the child's place: `code` where the real one is `child`."""
+
+    def replace(code):
+        head = "import os, sys, time; sys.path.extend(sys.argv[1:]); from sandboxed import child\n"
+        monkeypatch.setattr(sandbox, "START", f"{head}{code}\n")
+
+    return replace
+
+
+@pytest.mark.parametrize(
+    "source, text",
+    [
+        ("{% if true %}\nx\n{% endif %}\ny", "x\ny"),  # trim_blocks
+        ("a\n   {% if true %}b{% endif %}", "a\nb"),  # lstrip_blocks
+        ("{% for i in range(9) %}{% if i == 1 %}{% continue %}{% endif %}{% if i == 4 %}{% break %}{% endif %}{{ i }}"
+         "{% endfor %}", "023"),
+        ("{{ {'b': '<é>', 'a': 1} | tojson }}", '{"b": "<é>", "a": 1}'),  # not escaped for HTML, keys as they come
+        ("{{ [1] | tojson(indent=1) }}", "[\n 1\n]"),
+        ("{% generation %}\n{{ who }}{% endgeneration %}!", "me!"),
+        ("{{ strftime_now('%Y') | length }}", "4"),
+        ("{{ nobody }}|{{ who.nothing }}", "|"),  # undefined is empty, as in Hugging Face
+        ("{% set ns = namespace(n=0) %}{% for i in [1, 2] %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}", "3"),
+        ("{{ dict([('a', 1)], b=2) | tojson }}{{ namespace({'a': 5}, self=6).self }}", '{"a": 1, "b": 2}6'),
+        ("{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}", "21"),
+        ("{{ dict.fromkeys(['a'], 1) | tojson }}", '{"a": 1}'),
+        ("{{ who }}\n", "me"),  # the last newline of a template is not kept
+    ],
+)  # fmt: skip
+def test_the_environment_is_hugging_faces(source, text):
+    assert here(source, who="me").text == text
+
+
+def test_the_child_has_the_same_environment():
+    source = (
+        "{{ {'a': '<'} | tojson }}{% generation %}\n{{ strftime_now('%') ~ namespace(x=who).x }}{% endgeneration %}\n"
+    )
+    assert one(source, who="me").text == '{"a": "<"}%me'
+
+
+@pytest.mark.parametrize(
+    "source, problem",
+    [
+        ("{{ 'a' * 10**10 }}", "memory"),
+        ("{{ '%3000000000d' % 1 }}", "memory"),
+        ("{% set x = [0] * 10**9 %}", "memory"),
+        ("{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}", "memory"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recurses"),
+        ("{{ " + "(" * 50_000 + ")" * 50_000 + " }}", "recurses"),
+        ("{% if 1 %}" * 3000 + "{% endif %}" * 3000, "recurses"),
+        ("{% for a in range(99999) %}{% for b in range(99) %}0123456789{% endfor %}{% endfor %}", "1048576 bytes"),
+        ("{{ cycler.__init__.__globals__.os.popen('id') }}", "asks for '__init__' of this, which no template may"),
+        ("{% if %}", "line 1: cannot be read: expected an expression"),
+    ],
+    ids=lambda text: re.sub(r"\W+", "-", text[:30]),
+)  # fmt: skip
+def test_a_template_that_wants_too_much_gets_one_line(source, problem):
+    began = time.monotonic()
+    outcome = one(source)
+    assert outcome.text is None and not outcome.raised
+    assert problem in outcome.problem and len(outcome.problem) <= 1000
+    assert time.monotonic() - began < sandbox.PATIENCE
+
+
+@pytest.mark.parametrize(
+    "source, problem",
+    [
+        ("{% for i in range(10**9) %}{% endfor %}", "line 1: asks for a range of 1000000000, expected at most 100000"),
+        ("{{ ''.__class__.__mro__ }}", "asks for '__class__' of a text"),
+        ("{{ cycler.__init__.__globals__.os.popen('id') }}", "asks for '__init__' of this, which no template may"),
+        ("{{ raise_exception.__globals__.os }}", "asks for '__globals__' of this"),
+        ("{{ '{0.__class__.__mro__}'.format(1) }}", "asks for '__class__' of a number"),
+        ("{{ (messages | attr('__cl' ~ 'ass__')).__mro__ }}", "asks for '__class__' of a list"),
+        ("{% set _ = messages.append(1) %}", "asks for 'append' of a list, which no template may have"),
+        ("{{ namespace(__html__=range) }}", "a namespace cannot hold '__html__'"),
+        ("{% set ns = namespace() %}{% set ns._x = 1 %}", "a namespace cannot hold '_x'"),
+                ("{{ dict.__init__.x }}", "asks for '__init__' of this"),
+        ("{% include '/etc/passwd' %}", "asks for another template, and there is none"),
+        ("{% import 'os' as os %}", "asks for another template, and there is none"),
+        ("{{ lipsum() }}", "'lipsum' is not defined"),
+        ("{% if %}", "line 1: cannot be read: expected an expression"),
+        ("\n\n{% frob %}", "line 3: cannot be read: "),
+        ("{{ 1 // 0 }}", "line 1: divides by zero"),
+        ("{{ messages[0].content + 1 }}", "line 1: cannot do a text + a number"),
+        ("{{ strftime_now(0) }}", "line 1: uses a value that does not fit there ("),
+    ],
+    ids=lambda text: re.sub(r"\W+", "-", text[:30]),
+)  # fmt: skip
+def test_a_template_that_fails_gets_one_line(source, problem):
+    outcome = here(source, messages=[{"role": "user", "content": "x"}])
+    assert outcome.text is None and not outcome.raised
+    assert problem in outcome.problem and len(outcome.problem) <= 1000
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 7 ** (10 ** 9) }}",  # one long step in C, where no Python code can look at a clock
+    ],
+)
+def test_a_template_is_stopped_after_two_seconds(source):
+    began = time.monotonic()
+    with pytest.raises(TemplateError, match=f"{WHERE}: {FIELD}: stopped: it needs more than 2 s"):
+        one(source)
+    assert 1.5 < time.monotonic() - began < sandbox.PATIENCE
+    assert children() == []
+
+
+def test_what_a_template_says_when_it_refuses():
+    outcome = one("{{ raise_exception('only\x1b user\n' ~ who) }}", who="me")
+    assert outcome.raised and outcome.problem == "only\x1b user\nme"
+    assert len(one("{{ raise_exception('x' * 5000) }}").problem) == 1000
+
+
+def test_one_bad_context_leaves_the_others():
+    outcomes = sandbox.run("{{ 6 // n }}", [{"n": 2}, {"n": 0}, {"n": 3}], WHERE, FIELD)
+    assert [o.text for o in outcomes] == ["3", None, "2"]
+
+
+@pytest.mark.parametrize("source, fits", [("{{ 'a' * 2**20 }}", True), ("{{ 'a' * (2**20 + 1) }}", False),
+                                          ("{{ 'é' * 2**19 }}", True), ("{{ 'é' * (2**19 + 1) }}", False),
+                                          ("{{ '\x01' * 2**20 }}", True)])  # fmt: skip
+@pytest.mark.parametrize("run", [one, here], ids=["child", "here"])
+def test_the_output_limit_counts_bytes(source, fits, run):
+    assert (run(source).text is not None) is fits
+
+
+def test_the_memory_limit_leaves_most_of_it_to_the_template():
+    assert one("{{ ('a' * 200 * 2**20) | length }}").text == str(200 << 20)
+    assert "memory" in one("{{ ('a' * 250 * 2**20) | length }}").problem
+
+
+def test_text_passes_through_unharmed():
+    text = "é\ud800\U0010fffd\x00\x02\n\"'{{ 1 + 1 }}\u2028"
+    assert one("{{ a.b[0] }}", a={"b": [text]}).text == text
+
+
+def test_a_large_job_does_not_block():
+    assert one("{{ a | length }}{{ b | length }}", a="é" * 2_000_000, b=[0] * 99).text == "200000099"
+
+
+def test_the_child_is_bare(child_script):
+    child_script(
+        "import json, resource; NAMES = 'AS CPU NOFILE FSIZE CORE NPROC'.split()\n"
+        "job = json.loads(sys.stdin.buffer.read())\n"
+        "child.confine(2, 256 << 20)\n"
+        "limits = {n: resource.getrlimit(getattr(resource, 'RLIMIT_' + n)) for n in NAMES}\n"
+        "try: open('/etc/passwd')\n"
+        "except OSError: limits['open'] = 'refused'\n"
+        "fds = [i for i in range(256) if os.path.exists(f'/proc/self/fd/{i}')]\n"
+        "text = json.dumps([limits, fds, dict(os.environ), os.getcwd(), sys.flags.isolated])\n"
+        "print(json.dumps({'text': text, 'marks': [[len(text), 0]]}))"
+    )
+    read, write = os.pipe()
+    os.set_inheritable(write, True)
+    try:
+        limits, fds, env, cwd, isolated = json.loads(one("").text)
+    finally:
+        os.close(read), os.close(write)
+    assert limits == {"AS": [256 << 20] * 2, "CPU": [2, 2], "NOFILE": [0, 0], "FSIZE": [0, 0], "CORE": [0, 0],
+                      "NPROC": [0, 0], "open": "refused"}  # fmt: skip
+    assert fds == [0, 1, 2] and isolated == 1 and cwd == "/"
+    assert set(env) <= {"LC_CTYPE"}  # Python's own, where the locale is C
+
+
+def test_the_script_imports_nothing_of_this_package(child_script):
+    child_script(
+        "import json; text = ' '.join(m for m in sys.modules if 'llava' in m or m == 'numpy')\n"
+        "print(json.dumps({'text': text, 'marks': [[len(text), 0]]}))"
+    )
+    assert one("").text == ""
+
+
+@pytest.mark.parametrize(
+    "code, problem",
+    [
+        ("sys.exit(3)", r"crashed \(exit status 3\)"),
+        ("os.abort()", r"crashed \(signal 6\)"),
+        ("print('no json')", "no readable answer"),
+        ("sys.stdout.buffer.write(b'\\xff')", "no readable answer"),
+    ],
+)
+def test_a_child_that_dies_is_an_error(child_script, code, problem):
+    child_script(code)
+    with pytest.raises(TemplateError, match=problem):
+        one("x" * 500_000)  # more than a pipe holds: the child is gone before it is written
+    assert children() == []
+
+
+def test_the_clock_stops_a_child_that_only_waits(child_script, monkeypatch):
+    """Also where this process ignores the alarm signal and blocks it: children inherit both."""
+    monkeypatch.setattr(sandbox, "SECONDS", 1)
+    child_script("child.confine(1, 256 << 20); time.sleep(60)")
+    before = signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+    began = time.monotonic()
+    try:
+        with pytest.raises(TemplateError, match="needs more than 1 s"):
+            one("")
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+        signal.signal(signal.SIGALRM, before)
+    assert 1.9 < time.monotonic() - began < sandbox.PATIENCE
+
+
+@pytest.mark.parametrize("code", ["time.sleep(60)", "os.close(1); time.sleep(60)", "sys.stdin.read(); time.sleep(60)"])
+def test_a_child_that_escaped_every_limit_is_killed(child_script, monkeypatch, code):
+    monkeypatch.setattr(sandbox, "PATIENCE", 0.5)
+    child_script(code)
+    began = time.monotonic()
+    with pytest.raises(TemplateError, match="it needs more than"):
+        one("x" * 500_000)
+    assert time.monotonic() - began < 10
+    assert children() == []
+
+
+def test_a_child_that_floods_is_cut_off(child_script):
+    child_script("while True: sys.stdout.buffer.write(b' ' * 65536)")
+    with pytest.raises(TemplateError, match="no readable answer"):
+        one("")
+    assert children() == []
+
+
+def test_nothing_is_left_open():
+    one("")
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for _ in range(3):
+        one("{{ 1 // 0 }}")
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+    assert children() == []
+
+
+def test_threads_render_at_once():
+    got = {}
+    threads = [threading.Thread(target=lambda i=i: got.update({i: one("{{ i }}", i=i).text})) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == {i: str(i) for i in range(4)}
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (0, 1, 2)], ids=str)
+def test_it_works_without_standard_streams(closed):
+    code = (
+        "import os, sys\n"
+        "from llava_ref import sandbox\n"
+        f"for fd in {closed}: os.close(fd)\n"
+        "os._exit(7 if next(sandbox.run('{{ a }}', [{'a': 'ok'}], 'w', 'f')).text == 'ok' else 1)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 7
+
+
+def test_no_interpreter_to_run_it_in(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with pytest.raises(TemplateError, match="no process to render it in: No such file"):
+        one("")
+
+
+def test_confining_is_asked_of_the_kernel_before_the_template_is_read():
+    """The order in `main`: were the template compiled first, a hostile one would run without limits."""
+    source = Path(child.__file__).read_text()
+    main = source[source.index("def main()") :]
+    assert 0 < main.index("confine(") < main.index("_render_within(")

@@ -1,0 +1,324 @@
+"""Pixels that a file promises and does not hold: refused where other readers refuse, told where they show something.
+
+docs/pictures.md has the table. Each kind has a control: the same file with all its pixels is read without a word.
+"""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava_ref import images
+from llava_ref.errors import ImageError
+
+from ..support.image_files import bmp, chunk, encode, gif, laced, noise, png, refused, segment
+
+# PNG
+
+
+def rows(h, length, seed=0):
+    return [b"\0" + np.random.default_rng(seed).bytes(length) for _ in range(h)]
+
+
+PNGS = {  # colour type, bits, channels
+    "grey 1 bit": (0, 1, 1),
+    "grey 2 bits": (0, 2, 1),
+    "grey 4 bits": (0, 4, 1),
+    "grey": (0, 8, 1),
+    "grey 16 bits": (0, 16, 1),
+    "RGB": (2, 8, 3),
+    "RGB 16 bits": (2, 16, 3),
+    "palette 4 bits": (3, 4, 1),
+    "palette": (3, 8, 1),
+    "grey and alpha": (4, 8, 2),
+    "RGBA": (6, 8, 4),
+    "RGBA 16 bits": (6, 16, 4),
+}
+PLTE = chunk(b"PLTE", bytes(range(256)) * 3)
+
+
+@pytest.mark.parametrize("kind", PNGS)
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_a_png_needs_every_row(kind, interlaced):
+    colour, depth, channels = PNGS[kind]
+    extra = PLTE if colour == 3 and depth == 8 else chunk(b"PLTE", bytes(48)) if colour == 3 else b""
+    for w, h in [(13, 11), (1, 9), (3, 1), (5, 4)]:
+        bits = depth * channels
+        all_rows = list(laced(w, h, bits)) if interlaced else rows(h, (w * bits + 7) // 8)
+
+        def file(count, all_rows=all_rows, w=w, h=h):
+            data = png(w, h, depth, colour, b"".join(all_rows[:count]), extra)
+            if not interlaced:
+                return data
+            header = data[12:28] + b"\1"  # the last field
+            return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+
+        assert images.load(file(len(all_rows))).warnings == ()
+        for count in range(len(all_rows)):
+            refused(file(count), r"PNG: the pixel data end early: [\d,]+ bytes, expected [\d,]+")
+
+
+def split_png(raw, pieces, end=b"IEND"):
+    packed = zlib.compress(raw)
+    size = -(-len(packed) // pieces)
+    data = b"".join(chunk(b"IDAT", packed[at : at + size]) for at in range(0, len(packed), size))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 8, 2, 0, 0, 0)) + data + chunk(end)
+
+
+def test_a_png_may_be_in_many_chunks_and_lack_the_end_of_its_stream():
+    raw = b"".join(rows(16, 48))
+    for pieces in (1, 2, 7, 100):
+        assert images.load(split_png(raw, pieces)).warnings == ()
+        refused(split_png(raw[:-49], pieces), "the pixel data end early: 735 bytes, expected 784")
+    packed = zlib.compress(raw)
+    for lacking in (1, 4):  # bytes of the stream's checksum
+        data = png(16, 16, 8, 2, raw).replace(chunk(b"IDAT", packed), chunk(b"IDAT", packed[:-lacking]))
+        assert images.load(data).warnings == ()
+    refused(data.replace(chunk(b"IDAT", packed[:-4]), chunk(b"IDAT", packed[:-40])), "end early")
+    refused(data.replace(chunk(b"IDAT", packed[:-4]), chunk(b"IDAT")), "end early: 0 bytes, expected 784")
+    refused(data.replace(chunk(b"IDAT", packed[:-4]), chunk(b"IDAT", packed[:-1] + b"x")), "the pixel data are damaged")
+    assert images.load(png(16, 16, 8, 2, raw + bytes(10**6))).warnings == (), "more than is needed"
+
+
+def test_a_large_png_is_counted_in_little_memory(monkeypatch):
+    """The rows beyond what is asked for are not unpacked either."""
+    bomb = png(16, 16, 8, 2, bytes(50_000_000))
+    sizes = []
+    inflate = zlib.decompressobj
+
+    class Counting:
+        def __init__(self):
+            self.stream = inflate()
+
+        def decompress(self, data, most):
+            sizes.append(len(out := self.stream.decompress(data, most)))
+            return out
+
+        def __getattr__(self, name):
+            return getattr(self.stream, name)
+
+    monkeypatch.setattr(zlib, "decompressobj", Counting)
+    images.load(bomb)
+    assert 784 <= sum(sizes) <= 2 * 2**16 and max(sizes) <= 2**16
+
+
+def test_a_png_with_a_palette_needs_one():
+    raw = b"".join(b"\0" + bytes(i % 4 for i in range(8)) for _ in range(8))
+    assert images.load(png(8, 8, 8, 3, raw, chunk(b"PLTE", bytes(12)))).warnings == ()
+    refused(png(8, 8, 8, 3, raw), "PNG: the palette is missing")
+    late = png(8, 8, 8, 3, raw)
+    refused(late[:-12] + chunk(b"PLTE", bytes(12)) + late[-12:], "PNG: the palette is missing")
+    for size in (0, 10, 771):
+        refused(
+            png(8, 8, 8, 3, raw, chunk(b"PLTE", bytes(size))), f"a palette of {size} bytes, expected three for each"
+        )
+
+
+# Palettes: indices past the end
+
+
+GREYS = b"".join(bytes([40 + i, 40 + i, 40 + i, 0]) for i in range(16))
+
+
+@pytest.mark.parametrize(
+    "kind, file",
+    [
+        ("PNG", lambda top: png(4, 1, 8, 3, bytes([0, 0, 1, 2, top]), chunk(b"PLTE", bytes(range(24))))),
+        ("PNG", lambda top: png(4, 1, 4, 3, bytes([0, 0x12, top]), chunk(b"PLTE", bytes(range(24))))),
+        ("GIF", lambda top: gif(4, 1, [0, 1, 2, top], colours=8)),
+        ("GIF", lambda top: gif(4, 1, [0, 1, 2, top], colours=16, own=8)),
+        ("BMP", lambda top: bmp(4, 1, 8, bytes([0, 1, 2, top]), GREYS[:32], used=8)),
+        ("BMP", lambda top: bmp(4, 1, 4, bytes([0x01, 0x20 | top, 0, 0]), GREYS[:32], used=8)),
+        ("BMP", lambda top: bmp(4, 1, 8, bytes([0, 1, 2, top]), GREYS[:32])),  # says 256, holds 8
+        ("BMP", lambda top: bmp(4, 1, 8, b"\2\1" + bytes([2, top]) + b"\0\1", GREYS[:32], 1, 8)),
+    ],
+)
+def test_a_colour_that_the_palette_lacks_is_told(kind, file):
+    assert images.load(file(7)).warnings == ()
+    warning = f"photo: {kind}: pixels of colour 9, which is not in the palette of 8"
+    assert images.load(file(9), where="photo").warnings == (warning,)
+
+
+def test_a_gif_without_any_palette_is_refused():
+    refused(gif(4, 1, [0, 1, 2, 3], colours=0), "GIF: the palette is missing")
+    assert images.load(gif(4, 1, [0, 1, 2, 3], colours=0, own=4)).warnings == ()
+
+
+# JPEG
+
+
+def smooth(w, h, mode="RGB"):
+    small = Image.fromarray(noise(h // 8 + 2, w // 8 + 2))
+    return small.resize((w, h), Image.Resampling.BICUBIC).convert(mode)
+
+
+JPEGS = {
+    "baseline": {},
+    "no subsampling": {"subsampling": 0, "quality": 95},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_blocks": 3},
+    "restarts by rows": {"restart_marker_rows": 1, "progressive": True},
+    "own tables": {"optimize": True, "subsampling": 1},
+}
+EARLY = "image: JPEG: the coded data end early: some pixels are not in the file"
+
+
+def scans(data):
+    """Where the coded data of each scan begin."""
+    starts, at = [], data.find(b"\xff\xda")
+    while at >= 0:
+        starts.append(at + 2 + int.from_bytes(data[at + 2 : at + 4], "big"))
+        at = data.find(b"\xff\xda", at + 2)
+    return starts
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_that_ends_early_is_told_wherever_it_is_cut(kind, mode):
+    """Behind the cut stands the marker that ends a picture. Where no pixel changes, nothing is missing."""
+    for picture in (smooth(45, 37, mode), Image.new(mode, (32, 32), "white")):
+        data = encode(picture, "JPEG", **JPEGS[kind])
+        whole = images.load(data)
+        assert whole.warnings == ()
+        for cut in range(scans(data)[-1], len(data) - 2):
+            if data[cut - 1] == 0xFF:
+                continue
+            got = images.load(data[:cut] + b"\xff\xd9")
+            assert np.array_equal(got.rgb, whole.rgb) or len(got.warnings) == 1, cut
+            if cut < len(data) - 4:
+                assert got.warnings, cut
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (17, 9), (64, 3), (100, 75)])
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_whole_jpeg_is_read_without_a_word(kind, size):
+    for picture in (smooth(*size), Image.fromarray(noise(*size[::-1])), Image.new("RGB", size, (128, 128, 128))):
+        data = encode(picture, "JPEG", **JPEGS[kind])
+        got = images.load(data)
+        assert got.warnings == () and np.array_equal(got.rgb, np.asarray(Image.open(io.BytesIO(data))))
+        thumbnail = segment(0xE1, b"thumbnail: " + encode(smooth(16, 16), "JPEG")[:-40] + b"\xff\xd9")
+        longer = data[:2] + thumbnail + data[2:-2] + b"\xff\xff" + data[-2:] + data[:-30]
+        assert images.load(longer).warnings == () and np.array_equal(images.decode(longer), got.rgb)
+
+
+def test_a_jpeg_without_all_its_restarts_is_told():
+    data = encode(smooth(64, 48), "JPEG", restart_marker_blocks=2)
+    marks = [at for at in range(len(data)) if data[at] == 0xFF and 0xD0 <= data[at + 1] <= 0xD7]
+    lost = data[: marks[1]] + data[marks[2] :]
+    assert images.load(lost).warnings == ("image: JPEG: the coded data end early, between two restarts",)
+    short = data[: marks[2] - 4] + data[marks[2] :]
+    assert images.load(short).warnings == (EARLY,)
+
+
+def test_a_jpeg_without_all_its_scans_is_told():
+    data = encode(smooth(64, 48), "JPEG", progressive=True)
+    tables = [at for at in range(len(data)) if data[at : at + 2] in (b"\xff\xc4", b"\xff\xda")]
+    ends = [at for at in tables if at > scans(data)[0]]
+    warning = "image: JPEG: scans are missing, and detail or colour with them"
+    for end in ends:
+        if data[end : end + 2] == b"\xff\xda" or end in ends[:1]:
+            assert images.load(data[:end] + b"\xff\xd9").warnings == (warning,)
+    baseline = bytearray(encode(smooth(64, 48), "JPEG", subsampling=0))
+    at = baseline.index(b"\xff\xda")
+    only = bytes(baseline[:at]) + segment(0xDA, b"\1\1\0\0\x3f\0") + bytes(baseline[at + 14 :])
+    assert images.load(only).warnings[0] == warning, "one of three components"
+
+
+def test_a_jpeg_taller_than_its_data_is_told():
+    data = bytearray(encode(smooth(64, 48), "JPEG"))
+    at = data.index(b"\xff\xc0") + 5
+    for height, warnings in [(48, ()), (41, ()), (49, (EARLY,)), (480, (EARLY,))]:
+        data[at : at + 2] = struct.pack(">H", height)
+        assert images.load(bytes(data)).warnings == warnings
+
+
+# GIF, WebP: frames
+
+
+def test_a_gif_with_too_few_codes_is_refused():
+    indices = [i % 15 for i in range(256)]
+    assert images.load(gif(16, 16, indices)).warnings == ()
+    for count in (255, 200, 16, 0):
+        for after in (b"", gif(16, 16, indices)[61:-1], bytes(range(256)) * 9):
+            refused(gif(16, 16, indices[:count], after=after), "GIF: the pixel data are damaged, or cut short")
+
+
+def test_a_gif_is_read_up_to_the_end_of_its_first_frame(monkeypatch):
+    """Pillow reads on into what follows a frame that is short, for codes."""
+    opened, pillows = [], Image.open
+    monkeypatch.setattr(
+        Image, "open", lambda file, formats: opened.append(file.getvalue()) or pillows(file, formats=formats)
+    )
+    images.load(gif(4, 4, [1] * 16, after=b"," + bytes(100)))
+    assert opened == [gif(4, 4, [1] * 16)]
+
+
+def test_a_first_frame_smaller_than_the_picture_is_told():
+    assert images.load(gif(8, 8, [1] * 64)).warnings == ()
+    got = images.load(gif(8, 6, [1] * 16, frame=(2, 2, 4, 4)))
+    told = "GIF: the first frame has 4 x 4 of 8 x 6 pixels, the others are not in the file"
+    assert got.rgb.shape == (6, 8, 3) and got.warnings == (f"image: {told}",)
+    frames = [Image.fromarray(noise(16, 16, seed=i)) for i in range(2)]
+    webp = encode(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    assert images.load(webp).warnings == ()
+    at = webp.index(b"VP8X") + 12
+    wider = webp[:at] + struct.pack("<I", 31)[:3] + webp[at + 3 :]
+    assert "WEBP: the first frame has 16 x 16 of 32 x 16 pixels" in images.load(wider).warnings[0]
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_a_webp_whose_chunk_ends_early_is_refused_or_whole(lossless):
+    data = encode(smooth(40, 30), "WEBP", lossless=lossless)
+    whole = images.decode(data)
+    for size in range(1, len(data) - 20):
+        body = data[20 : 20 + size]
+        short = data[12:16] + struct.pack("<I", size) + body + bytes(size % 2)
+        try:
+            got = images.load(b"RIFF" + struct.pack("<I", 4 + len(short)) + b"WEBP" + short)
+        except ImageError:
+            continue
+        assert np.array_equal(got.rgb, whole), size
+
+
+# BMP
+
+
+def test_a_bmp_needs_every_row():
+    for bits, header in [(24, 40), (8, 40), (8, 12), (4, 12), (1, 40), (32, 40), (16, 40), (8, 124)]:
+        stride = (6 * bits + 31) // 32 * 4
+        palette = bytes(range(256)) * 4 if bits <= 8 else b""
+        palette = palette[: (3 if header == 12 else 4) << bits] if bits <= 8 else b""
+        data = bytes(range(stride)) * 5
+        assert images.load(bmp(6, 5, bits, data, palette, header=header)).warnings == ()
+        refused(
+            bmp(6, 5, bits, data[:-stride], palette, header=header), "BMP: the pixel data are damaged, or cut short"
+        )
+    refused(bmp(6, 5, 24, bytes(100), offset=20), "BMP: the pixels begin at byte 20, within the header")
+
+
+def test_a_run_length_coded_bmp_needs_every_row():
+    palette = GREYS * 16
+    line = {1: b"\x06\7\0\0", 2: b"\x06\x77\0\0"}
+    for compression, bits in [(1, 8), (2, 4)]:
+        code, table = line[compression], palette[: 4 << bits]
+        assert images.load(bmp(6, 5, bits, code * 5 + b"\0\1", table, compression)).warnings == ()
+        absolute = b"\0\6" + bytes(6 if bits == 8 else 4) + b"\0\0"
+        assert images.load(bmp(6, 5, bits, absolute * 5 + b"\0\1", table, compression)).warnings == ()
+        refused(bmp(6, 5, bits, code * 4 + b"\0\1", table, compression), "damaged, or cut short")
+        told = ("image: BMP: rows end early: some pixels are not in the file",)
+        for early in (code * 4 + b"\5\7\0\0\0\1", b"\0\2\1\1" + code * 4 + b"\0\1", b"\5\7\0\0" * 5 + b"\0\1"):
+            assert images.load(bmp(6, 5, bits, early, table, compression)).warnings == told, early
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_bmp_with_a_palette_of_few_greys_keeps_its_depth(bits):
+    """Pillow takes black and white for 1 bit, whatever the depth."""
+    data = bytes([0, 1, 1, 0]) if bits == 8 else bytes([0x01, 0x10, 0, 0])
+    got = images.load(bmp(4, 1, bits, data, b"\0\0\0\0\xff\xff\xff\0", used=2))
+    assert got.rgb[0, :, 0].tolist() == [0, 255, 255, 0] and got.warnings == ()
+    identity = b"".join(bytes([i, i, i, 0]) for i in range(16))
+    got = images.load(bmp(4, 1, bits, data, identity, used=16))
+    assert got.rgb[0, :, 0].tolist() == [0, 1, 1, 0]

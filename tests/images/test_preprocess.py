@@ -1,0 +1,184 @@
+"""The three ways to a square, against Pillow by hand and against transformers; the way back; the picture saved."""
+
+import importlib.util
+import json
+from dataclasses import replace
+
+import numpy as np
+import PIL
+import pytest
+from PIL import Image
+
+from llava_ref.errors import ImageError
+from llava_ref.images.preprocess import LLAMA_CPP_FILL, preprocess, save_png
+from llava_ref.models.config import VisionConfig
+from llava_ref.profiles import PROFILES, Quirks
+
+CLIP = VisionConfig(
+    projector="mlp",
+    image_size=56,
+    patch_size=14,
+    width=8,
+    n_head=2,
+    mlp_width=16,
+    n_stored=2,
+    feature_layer=None,
+    eps=1e-5,
+    activation="gelu_quick",
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+)
+RULES = ["pad-resize", "crop", "resize-pad"]
+SIZES = [(1, 1), (1, 200), (200, 1), (56, 56), (57, 56), (56, 55), (61, 127), (127, 61), (300, 299), (33, 77), (2, 3)]
+TALL = [(170, 50), (400, 90)]  # height, width: Pillow 13 begins with the vertical pass
+
+
+def noise(h, w):
+    return np.random.default_rng([h, w]).integers(0, 256, (h, w, 3), dtype=np.uint8)
+
+
+def bicubic(rgb, width, height):
+    return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def run(rgb, rule, size=56):
+    return preprocess(rgb, replace(CLIP, image_size=size), Quirks(square=rule))
+
+
+# Against Pillow
+
+
+@pytest.mark.parametrize("h, w", SIZES + TALL)
+@pytest.mark.parametrize("size", [56, 37])
+def test_pad_resize(h, w, size):
+    long = max(h, w)
+    square = Image.new("RGB", (long, long), (122, 116, 104))  # int(mean * 255)
+    square.paste(Image.fromarray(noise(h, w)), ((long - w) // 2, (long - h) // 2))
+    assert np.array_equal(run(noise(h, w), "pad-resize", size).seen, bicubic(np.asarray(square), size, size))
+
+
+@pytest.mark.parametrize("h, w", SIZES + TALL)
+@pytest.mark.parametrize("size", [56, 37])
+def test_resize_pad(h, w, size):
+    scale = min(np.float32(size) / np.float32(w), np.float32(size) / np.float32(h))
+    width, height = (min(int(np.ceil(np.float32(n) * scale)), size) for n in (w, h))
+    canvas = Image.new("RGB", (size, size), LLAMA_CPP_FILL)
+    inner = bicubic(bicubic(noise(h, w), width, h), width, height)
+    canvas.paste(Image.fromarray(inner), ((size - width) // 2, (size - height) // 2))
+    assert np.array_equal(run(noise(h, w), "resize-pad", size).seen, np.asarray(canvas))
+
+
+def test_resize_pad_takes_its_scale_in_float32():
+    """25 of 35 are 240 of 336, and a little over in float32, which rounds up."""
+    seen = run(np.zeros((25, 35, 3), np.uint8), "resize-pad", 336).seen
+    assert (seen == 0).all((1, 2)).sum() == 241
+
+
+@pytest.mark.parametrize("h, w", SIZES)
+def test_crop(h, w):
+    short = min(h, w)
+    width, height = int(37 * w / short), int(37 * h / short)
+    left, top = (width - 37) // 2, (height - 37) // 2
+    whole = bicubic(noise(h, w), width, height)
+    assert np.array_equal(run(noise(h, w), "crop", 37).seen, whole[top : top + 37, left : left + 37])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_picture_of_the_towers_size_is_not_touched(rule):
+    got = run(noise(56, 56), rule)
+    assert np.array_equal(got.seen, noise(56, 56))
+    assert (got.affine.scale_x, got.affine.scale_y, got.affine.shift_x, got.affine.shift_y) == (1, 1, 0, 0)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("h, w", [(1, 10_000), (10_000, 1), (2, 65_535)])
+def test_strips_cost_what_their_pixels_cost(rule, h, w):
+    assert run(noise(h, w), rule, 336).pixels.shape == (1, 3, 336, 336)
+
+
+def test_the_rules_differ():
+    seen = [run(noise(61, 127), rule).seen for rule in RULES]
+    assert not any(np.array_equal(seen[i], seen[j]) for i, j in [(0, 1), (0, 2), (1, 2)])
+
+
+# Normalised
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_pixels_are_three_float32_operations(rule):
+    got = run(noise(61, 127), rule)
+    assert got.pixels.dtype == np.float32 and got.pixels.shape == (1, 3, 56, 56) and got.pixels.flags.c_contiguous
+    assert got.source == (127, 61)
+    for channel in range(3):
+        u8 = got.seen[..., channel].astype(np.float32)
+        want = (u8 / np.float32(255) - np.float32(CLIP.mean[channel])) / np.float32(CLIP.std[channel])
+        assert np.array_equal(got.pixels[0, channel], want)
+
+
+# Against transformers
+
+
+def processors(size):
+    if importlib.util.find_spec("transformers") is None:
+        pytest.skip("transformers is not installed")
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    options = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+    return {"crop": CLIPImageProcessorPil(**options), "pad-resize": LlavaImageProcessorPil(do_pad=True, **options)}
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("size", [56, 37])
+def test_transformers_gives_the_same_floats(size):
+    tall = TALL if int(PIL.__version__.split(".")[0]) >= 13 else []
+    for rule, processor in processors(size).items():
+        for h, w in SIZES + tall:
+            want = processor(Image.fromarray(noise(h, w)), return_tensors="np")["pixel_values"]
+            got = run(noise(h, w), rule, size).pixels
+            assert np.array_equal(got, want), f"{rule} {h}x{w}: {np.abs(got - want).max()}"
+
+
+# The way back
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("h, w", [(200, 200), (300, 170), (171, 300), (40, 31)])
+def test_a_spot_is_found_again_in_the_source(rule, h, w):
+    rgb = np.zeros((h, w, 3), np.uint8)
+    y, x = h // 2 - h // 9, w // 2 + w // 7
+    rgb[y : y + 5, x : x + 3] = 255
+    got = run(rgb, rule, 112)
+    yy, xx = np.mgrid[:112, :112] + 0.5
+    mass = np.clip(got.seen[..., 0].astype(float) - 130, 0, None)  # brighter than any padding
+    found = got.affine.to_source((mass * xx).sum() / mass.sum(), (mass * yy).sum() / mass.sum())
+    assert np.allclose(found, (x + 1.5, y + 2.5), atol=0.6 * max(1, got.affine.scale_x))
+    assert np.allclose(got.affine.to_model(*got.affine.to_source(3.25, 77.5)), (3.25, 77.5))
+
+
+def test_the_corners_of_the_source():
+    wide = np.zeros((100, 201, 3), np.uint8)
+    pad, crop, fit = (run(wide, rule, 50).affine for rule in RULES)
+    assert pad.to_source(0, 0) == (0, -50) and np.allclose(pad.to_source(50, 50), (201, 151))
+    assert np.allclose(crop.to_model(0, 0), (-25, 0)) and np.allclose(crop.to_model(201, 100), (75, 50))
+    assert fit.to_model(0, 0) == (0, 12) and np.allclose(fit.to_model(201, 100), (50, 37))
+    assert crop.scale_x == 201 / 100 and crop.scale_y == 2  # the axes are rounded each by itself
+
+
+# Saved
+
+
+def test_the_picture_seen_is_saved_with_the_way_back(tmp_path):
+    got = preprocess(noise(61, 127), CLIP, PROFILES["llama.cpp"])
+    save_png(got, tmp_path / "seen.png")
+    with Image.open(tmp_path / "seen.png") as image:
+        assert np.array_equal(np.asarray(image), got.seen)
+        facts = json.loads(image.text["llava_ref"])
+    assert facts["source"] == [127, 61]
+    scale_x, shift_y = facts["affine"]["scale_x"], facts["affine"]["shift_y"]
+    assert (scale_x, shift_y) == (got.affine.scale_x, got.affine.shift_y)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(ImageError, match="seen.png: file: cannot be written: No such file or directory"):
+        save_png(run(noise(5, 5), "crop"), tmp_path / "missing" / "seen.png")
