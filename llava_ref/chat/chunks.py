@@ -1,4 +1,7 @@
-"""A prompt string -> chunks of token ids and image slots, by the profile's rule for text around pictures."""
+"""Split a prompt into chunks: runs of token ids, and slots for pictures.
+
+The profile's quirks decide how the text around a picture is tokenised.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,20 +17,22 @@ __all__ = ["ImageChunk", "Prompt", "TextChunk", "chunks", "raw"]
 
 @dataclass(frozen=True, slots=True)
 class TextChunk:
+    """The tokens between two slots."""
+
     token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ImageChunk:
-    """The place of picture number `index` of the prompt."""
+    """The slot of picture number `index` of the prompt."""
 
     index: int
 
 
 def raw(text: str, n_images: int, tokenizer: Tokenizer) -> Prompt:
-    """A prompt taken as it stands: control tokens in it count, and each `<image>` is a slot. It holds no pictures yet.
+    """Make a prompt of `text` as it stands: its control tokens count as such, and each `<image>` is a slot.
 
-    PromptError unless there is one slot for each of `n_images`."""
+    The prompt holds no pictures yet. Raises PromptError unless there is one slot for each of `n_images`."""
     slots = text.count(IMAGE)
     if slots != n_images:
         raise PromptError("prompt", IMAGE, f"{slots} in the prompt for {n_images} images, expected one for each")
@@ -35,19 +40,19 @@ def raw(text: str, n_images: int, tokenizer: Tokenizer) -> Prompt:
 
 
 def chunks(prompt: Prompt, tokenizer: Tokenizer, quirks: Quirks) -> list[TextChunk | ImageChunk]:
-    """Token ids of the text between slots, and the slots, in order. Texts that give no tokens are left out.
+    """Tokenise the text between the slots; return text and image chunks in order, without empty text chunks.
 
     BOS comes first if the vocabulary asks for it and the prompt does not begin with it already; `quirks.end_token`
     decides about EOS at the end.
 
-    `quirks.text_pieces` decides where an SPM vocabulary's space prefix goes:
-      separate           before each piece: they are tokenised one by one (LLaVA v1.2.2, tokenizer_image_token)
-      whole              before the first piece only: `<image>` is a special token inside one string (transformers 5,
-                         LlamaTokenizer), and no space goes before a space
-      separate-prefixed  before each piece and after each control token (llama.cpp b10605, llama-vocab.cpp)
+    `quirks.text_pieces` decides where the space prefix of an SPM vocabulary goes:
+      separate           before each text: each is tokenised on its own (LLaVA v1.2.2, tokenizer_image_token)
+      whole              before the first text only: `<image>` is a special token inside one string (transformers 5,
+                         LlamaTokenizer), and no prefix goes before a space
+      separate-prefixed  before each text and after each control token (llama.cpp b10605, llama-vocab.cpp)
     """
-    pieces = prompt.text.split(IMAGE)
-    encoded = [_encode(piece, i, prompt.quote, tokenizer, quirks) for i, piece in enumerate(pieces)]
+    texts = prompt.text.split(IMAGE)
+    encoded = [_encode(text, i, prompt.quote, tokenizer, quirks) for i, text in enumerate(texts)]
     if tokenizer.add_bos and tokenizer.bos_id is not None and encoded[0][:1] != [tokenizer.bos_id]:
         encoded[0].insert(0, tokenizer.bos_id)
     if quirks.end_token == "append" and tokenizer.add_eos and tokenizer.eos_id is not None:
@@ -55,20 +60,22 @@ def chunks(prompt: Prompt, tokenizer: Tokenizer, quirks: Quirks) -> list[TextChu
     return list(_interleave(encoded))
 
 
-def _encode(piece: str, place: int, quote: Quote, tokenizer: Tokenizer, quirks: Quirks) -> list[int]:
-    if not piece:
+def _encode(text: str, index: int, quote: Quote, tokenizer: Tokenizer, quirks: Quirks) -> list[int]:
+    """Tokenise the text that stands after `index` slots."""
+    if not text:
         return []
     return tokenizer.encode(
-        piece,
+        text,
         quote=quote,
-        prefix=place == 0 and not piece.startswith(" ") if quirks.text_pieces == "whole" else True,
+        prefix=index == 0 and not text.startswith(" ") if quirks.text_pieces == "whole" else True,
         prefix_after_special=quirks.text_pieces == "separate-prefixed",
     )
 
 
 def _interleave(encoded: list[list[int]]) -> Iterator[TextChunk | ImageChunk]:
-    for place, ids in enumerate(encoded):
-        if place:
-            yield ImageChunk(place - 1)
+    """Put a slot between each two texts."""
+    for index, ids in enumerate(encoded):
+        if index:
+            yield ImageChunk(index - 1)
         if ids:
             yield TextChunk(tuple(ids))
