@@ -29,6 +29,9 @@ class Quirks:
     """The GELU meant by `clip.use_gelu` and by the projector."""
     square: Literal["pad-resize", "crop", "resize-pad"] = "pad-resize"
     """A picture to a square: mean-colour pad then resize; shortest side then centre crop; resize to fit then pad."""
+    fit: Literal["stretch", "letterbox"] = "stretch"
+    """A picture into the shape that the tower takes, in families that do not pad with their mean colour: stretched, or
+    its aspect kept and the rest black."""
     exif: Literal["ignore", "apply"] = "ignore"
     """EXIF orientation (ignored with a warning when it is not 1)."""
     alpha: Literal["convert", "drop"] = "convert"
@@ -40,6 +43,8 @@ class Quirks:
     """Where a message's pictures stand: before its texts, each on a line of its own, as LLaVA's own code puts them;
     where the template puts them, which gets the parts as a list, as transformers gives them (a template that only takes
     strings gets the pictures first); or where they came, as llama.cpp's markers do."""
+    image_newlines: Literal["double", "none"] = "double"
+    """Whether two line feeds stand before and after a picture's markers, in families that have markers."""
     window: Literal["honour", "ignore"] = "honour"
     """A sliding window that a file of the llama architecture asks for; llama.cpp does not read the key there."""
     attention_scale: Literal["honour", "ignore"] = "honour"
@@ -65,9 +70,11 @@ PROFILES: Mapping[str, Quirks] = {
         post_ln="apply",
         gelu="tanh",
         square="resize-pad",
+        fit="letterbox",
         alpha="drop",
         text_pieces="separate-prefixed",
         image_order="given",
+        image_newlines="none",
         window="ignore",
         attention_scale="ignore",
         yarn_keys="ignore",
