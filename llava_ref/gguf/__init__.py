@@ -1,4 +1,4 @@
-"""GGUF files: `read` gives the metadata and the table of tensors; nothing is read from disk until it is used."""
+"""Read GGUF files: `read` returns the metadata and the table of tensors; data stay on disk until they are used."""
 
 from .file import GGUFFile, TensorView, read
 

@@ -1,4 +1,4 @@
-"""The bytes of a GGUF header, read forward. Every length and count is compared with what is left before it is used.
+"""Read the bytes of a GGUF header in order. Every length and count is checked against the bytes left before its use.
 
 Layout: ggml's docs/gguf.md. All arithmetic is in Python integers; a count in the file allocates nothing.
 """
@@ -12,9 +12,9 @@ from typing import Any
 from ..errors import GGUFError
 
 MAX_NAME, MAX_KEY, MAX_STRING = 63, 65_535, 1 << 26  # bytes; 63 is ggml's GGML_MAX_NAME less its zero
-MAX_DEPTH = 4  # of arrays within arrays
-NESTED = 32  # elements that an array within an array counts for: about what it costs to step over one
-LIMITS = {  # of one model, all its files together: no header takes more than about three seconds or 350 MB
+MAX_DEPTH = 4  # levels of arrays within arrays
+NESTED = 32  # elements that a nested array counts for: stepping over one costs about as much
+LIMITS = {  # for all files of one model together: no header takes more than about three seconds or 350 MB
     "keys": 65_536,
     "tensors": 65_536,
     "characters in keys": 1 << 24,
@@ -32,7 +32,7 @@ KINDS = {id: name for id, (name, _) in SCALARS.items()} | {STRING: "string", ARR
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a value begins, its GGUF value type, and for an array the type and number of its elements."""
+    """The offset of a value, its GGUF value type, and for an array the type and number of its elements."""
 
     kind: int
     at: int
@@ -42,40 +42,46 @@ class Entry:
 
 @dataclass(slots=True)
 class Cursor:
-    """A place in the mapped bytes. Each read says which `field` it is for and moves on; GGUFError names that field."""
+    """A position in the mapped bytes. Each read moves it forward, and names in its GGUFError the `field` it was for."""
 
     data: mmap.mmap
     path: Path
     at: int = 0
-    left: dict[str, int] = field(default_factory=LIMITS.copy)  # what remains of LIMITS; files of one model share it
+    left: dict[str, int] = field(default_factory=LIMITS.copy)  # the rest of LIMITS; files of one model share it
 
     @property
     def end(self) -> int:
+        """Return the offset at which the header must end."""
         return min(len(self.data), self.left["bytes of header"])
 
     def fail(self, field: str, problem: str) -> GGUFError:
+        """Return an error about `field` of this file."""
         return GGUFError(self.path, field, problem)
 
     def spend(self, what: str, count: int, field: str) -> None:
+        """Take `count` from the limit on `what`. Raises GGUFError if fewer are left."""
         if count > self.left[what]:
-            raise self.fail(field, f"{count} {what} are over the limit, {LIMITS[what]} in all")
+            raise self.fail(field, f"{count} {what} exceed the limit, {LIMITS[what]} in all")
         self.left[what] -= count
 
     def need(self, count: int, field: str) -> int:
-        """Steps over `count` bytes and gives where they begin."""
+        """Step over `count` bytes; return the offset of the first. Raises GGUFError if fewer are left."""
         left = self.end - self.at
         if count > left:
-            of = "the file" if self.end == len(self.data) else f"the {LIMITS['bytes of header']} a header may take"
-            raise self.fail(field, f"{count} bytes expected at offset {self.at}, but {of} ends after {max(left, 0)}")
+            limit = (
+                "the file" if self.end == len(self.data) else f"the limit of {LIMITS['bytes of header']} for headers"
+            )
+            raise self.fail(field, f"{count} bytes expected at offset {self.at}, but {limit} ends after {max(left, 0)}")
         begin, self.at = self.at, self.at + count
         return begin
 
     def numbers(self, codes: str, field: str) -> tuple[Any, ...]:
-        """Little-endian numbers, `codes` as in `struct`."""
+        """Read little-endian numbers, with `codes` as in `struct`."""
         codes = "<" + codes
         return struct.unpack_from(codes, self.data, self.need(struct.calcsize(codes), field))
 
     def string(self, field: str, limit: int = MAX_STRING) -> str:
+        """Read a string of at most `limit` bytes. Raises GGUFError if it is longer or not UTF-8."""
         begin = self._step_over_string(field, limit)
         try:
             return self.data[begin : self.at].decode()
@@ -83,7 +89,7 @@ class Cursor:
             raise self.fail(field, f"a string is not UTF-8: {error.reason} at its byte {error.start}") from None
 
     def step_over(self, kind: int, field: str, depth: int = 0) -> Entry:
-        """Steps over one value of type `kind`, checking that all of it is there. Strings are not decoded."""
+        """Step over a value of type `kind`, and check that the file holds all of it. Strings are not decoded."""
         element, count = kind, 1
         if kind == ARRAY:
             element, count = self.numbers("IQ", field)
@@ -106,28 +112,32 @@ class Cursor:
         return Entry(kind, begin, element if kind == ARRAY else -1, count)
 
     def _step_over_string(self, field: str, limit: int) -> int:
-        """A length of 64 bits and that many bytes of UTF-8; gives where the text begins."""
+        """Step over a 64-bit length and that many bytes of UTF-8; return the offset of the text."""
         length = self.numbers("Q", field)[0]
         if length > limit:
             raise self.fail(field, f"a string of {length} bytes, expected at most {limit}")
         return self.need(length, field)
 
     def _step_over_strings(self, count: int, field: str) -> None:
+        """Step over `count` strings: the loop of `_step_over_string`, fast enough for a vocabulary."""
         self._at_least(count * 8, count, field)
         data, at, last, length_at = self.data, self.at, self.end - 8, struct.Struct("<Q").unpack_from
         for index in range(count):
             length = length_at(data, at)[0] if at <= last else 0
             at += 8 + length
             if at > last + 8 or length > MAX_STRING:
-                raise self.fail(field, f"string {index} of {count}, {length} bytes long, does not fit the bytes left")
+                raise self.fail(
+                    field, f"string {index} of {count}, {length} bytes long, does not fit in the bytes left"
+                )
         self.at = at
 
     def _at_least(self, needed: int, count: int, field: str) -> None:
+        """Raise GGUFError if fewer than `needed` bytes are left for `count` elements."""
         if needed > self.end - self.at:
-            raise self.fail(field, f"{count} elements cannot fit the {self.end - self.at} bytes left")
+            raise self.fail(field, f"{count} elements cannot fit in the {self.end - self.at} bytes left")
 
     def value(self, entry: Entry, field: str) -> Any:
-        """The value that `step_over` found: bool, int, float, str or a list of those (or of lists)."""
+        """Decode the value at `entry`, from `step_over`: bool, int, float, str, or a list of these or of lists."""
         if entry.kind == STRING:
             return self.string(field)
         if entry.kind == ARRAY:
@@ -135,10 +145,12 @@ class Cursor:
         return self._elements(entry.kind, 1, field)[0]
 
     def _array(self, field: str) -> list[Any]:
+        """Decode an array inside an array: its type and length, then its elements."""
         element, count = self.numbers("IQ", field)
         return self._elements(element, count, field)
 
     def _elements(self, element: int, count: int, field: str) -> list[Any]:
+        """Decode `count` elements. Raises GGUFError for text that is not UTF-8 and a bool that is neither 0 nor 1."""
         if element == STRING:
             return [self.string(field) for _ in range(count)]
         if element == ARRAY:

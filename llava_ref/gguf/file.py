@@ -1,7 +1,7 @@
-"""GGUF files over a memory map: header, metadata and a table of tensors. Nothing is read that is not asked for.
+"""Open GGUF files over a memory map: header, metadata and the table of tensors. Data are read when they are used.
 
-Versions 2 and 3, little-endian. Format: ggml's docs/gguf.md; the limits beyond it stand in gguf_bytes.LIMITS.
-A file that another program cuts short while it is mapped ends the process (SIGBUS), as with every memory map.
+Versions 2 and 3, little-endian. The format is that of ggml's docs/gguf.md; the limits beyond it are in cursor.LIMITS.
+If another program truncates a file while it is mapped, this process ends (SIGBUS), as with every memory map.
 """
 
 import mmap
@@ -19,10 +19,10 @@ from .types import BY_ID
 
 __all__ = ["REQUIRED", "GGUFFile", "TensorView", "read"]
 
-MAX_ALIGNMENT, MAX_PARTS = 1 << 20, 1024
-# Without this, Linux refuses to map a private file that is larger than the memory. Python names the flag from 3.13 on.
+MAX_ALIGNMENT, MAX_SPLITS = 1 << 20, 1024
+# Without this flag Linux refuses to map a private file larger than the memory. Python has a name for it from 3.13 on.
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
-# O_NONBLOCK: a FIFO must not hang. Windows has neither of the first two, and needs the last.
+# O_NONBLOCK keeps a FIFO from blocking. Windows lacks it and O_CLOEXEC, and needs O_BINARY.
 OPEN = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -31,23 +31,23 @@ class TensorView:
     """One tensor of a mapped file. Making a view reads nothing from disk; the map lives as long as its views."""
 
     name: str
-    type: str  # "F16", "Q8_0", ...: a key of blocks.TYPES
+    type: str  # "F16", "Q8_0", ...: a key of types.TYPES
     shape: tuple[int, ...]  # torch order, slowest axis first: GGUF's `ne` reversed
     data: memoryview  # the raw blocks
 
 
 class GGUFFile(Metadata):
-    """A GGUF file, or several that are one model: a mapping of its metadata, with getters, and its tensors."""
+    """A GGUF file, or a model split over several: a mapping of its metadata, with getters, and its tensors."""
 
     def __init__(self, cursor: Cursor, version: int, entries: dict[str, Entry]) -> None:
         super().__init__(cursor.path, cursor.data, entries)
         self.version = version
-        self.tensors: dict[str, TensorView] = {}  # in the order of the file
+        self.tensors: dict[str, TensorView] = {}  # in file order
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A row of the tensor table. `offset` counts from where the data begins."""
+    """A row of the tensor table. `offset` counts from the first byte of tensor data."""
 
     type: str
     shape: tuple[int, ...]
@@ -56,28 +56,29 @@ class TensorInfo:
 
 
 def read(path: str | os.PathLike[str]) -> GGUFFile:
-    """Opens a GGUF file; the first of a split model (`...-00001-of-0000N.gguf`) opens the others too.
+    """Open a GGUF file; the first file of a split model (`...-00001-of-0000N.gguf`) opens the others too.
 
-    GGUFError names the file and field of whatever is wrong. Only regular files are opened, and never written to."""
+    Only regular files are opened, and none is written to. Raises GGUFError, which names the file and the field."""
     cursor = _open(Path(path))
     first = _parse(cursor)
-    if first.integer("split.count", 0, MAX_PARTS, 0) > 1:
+    if first.integer("split.count", 0, MAX_SPLITS, 0) > 1:
         _join(first, cursor.left)
     return first
 
 
 def _open(path: Path) -> Cursor:
+    """Map a file. Raises GGUFError if it cannot be opened or mapped, is empty or is not a regular file."""
     try:
         handle = os.open(path, OPEN)
     except (OSError, ValueError) as error:
         raise GGUFError(path, "file", getattr(error, "strerror", None) or str(error)) from None
     try:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
             raise GGUFError(path, "file", "not a regular file")
-        if not found.st_size:
+        if not status.st_size:
             raise GGUFError(path, "file", "is empty")
-        return Cursor(_map(handle, found.st_size), path)
+        return Cursor(_map(handle, status.st_size), path)
     except OSError as error:
         raise GGUFError(path, "file", f"cannot be mapped into memory: {error.strerror}") from None
     finally:
@@ -85,14 +86,14 @@ def _open(path: Path) -> Cursor:
 
 
 def _map(handle: int, size: int) -> mmap.mmap:
-    """Map a file privately: torch warns about arrays that it may not write to, and what is written stays here."""
+    """Map a file privately. Torch warns about read-only arrays, and writes to a private map never reach the file."""
     if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
         return mmap.mmap(handle, size, access=mmap.ACCESS_COPY)
     return mmap.mmap(handle, size, flags=mmap.MAP_PRIVATE | NO_RESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 def _parse(cursor: Cursor) -> GGUFFile:
-    """One file, split or not."""
+    """Parse one file, whether or not it is one of several."""
     version, n_tensors, n_keys = _header(cursor)
     entries: dict[str, Entry] = {}
     for _ in range(n_keys):
@@ -108,7 +109,7 @@ def _parse(cursor: Cursor) -> GGUFFile:
 
 
 def _header(cursor: Cursor) -> tuple[int, int, int]:
-    """Version, number of tensors, number of keys."""
+    """Read the version, the number of tensors and the number of keys."""
     magic = cursor.data[:4]
     if magic != b"GGUF":
         raise cursor.fail("magic", f"{magic!r}, expected b'GGUF': not a GGUF file")
@@ -125,6 +126,7 @@ def _header(cursor: Cursor) -> tuple[int, int, int]:
 
 
 def _read_tensors(cursor: Cursor, file: GGUFFile, count: int) -> None:
+    """Read the table of `count` tensors, and put a view of each into `file.tensors`."""
     alignment = _alignment(file)
     table: dict[str, TensorInfo] = {}
     for _ in range(count):
@@ -135,13 +137,14 @@ def _read_tensors(cursor: Cursor, file: GGUFFile, count: int) -> None:
     start = -(-cursor.at // alignment) * alignment
     _check_layout(cursor, table, start)
     cursor.spend("bytes of header", cursor.at, "header")
-    whole = memoryview(cursor.data)
+    data = memoryview(cursor.data)
     for name, info in table.items():
         begin = start + info.offset
-        file.tensors[name] = TensorView(name, info.type, info.shape, whole[begin : begin + info.size])
+        file.tensors[name] = TensorView(name, info.type, info.shape, data[begin : begin + info.size])
 
 
 def _alignment(file: GGUFFile) -> int:
+    """Get the alignment of tensor data. Raises GGUFError unless it is a power of two, stored as u32."""
     key = "general.alignment"
     value = file.integer(key, 1, MAX_ALIGNMENT, 32)
     if key in file and (file.describe(key)[0] != "u32" or value & (value - 1)):
@@ -150,6 +153,7 @@ def _alignment(file: GGUFFile) -> int:
 
 
 def _tensor_info(cursor: Cursor, name: str, alignment: int) -> TensorInfo:
+    """Read one row of the tensor table and compute the size of its data."""
     n_dims = cursor.numbers("I", name)[0]
     if n_dims > 4:
         raise cursor.fail(name, f"{n_dims} dimensions, expected 0..4")
@@ -169,42 +173,46 @@ def _tensor_info(cursor: Cursor, name: str, alignment: int) -> TensorInfo:
 
 
 def _check_layout(cursor: Cursor, table: dict[str, TensorInfo], start: int) -> None:
-    """All data within the file, none over another's. Gaps, any order and tensors without an element are allowed."""
-    reached, before, end = 0, "", len(cursor.data)
+    """Check that all data lie within the file and do not overlap. Gaps, any order and empty tensors are allowed."""
+    reached, previous, end = 0, "", len(cursor.data)
     for name, info in sorted(table.items(), key=lambda item: (item[1].offset, item[1].size)):
         if info.offset < reached and info.size:
-            raise cursor.fail(name, f"its data overlaps that of {before}")
+            raise cursor.fail(name, f"its data overlaps that of {previous}")
         if start + info.offset + info.size > end:
             problem = f"{info.size} bytes of data expected at offset {start + info.offset}, but the file ends at {end}"
             raise cursor.fail(name, problem)
         if info.size:
-            reached, before = info.offset + info.size, name
+            reached, previous = info.offset + info.size, name
 
 
 def _join(first: GGUFFile, left: dict[str, int]) -> None:
-    """Adds the tensors of the other parts. They share the first one's limits; their own metadata is not kept.
+    """Add the tensors of the other splits, which share the first one's limits. Their own metadata are dropped.
 
-    Keys, names and numbering as llama.cpp's gguf-split writes them: the first part is number 0 and named 00001."""
-    parts = first.integer("split.count", 2, MAX_PARTS)
+    Keys, names and numbers are those of llama.cpp's gguf-split: the first split has number 0 and the name ...-00001."""
+    count = first.integer("split.count", 2, MAX_SPLITS)
     match = re.fullmatch(r"(.*-)00001(-of-(\d{5})\.gguf)", first.path.name, re.DOTALL)
-    if first.integer("split.no", 0, MAX_PARTS) != 0 or match is None or int(match[3]) != parts:
-        raise GGUFError(
-            first.path, "split.no", f"one of {parts} files, expected the first: ...-00001-of-{parts:05d}.gguf"
-        )
-    for number in range(1, parts):
+    if first.integer("split.no", 0, MAX_SPLITS) != 0 or match is None or int(match[3]) != count:
+        problem = f"one of {count} files, expected the first: ...-00001-of-{count:05d}.gguf"
+        raise GGUFError(first.path, "split.no", problem)
+    for number in range(1, count):
         path = first.path.with_name(f"{match[1]}{number + 1:05d}{match[2]}")
-        if not os.path.exists(path):
-            raise GGUFError(path, "file", f"missing: part {number + 1} of {parts} of {first.path.name}")
-        cursor = _open(path)
-        cursor.left = left
-        other = _parse(cursor)
-        found = other.integer("split.no", 0, MAX_PARTS) + 1, other.integer("split.count", 0, MAX_PARTS)
-        if found != (number + 1, parts):
-            raise GGUFError(path, "split.no", f"is part {found[0]} of {found[1]}, expected {number + 1} of {parts}")
-        twice = first.tensors.keys() & other.tensors.keys()
-        if twice:
-            raise GGUFError(path, min(twice), "duplicate tensor: an earlier part has it too")
-        first.tensors |= other.tensors
+        first.tensors |= _split(path, first, number, count, left)
     expected = first.integer("split.tensors.count", 0, 1 << 31)
     if len(first.tensors) != expected:
-        raise GGUFError(first.path, "split.tensors.count", f"{expected}, but the parts hold {len(first.tensors)}")
+        raise GGUFError(first.path, "split.tensors.count", f"{expected}, but the splits hold {len(first.tensors)}")
+
+
+def _split(path: Path, first: GGUFFile, number: int, count: int, left: dict[str, int]) -> dict[str, TensorView]:
+    """Read the tensors of split `number` of `count`. Raises GGUFError if it is missing or belongs elsewhere."""
+    if not os.path.exists(path):
+        raise GGUFError(path, "file", f"missing: split {number + 1} of {count} of {first.path.name}")
+    cursor = _open(path)
+    cursor.left = left
+    split = _parse(cursor)
+    no, total = split.integer("split.no", 0, MAX_SPLITS) + 1, split.integer("split.count", 0, MAX_SPLITS)
+    if (no, total) != (number + 1, count):
+        raise GGUFError(path, "split.no", f"is split {no} of {total}, expected {number + 1} of {count}")
+    repeated = first.tensors.keys() & split.tensors.keys()
+    if repeated:
+        raise GGUFError(path, min(repeated), "duplicate tensor: an earlier split has it too")
+    return split.tensors

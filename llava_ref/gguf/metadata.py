@@ -1,4 +1,4 @@
-"""Metadata of a GGUF file: typed getters that refuse what is missing, mistyped, out of range or not finite, by name."""
+"""Get typed values of a GGUF file's metadata. Errors name the key that is missing, mistyped or out of range."""
 
 import math
 import mmap
@@ -20,24 +20,24 @@ T = TypeVar("T")
 
 
 class Required:
-    """The type of `REQUIRED`."""
+    """The type of `REQUIRED`, so that None can be a default."""
 
 
 REQUIRED = Required()
-"""Default of a getter that has none: the key must be there."""
+"""Stands for "no default": the key must be present."""
 
 
 class Metadata(Mapping[str, Any]):
-    """A mapping from keys to values, which are decoded when looked up: bool, int, float, str or lists of them.
+    """A mapping from keys to values, which are decoded at look-up: bool, int, float, str or lists of them.
 
-    Getters raise GGUFError naming the key when it is missing (and has no default), mistyped or out of range.
-    A default is returned as it is, unchecked."""
+    Getters return `default`, unchecked, if the key is missing. They raise GGUFError, which names the key, if it is
+    mistyped, out of range, or missing without a default."""
 
     def __init__(self, path: Path, data: mmap.mmap, entries: dict[str, Entry]) -> None:
         self.path, self._data, self._entries = path, data, entries
 
     def __getitem__(self, key: str) -> Any:
-        """GGUFError if the value is not what its type says: text that is not UTF-8, a bool that is 2."""
+        """Decode the value of `key`. Raises GGUFError for text that is not UTF-8 and a bool that is 2."""
         entry = self._entries[key]
         return Cursor(self._data, self.path, entry.at).value(entry, key)
 
@@ -51,7 +51,7 @@ class Metadata(Mapping[str, Any]):
         return key in self._entries
 
     def describe(self, key: str) -> tuple[str, int]:
-        """The value's type as text, "u32" or "array[string]", and for an array its length (1 for anything else)."""
+        """Return a value's type as text, such as "u32" or "array[string]", and its length (1 unless it is an array)."""
         entry = self._entries[key]
         name = KINDS[entry.kind]
         return (f"{name}[{KINDS[entry.element]}]" if entry.kind == ARRAY else name), entry.count
@@ -75,7 +75,7 @@ class Metadata(Mapping[str, Any]):
     @overload
     def integer(self, key: str, low: int, high: int, default: T, *, layers: int = 0) -> int | T: ...
     def integer(self, key: str, low: int, high: int, default: Any = REQUIRED, *, layers: int = 0) -> Any:
-        """A whole number of any stored width in low..high. `layers`: or that many of them, all equal."""
+        """Get a whole number of any stored width in low..high, or `layers` of them that are all equal."""
         if not self._has(key, default):
             return default
         value = self._scalar(key, "int", layers)
@@ -88,7 +88,7 @@ class Metadata(Mapping[str, Any]):
     @overload
     def number(self, key: str, low: float, high: float, default: T, *, layers: int = 0) -> float | T: ...
     def number(self, key: str, low: float, high: float, default: Any = REQUIRED, *, layers: int = 0) -> Any:
-        """A finite f32 or f64 in low..high. `layers`: or that many of them, all equal."""
+        """Get a finite f32 or f64 in low..high, or `layers` of them that are all equal."""
         if not self._has(key, default):
             return default
         value = self._scalar(key, "float", layers)
@@ -101,7 +101,7 @@ class Metadata(Mapping[str, Any]):
     @overload
     def array(self, key: str, kind: Kind, default: T) -> list[Any] | T: ...
     def array(self, key: str, kind: Kind, default: Any = REQUIRED) -> Any:
-        """The elements, which must be of `kind`; floats must be finite."""
+        """Get the elements of an array; they must be of `kind`, and floats must be finite."""
         if not self._has(key, default):
             return default
         entry = self._entries[key]
@@ -114,7 +114,7 @@ class Metadata(Mapping[str, Any]):
         return values
 
     def array_length(self, key: str) -> int:
-        """How many elements the array has, without decoding them."""
+        """Return the number of elements of an array, without decoding them."""
         self._has(key, REQUIRED)
         entry = self._entries[key]
         if entry.kind != ARRAY:
@@ -134,7 +134,7 @@ class Metadata(Mapping[str, Any]):
         return self[key]
 
     def _of_layers(self, key: str, kind: Kind, layers: int) -> Any:
-        """The one value of an array that has it once for each layer."""
+        """Get the one value that an array repeats for each layer. Raises GGUFError if the values differ."""
         values = self.array(key, kind)
         if len(values) != layers:
             raise GGUFError(self.path, key, f"{len(values)} values, expected one for each of {layers} blocks")

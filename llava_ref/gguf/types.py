@@ -1,6 +1,7 @@
-"""Tensor types: how many weights make a block, and how many bytes hold it.
+"""List the tensor types: the number of weights in a block, and the bytes that hold it.
 
-ggml.h and ggml-common.h of llama.cpp b10605; types that are only intermediate (Q8_1, Q8_K) stand in no file.
+Source: ggml.h and ggml-common.h of llama.cpp b10605. Q8_1 and Q8_K are left out: they are intermediate types, which no
+file stores.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The GGUF reader: files that must be read, files that must be refused by field, and what reading costs."""
+"""Test the GGUF reader: files it must read, files it must refuse by field, and the time and memory it takes."""
 
 import gc
 import os
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from llava_ref.errors import GGUFError
-from llava_ref.gguf import cursor as gguf_bytes
+from llava_ref.gguf import cursor
 from llava_ref.gguf import file as gguf
 from llava_ref.gguf.cursor import LIMITS
 from llava_ref.models import config
@@ -31,7 +31,7 @@ THREE = [("my_key_0", "u32", 1), ("my_key_1", "string", "x"), ("my_key_2", "f32[
 
 
 def refused(path: Path, *words: str) -> GGUFError:
-    """The error of reading `path`; it names the file, and has `words` in it."""
+    """Return the error of reading `path`, after checking that it names the file and contains `words`."""
     with pytest.raises(GGUFError) as caught:
         gguf.read(path)
     message = str(caught.value)
@@ -105,7 +105,7 @@ MORE_BAD = {
     "key that is not text": (build([(b"\xff\xfe", "u32", 1)]), "metadata key", "UTF-8"),
     "string past the end": (build([text("k") + struct.pack("<I", 8) + text("x", 99)]), "k", "99 bytes"),
     "array past the end": (build([text("k") + struct.pack("<IIQ", 9, 4, 1 << 20)]), "k", "ends"),
-    "array of 2^63": (build([text("k") + struct.pack("<IIQ", 9, 0, 1 << 63)]), "k", "over the limit"),
+    "array of 2^63": (build([text("k") + struct.pack("<IIQ", 9, 0, 1 << 63)]), "k", "exceed the limit"),
     "strings past the end": (build([text("k") + struct.pack("<IIQ", 9, 8, 1000)]), "k", "cannot fit"),
     "string in an array past the end": (
         build([text("k") + struct.pack("<IIQ", 9, 8, 2) + text("ab") + text("", 1 << 62)]), "k", "string 1 of 2"),
@@ -139,7 +139,7 @@ def test_broken_files(kind, tmp_path):
     refused(write(tmp_path, content), *words)
 
 
-def test_every_cut_of_a_good_file_is_refused(tmp_path):
+def test_a_good_file_truncated_at_any_byte_is_refused(tmp_path):
     content = build([("a", "string[]", ["b"]), *ODD[-4:-1], ("general.alignment", "u32", 1)], ROW, alignment=1)
     path = write(tmp_path, content)
     gguf.read(path)
@@ -149,7 +149,7 @@ def test_every_cut_of_a_good_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", good_files())
-def test_good_files_are_read_whole(content, tmp_path):
+def test_all_of_a_good_file_is_read(content, tmp_path):
     file = gguf.read(write(tmp_path, content))
     assert len(dict(file)) == len(file)
     for name, tensor in file.tensors.items():
@@ -226,7 +226,7 @@ def test_a_link_to_a_regular_file_is_opened_and_no_file_handle_leaks(tmp_path):
     (tmp_path / "link.gguf").symlink_to("real.gguf")
     bad = write(tmp_path, build(version=9), "bad.gguf")
     gguf.read(tmp_path / "link.gguf")
-    gc.collect()  # errors hold on to what raised them
+    gc.collect()  # errors keep the frames that raised them alive
     handles = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         gguf.read(tmp_path / "link.gguf")
@@ -299,7 +299,7 @@ def test_getters_refuse_by_name(call, words, tmp_path):
 
 
 def test_configs_of_the_handmade_pair(tmp_path):
-    """So that fuzzing these files reaches every line of the readers."""
+    """Check that the readers accept these files, so that fuzzing them reaches every line."""
     assert config.read_text(gguf.read(write(tmp_path, build(TEXT)))).rope.factor == 2
     assert config.read_vision(gguf.read(write(tmp_path, build(VISION)))).n_patches == 4
 
@@ -311,11 +311,11 @@ def test_more_heads_than_channels_are_refused(tmp_path):
         config.read_text(file)
 
 
-# What reading costs
+# Time and memory
 
 
 def rss_of_map(path: Path) -> int:
-    """Bytes of `path` that are in this process's memory (Linux)."""
+    """Return the bytes of `path` that are in this process's memory (Linux)."""
     lines = Path("/proc/self/smaps").read_text().splitlines()
     start = next(i for i, line in enumerate(lines) if line.endswith(str(path)))
     return 1024 * int(next(line for line in lines[start:] if line.startswith("Rss:")).split()[1])
@@ -357,7 +357,7 @@ def test_the_map_outlives_the_file_object_and_the_file_is_never_written(tmp_path
 
 
 def test_weights_at_odd_addresses(tmp_path):
-    """An alignment of 1 is good; numbers then stand where neither numpy nor torch would put them."""
+    """Check files with an alignment of 1: numbers then start at addresses that numpy and torch never choose."""
     kinds = ["I8", "F32", "I8", "Q8_0", "I8", "F16", "BF16", "I8", "I64", "I8", "Q4_K", "I8", "IQ1_M", "I8", "IQ2_XXS"]
     tensors = [Tensor(f"{i}", kind, (256 if kind != "I8" else 1,)) for i, kind in enumerate(kinds)]
     file = gguf.read(write(tmp_path, build([("general.alignment", "u32", 1)], tensors, alignment=1)))
@@ -397,7 +397,7 @@ def array_of(element: int, count: int) -> bytes:
     return text("k") + struct.pack("<IIQ", 9, element, count)
 
 
-COSTLY = {  # beginning of a file, and its size: the rest is zeros
+COSTLY = {  # the first bytes of a file, and its size: the rest is zeros
     "empty strings": (header(1) + array_of(8, LIMITS["array elements"]), LIMITS["bytes of header"]),
     "arrays in an array": (header(1) + array_of(9, LIMITS["array elements"] // 32), LIMITS["bytes of header"]),
     "a string of 64 MB": (header(1) + text("k") + struct.pack("<IQ", 8, 1 << 26), 1 << 40),
@@ -412,7 +412,7 @@ COSTLY = {  # beginning of a file, and its size: the rest is zeros
 
 
 def test_the_most_a_header_can_cost(tmp_path):
-    """5 s and 500 MB are promised for any file of any size."""
+    """Check the promise of 5 s and 500 MB for any file of any size."""
     paths = [write(tmp_path, content, kind) for kind, (content, _) in COSTLY.items()]
     for path, (_, size) in zip(paths, COSTLY.values(), strict=True):
         os.truncate(path, size)
@@ -431,12 +431,12 @@ def test_the_most_a_header_can_cost(tmp_path):
         ("array elements", [("a", "u8[]", [1, 2]), ("b", "string[]", ["x"])], []),
     ],
 )
-def test_limits_are_of_everything_together(what, keys, tensors, tmp_path, monkeypatch):
+def test_limits_count_a_whole_file(what, keys, tensors, tmp_path, monkeypatch):
     path = write(tmp_path, build(keys, tensors))
     monkeypatch.setitem(LIMITS, what, 3)
     gguf.read(path)
     monkeypatch.setitem(LIMITS, what, 2)
-    refused(path, f"{what} are over the limit, 2 in all")
+    refused(path, f"{what} exceed the limit, 2 in all")
 
 
 def test_an_array_in_an_array_counts_for_32_elements(tmp_path, monkeypatch):
@@ -444,22 +444,22 @@ def test_an_array_in_an_array_counts_for_32_elements(tmp_path, monkeypatch):
     monkeypatch.setitem(LIMITS, "array elements", 2 * 32 + 3)
     gguf.read(path)
     monkeypatch.setitem(LIMITS, "array elements", 2 * 32 + 2)
-    refused(path, "k", "array elements are over the limit")
+    refused(path, "k", "array elements exceed the limit")
 
 
 @pytest.mark.parametrize("kind, content", [("string", "abcd"), ("string[]", ["", "abcd"])])
-def test_a_string_has_a_greatest_length(kind, content, tmp_path, monkeypatch):
+def test_strings_have_a_maximum_length(kind, content, tmp_path, monkeypatch):
     path = write(tmp_path, build([("k", kind, content)]))
-    monkeypatch.setattr(gguf_bytes, "MAX_STRING", 4)
+    monkeypatch.setattr(cursor, "MAX_STRING", 4)
     gguf.read(path)
-    monkeypatch.setattr(gguf_bytes, "MAX_STRING", 3)
+    monkeypatch.setattr(cursor, "MAX_STRING", 3)
     refused(path, "k", "4 bytes")
 
 
-def test_a_header_has_a_greatest_size(tmp_path, monkeypatch):
+def test_headers_have_a_maximum_size(tmp_path, monkeypatch):
     path = write(tmp_path, build([("k", "string", "x" * 1000)]))
     monkeypatch.setitem(LIMITS, "bytes of header", 500)
-    refused(path, "k", "the 500 a header may take ends after")
+    refused(path, "k", "the limit of 500 for headers ends after")
 
 
 def test_a_file_larger_than_the_memory_is_mapped(tmp_path):

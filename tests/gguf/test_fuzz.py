@@ -1,8 +1,8 @@
-"""Mutated GGUF files: each one opens or is refused with GGUFError, and nothing else, in little memory.
+"""Fuzz the GGUF reader: each mutated file opens or raises GGUFError, nothing else, in little memory.
 
     python -m tests.gguf.test_fuzz --seconds 60 --seed 1
 
-A failure names its seed and number; `--seed S --first N --count 1` runs that one again.
+A failure names its seed and number; `--seed S --first N --count 1` repeats it.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from ..support.gguf_files import good_files, write
 
 SIZES = [0, 1, 2, 3, 4, 5, 8, 9, 12, 13, 31, 32, 63, 64, 255, 256, 1 << 15, 1 << 16, (1 << 31) - 1, 1 << 31]
 SIZES += [(1 << 32) - 1, 1 << 32, 1 << 40, 1 << 61, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 8, (1 << 64) - 1]
+ROOT = Path(__file__).parents[2]
 MEMORY = 512 << 20  # address space that a run may take beyond what the imports took
 
 
@@ -42,7 +43,7 @@ def cut(data: bytearray, others: list[bytes], rng: random.Random) -> None:
 
 
 def splice(data: bytearray, others: list[bytes], rng: random.Random) -> None:
-    """A piece of another file, over or between what is there."""
+    """Copy bytes of another file over or between those of `data`."""
     other = rng.choice(others)
     source, target, length = rng.randrange(len(other)), rng.randrange(len(data)), rng.choice([1, 8, 40, 400])
     piece = other[source : source + length]
@@ -50,7 +51,7 @@ def splice(data: bytearray, others: list[bytes], rng: random.Random) -> None:
 
 
 def overwrite(data: bytearray, others: list[bytes], rng: random.Random) -> None:
-    """A number that may be a length, count, type or offset; half of the time one that stood there as 64 bits."""
+    """Change a number, which may be a length, count, type or offset; half of the time one that looks like 64 bits."""
     at = rng.randrange(max(1, len(data) - 8))
     if rng.random() < 0.5:
         numbers = [i for i in range(len(data) - 8) if data[i] and not any(data[i + 2 : i + 8])]
@@ -73,7 +74,7 @@ def mutated(seeds: list[bytes], rng: random.Random) -> bytes:
 
 
 def refusals(calls: list[Callable[[], object]]) -> int:
-    """How many of `calls` raise GGUFError; anything else they raise is passed on."""
+    """Count the `calls` that raise GGUFError; any other exception is passed on."""
     count = 0
     for call in calls:
         try:
@@ -85,7 +86,7 @@ def refusals(calls: list[Callable[[], object]]) -> int:
 
 
 def exercise(file: GGUFFile) -> None:
-    """Every getter on every key, every reader of settings, every tensor."""
+    """Call every getter on every key, every reader of settings, and decode every tensor."""
     calls: list[Callable[[], object]] = [lambda: config.read_text(file), lambda: config.read_vision(file)]
     calls.append(lambda: Tokenizer.from_gguf(file))
     for key in file:
@@ -102,7 +103,7 @@ def exercise(file: GGUFFile) -> None:
 
 
 def run(folder: Path, seed: int, first: int, count: int, seconds: float) -> tuple[int, int]:
-    """Up to `count` files, for up to `seconds`. How many were tried, and how many of them opened."""
+    """Try up to `count` files for up to `seconds`; return the numbers of files tried and opened."""
     seeds, opened, end = good_files(), 0, time.monotonic() + seconds
     for number in range(first, first + count):
         if time.monotonic() > end:
@@ -128,9 +129,9 @@ def test_mutations_open_or_are_refused(tmp_path):
 
 
 def test_mutations_take_little_memory():
-    """In a process of its own, which cannot have more than `MEMORY`, and in which every warning is an error."""
-    command = [sys.executable, "-W", "error", __file__, "--seconds", "4", "--count", "2000", "--seed", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    """Fuzz in a process of its own, which may take at most `MEMORY`, and in which every warning is an error."""
+    command = [sys.executable, "-W", "error", "-m", __name__, "--seconds", "4", "--count", "2000", "--seed", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
