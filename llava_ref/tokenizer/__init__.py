@@ -1,1 +1,1 @@
-"""Text -> token ids -> text, by the vocabulary in a GGUF file."""
+"""Convert text to token ids and back, with the vocabulary of a GGUF file."""

@@ -1,8 +1,8 @@
-"""Byte-pair encoding, as files with `tokenizer.ggml.model = "gpt2"` need it. The `tokenizers` library cuts and merges.
+"""Encode text by byte-pair merges, for files with `tokenizer.ggml.model = "gpt2"`, using the `tokenizers` library.
 
-Its merging gives llama.cpp's ids: both take the pair of the lowest rank, the leftmost of equals. They part only where a
-merged text is no token, so the library gets ids of our own for such texts, past the vocabulary. These are then read
-letter by letter, and letters without a token are left out, as llama.cpp leaves them out.
+The library gives the same ids as llama.cpp: both merge the pair of the lowest rank first, the leftmost of equals. They
+differ only if a merged text is not a token. Such texts get ids of our own, beyond the vocabulary, and are spelled
+letter by letter afterwards; letters without a token are dropped, as llama.cpp drops them.
 """
 
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Split
-from tokenizers.pre_tokenizers import Sequence as Steps
+from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 
 from ..errors import GGUFError
 from .pretokenizers import Pre
@@ -20,15 +20,17 @@ from .spm import SPACE
 
 
 def byte_letters() -> list[str]:
-    """GPT-2's letter for each of the 256 bytes: itself where printable in Latin-1, else the next from U+0100 on."""
+    """Return GPT-2's letter for each of the 256 bytes: itself if printable in Latin-1, else the next from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
 
 
 class BpeMerger:
-    """`pieces` text -> id of the tokens that text may become; `n` ids in all; `merges` best first. A merge to a text of
-    `forbidden` (control tokens) is left out."""
+    """Merges plain text to token ids.
+
+    `pieces` maps the text of each token that may result to its id. The vocabulary has `n` ids. `merges` come best
+    first; merges to a `forbidden` text, which is that of a control token, are left out."""
 
     def __init__(
         self, pieces: Mapping[str, int], n: int, merges: Iterable[tuple[str, str]], forbidden: Container[str], pre: Pre
@@ -38,7 +40,7 @@ class BpeMerger:
         missing = {letter for letter in letters if letter not in pieces}
         self.missing_bytes = len(missing)
         pairs = list(merges)
-        # Nearly all merges join two tokens into a third: the few others are looked at one by one.
+        # Nearly all merges join two tokens into a third. Only the few others need the checks below.
         odd = {(a, b) for a, b in pairs if a + b not in pieces or a not in pieces or b not in pieces}
         pairs = [pair for pair in pairs if pair not in odd or "".join(pair) not in forbidden]
         known = dict(pieces)
@@ -47,10 +49,10 @@ class BpeMerger:
         self.extra = {i: [] if text in missing else self.spell(text) for text, i in known.items() if i >= n}
         model = BPE(vocab=known, merges=pairs, byte_fallback=not pre.byte_level, ignore_merges=pre.whole_words)
         self.library = Tokenizer(model)
-        self.library.pre_tokenizer = Steps(list(pre_tokenizers(pre)))
+        self.library.pre_tokenizer = PreTokenizers(list(pre_tokenizers(pre)))
 
     def __call__(self, text: str) -> list[int]:
-        """Ids of plain text."""
+        """Encode plain text, which holds no special token."""
         if self.pre.spaces:
             text = text.replace(" ", SPACE)
         if not self.pre.whole_newlines:
@@ -62,20 +64,22 @@ class BpeMerger:
         return ids
 
     def merge(self, text: str) -> list[int]:
+        """Encode `text` with the library, and spell the merged texts that are not tokens."""
         ids: list[int] = self.library.encode(text, add_special_tokens=False).ids
         if self.extra:
             return [j for i in ids for j in self.extra.get(i, (i,))]
         return ids
 
     def spell(self, text: str) -> list[int]:
-        """A merged text that is no token, by its letters or bytes."""
-        units = text if self.pre.byte_level else (f"<0x{b:02X}>" for b in text.encode())
-        return [self.pieces[unit] for unit in units if unit in self.pieces]
+        """Spell a merged text that is not a token in its letters or bytes."""
+        letters = text if self.pre.byte_level else (f"<0x{b:02X}>" for b in text.encode())
+        return [self.pieces[letter] for letter in letters if letter in self.pieces]
 
 
 def split_merges(path: Path, merges: Iterable[str]) -> list[tuple[str, str]]:
-    """Entries of `tokenizer.ggml.merges` as pairs, each once, best first, cut at the first space after the entry's
-    first character. Raises GGUFError for an entry that is not two texts."""
+    """Split the entries of `tokenizer.ggml.merges` into pairs, best first and without duplicates.
+
+    The cut is the first space after an entry's first character. Raises GGUFError for an entry that is not two texts."""
     unique = dict.fromkeys(merges)
     pairs = [(merge[:cut], merge[cut + 1 :]) for merge in unique if 0 < (cut := merge.find(" ", 1)) < len(merge) - 1]
     if len(pairs) < len(unique):
@@ -85,7 +89,8 @@ def split_merges(path: Path, merges: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def pre_tokenizers(pre: Pre) -> Iterator[PreTokenizer]:
-    for step in pre.steps:
-        yield Split(Regex(step.regex), step.behavior)
+    """Yield the library's form of each cut, then the spelling in byte letters."""
+    for cut in pre.cuts:
+        yield Split(Regex(cut.regex), cut.behavior)
     if pre.byte_level:
         yield ByteLevel(add_prefix_space=False, use_regex=False)

@@ -1,16 +1,16 @@
-r"""How each `tokenizer.ggml.pre` cuts text into words before byte-pair merging: a table of facts about models.
+r"""List how each `tokenizer.ggml.pre` cuts text into words before byte-pair merging: a table of facts about models.
 
-The names and what they do are those of llama.cpp b10605 (`src/llama-vocab.cpp`, `src/unicode.cpp`), written as
-Oniguruma regexes. Where llama.cpp departs from the tokenizer that a model was trained with, this table follows
-llama.cpp, because the name in the file is llama.cpp's:
+Names and rules are those of llama.cpp b10605 (`src/llama-vocab.cpp`, `src/unicode.cpp`), written as Oniguruma regexes.
+This table follows llama.cpp even if it departs from the tokenizer that a model was trained with, because the name in
+the file is llama.cpp's:
 
 * letters outside ASCII have no case (`tekken`, `gpt-4o`);
-* `youtu`, `tiny_aya` and `kimi-k2` do not cut where small letters turn to capitals;
+* `youtu`, `tiny_aya` and `kimi-k2` do not cut between a small letter and a capital;
 * a character class without `\p{...}` never matches white space outside ASCII (`[...&&\S]` below);
-* digits counted in threes from the right (`afmoe`, `tiny_aya`) take the text before them into their first group.
+* digits grouped in threes from the right (`afmoe`, `tiny_aya`) take the text before them into their first group.
 
-Each regex runs on every piece that the one before left; what it does not match stays as pieces of its own. All take
-linear time: where a plain regex would scan a long run again from each of its characters, a look-behind stops it.
+Each regex runs on every word that the previous one left; text that it does not match is a word of its own. All take
+linear time: a look-behind stops a regex that would otherwise scan a long run again from each of its characters.
 """
 
 from dataclasses import dataclass
@@ -39,30 +39,31 @@ PUNCTUATED_WORD = (
 
 
 def cased_word(letters: str, suffix: str) -> str:
-    """Words, cut where a capital follows a small letter; only a-z, A-Z have a case. `letters` stands inside [...]."""
+    """Return a regex for words, cut before a capital after a small letter. Only a-z and A-Z have a case. `letters` goes
+    inside [...]."""
     upper, lower = f"[[{letters}]&&[^a-z]]", f"[[{letters}]&&[^A-Z]]"
     start = r"[^\r\n\p{L}\p{N}]?"
     return f"{start}{upper}*{lower}+{suffix}|{start}{upper}+{lower}*{suffix}"
 
 
 @dataclass(frozen=True)
-class Step:
-    """One cut. `behavior` as the `tokenizers` library names it: what becomes of the text that `regex` matches."""
+class Cut:
+    """One cut. `behavior`, in the words of the `tokenizers` library, is the fate of the text that `regex` matches."""
 
     regex: str
     behavior: str = "isolated"
 
 
-# Digits in threes from the right: the first group ends wherever the rest of the run divides by three.
+# Groups digits in threes from the right: the first group ends where the rest of the run divides by three.
 DIGITS_FROM_RIGHT = (
-    Step(r"(?<!\p{N})\p{N}{1,3}(?=(?>(?:\p{N}{3})*)(?!\p{N}))", "merged_with_previous"),
-    Step(r"\G\p{N}{3}"),
+    Cut(r"(?<!\p{N})\p{N}{1,3}(?=(?>(?:\p{N}{3})*)(?!\p{N}))", "merged_with_previous"),
+    Cut(r"\G\p{N}{3}"),
 )
-# The same for ASCII digits inside a run of any digits, where only the start of a group is a cut.
+# Does the same for ASCII digits inside a run of any digits. Only the start of a group is a cut.
 ASCII_DIGITS_FROM_RIGHT = (
-    Step(r"\p{N}+"),
-    Step(r"(?<![0-9])[0-9]{1,2}(?=(?>(?:[0-9]{3})+)(?![0-9]))", "merged_with_previous"),
-    Step(r"[0-9]{3}", "merged_with_next"),
+    Cut(r"\p{N}+"),
+    Cut(r"(?<![0-9])[0-9]{1,2}(?=(?>(?:[0-9]{3})+)(?![0-9]))", "merged_with_previous"),
+    Cut(r"[0-9]{3}", "merged_with_next"),
 )
 
 DEEPSEEK_LETTERS = (
@@ -83,20 +84,21 @@ DEEPSEEK_LETTERS = (
 
 @dataclass(frozen=True)
 class Pre:
-    """What one name stands for."""
+    """The pre-tokenizer that one name stands for."""
 
-    steps: tuple[Step, ...]  # the cuts, in order
-    byte_level: bool = True  # words are spelled in GPT-2's byte letters; else in characters, with <0xXX> for the rest
+    cuts: tuple[Cut, ...]  # in order
+    byte_level: bool = True  # words are spelled in GPT-2's byte letters, else in characters, with <0xXX> for others
     whole_words: bool = False  # a word that is a token is taken without merging (llama.cpp's ignore_merges)
-    whole_newlines: bool = False  # the same for a run of newlines only
-    spaces: bool = False  # every space is written U+2581 before merging, and read back as a space
+    whole_newlines: bool = False  # a run of newlines that is a token is taken without merging
+    spaces: bool = False  # every space becomes U+2581 before merging, and a space again in decoding
     add_bos: bool = False  # whether a text starts with BOS unless the file says otherwise
-    always_bos: bool = False  # whatever the file says
-    default_bos: bool = True  # whether token 11 is BOS where the file names none
+    always_bos: bool = False  # BOS is added even if the file says otherwise
+    default_bos: bool = True  # token 11 is BOS if the file names none
 
 
-def regexes(*patterns: str) -> tuple[Step, ...]:
-    return tuple(Step(p) for p in patterns)
+def regexes(*patterns: str) -> tuple[Cut, ...]:
+    """Return cuts that make each match a word of its own."""
+    return tuple(Cut(p) for p in patterns)
 
 
 _GPT2 = Pre(regexes(GPT2))
@@ -118,7 +120,7 @@ _BAILING = Pre(
         + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
     )
 )
-# A run of blanks is looked through once for a newline: nothing but such a run can come before the later pieces of it.
+# A run of blanks is scanned only once for a newline: only the start of a run passes the look-behind.
 _JAIS2_BLANKS = r"(?<![^\S\r\n])\s*[\r\n]+|" + "".join(rf"\s{{{n}}}(?!\S)|" for n in (512, 256, 128, 64, 32, 16, 8, 4))
 _GEMMA4 = Pre(regexes(LINES), byte_level=False, whole_newlines=True, spaces=True, add_bos=True, always_bos=True)
 

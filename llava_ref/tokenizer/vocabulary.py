@@ -1,6 +1,7 @@
-"""The `tokenizer.ggml.*` keys of a text file, read once and checked: pieces, types, special tokens, rules.
+"""Read and check the `tokenizer.ggml.*` keys of a text model: tokens, their types, special tokens, rules.
 
-Facts: llama.cpp b10605, src/llama-vocab.cpp. Many files name only some of their special tokens; the rest go by text.
+The facts are those of llama.cpp b10605, src/llama-vocab.cpp. Many files name only some of their special tokens; the
+others are found by their text.
 """
 
 import re
@@ -21,7 +22,7 @@ END_TEXTS = (
     "<EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> "
     "<｜end▁of▁sentence｜> [e~["
 ).split()
-# A special token that no key names is the token with one of these texts; it counts as a control token.
+# A special token that no key names is the one with one of these texts. It counts as a control token.
 FOUND_BY_TEXT = {
     "fim_pre": "<|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> <|code_prefix|> <|prefix|>",
     "fim_suf": "<|fim_suffix|> <fim-suffix> <fim_suffix> <｜fim▁hole｜> <SUF> ▁<SUF> <|code_suffix|> <|suffix|>",
@@ -30,19 +31,23 @@ FOUND_BY_TEXT = {
     "fim_rep": "<|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame>",
     "fim_sep": "<|file_sep|>",
 }
-OLD_KEYS = {"fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle"}  # read after the new ones, so they win
+OLD_KEYS = {
+    "fim_pre": "prefix",
+    "fim_suf": "suffix",
+    "fim_mid": "middle",
+}  # read after the new keys, so they take precedence
 ENDING = ("fim_pad", "fim_rep", "fim_sep", "eos", "eot", "eom")
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """`V` tokens. `notes` are things a user should know about this file, one sentence each."""
+    """The vocabulary of a model, V tokens. `notes` are warnings about the file for the user, one sentence each."""
 
     path: Path
     model: str  # "llama": SPM, "gpt2": byte-pair encoding
     pre: Pre | None  # None for SPM
     texts: list[str]  # V pieces as stored; an empty one becomes "[EMPTY_id]"
-    types: list[int]  # V, the numbers above
+    types: list[int]  # V, one of NORMAL, UNKNOWN, ... each
     scores: list[float]  # V for SPM, else empty
     merges: list[str]  # for BPE, best first
     ids: dict[str, int]  # text -> id
@@ -52,22 +57,22 @@ class Vocabulary:
     add_bos: bool
     add_eos: bool
     add_space_prefix: bool
-    control: frozenset[int]  # control and unknown tokens: never text
+    control: frozenset[int]  # control and unknown tokens, which never become text
     end_ids: frozenset[int]  # every token that ends a generation
-    strip_left: frozenset[int]  # special tokens that swallow the blanks before them
-    strip_right: frozenset[int]  # and after them
+    strip_left: frozenset[int]  # special tokens that strip the blanks before them
+    strip_right: frozenset[int]  # special tokens that strip the blanks after them
     notes: tuple[str, ...]
 
 
 def read_vocabulary(file: GGUFFile) -> Vocabulary:
-    """Raises GGUFError for a missing, mistyped or impossible key, an unknown model or pre-tokenizer, equal tokens."""
+    """Read a vocabulary. Raises GGUFError for a bad or missing key, an unknown model or pre-tokenizer, equal tokens."""
     model = file.string(KEY + "model")
     if model not in ("llama", "gpt2"):
         raise GGUFError(file.path, KEY + "model", f"is {model!r}, expected 'llama' (SPM) or 'gpt2' (BPE)")
     notes: list[str] = []
     pre = read_pre(file, notes) if model == "gpt2" else None
     texts = read_texts(file)
-    ids = index(file, texts)
+    ids = ids_by_text(file, texts)
     types = read_types(file, texts)
     special = special_ids(file, pre, ids, len(texts), notes)
     end_ids = ends(special, ids)
@@ -97,18 +102,19 @@ def read_vocabulary(file: GGUFFile) -> Vocabulary:
 
 
 def read_pre(file: GGUFFile, notes: list[str]) -> Pre:
+    """Get the pre-tokenizer of a BPE file; a missing name means "default" and a note."""
     name = file.string(KEY + "pre", "")
     if not name:
         name = "default"
         notes.append(f"{KEY}pre is missing: text is cut by the 'default' rules, which may not be the model's own")
     if name not in PRES:
-        raise GGUFError(
-            file.path, KEY + "pre", f"unknown pre-tokenizer {name!r}, expected one of llama.cpp's {len(PRES)}"
-        )
+        problem = f"unknown pre-tokenizer {name!r}, expected one of llama.cpp's {len(PRES)}"
+        raise GGUFError(file.path, KEY + "pre", problem)
     return PRES[name]
 
 
 def read_add_bos(file: GGUFFile, pre: Pre | None, bos_id: int | None) -> bool:
+    """Say whether texts start with BOS. Raises GGUFError if they do and the vocabulary has none."""
     add = file.boolean(KEY + "add_bos_token", pre.add_bos if pre else True) or (pre is not None and pre.always_bos)
     if add and bos_id is None:
         raise GGUFError(file.path, KEY + "bos_token_id", "texts start with BOS here, expected the id of a token")
@@ -116,39 +122,38 @@ def read_add_bos(file: GGUFFile, pre: Pre | None, bos_id: int | None) -> bool:
 
 
 def read_texts(file: GGUFFile) -> list[str]:
+    """Read the texts of the tokens; an empty one becomes "[EMPTY_id]"."""
     texts = file.array(KEY + "tokens", "string")
     if not texts:
         raise GGUFError(file.path, KEY + "tokens", "is empty, expected at least one token")
     return [text or f"[EMPTY_{i}]" for i, text in enumerate(texts)]
 
 
-def index(file: GGUFFile, texts: list[str]) -> dict[str, int]:
+def ids_by_text(file: GGUFFile, texts: list[str]) -> dict[str, int]:
+    """Map each text to its id. Raises GGUFError for two equal texts."""
     ids = {text: i for i, text in enumerate(texts)}
     if len(ids) < len(texts):
         i, text = next((i, text) for i, text in enumerate(texts) if ids[text] != i)
-        raise GGUFError(
-            file.path, KEY + "tokens", f"tokens {i} and {ids[text]} are both {text!r}, expected each text once"
-        )
+        problem = f"tokens {i} and {ids[text]} are both {text!r}, expected each text once"
+        raise GGUFError(file.path, KEY + "tokens", problem)
     return ids
 
 
 def read_types(file: GGUFFile, texts: list[str]) -> list[int]:
-    """One type for each token; a file without them holds normal tokens only. Further entries are ignored."""
+    """Read one type for each token; without the key all tokens are normal. Surplus entries are ignored."""
     types: list[int] = file.array(KEY + "token_type", "int", [NORMAL] * len(texts))
     if len(types) < len(texts):
-        raise GGUFError(
-            file.path, KEY + "token_type", f"has {len(types)} entries, expected {len(texts)}: one for each token"
-        )
+        problem = f"has {len(types)} entries, expected {len(texts)}: one for each token"
+        raise GGUFError(file.path, KEY + "token_type", problem)
     for i, (text, kind) in enumerate(zip(texts, types, strict=False)):
         if kind == BYTE and not re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", text):
-            raise GGUFError(
-                file.path, KEY + "tokens", f"token {i} has type byte and text {text!r}, expected e.g. '<0x0A>'"
-            )
+            problem = f"token {i} has type byte and text {text!r}, expected e.g. '<0x0A>'"
+            raise GGUFError(file.path, KEY + "tokens", problem)
     return types[: len(texts)]
 
 
 def read_scores(file: GGUFFile, n: int) -> list[float]:
-    """One score for each token: float32, or int32, which llama.cpp reads too. Further entries are ignored."""
+    """Read one score for each token: float32, or int32, which llama.cpp accepts too. Surplus entries are ignored."""
     key = KEY + "scores"
     integers = key in file and file.describe(key)[0] == "array[i32]"
     scores = [float(s) for s in file.array(key, "int" if integers else "float")]
@@ -158,62 +163,63 @@ def read_scores(file: GGUFFile, n: int) -> list[float]:
 
 
 def read_merges(file: GGUFFile, pre: Pre) -> list[str]:
-    no_merges_needed = pre is PRES["kimi-k2"]
-    return file.array(KEY + "merges", "string", []) if no_merges_needed else file.array(KEY + "merges", "string")
+    """Read the merges, which only kimi-k2 may lack."""
+    optional = pre is PRES["kimi-k2"]
+    return file.array(KEY + "merges", "string", []) if optional else file.array(KEY + "merges", "string")
 
 
 def special_ids(
     file: GGUFFile, pre: Pre | None, ids: dict[str, int], n: int, notes: list[str]
 ) -> dict[str, int | None]:
-    """The special tokens' ids: the file's where they are in range, else by text, else llama.cpp's defaults."""
-    found: dict[str, int | None] = {"bos": 1, "eos": 2, "unknown": 0, "eot": None, "eom": None}
+    """Get the ids of the special tokens: the file's if in range, else by text, else llama.cpp's defaults."""
+    special: dict[str, int | None] = {"bos": 1, "eos": 2, "unknown": 0, "eot": None, "eom": None}
     if pre:
-        found |= {"bos": 11 if pre.default_bos else None, "eos": 11, "unknown": None}
-    found = {name: i if i is not None and i < n else None for name, i in found.items()} | dict.fromkeys(FOUND_BY_TEXT)
-    for name, key in [*((name, name) for name in found), *OLD_KEYS.items()]:
+        special |= {"bos": 11 if pre.default_bos else None, "eos": 11, "unknown": None}
+    special = {name: i if i is not None and i < n else None for name, i in special.items()}
+    special |= dict.fromkeys(FOUND_BY_TEXT)
+    for name, key in [*((name, name) for name in special), *OLD_KEYS.items()]:
         given = file.integer(f"{KEY}{key}_token_id", -MAX_ID, MAX_ID, None)
         if given is not None and 0 <= given < n:
-            found[name] = given
+            special[name] = given
         elif given is not None:
             notes.append(f"{KEY}{key}_token_id is {given}, not a token of this vocabulary: ignored")
     for name, texts in FOUND_BY_TEXT.items():
-        if found[name] is None:
-            found[name] = first(ids, texts.split())
-    return found
+        if special[name] is None:
+            special[name] = first(ids, texts.split())
+    return special
 
 
 def first(ids: dict[str, int], texts: Iterable[str]) -> int | None:
+    """Return the lowest id of the tokens with these texts, or None."""
     return min((ids[text] for text in texts if text in ids), default=None)
 
 
 def ends(special: dict[str, int | None], ids: dict[str, int]) -> frozenset[int]:
-    """Tokens that end a generation. `<|end|>` ends only a channel where there are also return and call tokens."""
-    found = {ids[text] for text in END_TEXTS if text in ids} | {
-        i for name in ENDING if (i := special[name]) is not None
-    }
+    """Return the tokens that end a generation. With return and call tokens present, `<|end|>` only ends a channel."""
+    end_ids = {ids[text] for text in END_TEXTS if text in ids}
+    end_ids |= {i for name in ENDING if (i := special[name]) is not None}
     calls = "<|call|>" in ids or "<|calls|>" in ids
     if calls and ("<|return|>" in ids or "<|flush|>" in ids):
-        found.discard(ids.get("<|end|>", -1))
+        end_ids.discard(ids.get("<|end|>", -1))
     if "<|tool_response>" in ids:
-        found.discard(ids.get("</s>", -1))
-    return frozenset(found)
+        end_ids.discard(ids.get("</s>", -1))
+    return frozenset(end_ids)
 
 
 def controls(
     types: list[int], special: dict[str, int | None], end_ids: frozenset[int], ids: dict[str, int]
 ) -> frozenset[int]:
-    """Control and unknown tokens, and those that must be control by their text, whatever type the file gives them."""
+    """Return control and unknown tokens, and those that their text makes control tokens whatever their type."""
     named = {i for name, texts in FOUND_BY_TEXT.items() if (i := special[name]) in {ids.get(t) for t in texts.split()}}
     named |= {ids[text] for text in END_TEXTS if ids.get(text) in end_ids}
-    return frozenset(i for i, kind in enumerate(types) if kind in (CONTROL, UNKNOWN)) | {
-        i for i in named if i is not None
-    }
+    typed = frozenset(i for i, kind in enumerate(types) if kind in (CONTROL, UNKNOWN))
+    return typed | {i for i in named if i is not None}
 
 
 def strips(
     file: GGUFFile, ids: dict[str, int], control: frozenset[int], types: list[int]
 ) -> tuple[frozenset[int], frozenset[int]]:
-    """Which special tokens swallow blanks: GGUF has no key for it, so llama.cpp goes by the names of models."""
+    """Return the special tokens that strip blanks. GGUF has no key for this, so llama.cpp goes by the model's name."""
     pre, architecture = file.string(KEY + "pre", ""), file.string("general.architecture", "")
     name = file.string("general.name", "").lower()
     if any(n in pre for n in ("jina-v2-de", "jina-v2-es", "jina-v2-code")) or any(

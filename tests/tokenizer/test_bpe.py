@@ -1,4 +1,4 @@
-"""Byte-pair encoding: how text is cut, and merges against the slow way."""
+"""Test byte-pair encoding: the cuts, and the merges against a slow definition."""
 
 import json
 import random
@@ -18,17 +18,17 @@ def bpe(tmp_path_factory):
 
 
 def slow_bpe(text: str, pieces: dict[str, int], merges: list[tuple[str, str]]) -> list[int]:
-    """Merges by looking at every pair again each time; unknown texts fall apart, unknown letters vanish."""
+    """Merge by definition: examine every pair after each merge. Spell unknown texts, drop unknown letters."""
     rank = {pair: i for i, pair in reversed(list(enumerate(merges)))}
-    parts = list(text)
-    while pairs := [(rank[pair], i) for i, pair in enumerate(zip(parts, parts[1:], strict=False)) if pair in rank]:
+    merged = list(text)
+    while pairs := [(rank[pair], i) for i, pair in enumerate(zip(merged, merged[1:], strict=False)) if pair in rank]:
         i = min(pairs)[1]
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return [pieces[unit] for p in parts for unit in ([p] if p in pieces else p) if unit in pieces]
+        merged[i : i + 2] = [merged[i] + merged[i + 1]]
+    return [pieces[p] for text in merged for p in ([text] if text in pieces else text) if p in pieces]
 
 
-def test_bpe_merges_as_the_slow_way_does():
-    """Random merges: repeated, out of order, of texts and to texts that are no tokens."""
+def test_bpe_merges_as_its_definition_does():
+    """Try random merges: repeated, out of order, of and to texts that are not tokens."""
     rng = random.Random(5)
     for _ in range(150):
         texts = ["a", "b", "c"] + sorted(
@@ -64,12 +64,12 @@ CUTS = json.loads((Path(__file__).parent / "pretokenizer_cuts.json").read_text()
 
 @pytest.mark.parametrize("name", CUTS)
 def test_cuts(name):
-    """How llama.cpp cuts the same text; the ids agree with its own on thousands of random texts (see conformance)."""
+    """Compare with llama.cpp's cuts. The ids agree with its own on thousands of random texts (see conformance)."""
     assert cuts(name, MIXED) == CUTS[name]
 
 
 @pytest.mark.parametrize("name", PRES)
-def test_no_cut_loses_text(name):
+def test_cuts_lose_no_text(name):
     rng = random.Random(6)
     for text in (MIXED, *(odd_text(rng, 60) for _ in range(20))):
         assert cuts(name, text).replace("|", "") == text.replace("|", "")
@@ -77,7 +77,7 @@ def test_no_cut_loses_text(name):
 
 @pytest.mark.parametrize("name", ["superbpe", "afmoe", "tiny_aya", "deepseek-llm", "jais-2"])
 def test_long_runs_take_linear_time(name):
-    """A regex that scans the rest of a run from each of its characters would take minutes here."""
+    """Cut long runs. A regex that scans the rest of a run from each of its characters would take minutes."""
     for run in ("7" * 100_000, " " * 100_000 + "x", " 7" * 20_000):
         assert len(cuts(name, run)) >= len(run)
 
@@ -85,7 +85,7 @@ def test_long_runs_take_linear_time(name):
 def test_bpe_rules(bpe, tmp_path):
     assert words(bpe, "abab ab") == ["abab", "Ġab"]
     assert words(bpe, "<|im_start|>ab<think>  ") == ["<|im_start|>", "ab", "<think>", "  "]
-    assert words(bpe, "ab<think>", special=False) == ["ab", "<think>"]  # user-defined tokens are always looked for
+    assert words(bpe, "ab<think>", special=False) == ["ab", "<think>"]  # user-defined tokens always count as such
     assert len(bpe.encode("<|im_start|>", special=False)) == len("<|im_start|>")
     assert bpe.decode(bpe.encode(MIXED)) == MIXED
     assert not bpe.add_bos
@@ -117,7 +117,7 @@ def test_plain_character_bpe_with_byte_fallback(tmp_path):
     )
     assert words(tokenizer, "ab ab\n\nab\n\n\né") == ["ab", "▁ab", "\n\n", "ab", "\n", "\n", "\n", "<0xC3>", "<0xA9>"]
     assert tokenizer.decode(tokenizer.encode("ab ab\n\né 中")) == "ab ab\n\né 中"
-    assert tokenizer.add_bos  # this family starts with BOS whatever the file says
+    assert tokenizer.add_bos  # this family starts with BOS even if the file says otherwise
 
 
 def test_a_missing_pre_is_the_default_with_a_note(tmp_path):

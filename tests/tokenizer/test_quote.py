@@ -1,4 +1,4 @@
-"""Whatever users type, and however a template cuts and joins it, no control token can be found in it."""
+"""Test that a quoted text contains no control token, however a template cuts it and joins it."""
 
 import random
 
@@ -33,7 +33,7 @@ def test_quoted_text_shares_no_character_with_a_control_token_or_the_image_slot(
         assert not forbidden & set(Quote.over([text], CONTROL).quote(text))
 
 
-def test_letters_between_a_templates_brackets_name_no_token():
+def test_quoted_letters_between_a_templates_brackets_name_no_token():
     quote = Quote.over(["im_start"], CONTROL)
     assert f"<|{'im_start'}|>" in CONTROL
     assert f"<|{quote.quote('im_start')}|>" not in CONTROL
@@ -53,19 +53,19 @@ def test_pasting_cut_pieces_makes_no_control_token():
 
 
 @pytest.mark.parametrize("block", range(len(PRIVATE)))
-def test_a_range_that_texts_use_is_left_alone(block):
+def test_a_range_that_texts_use_is_skipped(block):
     used = "".join(map(chr, (p for r in PRIVATE[:block] for p in r)))
     quote = Quote.over([used], CONTROL)
     assert quote.base in PRIVATE[block]
     assert quote.quote("a" + used) == chr(quote.base + quote.characters.index("a")) + used
 
 
-def test_the_code_points_lie_between_those_that_texts_use():
+def test_code_points_between_those_that_texts_use_are_taken():
     wanted = len(Quote.over([], CONTROL).characters)
-    before = [chr(p) for p in PRIVATE[0][: 2 * wanted : wanted - 1]]  # every gap one too small
-    quote = Quote.over(["".join(before)], CONTROL)
-    assert quote.base > ord(before[-1])
-    assert not set(before) & set(quote.quote("".join(CONTROL)))
+    used = [chr(p) for p in PRIVATE[0][: 2 * wanted : wanted - 1]]  # every gap is too small by one
+    quote = Quote.over(["".join(used)], CONTROL)
+    assert quote.base > ord(used[-1])
+    assert not set(used) & set(quote.quote("".join(CONTROL)))
 
 
 def test_a_control_token_made_of_private_characters_is_quoted_too():

@@ -1,4 +1,4 @@
-"""SPM: ids against SentencePiece and against merges done the slow way; spaces, bytes, unknown characters."""
+"""Test SPM: ids against SentencePiece and a slow definition; spaces, bytes, unknown characters."""
 
 import random
 from pathlib import Path
@@ -16,7 +16,7 @@ def spm(tmp_path_factory):
     return load(tmp_path_factory.mktemp("spm"), **spm_keys())
 
 
-def test_spm_gives_sentencepieces_ids(tmp_path):
+def test_spm_gives_the_ids_of_sentencepiece(tmp_path):
     sentencepiece = pytest.importorskip("sentencepiece", reason="the training extra is not installed")
     corpus = Path(__file__).read_text().splitlines()
     sentencepiece.SentencePieceTrainer.train(
@@ -56,21 +56,21 @@ def test_spm_gives_sentencepieces_ids(tmp_path):
 
 
 def slow_merge(text: str, pieces: dict[str, int], scores: list[float]) -> list[str]:
-    """Merges by looking at every pair again each time."""
-    parts = list(text)
+    """Merge by definition: examine every pair after each merge."""
+    merged = list(text)
     while True:
         pairs = [
             (-scores[pieces[a + b]], i)
-            for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False))
+            for i, (a, b) in enumerate(zip(merged, merged[1:], strict=False))
             if a + b in pieces
         ]
         if not pairs:
-            return parts
+            return merged
         i = min(pairs)[1]
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        merged[i : i + 2] = [merged[i] + merged[i + 1]]
 
 
-def test_spm_merges_as_the_slow_way_does():
+def test_spm_merges_as_its_definition_does():
     rng = random.Random(4)
     for _ in range(300):
         texts = {"".join(rng.choice("abc") for _ in range(rng.randrange(1, 6))) for _ in range(30)} | set("abc")
@@ -78,22 +78,22 @@ def test_spm_merges_as_the_slow_way_does():
         scores = [float(rng.randrange(5)) for _ in pieces]  # many equal scores
         text = "".join(rng.choice("abc") for _ in range(rng.randrange(1, 40)))
         ids = SpmMerger(pieces, scores, [None] * 256, 0)(text)
-        assert ids == [pieces[part] for part in slow_merge(text, pieces, scores)]
+        assert ids == [pieces[piece] for piece in slow_merge(text, pieces, scores)]
 
 
-def test_spm_looks_at_each_pair_a_few_times_only():
-    looked = 0
+def test_spm_examines_each_pair_only_a_few_times():
+    lookups = 0
 
     class Counted(dict):
         def get(self, key, default=None):
-            nonlocal looked
-            looked += 1
+            nonlocal lookups
+            lookups += 1
             return super().get(key, default)
 
     pieces = Counted({"a" * (1 << i): i for i in range(12)})
     n = 20_001
     SpmMerger(pieces, [float(i) for i in range(12)], [None] * 256, 0)("a" * n)
-    assert looked < 4 * n
+    assert lookups < 4 * n
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Token ids against llama.cpp's own test pairs; special tokens, users' text, decoding and streaming."""
+"""Test token ids against llama.cpp's own test pairs; special tokens, users' text, decoding and streaming."""
 
 import random
 import tracemalloc
@@ -69,7 +69,7 @@ def test_every_token_decodes_alone_and_streamed(real):
 
 
 def test_no_text_of_a_user_becomes_a_control_token(real):
-    """Users' texts full of control tokens, pasted between a template's control tokens and cut ones."""
+    """Encode texts of control tokens that users typed, whole and cut, between control tokens of a template."""
     tokenizer, _ = real
     v, rng = tokenizer.vocabulary, random.Random(2)
     words = [*tokenizer.control_texts, "<image>", "<|", "|>", " ", "\n", "Hello", "</", "s>", "é"]
@@ -86,16 +86,16 @@ def test_no_text_of_a_user_becomes_a_control_token(real):
 
 
 def slow_partition(text: str, specials: list[tuple[str, int]]) -> list[str | int]:
-    """Token by token, longest first, each cut out of the pieces of text that are left."""
-    parts: list[str | int] = [text]
+    """Cut tokens out of the text by definition: one after the other, longest first, out of the runs still left."""
+    runs: list[str | int] = [text]
     for word, i in sorted(specials, key=lambda s: (-len(s[0].encode()), s[1])):
-        split = [p for part in parts for p in ([part] if isinstance(part, int) else pieces_around(part, word, i))]
-        parts = [p for p in split if p != ""]
-    return parts
+        split = [r for run in runs for r in ([run] if isinstance(run, int) else runs_around(run, word, i))]
+        runs = [run for run in split if run != ""]
+    return runs
 
 
-def pieces_around(part: str, word: str, i: int) -> list[str | int]:
-    return [p for piece in part.split(word) for p in (piece, i)][:-1]
+def runs_around(text: str, word: str, i: int) -> list[str | int]:
+    return [run for between in text.split(word) for run in (between, i)][:-1]
 
 
 def test_special_tokens_are_cut_out_longest_first(tmp_path):
@@ -108,8 +108,8 @@ def test_special_tokens_are_cut_out_longest_first(tmp_path):
     rng = random.Random(7)
     for _ in range(400):
         text = "".join(rng.choice("aabb<>é ") for _ in range(rng.randrange(20)))
-        parts = slow_partition(text, places)
-        expected = [i for p in parts for i in ([p] if isinstance(p, int) else tokenizer.encode(p, special=False))]
+        runs = slow_partition(text, places)
+        expected = [i for p in runs for i in ([p] if isinstance(p, int) else tokenizer.encode(p, special=False))]
         assert tokenizer.encode(text) == expected
 
 
@@ -120,11 +120,11 @@ def test_special_tokens_are_cut_out_longest_first(tmp_path):
         ("Mistral", ["▁a", "<|user|>", "▁", "<0x0A>", "b", "<s>", "▁", "b"]),
     ],
 )
-def test_blanks_that_special_tokens_swallow(tmp_path, name, expected):
+def test_special_tokens_strip_blanks_by_model(tmp_path, name, expected):
     assert words(load(tmp_path, **spm_keys(general_name=name)), "a<|user|> \nb<s> b") == expected
 
 
-def test_a_mask_token_swallows_blanks_before_it(tmp_path):
+def test_a_mask_token_strips_blanks_before_it(tmp_path):
     keys = bpe_keys(ggml_pre="jina-v2-de")
     keys["ggml_tokens"][260] = "<mask>"
     assert words(load(tmp_path, **keys), "ab \n<mask> ab") == ["ab", "<mask>", "Ġab"]
@@ -157,10 +157,10 @@ def test_decoding_rules(spm, tmp_path):
     assert plain.token_bytes(plain.n_vocab - 1) == b""
     keys["ggml_add_space_prefix"] = True
     spaced = load(tmp_path, **keys)
-    assert spaced.decode([spaced.n_vocab - 1, *spaced.encode("ab")]) == "ab"  # the first token that gives any text
+    assert spaced.decode([spaced.n_vocab - 1, *spaced.encode("ab")]) == "ab"  # the first token that adds text
 
 
-def test_a_stream_never_cuts_a_character(spm):
+def test_a_stream_never_splits_a_character(spm):
     stream = spm.stream()
     ids = spm.encode("é🦙b", prefix=False)
     assert [stream.push(i) for i in ids] == ["", "é", "", "", "", "🦙", "b"]
@@ -170,7 +170,7 @@ def test_a_stream_never_cuts_a_character(spm):
     assert stream.flush() == "\ufffd"
 
 
-def test_any_bytes_stream_as_they_decode(spm):
+def test_a_stream_decodes_any_bytes_as_python_does(spm):
     rng = random.Random(8)
     for _ in range(500):
         data = bytes(
@@ -182,7 +182,7 @@ def test_any_bytes_stream_as_they_decode(spm):
         assert text == data.decode(errors="replace")
 
 
-def test_odd_text_comes_back(spm, bpe):
+def test_decoding_inverts_encoding(spm, bpe):
     rng = random.Random(9)
     for _ in range(200):
         text = odd_text(rng).replace(SPACE, "")

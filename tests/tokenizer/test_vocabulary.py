@@ -1,4 +1,4 @@
-"""What is read from `tokenizer.ggml.*`, and what a file can get wrong."""
+"""Test reading the `tokenizer.ggml.*` keys, and the errors for malformed ones."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from ..support.vocabularies import BYTE, NORMAL, bpe_keys, load, spm_keys, words
 
 END_CASES = [
     ({}, {2}),
-    ({"ggml_eos_token_id": 5}, {2, 5}),  # </s> goes by its text
+    ({"ggml_eos_token_id": 5}, {2, 5}),  # </s> is found by its text
     ({"ggml_eot_token_id": 3, "ggml_eom_token_id": 5}, {2, 3, 5}),
     ({"ggml_eos_token_id": 99_999}, {2}),  # out of range: the default stays
     ({"ggml_fim_pad_token_id": 4, "ggml_fim_rep_token_id": 5, "ggml_fim_pre_token_id": 3}, {2, 4, 5}),
@@ -32,7 +32,7 @@ def test_end_of_generation(tmp_path, changes, expected):
     ],
 )
 def test_end_of_generation_by_text(tmp_path, names, expected):
-    """Normal tokens that must be control tokens by their text count as such."""
+    """Check that normal tokens with the text of an end token count as control tokens."""
     keys = spm_keys()
     keys["ggml_tokens"] = [f"<x{i}>" if t == "</s>" else t for i, t in enumerate(keys["ggml_tokens"])] + names
     keys["ggml_scores"] += [0.0] * len(names)
@@ -94,17 +94,17 @@ BPE_FAULTS = [
     [(spm_keys(**changes), problem) for changes, problem in SPM_FAULTS]
     + [(bpe_keys(**changes), problem) for changes, problem in BPE_FAULTS],
 )
-def test_a_malformed_vocabulary_is_named(tmp_path, keys, problem):
+def test_an_error_names_the_malformed_key(tmp_path, keys, problem):
     with pytest.raises(GGUFError, match=problem):
         load(tmp_path, **{key: value for key, value in keys.items() if value is not None})
 
 
-def test_what_llama_cpp_accepts_too(tmp_path):
+def test_oddities_that_llama_cpp_accepts_are_accepted(tmp_path):
     keys = spm_keys()
     keys["ggml_tokens"][3] = ""
-    keys["ggml_scores"] = [int(s) for s in keys["ggml_scores"]] + [7]  # integers, and one too many
+    keys["ggml_scores"] = [int(s) for s in keys["ggml_scores"]] + [7]  # integers, and one more than tokens
     tokenizer = load(tmp_path, **keys)
     assert tokenizer.text_of(3) == "[EMPTY_3]"
     assert words(tokenizer, "ab") == ["▁ab"]
     del keys["ggml_token_type"]
-    assert load(tmp_path, **keys).control_texts == ("</s>",)  # by its text: all else is normal
+    assert load(tmp_path, **keys).control_texts == ("</s>",)  # found by its text: all others are normal
