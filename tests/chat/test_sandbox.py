@@ -285,7 +285,7 @@ def test_threads_render_at_once():
 def test_it_works_without_standard_streams(closed):
     code = (
         "import os, sys\n"
-        "from llava_ref import sandbox\n"
+        "from llava_ref.chat import sandbox\n"
         f"for fd in {closed}: os.close(fd)\n"
         "os._exit(7 if next(sandbox.run('{{ a }}', [{'a': 'ok'}], 'w', 'f')).text == 'ok' else 1)"
     )
