@@ -1,4 +1,4 @@
-"""Conversations in every shape that clients send; what cannot be read is refused by its JSON path."""
+"""Test parsing conversations in every form that clients send, and the errors, which name the JSON path."""
 
 import base64
 import re
@@ -98,7 +98,7 @@ def test_data_and_urls_are_never_paths():
     assert "URL images are off" in refuse(user({"type": "image", "image": " HTTPS://example.com/a"}))
 
 
-def test_objects():
+def test_programs_may_pass_objects():
     array, picture = np.zeros((2, 3, 3), np.uint8), Image.new("RGB", (3, 2))
     for key in ("image", "path"):
         for given, want in [(array, array), (picture, picture), ("a/b.png", Path("a/b.png")), (Path("c"), Path("c"))]:
@@ -111,9 +111,9 @@ def test_objects():
 
 
 @pytest.mark.parametrize("value", [PNG, Path("a.png"), np.zeros((2, 2, 3)), Image.new("L", (1, 1)), 7, ["a"]], ids=str)
-def test_objects_are_not_for_servers(value):
-    said = refuse(user({"type": "image", "image": value}), allow_objects=False)
-    assert said.startswith("messages[0].content[0]: image: expected a string with a data URI or base64, got ")
+def test_servers_refuse_objects(value):
+    message = refuse(user({"type": "image", "image": value}), allow_objects=False)
+    assert message.startswith("messages[0].content[0]: image: expected a string with a data URI or base64, got ")
 
 
 @pytest.mark.parametrize("settings", [{}, {"allow_objects": False}], ids=["program", "server"])
@@ -146,19 +146,19 @@ def test_objects_are_not_for_servers(value):
         (f"data:image/png;base64,{B64}\x00", "character that does not belong"),
     ],
 )
-def test_what_is_no_picture(field, value, problem, settings):
+def test_text_that_is_not_a_picture_is_refused(field, value, problem, settings):
     kind = "image" if field == "url" else "image_url"
-    said = refuse(user({"type": "text", "text": "x"}, {"type": kind, field: value}), **settings)
-    assert said.startswith(f"messages[0].content[1]: {field}: ") and problem in said
+    message = refuse(user({"type": "text", "text": "x"}, {"type": kind, field: value}), **settings)
+    assert message.startswith(f"messages[0].content[1]: {field}: ") and problem in message
 
 
-def test_a_path_is_not_opened_for_a_server():
-    said = refuse(user({"type": "image", "path": "/etc/passwd"}), allow_objects=False)
-    assert said.startswith("messages[0].content[0]: path: files are not opened here")
+def test_servers_open_no_path():
+    message = refuse(user({"type": "image", "path": "/etc/passwd"}), allow_objects=False)
+    assert message.startswith("messages[0].content[0]: path: files are not opened here")
 
 
 @pytest.mark.parametrize(
-    "messages, said",
+    "messages, expected",
     [
         (None, "messages: type: expected a list of messages, got NoneType"),
         ("hi", "messages: type: expected a list of messages, got str"),
@@ -217,12 +217,12 @@ def test_a_path_is_not_opened_for_a_server():
     ],
     ids=lambda value: value[:60] if isinstance(value, str) else None,
 )
-def test_errors_name_the_place(messages, said):
-    assert refuse(messages).startswith(said)
-    assert refuse(messages, allow_objects=False).startswith(said)
+def test_errors_name_the_place(messages, expected):
+    assert refuse(messages).startswith(expected)
+    assert refuse(messages, allow_objects=False).startswith(expected)
 
 
-def test_as_many_messages_as_are_allowed():
+def test_the_greatest_number_of_messages_is_accepted():
     assert len(parse_messages([{"role": "user", "content": "x"}] * 1024)) == 1024
 
 
@@ -230,8 +230,8 @@ def test_the_path_starts_where_the_caller_says():
     assert refuse([{"role": "tool"}], where="body.messages").startswith("body.messages[0]: role: ")
 
 
-def test_empty_extras_are_as_good_as_absent():
-    """Clients send a reply back as they got it: the SDKs' objects have these keys."""
+def test_empty_keys_count_as_absent():
+    """Check keys that clients echo: they send a reply back as they got it, as an object of an SDK."""
     echo = {
         "role": "assistant",
         "content": "yes",
@@ -244,7 +244,7 @@ def test_empty_extras_are_as_good_as_absent():
     assert parse_messages([echo])[0].parts[0].text == "yes"
 
 
-def test_keys_that_say_nothing_here_are_accepted_and_found():
+def test_keys_without_effect_are_accepted_and_listed():
     messages = [
         {"role": "user", "content": [{"type": "text", "text": "a", "lang": "de"}], "name": "bob"},
         {"role": "assistant", "content": "b", "reasoning_content": "hm", "name": "", "annotations": [], "prefix": True},
@@ -269,18 +269,18 @@ def test_keys_that_say_nothing_here_are_accepted_and_found():
 
 
 @pytest.mark.parametrize("messages", [None, 3, "x", [3], [{"content": 3}], [{"content": [3, None, [1], {}]}], [[]]])
-def test_of_what_is_no_conversation_nothing_is_found(messages):
+def test_no_key_is_listed_of_a_malformed_conversation(messages):
     assert unheard(messages) == []
 
 
-def test_sixteen_pictures_and_no_more():
+def test_seventeen_pictures_are_refused():
     image = {"type": "image_url", "image_url": B64}
     many = [*user(*[image] * 10), *user(*[image] * 6)]
     assert sum(len(m.parts) for m in parse_messages(many)) == 16
-    assert refuse([*many, *user(image)]).startswith("messages[2].content[0].image_url: image: one too many")
+    assert refuse([*many, *user(image)]) == "messages[2].content[0].image_url: image: 17 images, expected at most 16"
 
 
-def test_messages_pass_through():
+def test_parsed_messages_are_returned_unchanged():
     messages = [Message("user", (TextPart("hi"), ImagePart(PNG)))]
     assert parse_messages(messages) == messages
 
@@ -292,11 +292,11 @@ def test_slots_need_no_picture():
     assert "found none" in refuse(user({"type": "image"}))
 
 
-def test_urls_are_fetched_where_the_caller_says_how():
-    asked = []
+def test_urls_are_fetched_if_the_caller_passes_fetch():
+    fetched = []
 
     def fetch(url, where):
-        asked.append((url, where))
+        fetched.append((url, where))
         return PNG
 
     text = {"type": "text", "text": "http://a/b"}
@@ -307,7 +307,7 @@ def test_urls_are_fetched_where_the_caller_says_how():
         fetch=fetch,
     )
     assert [part.source for part in parts if isinstance(part, ImagePart)] == [PNG, PNG]
-    assert asked == [
+    assert fetched == [
         ("http://a/b", "messages[0].content[0].image_url.url"),
         ("https://c", "messages[0].content[2].url"),
     ]
