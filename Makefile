@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES = pyproject.toml constraints.txt
 
-.PHONY: demo test check conformance pictures train clean
+.PHONY: demo test check conformance pictures quirks train clean
 
 demo: .venv/.demo ## the embedded model looks at pictures and answers
 	.venv/bin/llava-ref demo
@@ -23,6 +23,9 @@ conformance: .venv/.conformance ## against transformers, llama.cpp and OpenAI's 
 
 pictures: .venv/.conformance ## what the README shows (needs Chromium): docs/images, and two commands' output
 	.venv/bin/python docs/images/make.py
+
+quirks: .venv/.dev ## the README's table of quirks, from llava_ref/profiles.py
+	.venv/bin/python docs/quirks.py
 
 train: .venv/.training ## goes on training the embedded pair (about two hours of one core)
 	mkdir -p run

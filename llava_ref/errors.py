@@ -1,58 +1,81 @@
-"""The errors this library raises on purpose. Everything a user can mend is a `LlavaError`; anything else is a bug.
+"""The errors this library raises on purpose. Everything a user can fix is a `LlavaError`; anything else is a bug.
 
 Each names the file or argument, the field, and what is wrong: `str(error)` is `where: field: problem`, one printable
-line of less than 1,000 characters.
+line of less than 1,000 characters. Programs read `code` instead of the words.
 """
 
+from typing import Literal
+
 LIMIT = 1000
+Code = Literal[
+    "invalid_value",  # anything that has no code of its own
+    "unsupported_parameter",  # a field that exists elsewhere and has no effect here
+    "context_length_exceeded",  # a prompt with more positions than the context, or no room for an answer
+    "invalid_image",  # a picture that cannot be decoded, or cannot be had
+    "unsupported_image_format",  # a file that is no PNG, JPEG, WebP, GIF or BMP
+    "image_too_large",  # a picture with too many bytes or pixels
+    "model_error",  # NaN or infinity inside the model
+]
+"""The codes of `LlavaError`: all there are."""
 
 
 def printable(text: str, limit: int = LIMIT) -> str:
-    """`text` on one line, control characters escaped, cut to `limit` characters (a file may hold anything)."""
+    """Return `text` on one line, control characters escaped, cut to `limit` characters (a file may hold anything)."""
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
     return safe if len(safe) <= limit else safe[: limit - 1] + "…"
 
 
 def visible(text: str) -> str:
-    """`text` with control characters other than line ends and tabs escaped."""
+    """Return `text` with control characters other than line ends and tabs escaped."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class LlavaError(Exception):
-    """Something the user can mend. `where` is a file or argument, `field` what in it, `problem` what was expected."""
+    """Report something the user can fix.
 
-    def __init__(self, where: object, field: str, problem: str) -> None:
+    `where` is a file or argument, `field` a part of it, `problem` what is wrong and what was expected. `code` says the
+    kind of problem to programs; None takes the class's own.
+    """
+
+    code: Code = "invalid_value"
+
+    def __init__(self, where: object, field: str, problem: str, *, code: Code | None = None) -> None:
         self.where, self.field = printable(str(where), 300), printable(field, 200)
         self.problem = printable(problem, 480)
+        self.code = code or type(self).code
         super().__init__(f"{self.where}: {self.field}: {self.problem}")
 
-    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
-        return type(self), (self.where, self.field, self.problem)
+    def __reduce__(self) -> tuple[type, tuple[str, str, str], dict[str, Code]]:
+        return type(self), (self.where, self.field, self.problem), {"code": self.code}
 
 
 class GGUFError(LlavaError):
-    """A model file that cannot be read, or says something impossible."""
+    """Report a model file that cannot be read, or says something impossible."""
 
 
 class PairError(LlavaError):
-    """A text file and an mmproj file that do not fit each other."""
+    """Report a text file and an mmproj file that do not fit each other."""
 
 
 class ImageError(LlavaError):
-    """A picture that cannot be read or is over a limit."""
+    """Report a picture that cannot be read or exceeds a limit."""
+
+    code = "invalid_image"
 
 
 class TemplateError(LlavaError):
-    """A chat template that fails, or goes over a limit, or drops a part of the conversation."""
+    """Report a chat template that fails, exceeds a limit, or drops a part of the conversation."""
 
 
 class PromptError(LlavaError):
-    """A conversation or prompt that cannot be run: too long, wrong parts, images without slots."""
+    """Report a conversation or prompt that cannot be run: too long, wrong parts, images without slots."""
 
 
 class ParameterError(LlavaError):
-    """A setting out of its range or not supported."""
+    """Report a setting that is out of its range or not supported."""
 
 
 class NumericsError(LlavaError):
-    """NaN or infinity inside the model; `field` names the first tensor that holds one."""
+    """Report NaN or infinity inside the model; `field` names the first tensor that holds one."""
+
+    code = "model_error"

@@ -265,7 +265,7 @@ class Llava:
         except ImageError as error:
             if error.field != path:
                 raise
-            raise ImageError(path, "file", error.problem) from None
+            raise ImageError(path, "file", error.problem, code=error.code) from None
 
     def preprocess(self, image: images.DecodedImage, tap: Tap = no_tap) -> Preprocessed:
         """What the tower is shown: `pixels` (1, 3, S, S) float32. ParameterError without an mmproj file."""

@@ -1,103 +1,235 @@
-"""Profiles: which of several known behaviours to run, as data decided once at load.
+"""The quirks of LLaVA's implementations, one table, and the profiles that choose a value for each.
 
-A quirk is one point on which implementations of LLaVA differ; a profile is a named set of them. Sources: `llava` is
-haotian-liu/LLaVA v1.2.2 with CLIP as transformers runs it; `hf` is transformers' LlavaProcessor and
-LlavaForConditionalGeneration; `llama.cpp` is tools/mtmd of release b10605 (clip.cpp, models/llava.cpp, mtmd-image.cpp),
-the same up to b11739.
+A quirk is one point on which implementations differ; a profile is a named choice of all of them, made once at load.
+Sources: `llava` is haotian-liu/LLaVA v1.2.2 with CLIP as transformers runs it; `hf` is transformers' own processor and
+model, release 5.24; `llama.cpp` is tools/mtmd of release b10605 (clip.cpp, models/llava.cpp, mtmd-image.cpp), unchanged
+up to b11739.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args, get_type_hints
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal, TypeVar
 
 from .errors import ParameterError
 
+Alpha = Literal["convert", "white", "drop"]
+Exif = Literal["ignore", "apply"]
 ImageOrder = Literal["first", "template", "given"]
+Value = TypeVar("Value", bound=str)
+
+NAMES = ("llava", "hf", "llama.cpp")
+PICTURE = ("image.", "vision.pixels")
+TOWER = ("vision.", "projector.")
+TOKENS = ("token_ids",)
+DECODER = ("blk.",)
+ATTENTION = ("blk.", "vision.")
+
+
+@dataclass(frozen=True, slots=True)
+class Quirk:
+    """One row of the table."""
+
+    about: str  # a noun phrase: "the place of the class token"
+    where: str  # to what it is limited: "in files with `v.post_ln`"; empty if it applies always
+    seen_in: tuple[str, ...]  # beginnings of the names of the stages in which it shows
+    values: Mapping[str, str]  # value -> what an implementation with this value does: "applies the norm"
+    profiles: Mapping[str, str]  # profile -> value
+
+
+def quirk(
+    about: str, seen_in: tuple[str, ...], profiles: tuple[Value, Value, Value], values: Mapping[Value, str],
+    where: str = "",
+) -> Value:  # fmt: skip
+    """Return a field of `Quirks`. It is typed as its value, so mypy holds `profiles` and `values` to the Literal."""
+    sentences = {str(value): words for value, words in values.items()}
+    row = Quirk(about, where, seen_in, sentences, dict(zip(NAMES, profiles, strict=True)))
+    return field(default=profiles[0], metadata={"quirk": row})
 
 
 @dataclass(frozen=True, slots=True)
 class Quirks:
-    """One value per quirk; the defaults are profile `llava`."""
+    """One value per quirk; the defaults are profile `llava`. Each row: profiles `llava`, `hf`, `llama.cpp`; values."""
 
-    class_token: Literal["first", "last"] = "first"
-    """Where the class token stands when position embeddings are added; rows 1..N go to the projector either way."""
-    vit_layers: Literal["stored", "one-less"] = "stored"
-    """Blocks run where the file has no `clip.vision.feature_layer`: every stored one, or `block_count` - 1."""
-    post_ln: Literal["skip", "apply"] = "skip"
-    """Whether a stored `v.post_ln` is applied before the projector."""
-    gelu: Literal["erf", "tanh"] = "erf"
-    """The GELU meant by `clip.use_gelu` and by the projector."""
-    square: Literal["pad-resize", "crop", "resize-pad"] = "pad-resize"
-    """A picture to a square: mean-colour pad then resize; shortest side then centre crop; resize to fit then pad."""
-    fit: Literal["stretch", "letterbox"] = "stretch"
-    """A picture into the shape that the tower takes, in families that do not pad with their mean colour: stretched, or
-    its aspect kept and the rest black."""
-    exif: Literal["ignore", "apply"] = "ignore"
-    """EXIF orientation (ignored with a warning when it is not 1)."""
-    alpha: Literal["convert", "drop"] = "convert"
-    """Transparency: Pillow's `convert("RGB")`, or the alpha channel dropped as stb_image does."""
-    text_pieces: Literal["separate", "whole", "separate-prefixed"] = "separate"
-    """Text around images: each piece tokenised by itself; the whole string at once; by itself, and an SPM space prefix
-    also after a control token inside a piece."""
-    image_order: ImageOrder = "first"
-    """Where a message's pictures stand: before its texts, each on a line of its own, as LLaVA's own code puts them;
-    where the template puts them, which gets the parts as a list, as transformers gives them (a template that only takes
-    strings gets the pictures first); or where they came, as llama.cpp's markers do."""
-    image_newlines: Literal["double", "none"] = "double"
-    """Whether two line feeds stand before and after a picture's markers, in families that have markers."""
-    window: Literal["honour", "ignore"] = "honour"
-    """A sliding window that a file of the llama architecture asks for; llama.cpp does not read the key there."""
-    attention_scale: Literal["honour", "ignore"] = "honour"
-    """A `llama.attention.scale` in place of 1 / sqrt(head size); llama.cpp does not read the key there."""
-    yarn_keys: Literal["honour", "ignore"] = "honour"
-    """YaRN's `yarn_beta_fast`, `yarn_beta_slow` and `yarn_attn_factor`, which transformers' configuration has and
-    llama.cpp's converter writes; llama.cpp does not read them there."""
-    end_token: Literal["leave", "append"] = "leave"
-    """Whether EOS stands behind a prompt where the vocabulary says `add_eos_token`. llama.cpp and transformers put it
-    there; an answer then begins behind the end of a text, which LLaVA's own checkpoints never ask for."""
-    kv_cache: Literal["f32", "f16"] = "f32"
-    """What keys and values are kept in. Matters in precision `ggml` only; llama.cpp's `--cache-type-k` and `-v`."""
-    flash_attention: Literal["off", "on"] = "off"
-    """Whether attention is ggml's fused kind. Matters in precision `ggml` only; llama.cpp's `--flash-attn`."""
+    class_token: Literal["first", "last"] = quirk(
+        "the place of the class token",
+        TOWER,
+        ("first", "first", "last"),
+        {
+            "first": "puts the class token before the patches and takes rows 1..N",
+            "last": "puts the class token after the patches and still takes rows 1..N, so patch 0 is lost and every "
+            "patch has its neighbour's position",
+        },
+    )
+    vit_layers: Literal["stored", "one-less"] = quirk(
+        "how many blocks of the tower are run",
+        TOWER,
+        ("stored", "stored", "one-less"),
+        {
+            "stored": "runs every stored block of the tower",
+            "one-less": "runs one block of the tower less than the file says",
+        },
+        where="in files without `clip.vision.feature_layer`",
+    )
+    post_ln: Literal["skip", "apply"] = quirk(
+        "the norm after the tower",
+        TOWER,
+        ("skip", "skip", "apply"),
+        {"skip": "leaves out the norm after the tower", "apply": "applies the norm after the tower"},
+        where="in files with `v.post_ln`",
+    )
+    gelu: Literal["erf", "tanh"] = quirk(
+        "the form of GELU",
+        TOWER,
+        ("erf", "erf", "tanh"),
+        {"erf": "computes GELU exactly, by the error function", "tanh": "approximates GELU by tanh"},
+        where="in a tower with `clip.use_gelu` and in the projector",
+    )
+    square: Literal["pad-resize", "crop", "resize-pad"] = quirk(
+        "how a picture is padded, or cut, to a square",
+        PICTURE,
+        ("pad-resize", "crop", "resize-pad"),
+        {
+            "pad-resize": "pads a picture to a square with the mean colour and then resizes it",
+            "crop": "resizes a picture's shortest side and cuts out the centre",
+            "resize-pad": "resizes a picture to fit and then pads it to a square",
+        },
+    )
+    fit: Literal["stretch", "letterbox"] = quirk(
+        "how a picture takes the shape of the tower's input",
+        PICTURE,
+        ("stretch", "stretch", "letterbox"),
+        {
+            "stretch": "stretches a picture to the shape that the tower takes",
+            "letterbox": "keeps a picture's aspect and centres it on black",
+        },
+        where="in families that do not pad with their mean colour",
+    )
+    exif: Exif = quirk(
+        "the picture's EXIF orientation",
+        PICTURE,
+        ("ignore", "apply", "ignore"),
+        {
+            "ignore": "ignores the picture's EXIF orientation",
+            "apply": "turns the picture as its EXIF orientation says",
+        },
+    )
+    alpha: Alpha = quirk(
+        "transparency",
+        PICTURE,
+        ("convert", "white", "drop"),
+        {
+            "convert": 'takes the colours stored under transparency, as Pillow\'s `convert("RGB")` does',
+            "white": "lays transparent pictures over white",
+            "drop": "drops the alpha channel, as stb_image does",
+        },
+    )
+    text_pieces: Literal["separate", "whole", "separate-prefixed"] = quirk(
+        "how the text around pictures is tokenised",
+        TOKENS,
+        ("separate", "whole", "separate-prefixed"),
+        {
+            "separate": "tokenises each piece of text around pictures by itself",
+            "whole": "tokenises the whole prompt at once",
+            "separate-prefixed": "tokenises each piece of text around pictures by itself, and puts a space (SPM's "
+            "prefix) before text that follows a control token",
+        },
+    )
+    image_order: ImageOrder = quirk(
+        "where a message's pictures stand",
+        TOKENS,
+        ("first", "template", "given"),
+        {
+            "first": "puts a message's pictures before its texts, each on a line of its own",
+            "template": "leaves the order of pictures and texts to the chat template",
+            "given": "keeps pictures and texts in the order given, without line feeds around pictures",
+        },
+    )
+    image_newlines: Literal["double", "none"] = quirk(
+        "line feeds around a picture's markers",
+        TOKENS,
+        ("double", "double", "none"),
+        {
+            "double": "puts two line feeds before and after a picture's markers",
+            "none": "puts no line feeds around a picture's markers",
+        },
+        where="in families that have markers",
+    )
+    # llama.cpp reads the keys of the next three in other architectures only. YaRN's are also in transformers'
+    # configuration, and llama.cpp's converter writes them.
+    window: Literal["honour", "ignore"] = quirk(
+        "the sliding window",
+        DECODER,
+        ("honour", "honour", "ignore"),
+        {
+            "honour": "applies the sliding window that the file asks for",
+            "ignore": "ignores the sliding window that the file asks for",
+        },
+        where="in files of the llama architecture that have one (Mistral)",
+    )
+    attention_scale: Literal["honour", "ignore"] = quirk(
+        "the scale of attention",
+        DECODER,
+        ("honour", "honour", "ignore"),
+        {
+            "honour": "scales attention by what the file says",
+            "ignore": "scales attention by 1 / sqrt(head size), whatever the file says",
+        },
+        where="in files with `llama.attention.scale`",
+    )
+    yarn_keys: Literal["honour", "ignore"] = quirk(
+        "YaRN's ramp and length",
+        DECODER,
+        ("honour", "honour", "ignore"),
+        {
+            "honour": "takes YaRN's ramp and length from the file",
+            "ignore": "keeps YaRN's ramp and length at their defaults, whatever the file says",
+        },
+        where="in files with `yarn_beta_fast`, `yarn_beta_slow` or `yarn_attn_factor`",
+    )
+    # An answer after EOS begins after the end of a text, which LLaVA's own checkpoints never ask for.
+    end_token: Literal["leave", "append"] = quirk(
+        "EOS after a prompt",
+        TOKENS,
+        ("leave", "append", "append"),
+        {"leave": "puts no EOS after a prompt", "append": "puts EOS after a prompt, as the vocabulary asks"},
+        where="in files with `add_eos_token` true",
+    )
+    # llama.cpp's --cache-type-k and --cache-type-v, and --flash-attn.
+    kv_cache: Literal["f32", "f16"] = quirk(
+        "the type of the cache",
+        ATTENTION,
+        ("f32", "f32", "f16"),
+        {"f32": "keeps keys and values in float32", "f16": "keeps keys and values in float16"},
+        where="in precision `ggml`",
+    )
+    flash_attention: Literal["off", "on"] = quirk(
+        "flash attention's rounding",
+        ATTENTION,
+        ("off", "off", "on"),
+        {"off": "computes attention step by step", "on": "computes attention by ggml's fused operation"},
+        where="in precision `ggml`",
+    )
 
 
+QUIRKS: Mapping[str, Quirk] = {field.name: field.metadata["quirk"] for field in fields(Quirks)}
 PROFILES: Mapping[str, Quirks] = {
-    "llava": Quirks(),
-    "hf": Quirks(square="crop", exif="apply", text_pieces="whole", image_order="template", end_token="append"),
-    "llama.cpp": Quirks(
-        class_token="last",
-        vit_layers="one-less",
-        post_ln="apply",
-        gelu="tanh",
-        square="resize-pad",
-        fit="letterbox",
-        alpha="drop",
-        text_pieces="separate-prefixed",
-        image_order="given",
-        image_newlines="none",
-        window="ignore",
-        attention_scale="ignore",
-        yarn_keys="ignore",
-        end_token="append",
-        kv_cache="f16",
-        flash_attention="on",
-    ),
+    profile: Quirks(**{name: row.profiles[profile] for name, row in QUIRKS.items()})  # type: ignore[arg-type]
+    for profile in NAMES
 }
 
 
 def resolve(profile: str, overrides: Mapping[str, str] | None = None) -> Quirks:
-    """The quirks of `profile`, with single ones changed. ParameterError names an unknown profile, quirk or value."""
+    """Return the quirks of `profile` with `overrides`. Raises ParameterError for an unknown profile, quirk or value."""
     if profile not in PROFILES:
         raise ParameterError("profile", repr(profile), f"unknown, expected one of {', '.join(PROFILES)}")
-    allowed = {name: get_args(kind) for name, kind in get_type_hints(Quirks).items()}
     for name, value in (overrides or {}).items():
-        if name not in allowed:
-            raise ParameterError("quirk", repr(name), f"unknown, expected one of {', '.join(allowed)}")
-        if value not in allowed[name]:
-            raise ParameterError("quirk", name, f"{value!r} is not one of {', '.join(allowed[name])}")
+        if name not in QUIRKS:
+            raise ParameterError("quirk", repr(name), f"unknown, expected one of {', '.join(QUIRKS)}")
+        if value not in QUIRKS[name].values:
+            raise ParameterError("quirk", name, f"{value!r} is not one of {', '.join(QUIRKS[name].values)}")
     return replace(PROFILES[profile], **dict(overrides or {}))  # type: ignore[arg-type]
 
 
 def describe(quirks: Quirks) -> dict[str, str]:
-    """Quirk name -> value, in the order of the table."""
-    return {field.name: getattr(quirks, field.name) for field in fields(quirks)}
+    """Return {quirk: value} in the order of the table."""
+    return {name: getattr(quirks, name) for name in QUIRKS}

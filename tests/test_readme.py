@@ -1,6 +1,7 @@
 """What the README says is so."""
 
 import re
+import runpy
 import tomllib
 from pathlib import Path
 
@@ -62,8 +63,13 @@ def test_every_dependency_has_its_reason():
     assert set(re.findall(r"^\| (\w+) \|", table, re.MULTILINE)) - {"package"} == wanted
 
 
+def test_the_table_of_quirks_is_the_code():
+    written = README.split("<!-- quirks: written by make quirks -->\n")[1].partition("\n\n")[0]
+    assert written == runpy.run_path(str(ROOT / "docs" / "quirks.py"))["table"](), "make quirks writes it again"
+
+
 @pytest.mark.parametrize("column, profile", list(enumerate(PROFILES, start=1)))
-def test_the_table_of_quirks_is_the_code(column, profile):
+def test_the_table_of_quirks_states_every_profile(column, profile):
     rows = [line.strip("| ").split(" | ") for line in README.splitlines() if re.match(r"\| `\w+`", line)]
     stated = {re.match(r"`(\w+)`", row[0])[1]: re.match(r"`([\w-]+)`", row[column])[1] for row in rows}
     assert stated == describe(PROFILES[profile])

@@ -1,99 +1,80 @@
-"""This project and a reference on one pair, one prompt and its pictures: which stage differs first, and why.
+"""Find the first stage in which this project and a reference differ on one pair, prompt and pictures, and why.
 
-The reference has run already (`conformance.engines.reference.Run`). This project runs twice: once from the reference's
-inputs at every stage, which tells where the fault is, and once on its own, which tells what it comes to. Then one
-known quirk after another is switched, and where that puts a stage right it is the explanation.
+The reference has run already (`conformance.engines.reference.Run`). This project runs twice: once with every stage
+computed from the reference's inputs, to find the fault, and once end to end, to measure the accumulated error. Then one
+known quirk after another is switched; a quirk that brings a stage back within its bound is the explanation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import numpy as np
 
 from llava_ref.model import Llava
 from llava_ref.models.stages import Stage, of_picture, place
-from llava_ref.profiles import Quirks
+from llava_ref.profiles import QUIRKS, Quirks
 from llava_ref.tracing.distance import Distance, rounding
 from llava_ref.tracing.tracefile import hashes
 
 from ..engines.reference import Case, Run
 from .bounds import Arithmetic, Bound, Terms, bound, recorded, widened
 from .comparing import Seen, run_beside
-from .outcome import Outcome, outcome
+from .outcome import EndToEnd, end_to_end
 
 Loader = Callable[[Mapping[str, str]], Llava]
-"""Our model with these quirks changed."""
-SECTIONS = {  # where a quirk can be seen: beginnings of names
-    "class_token": ("vision.", "projector."),
-    "vit_layers": ("vision.", "projector."),
-    "post_ln": ("vision.", "projector."),
-    "gelu": ("vision.", "projector."),
-    "square": ("image.", "vision.pixels"),
-    "fit": ("image.", "vision.pixels"),
-    "exif": ("image.", "vision.pixels"),
-    "alpha": ("image.", "vision.pixels"),
-    "text_pieces": ("token_ids",),
-    "image_order": ("token_ids",),
-    "image_newlines": ("token_ids",),
-    "window": ("blk.",),
-    "attention_scale": ("blk.",),
-    "yarn_keys": ("blk.",),
-    "end_token": ("token_ids",),
-    "kv_cache": ("blk.", "vision."),
-    "flash_attention": ("blk.", "vision."),
-}
+"""Returns this project's model with these quirks changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """One stage. `problem` is None where it is within its bound."""
+    """Hold one stage's comparison. `problem` is None if the stage is within its bound."""
 
     name: str
     kind: str
     weight_type: str | None
     shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None]  # ours, the reference's
-    own: Distance | None  # from the reference's inputs
-    whole: Distance | None  # from its own
+    own: Distance | None  # computed from the reference's inputs
+    whole: Distance | None  # computed end to end
     bound: Bound
     problem: str | None
     remark: str | None = None
-    """What else there is to say: how it was recorded, that one side alone has it, or NaN on both."""
+    """A note without blame: how the stage was recorded, that only one side has it, or NaN on both sides."""
 
     @property
     def bad_number(self) -> bool:
-        """Whether it is out by a NaN or an infinity, which `problem` then names."""
+        """Tell whether a NaN or an infinity, which `problem` then names, is what is wrong."""
         return self.problem is not None and self.problem.startswith(("NaN", "infinity"))
 
     @property
     def compared(self) -> bool:
-        """Whether both sides have it."""
+        """Tell whether both sides have the stage."""
         return None not in self.shapes
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """Neighbouring stages that are out for one reason."""
+class Deviation:
+    """Hold neighbouring stages that exceed their bounds for one reason."""
 
     stage: str
     n_stages: int
     problem: str
     explained: tuple[str, ...]
-    """Quirks as NAME=VALUE, each of which by itself puts the stage right."""
+    """Quirks as NAME=VALUE; each of them alone brings the stage within its bound."""
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """Everything `conform` found."""
+class Conformance:
+    """Hold everything that `conform` found."""
 
     settings: dict[str, Any]
     reference: str
     about: Mapping[str, str]
     prompt: str
     stages: tuple[StageResult, ...]
-    findings: tuple[Finding, ...]
-    outcome: Outcome
+    findings: tuple[Deviation, ...]
+    outcome: EndToEnd
 
     @property
     def same(self) -> bool:
@@ -104,31 +85,34 @@ class Report:
         return sum(stage.compared for stage in self.stages)
 
 
-def conform(load: Loader, case: Case, run: Run) -> Report:
-    """LlavaError of our own side; the reference's were raised when it ran."""
+def conform(load: Loader, case: Case, run: Run) -> Conformance:
+    """Compare a reference's run with this project. Raises LlavaError if this project's side fails."""
     model, files = load({}), (case.text, case.mmproj, *case.images)
     compare = partial(_compare, case=case, run=run)
     seen = compare(model)
     explained = _explain(load, compare, [stage for stage in seen.stages if stage.problem], model.engine.quirks)
-    return Report(
+    return Conformance(
         settings=model.settings | {"files": hashes(path for path in files if path is not None)},
         reference=run.name,
         about=run.about,
         prompt=case.prompt,
         stages=seen.stages,
         findings=_findings(seen.stages, explained),
-        outcome=outcome(model, case, run, seen.ids, seen.logits),
+        outcome=end_to_end(model, case, run, seen.ids, seen.logits),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Compared:
+    """Hold the stages of both runs, and the token ids and logits of the run end to end."""
+
     stages: tuple[StageResult, ...]
     ids: tuple[int, ...]
-    logits: np.ndarray  # (T, V) of the run on its own
+    logits: np.ndarray  # (T, V)
 
 
 def _compare(model: Llava, case: Case, run: Run) -> _Compared:
+    """Run the model twice beside the reference's run, and judge every stage by its bound."""
     ids = tuple(model.raw_request(case.rendered(model.engine.quirks.image_order), case.images).token_ids)
     stages = {stage.name: stage for stage in model.engine.stages()}
     types = model.engine.types()
@@ -155,6 +139,7 @@ def _compare(model: Llava, case: Case, run: Run) -> _Compared:
 
 
 def _terms(model: Llava, case: Case, run: Run) -> Terms:
+    """Return how both sides compute."""
     ours: Arithmetic = "ggml" if model.engine.precision == "ggml" else "float32"
     theirs: Arithmetic = "ggml" if run.about.get("arithmetic") == "ggml" else "float32"
     flash = run.about.get("attention") == "float16" or (ours == "ggml" and model.engine.quirks.flash_attention == "on")
@@ -166,6 +151,7 @@ def _result(
     name: str, stage: Stage | None, types: Mapping[str, str], own: Seen | None, whole: Seen | None,
     run: Run, limit: Bound,
 ) -> StageResult:  # fmt: skip
+    """Judge one stage: local error `own`, accumulated error `whole`; None if this project has no such stage."""
     reference = run.stages[name].shape if name in run.stages else None
     shapes = (None if own is None else own.shape, reference)
     distance = own.distance if own else None
@@ -191,6 +177,7 @@ def _result(
 
 
 def _token_ids(ours: Sequence[int], theirs: Sequence[int]) -> StageResult:
+    """Judge the prompt's token ids, which must be equal."""
     problem = None
     if tuple(ours) != tuple(theirs):
         differ = (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
@@ -204,7 +191,8 @@ def _token_ids(ours: Sequence[int], theirs: Sequence[int]) -> StageResult:
 def _explain(
     load: Loader, compare: Callable[[Llava], _Compared], bad: Sequence[StageResult], quirks: Quirks
 ) -> dict[str, tuple[str, ...]]:
-    """For each stage that is out, the single changes that put it right without putting an earlier one out."""
+    """Return {stage that exceeds its bound: quirks as NAME=VALUE}. Each of these alone brings the stage within its
+    bound and takes no other stage out of its own."""
     found: dict[str, tuple[str, ...]] = {result.name: () for result in bad}
     was = {result.name for result in bad}
     for name, value in _alternatives(bad, quirks):
@@ -217,18 +205,18 @@ def _explain(
 
 
 def _alternatives(bad: Sequence[StageResult], quirks: Quirks) -> list[tuple[str, str]]:
-    """Quirks that can be seen where something is out, each with its other values."""
-    kinds = get_type_hints(Quirks)
+    """Return (quirk, value) for the other values of every quirk that shows in one of the stages `bad`."""
     return [
-        (field.name, value)
-        for field in fields(quirks)
-        if any(result.name.startswith(SECTIONS[field.name]) for result in bad)
-        for value in get_args(kinds[field.name])
-        if value != getattr(quirks, field.name)
+        (name, value)
+        for name, quirk in QUIRKS.items()
+        if any(result.name.startswith(quirk.seen_in) for result in bad)
+        for value in quirk.values
+        if value != getattr(quirks, name)
     ]
 
 
-def _findings(stages: Sequence[StageResult], explained: Mapping[str, tuple[str, ...]]) -> tuple[Finding, ...]:
+def _findings(stages: Sequence[StageResult], explained: Mapping[str, tuple[str, ...]]) -> tuple[Deviation, ...]:
+    """Join neighbouring stages that have one explanation, or that one side lacks for one reason."""
     groups: list[list[StageResult]] = []
     for before, result in zip((None, *stages), stages, strict=False):
         if not result.problem:
@@ -239,5 +227,5 @@ def _findings(stages: Sequence[StageResult], explained: Mapping[str, tuple[str, 
         else:
             groups.append([result])
     return tuple(
-        Finding(group[0].name, len(group), group[0].problem or "", explained[group[0].name]) for group in groups
+        Deviation(group[0].name, len(group), group[0].problem or "", explained[group[0].name]) for group in groups
     )

@@ -1,4 +1,4 @@
-"""What two runs of one prompt come to: their next-token distributions, and the tokens that follow."""
+"""Compare two runs of one prompt end to end: their next-token distributions, and the tokens that follow."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,36 +15,37 @@ from .comparing import continued, in_axes
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """A token that we would not have chosen after the reference's text."""
+    """Hold a token that this project would not have chosen after the reference's text."""
 
     place: int
     ours: int
     theirs: int
-    margin: float  # our logit of ours, less our logit of theirs
+    margin: float  # this project's logit of `ours`, less its logit of `theirs`
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What the whole way comes to."""
+class EndToEnd:
+    """Hold what differs at the end of two runs."""
 
     token_ids: tuple[tuple[int, ...], tuple[int, ...]]  # ours, the reference's; -1 where a picture stands
-    kl: tuple[float, ...] | None  # nats at each position; None where token ids differ
+    kl: tuple[float, ...] | None  # nats at each position; None if token ids differ or the reference has no logits
     kl_bound: float
     top_1: float | None  # share of positions with the same likeliest token
-    greedy: tuple[int, ...]  # the reference's, to the first that ends an answer
+    greedy: tuple[int, ...]  # the reference's, up to and including the first that ends an answer
     disagreements: tuple[Disagreement, ...]
     margin_bound: float
     texts: Mapping[int, str]
-    """The pieces that the tokens of `greedy` and `disagreements` stand for, as the file stores them."""
+    """Token id -> its piece as the file stores it, for the tokens of `greedy` and `disagreements`."""
 
     @property
     def within(self) -> bool:
+        """Tell whether KL and margins are within their bounds."""
         close = all(x <= self.kl_bound for x in self.kl or ())  # false for NaN
         return close and all(d.margin <= self.margin_bound for d in self.disagreements)
 
 
-def outcome(model: Llava, case: Case, run: Run, ids: tuple[int, ...], logits: np.ndarray) -> Outcome:
-    """Of our run on its own, which had these token ids and gave these logits (T, V)."""
+def end_to_end(model: Llava, case: Case, run: Run, ids: tuple[int, ...], logits: np.ndarray) -> EndToEnd:
+    """Compare this project's run end to end, with token `ids` and `logits` (T, V), with the reference's."""
     kind = coarsest(set(model.engine.types().values()))
     theirs = None if "result_output" not in run.stages else in_axes(run.stages["result_output"], 2)
     if ids != run.token_ids or theirs is None or theirs.shape != logits.shape:
@@ -55,7 +56,7 @@ def outcome(model: Llava, case: Case, run: Run, ids: tuple[int, ...], logits: np
     greedy = _answer(run.greedy, model.tokenizer.end_ids)
     disagreements = _disagreements(model, case, run.token_ids, greedy)
     shown = {*greedy, *(d.ours for d in disagreements)}
-    return Outcome(
+    return EndToEnd(
         token_ids=(ids, run.token_ids),
         kl=divergences,
         kl_bound=recorded_logits(divergence(kind), _moved(run)),
@@ -68,19 +69,19 @@ def outcome(model: Llava, case: Case, run: Run, ids: tuple[int, ...], logits: np
 
 
 def _moved(run: Run) -> float:
-    """By how much the reference's logits may have been rounded when they were written down."""
+    """Return by how much recording may have rounded the reference's logits."""
     kind = run.rounded.get("result_output")
     return 0.0 if kind is None else rounding(run.stages["result_output"], kind)[1]
 
 
 def _answer(greedy: tuple[int, ...], end_ids: frozenset[int]) -> tuple[int, ...]:
-    """Up to and with the first token that ends an answer; references do not stop there."""
+    """Cut a continuation after the first token that ends an answer; references do not stop there."""
     ends = (i + 1 for i, token in enumerate(greedy) if token in end_ids)
     return greedy[: next(ends, len(greedy))]
 
 
 def _disagreements(model: Llava, case: Case, ids: tuple[int, ...], greedy: tuple[int, ...]) -> tuple[Disagreement, ...]:
-    """Where the reference's continuation, fed to us token by token, is not what we expect next."""
+    """Feed the reference's continuation token by token; return where this project expects another token."""
     if not greedy:
         return ()
     found = []

@@ -16,8 +16,8 @@ from llava_ref import __version__, images
 from llava_ref.errors import ImageError
 from llava_ref.html import environment
 
-from ..compare.conform import Report, StageResult
-from ..compare.outcome import Disagreement, Outcome
+from ..compare.conform import Conformance, StageResult
+from ..compare.outcome import Disagreement, EndToEnd
 from . import words
 from .plot import kl_panels, section, stage_panels
 
@@ -66,7 +66,7 @@ class Row:
     transformers: str
 
 
-def render(report: Report, pictures: Sequence[Path]) -> str:
+def render(report: Conformance, pictures: Sequence[Path]) -> str:
     """The page. `pictures`: the files of the prompt's pictures, in order. ImageError for one that cannot be read."""
     made = environment(
         figure=words.figure,
@@ -122,7 +122,7 @@ def _picture(path: Path) -> Picture:
     return Picture(path.name, size, f"data:image/{decoded.format.lower()};base64,{data}")
 
 
-def _settings(report: Report) -> list[Setting]:
+def _settings(report: Conformance) -> list[Setting]:
     ours, theirs = _flat({"llava_ref": __version__} | report.settings), _flat(report.about)
     return [Setting(name, ours.get(name), theirs.get(name)) for name in dict.fromkeys([*ours, *theirs])]
 
@@ -148,7 +148,7 @@ def _json(value: Any) -> Any:
         return None
 
 
-def _tokens(outcome: Outcome) -> tuple[list[Tokens], list[Tokens]]:
+def _tokens(outcome: EndToEnd) -> tuple[list[Tokens], list[Tokens]]:
     """Both sides' token ids, cut where they part and where they meet."""
     ours, theirs = (_joined(ids) for ids in outcome.token_ids)
     sides: tuple[list[Tokens], list[Tokens]] = ([], [])
@@ -168,7 +168,7 @@ def _joined(ids: Iterable[int]) -> list[str]:
     return found
 
 
-def _greedy(outcome: Outcome) -> list[tuple[int, Disagreement | None]]:
+def _greedy(outcome: EndToEnd) -> list[tuple[int, Disagreement | None]]:
     wrong = {d.place: d for d in outcome.disagreements}
     return [(token, wrong.get(i)) for i, token in enumerate(outcome.greedy)]
 

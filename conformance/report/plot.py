@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal
 
-from ..compare.conform import Report, StageResult
-from ..compare.outcome import Outcome
+from ..compare.conform import Conformance, StageResult
+from ..compare.outcome import EndToEnd
 from .words import block, figure, grouped
 
 WIDTH, LEFT, RIGHT = 1180, 62, 12
@@ -130,13 +130,13 @@ class Scale:
         return [*shelf, *marks, Label("0", 0, self.y(0.0, top))]
 
 
-def stage_panels(report: Report) -> list[Panel]:
+def stage_panels(report: Conformance) -> list[Panel]:
     """Every stage in order: its own error, that of the whole way, and the bound."""
     numbers = {group[0].stage: i for i, group in enumerate(grouped(report.findings)[:LABELLED], 1)}
     return _panels([_stage(i, stage, numbers.get(stage.name)) for i, stage in enumerate(report.stages)], STAGES)
 
 
-def kl_panels(outcome: Outcome) -> list[Panel]:
+def kl_panels(outcome: EndToEnd) -> list[Panel]:
     """KL at every position; none where it could not be computed."""
     if not outcome.kl:
         return []

@@ -212,7 +212,7 @@ def _refuse_content(content: Mapping[str, Any], known: Sequence[str], where: str
     """Raise PromptError for a content key that is neither `known` nor empty."""
     for key, value in content.items():
         if key in CONTENT_KEYS and key not in known and not _empty(value):
-            raise PromptError(where, key, "not supported here")
+            raise PromptError(where, key, "not supported here", code="unsupported_parameter")
 
 
 def unheard(messages: object, where: str = "messages") -> list[str]:

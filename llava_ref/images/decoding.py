@@ -1,4 +1,4 @@
-"""The bytes of a picture to RGB: PNG, JPEG, WebP, GIF (first frame) and BMP, told apart by content, within limits.
+"""Decode the bytes of a picture to RGB: PNG, JPEG, WebP, GIF (first frame) and BMP, told apart by content, with limits.
 
 Pillow decodes; which of its decoders runs is decided from the first bytes, and sizes are checked before a pixel is
 decoded. What happens to alpha, palettes, 16 bits, CMYK, EXIF and to files that lack pixels is in docs/pictures.md.
@@ -15,22 +15,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import ExifTags, GifImagePlugin, Image
 
 from ..errors import ImageError
 from ..memory import give_back
+from ..profiles import Alpha, Exif
 from .checks import lacking
 from .parts import Parts, recognise, take_apart
 
-Exif = Literal["ignore", "apply"]
-Alpha = Literal["convert", "drop"]
-
 MAX_ENCODED = 20 * 2**20  # bytes of a file
 MAX_PIXELS = 40_000_000  # width x height
-MAX_SIDE = 65_535  # what a JPEG can have: bounds the work that padding or cropping a strip would make
+MAX_SIDE = 65_535  # a JPEG's largest: bounds the work of padding or cropping a strip
 MAX_IMAGES = 16  # in one request
 LARGE = 2_000_000  # pixels from which on memory is handed back to the system after decoding
 LIMITS = f"expected at most {MAX_PIXELS:,} pixels and {MAX_SIDE:,} a side"
@@ -40,7 +37,7 @@ _warnings_are_global = threading.Lock()  # catch_warnings changes the whole proc
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """A picture as 8-bit RGB, turned upright where the profile says so."""
+    """Hold a picture as 8-bit RGB, turned upright if the profile says so."""
 
     rgb: np.ndarray  # (height, width, 3) uint8
     format: str  # "PNG", "JPEG", "WEBP", "GIF", "BMP"; "array", or a PIL image's own
@@ -57,7 +54,7 @@ class DecodedImage:
 
 
 def decode(data: bytes, *, exif: Exif = "ignore", alpha: Alpha = "convert", where: str = "image") -> np.ndarray:
-    """The bytes of a file -> (h, w, 3) uint8 RGB. ImageError, and nothing else, where they are no picture we read."""
+    """Decode a file's bytes to RGB (h, w, 3) uint8. Raises ImageError, and nothing else, if that is not possible."""
     return load(data, exif=exif, alpha=alpha, where=where).rgb
 
 
@@ -68,11 +65,12 @@ def load(
     alpha: Alpha = "convert",
     where: str = "image",
 ) -> DecodedImage:
-    """A file's bytes, a path, a PIL image, or an array (h, w, 3) uint8 -> RGB. ImageError names `where`.
+    """Convert a file's bytes, a path, a PIL image, or an array (h, w, 3) uint8 to RGB. Raises ImageError with `where`.
 
-    `exif`: an orientation other than 1 is ignored with a warning, or applied. `alpha`: Pillow's `convert("RGB")`, or
-    as stb_image with three channels. The two differ for GIF only: where its first frame draws nothing, Pillow has the
-    colour of the transparent index, stb_image black (and the background colour around a frame smaller than the whole).
+    `exif`: an orientation other than 1 is ignored with a warning, or applied. `alpha`: the colours stored under
+    transparency, as Pillow's `convert("RGB")` takes them; the picture laid over white; or as stb_image decodes to three
+    channels. The first and the last differ for GIF only: where its first frame draws nothing, Pillow has the colour of
+    the transparent index, stb_image black (and the background colour around a frame smaller than the whole).
     """
     match source:
         case bytes() | bytearray() | memoryview():
@@ -91,11 +89,12 @@ def load(
 
 
 def measure(data: bytes, where: str = "image") -> tuple[int, int]:
-    """Width and height in pixels from a file's header, nothing decoded. ImageError as for `decode`."""
+    """Read width and height in pixels from a file's header; nothing is decoded. Raises ImageError as `decode` does."""
     return _open(*_parts(data, where), where).size
 
 
 def _from_array(rgb: np.ndarray, where: str) -> DecodedImage:
+    """Take an array (h, w, 3) uint8 as it is."""
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
         raise ImageError(where, "array", f"{rgb.dtype} {rgb.shape}, expected uint8 (height, width, 3)")
     _check_size(rgb.shape[1], rgb.shape[0], where)
@@ -103,7 +102,7 @@ def _from_array(rgb: np.ndarray, where: str) -> DecodedImage:
 
 
 def _read(path: Path, where: str) -> bytes:
-    """A regular file's bytes; never waits on a FIFO, never reads more than the limit."""
+    """Read a regular file; never wait on a FIFO, never read more than one byte over the limit."""
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(handle, "rb") as file:
@@ -115,6 +114,7 @@ def _read(path: Path, where: str) -> bytes:
 
 
 def _decode(data: bytes, exif: Exif, alpha: Alpha, where: str) -> DecodedImage:
+    """Decode a file, and say what is missing or damaged in it."""
     name, parts = _parts(data, where)
     image = _open(name, parts, where)
     with _checking(name, where):
@@ -125,22 +125,24 @@ def _decode(data: bytes, exif: Exif, alpha: Alpha, where: str) -> DecodedImage:
         notes.append("the coded data end early: some pixels are not in the file")
     if parts.colours and (highest := int(np.max(image.getextrema()))) >= parts.colours:
         notes.append(f"pixels of colour {highest}, which is not in the palette of {parts.colours}")
+    if parts.no_transparency and alpha == "white":
+        notes.append("the transparency (tRNS) is damaged, and ignored")
     orientation, damaged = _orientation(parts, where)
     told = (*(f"{where}: {name}: {note}" for note in notes), *damaged)
     return _upright(DecodedImage(rgb, name, orientation, told), exif, where)
 
 
 def _parts(data: bytes, where: str) -> tuple[str, Parts]:
-    """The format's name, and the file without what its pixels do not need."""
+    """Return the format's name, and the file without what its pixels do not need."""
     if len(data) > MAX_ENCODED:
-        raise ImageError(where, "size", f"over {MAX_ENCODED} bytes encoded")
+        raise ImageError(where, "size", f"over {MAX_ENCODED} bytes encoded", code="image_too_large")
     name = recognise(data, where)
     with _checking(name, where):
         return name, take_apart(name, data)
 
 
 def _open(name: str, parts: Parts, where: str) -> Image.Image:
-    """The header read and its size within limits, no pixel decoded."""
+    """Read the header and check its size; no pixel is decoded."""
     with _pillow(name, where, "the header is damaged, or of a kind that is not read"):
         image = Image.open(BytesIO(parts.pixels), formats=[name])
     _check_size(*image.size, where)
@@ -148,15 +150,16 @@ def _open(name: str, parts: Parts, where: str) -> Image.Image:
 
 
 def _check_size(width: int, height: int, where: str) -> None:
+    """Raise ImageError if a picture has no pixels or too many."""
     if width < 1 or height < 1:
         raise ImageError(where, "size", f"{width} x {height} pixels, expected at least 1 x 1")
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise ImageError(where, "size", f"{width} x {height} pixels, {LIMITS}")
+        raise ImageError(where, "size", f"{width} x {height} pixels, {LIMITS}", code="image_too_large")
 
 
 @contextmanager
 def _checking(name: str, where: str) -> Iterator[None]:
-    """Around our own look at a file: what it finds is an ImageError."""
+    """Turn what this project's own checks of a file raise into ImageError."""
     try:
         yield
     except (LookupError, ArithmeticError, struct.error):
@@ -167,14 +170,15 @@ def _checking(name: str, where: str) -> Iterator[None]:
 
 @contextmanager
 def _pillow(name: str, where: str, problem: str) -> Iterator[list[warnings.WarningMessage]]:
-    """Around calls of Pillow only: yields what it warns of. It promises no set of exceptions, so all become one."""
+    """Turn every exception of Pillow into ImageError (it promises no set of them), and yield what it warns of."""
     with _warnings_are_global, warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         warnings.filterwarnings("ignore", "Palette images with Transparency")  # the colours are what we want
         try:
             yield said
-        except Image.DecompressionBombError:  # before we were told the size
-            raise ImageError(where, "size", f"far more than {MAX_PIXELS:,} pixels, {LIMITS}") from None
+        except Image.DecompressionBombError:  # raised before Pillow tells the size
+            problem = f"far more than {MAX_PIXELS:,} pixels, {LIMITS}"
+            raise ImageError(where, "size", problem, code="image_too_large") from None
         except MemoryError:
             raise ImageError(where, name, "not enough memory to decode it") from None
         except Exception:
@@ -182,7 +186,7 @@ def _pillow(name: str, where: str, problem: str) -> Iterator[list[warnings.Warni
 
 
 def _convert(image: Image.Image, exif: Exif, alpha: Alpha, where: str) -> DecodedImage:
-    """A PIL image -> RGB."""
+    """Convert a PIL image."""
     name = image.format or "PIL image"
     _check_size(*image.size, where)
     rgb = _pixels(image, alpha, name, where)
@@ -191,7 +195,7 @@ def _convert(image: Image.Image, exif: Exif, alpha: Alpha, where: str) -> Decode
 
 
 def _pixels(image: Image.Image, alpha: Alpha, name: str, where: str) -> np.ndarray:
-    """(h, w, 3) uint8 of an opened image."""
+    """Decode an opened image to RGB (h, w, 3) uint8."""
     with _pillow(name, where, "the pixel data are damaged, or cut short"):
         image.load()
     if image.mode in ("I", "F"):
@@ -201,7 +205,7 @@ def _pixels(image: Image.Image, alpha: Alpha, name: str, where: str) -> np.ndarr
 
 
 def _upright(image: DecodedImage, exif: Exif, where: str) -> DecodedImage:
-    """The image turned by its orientation, or with a warning that it is not."""
+    """Turn the image by its orientation, or add a warning that it is not turned."""
     if exif == "apply":
         return replace(image, rgb=np.ascontiguousarray(_turn(image.rgb, image.orientation)))
     if image.orientation == 1:
@@ -210,7 +214,7 @@ def _upright(image: DecodedImage, exif: Exif, where: str) -> DecodedImage:
 
 
 def _counts(data: bytes, where: str) -> list[int] | None:
-    """How many samples of a JPEG have each value, which takes no memory beside the pixels. None if it is no picture."""
+    """Count a JPEG's samples by value, which takes no memory beside the pixels. Return None if it is no picture."""
     try:
         image = _open("JPEG", Parts(data), where)
         with _pillow("JPEG", where, "no picture"):
@@ -221,29 +225,43 @@ def _counts(data: bytes, where: str) -> list[int] | None:
 
 
 def _rgb(image: Image.Image, alpha: Alpha) -> np.ndarray:
-    """A loaded image -> (h, w, 3) uint8."""
+    """Convert a loaded image to RGB (h, w, 3) uint8."""
+    transparent = "A" in image.getbands() or image.info.get("transparency") is not None
     if image.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255; other 16-bit PNGs it shifts itself
-        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+        grey = (values := np.asarray(image)) >> 8
+        if transparent and alpha == "white":
+            grey[values == image.info["transparency"]] = 255
+        return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+    if transparent and alpha == "white":
+        image = _over_white(image)
     rgb = np.array(image if image.mode == "RGB" else image.convert("RGB"))
     if alpha == "drop" and isinstance(image, GifImagePlugin.GifImageFile) and image.mode in ("P", "L"):
         _blank_as_stb_image(rgb, image)
     return rgb
 
 
+def _over_white(image: Image.Image) -> Image.Image:
+    """Lay an image with an alpha channel, or with transparent colours, over white."""
+    picture = image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(picture, mask=picture)
+    return white
+
+
 def _blank_as_stb_image(rgb: np.ndarray, image: GifImagePlugin.GifImageFile) -> None:
-    """What a GIF's first frame does not draw, as stb_image 2.30 leaves it (`stbi__gif_load_next`)."""
+    """Fill what a GIF's first frame does not draw as stb_image 2.30 does (`stbi__gif_load_next`)."""
     left, top, right, bottom = image.dispose_extent or (0, 0, *image.size)
     frame = rgb[top:bottom, left:right].copy()
     frame[np.asarray(image)[top:bottom, left:right] == image.info.get("transparency", -1)] = 0
     background = 3 * image.info.get("background", 0)
     palette = image.global_palette.getdata()[1] if image.global_palette else b""
-    around = palette[background : background + 3][::-1]  # it holds palettes as BGR and copies this one colour as it is
+    around = palette[background : background + 3][::-1]  # stb_image keeps palettes as BGR, and copies this colour as is
     rgb[:] = list(around) if background and around else 0
     rgb[top:bottom, left:right] = frame
 
 
 def _orientation(parts: Parts, where: str) -> tuple[int, tuple[str, ...]]:
-    """The orientation that a file's EXIF data tell, or its XMP data if they do not, as Pillow takes it."""
+    """Read the orientation from a file's EXIF data, or else from its XMP data, as Pillow does."""
 
     def read() -> Image.Exif:
         exif = Image.Exif()
@@ -257,7 +275,7 @@ def _orientation(parts: Parts, where: str) -> tuple[int, tuple[str, ...]]:
 
 
 def _oriented(read: Callable[[], Image.Exif], name: str, where: str) -> tuple[int, tuple[str, ...]]:
-    """An orientation 1..8, and what to tell the user. Broken EXIF data do not make a picture unreadable."""
+    """Return an orientation 1..8, and what to tell the user. Broken EXIF data do not make a picture unreadable."""
     try:
         with _pillow(name, where, "damaged") as said:
             value = read().get(ExifTags.Base.Orientation, 1)
@@ -268,7 +286,7 @@ def _oriented(read: Callable[[], Image.Exif], name: str, where: str) -> tuple[in
 
 
 def _turn(rgb: np.ndarray, orientation: int) -> np.ndarray:
-    """Undoes an EXIF orientation: 2 mirrored, 3 upside down, 4 both, 5..8 the same with the axes swapped."""
+    """Undo an EXIF orientation: 2 mirrored, 3 upside down, 4 both, 5..8 the same with the axes swapped."""
     if orientation >= 5:
         rgb = rgb.transpose(1, 0, 2)
     flip_rows, flip_columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)

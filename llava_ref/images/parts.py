@@ -55,6 +55,7 @@ class Parts:
     xmp: bytes = b""
     colours: int | None = None  # in the palette, if the pixels point into one
     frame: tuple[int, int] | None = None  # width and height of the first frame, if the format has frames
+    no_transparency: bool = False  # whether a PNG's tRNS chunk is damaged, and left out of `pixels`
 
 
 def recognise(data: bytes, where: str) -> str:
@@ -67,8 +68,9 @@ def recognise(data: bytes, where: str) -> str:
     start = data[:1024]
     other = next((name for name, pattern in OTHERS.items() if re.match(pattern, start, re.DOTALL)), None)
     if other:
-        raise ImageError(where, "format", f"{other} is not read, {READ}")
-    raise ImageError(where, "format", f"starts with {data[:12]!r}, {READ}" if data else f"no bytes, {READ}")
+        raise ImageError(where, "format", f"{other} is not read, {READ}", code="unsupported_image_format")
+    problem = f"starts with {data[:12]!r}, {READ}" if data else f"no bytes, {READ}"
+    raise ImageError(where, "format", problem, code="unsupported_image_format")
 
 
 def take_apart(name: str, data: bytes) -> Parts:
@@ -88,8 +90,8 @@ def limited(items: Iterator[T], what: str) -> Iterator[T]:
 
 
 def _png(data: bytes) -> Parts:
-    """Keep the header, the palette and the pixels. Animation is left out: a PNG's own picture is in IDAT."""
-    header = palette = b""
+    """Keep header, palette, transparency and pixels. Animation is left out: a PNG's own picture is in IDAT."""
+    header = palette = transparency = b""
     pixels, beside = list[bytes](), dict[bytes, bytes]()
     for kind, start, end in limited(png_chunks(data), "chunks"):
         match kind:
@@ -97,6 +99,8 @@ def _png(data: bytes) -> Parts:
                 header = data[start - 8 : end + 4]
             case b"PLTE" if not pixels:
                 palette = data[start - 8 : end + 4]
+            case b"tRNS" if not pixels:
+                transparency = data[start - 8 : end + 4]
             case b"IDAT":
                 pixels.append(data[start - 8 : end + 4])
             case b"eXIf":
@@ -107,9 +111,10 @@ def _png(data: bytes) -> Parts:
         pixels[-1] = _png_whole(pixels[-1])
     colours = _png_colours(header, palette)
     palette = palette if colours else b""
-    file = b"".join([data[:8], header, palette, *pixels, b"\0\0\0\0IEND\xaeB`\x82"])
+    sound = _png_transparency(header, transparency)
+    file = b"".join([data[:8], header, palette, sound, *pixels, b"\0\0\0\0IEND\xaeB`\x82"])
     exif = beside.get(b"exif") or _exif_of_text(beside.get(b"Raw profile type exif", b""))
-    return Parts(file, exif, beside.get(b"XML:com.adobe.xmp", b""), colours)
+    return Parts(file, exif, beside.get(b"XML:com.adobe.xmp", b""), colours, None, sound != transparency)
 
 
 def png_chunks(data: bytes) -> Iterator[Chunk]:
@@ -136,6 +141,13 @@ def _png_colours(header: bytes, palette: bytes) -> int | None:
     if size % 3 or not 3 <= size <= 768 or len(palette) < size + 8:
         raise ValueError(f"a palette of {size} bytes, expected three for each of 1 to 256 colours")
     return size // 3
+
+
+def _png_transparency(header: bytes, chunk: bytes) -> bytes:
+    """Return a tRNS chunk as it is, or nothing if Pillow would refuse the file for it: too short, a wrong checksum."""
+    least = {b"\0": 2, b"\2": 6}.get(header[17:18], 0)  # bytes for one grey value, one colour; a palette may give none
+    whole = 12 + least <= len(chunk) == 12 + int.from_bytes(chunk[:4], "big") <= 12 + 256
+    return chunk if whole and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big") else b""
 
 
 def _png_text(kind: bytes, body: bytes) -> dict[bytes, bytes]:

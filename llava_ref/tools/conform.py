@@ -1,6 +1,7 @@
-"""`conform`: this project and a reference on the same pair, pictures and prompt, stage by stage; and why they differ.
+"""`conform`: compare this project with a reference on one pair, pictures and prompt, stage by stage, and say why they
+differ.
 
-The comparing and the references are the package `llava_ref.conformance`, which nothing else here imports.
+The comparison and the references are in the package `llava_ref.conformance`, which no other command imports.
 """
 
 import argparse
@@ -13,36 +14,17 @@ from typing import TYPE_CHECKING, Any, get_args
 from ..errors import ParameterError, visible
 from ..model import Llava
 from ..ops.threads import sleeping_openmp
-from ..profiles import ImageOrder
+from ..profiles import QUIRKS, ImageOrder
 from . import options
 from .output import check_output, note, print_json, write_text
 
 if TYPE_CHECKING:
-    from ..conformance.compare.conform import Report
+    from ..conformance.compare.conform import Conformance
     from ..conformance.engines.reference import Reference
-
-WORDS = {  # what a quirk is about, for the one sentence that names it
-    "class_token": "the place of the class token",
-    "vit_layers": "how many blocks of the tower are run",
-    "post_ln": "the norm behind the tower",
-    "gelu": "the form of GELU",
-    "square": "how a picture is padded, or cut, to a square",
-    "fit": "how a picture takes the shape of the tower's input",
-    "exif": "the picture's EXIF orientation",
-    "alpha": "transparency",
-    "text_pieces": "how the text around pictures is tokenised",
-    "image_order": "where a message's pictures stand",
-    "image_newlines": "line feeds around a picture's markers",
-    "window": "the sliding window",
-    "attention_scale": "the scale of attention",
-    "yarn_keys": "YaRN's ramp and length",
-    "end_token": "EOS behind a prompt",
-    "kv_cache": "the type of the cache",
-    "flash_attention": "flash attention's rounding",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     options.add_model(parser)
     options.add_mmproj(parser)
     options.add_images(parser)
@@ -63,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 if every stage and the outcome are within their bounds, 1 if not."""
+    """Return 0 if every stage and the outcome are within their bounds, 1 if not."""
     from ..conformance.compare.conform import conform
     from ..conformance.engines.reference import Case
 
@@ -94,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _with(args: argparse.Namespace, model: Llava, changed: Mapping[str, str]) -> Llava:
-    """The model itself, or one like it with some quirks changed."""
+    """Return the model itself, or one like it with some quirks changed."""
     if not changed:
         return model
     quirks = [*args.quirk, *(f"{name}={value}" for name, value in changed.items())]
@@ -102,7 +84,7 @@ def _with(args: argparse.Namespace, model: Llava, changed: Mapping[str, str]) ->
 
 
 def _reference(name: str, model: Llava) -> "Reference":
-    """By its name on the command line. ParameterError for one that is not known."""
+    """Return a reference by its name on the command line. Raises ParameterError for an unknown one."""
     if name == "llama.cpp":
         from ..conformance.engines.llama_cpp.engine import LlamaCpp
         from ..conformance.engines.llama_cpp.oracle import EXACT
@@ -131,6 +113,7 @@ def _reference(name: str, model: Llava) -> "Reference":
 
 
 def _pairs(settings: str) -> dict[str, str]:
+    """Parse NAME=VALUE,... Raises ParameterError."""
     found = {}
     for pair in settings.split(","):
         name, equals, value = pair.partition("=")
@@ -144,26 +127,27 @@ def _settings(settings: Mapping[str, Any]) -> str:
     return f"llava_ref {settings['backend']} {settings['precision']}, profile {settings['profile']}"
 
 
-def verdict(report: "Report") -> list[str]:
-    """What was found, in sentences."""
+def verdict(report: "Conformance") -> list[str]:
+    """Say in sentences what was found."""
     what = f"{_settings(report.settings)} against {report.reference}"
     if not report.findings:
-        lines = [f"{what}: no stage over its threshold, {report.n_compared} of {len(report.stages)} compared"]
+        lines = [f"{what}: no stage exceeds its bound, {report.n_compared} of {len(report.stages)} compared"]
         if not report.same:
-            lines.append("  the outcome is over its own: what every stage may round has added up")
+            lines.append("  the outcome exceeds its own: the stages' roundings have added up")
         return lines
-    lines = [f"{what}: {report.findings[0].stage} is the first stage over its threshold"]
+    lines = [f"{what}: {report.findings[0].stage} is the first stage that exceeds its bound"]
     for i, finding in enumerate(report.findings, 1):
-        more = f" and {finding.n_stages - 1} behind it" if finding.n_stages > 1 else ""
+        more = f" and {finding.n_stages - 1} after it" if finding.n_stages > 1 else ""
         lines.append(f"  {i}. {finding.stage}{more}: {finding.problem}")
         for change in finding.explained:
-            lines.append(f"     vanishes with --quirk {change}: {WORDS[change.partition('=')[0]]}")
+            lines.append(f"     vanishes with --quirk {change}: {QUIRKS[change.partition('=')[0]].about}")
         if not finding.explained:
             lines.append("     no known quirk explains it")
     return lines
 
 
-def _outcome(report: "Report") -> list[str]:
+def _outcome(report: "Conformance") -> list[str]:
+    """Say in sentences how logits and tokens differ."""
     from ..conformance.report.words import worst
 
     o, lines = report.outcome, []
@@ -186,7 +170,8 @@ def _outcome(report: "Report") -> list[str]:
     return lines
 
 
-def _print(report: "Report") -> None:
+def _print(report: "Conformance") -> None:
+    """Print the table of stages and the sentences."""
     width = max(len(stage.name) for stage in report.stages)
     print(f"{'stage':{width}}  {'own':>8}  {'whole':>8}  {'bound':>8}")
     for stage in report.stages:
@@ -194,17 +179,17 @@ def _print(report: "Report") -> None:
         at = f", first at {list(stage.own.first_bad)}" if stage.problem and stage.own and stage.own.first_bad else ""
         said = (stage.problem or stage.remark or "") + ("" if stage.bad_number else at)
         print(f"{stage.name:{width}}  {own}  {whole}  {stage.bound.limit:8.1e}  {said}".rstrip())
-    print("own: relative RMS error of the stage from the reference's inputs; whole: from its own")
+    print("own: relative RMS error of the stage, computed from the reference's inputs; whole: computed end to end")
     for line in [*_outcome(report), *verdict(report)]:
         print(visible(line))
 
 
-def _as_json(report: "Report") -> Any:
+def _as_json(report: "Conformance") -> Any:
     return {"same": report.same, "verdict": verdict(report)} | _finite(asdict(report))
 
 
 def _finite(value: Any) -> Any:
-    """NaN and infinity as null, which JSON has no other word for."""
+    """Replace NaN and infinity by None: JSON has no number for them."""
     if isinstance(value, dict):
         return {key: _finite(x) for key, x in value.items()}
     if isinstance(value, list | tuple):

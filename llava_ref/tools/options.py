@@ -15,7 +15,7 @@ from ..generation.sampler import Sampling
 from ..loading import embedded, load
 from ..model import Llava
 from ..ops import PRECISIONS
-from ..profiles import PROFILES, ImageOrder
+from ..profiles import PROFILES, QUIRKS, ImageOrder
 from ..tokenizer.quote import IMAGE
 
 GIB = 1 << 30
@@ -36,7 +36,10 @@ def add_mmproj(parser: argparse.ArgumentParser) -> None:
 def add_profile(parser: argparse._ActionsContainer) -> None:
     """--profile and --quirk: which known behaviour."""
     parser.add_argument("--profile", choices=PROFILES, default="llava", help="known behaviour (default: llava)")
-    parser.add_argument("--quirk", action="append", default=[], metavar="NAME=VALUE", help="change one of its quirks")
+    every = ", ".join(f"{name}={'|'.join(row.values)}" for name, row in QUIRKS.items())
+    parser.add_argument(
+        "--quirk", action="append", default=[], metavar="NAME=VALUE", help=f"change one of its quirks: {every}"
+    )
 
 
 def add_running(command: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 import llava_ref
 from llava_ref.cli import main
-from llava_ref.conformance.compare.conform import Report, conform
+from llava_ref.conformance.compare.conform import Conformance, conform
 from llava_ref.conformance.engines.llama_cpp import oracle
 from llava_ref.conformance.engines.llama_cpp.engine import LlamaCpp
 from llava_ref.conformance.engines.llama_cpp.oracle import DEFAULTS, EXACT
@@ -38,7 +38,7 @@ def pictures(tmp_path_factory) -> dict[str, Path]:
     return {"own": folder / "own.png", "wide": folder / "wide.png"}
 
 
-def against(settings: oracle.Settings, picture: Path, **ours) -> Report:
+def against(settings: oracle.Settings, picture: Path, **ours) -> Conformance:
     case = Case(TEXT, MMPROJ, (picture,), QUESTION)
     quirks = ours.pop("quirks", {})
     run = LlamaCpp(settings).run(case, n_greedy=4)
@@ -110,7 +110,7 @@ def test_a_planted_fault_is_found_at_its_stage_and_nowhere_else(sound, tmp_path,
     assert all(any(fnmatchcase(name, glob) for glob in fault.only or (stage,)) for name in out), out
 
 
-def _compare(pair, case, run, precision) -> Report:
+def _compare(pair, case, run, precision) -> Conformance:
     # A random model's float32 pair in precision ggml follows the settings of EXACT.
     quirks = {"kv_cache": "f32", "flash_attention": "off"}
     return conform(
@@ -125,6 +125,6 @@ def _compare(pair, case, run, precision) -> Report:
 def test_the_command_exits_with_what_it_found(capsys):
     arguments = ["conform", "--image", str(OWN_SIZE), "-p", "What colour is the circle?", "--against", "llama.cpp"]
     assert main([*arguments, "--profile", "llama.cpp"]) == 0
-    assert "no stage over its threshold" in capsys.readouterr().out
+    assert "no stage exceeds its bound" in capsys.readouterr().out
     assert main(arguments) == 1
     assert "vanishes with --quirk class_token=last" in capsys.readouterr().out

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 import llava_ref
-from llava_ref.conformance.compare.conform import Report, conform
+from llava_ref.conformance.compare.conform import Conformance, conform
 from llava_ref.conformance.engines.hf import tiny as reference_hf
 from llava_ref.conformance.engines.hf.engine import Transformers
 from llava_ref.conformance.engines.reference import Case
@@ -28,7 +28,7 @@ def run(case):
     return Transformers().run(case, n_greedy=4)
 
 
-def compared(case, run, **settings) -> Report:
+def compared(case, run, **settings) -> Conformance:
     return conform(lambda q: llava_ref.load(TEXT, MMPROJ, quirks=q, **settings), case, run)
 
 

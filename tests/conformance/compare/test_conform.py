@@ -12,7 +12,7 @@ from PIL import Image
 import llava_ref
 from llava_ref.cli import main
 from llava_ref.conformance.compare.bounds import Bound, Terms, bound, coarsest, divergence, margin, matmul, widened
-from llava_ref.conformance.compare.conform import Report, conform
+from llava_ref.conformance.compare.conform import Conformance, conform
 from llava_ref.conformance.engines.reference import Case, Run
 from llava_ref.conformance.engines.reference import ReferenceError as Failed
 from llava_ref.conformance.engines.this import Recorded, ThisProject
@@ -40,7 +40,7 @@ def sound(tmp_path_factory, wide):
     return pair, case, ThisProject(backend="numpy", profile="llama.cpp").run(case, n_greedy=5)
 
 
-def compared(pair, case: Case, run: Run, **settings) -> Report:
+def compared(pair, case: Case, run: Run, **settings) -> Conformance:
     return conform(lambda q: llava_ref.load(*pair, quirks=q, **settings), case, run)
 
 
@@ -201,7 +201,7 @@ def test_the_command(embedded_picture, capsys):
     arguments = ["conform", "--image", embedded_picture, "-p", QUESTION, "--against", "this:profile=llama.cpp"]
     assert main(arguments) == 1
     out = capsys.readouterr().out
-    assert "vision.pos_embd is the first stage over its threshold" in out
+    assert "vision.pos_embd is the first stage that exceeds its bound" in out
     assert "vanishes with --quirk class_token=last: the place of the class token" in out
     assert main([*arguments, "--profile", "llama.cpp", "--backend", "numpy", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -1,0 +1,35 @@
+"""Write the README's table of quirks from `llava_ref.profiles`: `make quirks`, or `python docs/quirks.py`."""
+
+import re
+from pathlib import Path
+
+from llava_ref.profiles import QUIRKS, Quirk
+
+README = Path(__file__).parents[1] / "README.md"
+HEADER = ("quirk", "`llava`: the original code (default)", "`hf`: transformers 5.24", "`llama.cpp`: b10605 to b11739")
+BLOCK = re.compile(r"(<!-- quirks: written by make quirks -->\n).*?(\n\n)", re.DOTALL)
+
+
+def table() -> str:
+    """Return the table in Markdown, one row per quirk."""
+    rows = [HEADER, ("---",) * len(HEADER), *(cells(name, row) for name, row in QUIRKS.items())]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def cells(name: str, row: Quirk) -> list[str]:
+    """Return what a quirk is about, then each profile's value; a value is explained where it first stands."""
+    found = [f"`{name}`: {row.about}" + (f", {row.where}" if row.where else "")]
+    for i, value in enumerate(values := list(row.profiles.values())):
+        found.append(f"`{value}`" if value in values[:i] else f"`{value}`: {row.values[value]}")
+    return found
+
+
+def main() -> None:
+    """Put the table into the README's block. Raises AssertionError if the README has no such block."""
+    readme = README.read_text(encoding="utf-8")
+    assert BLOCK.search(readme), "the README has no place for the table of quirks"
+    README.write_text(BLOCK.sub(lambda found: found[1] + table() + found[2], readme), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
