@@ -67,7 +67,7 @@ def _from_pixels(case: Case, stored: TraceFile) -> Run:
     model = hf_from_gguf.load(case.text, case.mmproj)
     ids = [model.image_token if token < 0 else int(token) for token in stored["token_ids"]]
     names = [name for name in stored if name.partition("#")[0] == "vision.pixels"]
-    with hf_stages.Watch(model, EVERY_STAGE) as watch:
+    with hf_stages.HfWatch(model, EVERY_STAGE) as watch:
         output = model.forward(ids, np.stack([stored[name] for name in names]))
     shown = tuple(int(token) for token in stored["token_ids"])
     return Run(Transformers().name, {"arithmetic": "float32"}, watch.arrays, shown, model.greedy(output, N_GREEDY))

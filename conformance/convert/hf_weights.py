@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from ..pairs.writing import Tensor, held
+from ..pairs.writing import StoredTensor, held
 from .hf_config import ConversionError, TextShape, VisionShape
 
 UNUSED = ("vision_tower.post_layernorm.", "vision_tower.embeddings.position_ids")  # not fed to the projector
@@ -21,25 +21,25 @@ UNUSED = ("vision_tower.post_layernorm.", "vision_tower.embeddings.position_ids"
 class Source:
     """Tensors by their plain names; each is handed out once. ConversionError names what is missing or left over."""
 
-    def __init__(self, where: str, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, where: str, tensors: Mapping[str, StoredTensor]) -> None:
         self.where = where
         self._left = {plain_name(name): tensor for name, tensor in tensors.items()}
 
     def take(
         self, name: str, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray] | None = None
-    ) -> Tensor:
+    ) -> StoredTensor:
         """The tensor `name`, which must have `shape`; `change` is applied to it and keeps the shape."""
         if name not in self._left:
             raise ConversionError(self.where, name, "missing tensor")
         tensor = self._left.pop(name)
         if tensor.shape != shape:
             raise ConversionError(self.where, name, f"has shape {list(tensor.shape)}, expected {list(shape)}")
-        return Tensor(shape, lambda: change(tensor.load())) if change else tensor
+        return StoredTensor(shape, lambda: change(tensor.load())) if change else tensor
 
-    def take_first(self, rows: int, name: str, shape: tuple[int, ...]) -> Tensor:
+    def take_first(self, rows: int, name: str, shape: tuple[int, ...]) -> StoredTensor:
         """The first `rows` of the tensor `name`, which must have `shape`."""
         tensor = self.take(name, shape)
-        return Tensor((rows, *shape[1:]), lambda: tensor.load()[:rows])
+        return StoredTensor((rows, *shape[1:]), lambda: tensor.load()[:rows])
 
     def drop(self, name: str) -> None:
         self._left.pop(name, None)
@@ -70,7 +70,7 @@ def open_folder(folder: Path) -> Source:
         files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
     else:
         files = [folder / "model.safetensors"]
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in files:
         if not file.is_file():
             raise ConversionError(folder, file.name, "missing file")
@@ -78,10 +78,10 @@ def open_folder(folder: Path) -> Source:
     return Source(str(folder), tensors)
 
 
-def _open_file(file: Path) -> dict[str, Tensor]:
+def _open_file(file: Path) -> dict[str, StoredTensor]:
     opened: Any = safe_open(file, framework="pt")  # numpy has no bfloat16
     names = opened.keys()
-    return {name: Tensor(tuple(opened.get_slice(name).get_shape()), _loader(opened, name)) for name in names}
+    return {name: StoredTensor(tuple(opened.get_slice(name).get_shape()), _loader(opened, name)) for name in names}
 
 
 def _loader(opened: Any, name: str) -> Callable[[], np.ndarray]:
@@ -102,7 +102,7 @@ def adjacent_pairs(n_head: int) -> Callable[[np.ndarray], np.ndarray]:
     return change
 
 
-def text_tensors(source: Source, s: TextShape, n_kept: int) -> dict[str, Tensor]:
+def text_tensors(source: Source, s: TextShape, n_kept: int) -> dict[str, StoredTensor]:
     """The decoder's tensors, with the first `n_kept` rows of the vocabulary."""
     D, V, name = s.width, s.n_vocab, "language_model"
     tensors = {
@@ -120,7 +120,7 @@ def text_tensors(source: Source, s: TextShape, n_kept: int) -> dict[str, Tensor]
     return tensors
 
 
-def _text_block(source: Source, name: str, to: str, s: TextShape) -> dict[str, Tensor]:
+def _text_block(source: Source, name: str, to: str, s: TextShape) -> dict[str, StoredTensor]:
     D, F, Q, KV = s.width, s.mlp_width, s.n_head * s.head_size, s.n_head_kv * s.head_size
     matrices = {  # transformers' name: GGUF's, rows, columns, bias, reordered over so many heads
         "self_attn.q_proj": ("attn_q", Q, D, s.attention_bias, s.n_head),
@@ -143,7 +143,7 @@ def _text_block(source: Source, name: str, to: str, s: TextShape) -> dict[str, T
     return tensors
 
 
-def vision_tensors(source: Source, s: VisionShape) -> dict[str, Tensor]:
+def vision_tensors(source: Source, s: VisionShape) -> dict[str, StoredTensor]:
     """The tower's tensors up to the feature layer, and the projector's."""
     D, P, name = s.width, s.patch_size, "vision_tower"
     tensors = {
@@ -164,7 +164,7 @@ def vision_tensors(source: Source, s: VisionShape) -> dict[str, Tensor]:
     return tensors
 
 
-def _vision_block(source: Source, name: str, to: str, s: VisionShape) -> dict[str, Tensor]:
+def _vision_block(source: Source, name: str, to: str, s: VisionShape) -> dict[str, StoredTensor]:
     D, F = s.width, s.mlp_width
     parts = {
         "layer_norm1": ("ln1", (D,)),

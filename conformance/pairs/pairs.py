@@ -1,9 +1,9 @@
-"""Random LLaVA pairs: a text GGUF and an mmproj GGUF with every option a test wants to turn, from a seed.
+"""Random LLaVA pairs: a text GGUF and an mmproj GGUF with every option that a test turns, from a seed.
 
-Weights have the gains that make noise grow as in a real model (`hot`) or about half as much (`calm`), so that a bound
-that holds on them means something. Nothing else about them is meant: they speak nonsense.
-Matrices may be of any type. Those of `ROUNDED` hold the same weights whatever the type, rounded by the `gguf` package;
-of the others, which it has no quantiser for or a poor one, they are random blocks (`random_blocks`) of the same size.
+Noise grows through the weights as in a real model (`hot`) or about half as much (`calm`), so a bound that holds on them
+means something. The models speak nonsense.
+Matrices may be of any type. For the types in `ROUNDED` the `gguf` package rounds the same weights to the type; it has
+no quantiser for the other types, or a poor one, so they get random blocks (`random_blocks`) of the same size.
 D width, F MLP width, V vocabulary, P patch, dh head size.
 """
 
@@ -12,19 +12,28 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 from .random_blocks import random_tensor
-from .writing import Metadata, Tensor, held, write
+from .writing import Metadata, StoredTensor, held, write
 
 ROUNDED = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
 Kinds = tuple[tuple[str, str], ...]
-"""Types of single matrices: patterns of tensor names with a type, of which the first that fits counts."""
+"""Types of single matrices: patterns of tensor names, each with a type; the first pattern that matches counts."""
 
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 WORDS = "the a is what color how many shape red blue circle square of in to and picture large small left right".split()
+
+
+class Typed(Protocol):
+    """A specification that says which types its matrices have."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def kinds(self) -> Kinds: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,7 @@ class TextSpec:
     original_context: int | None = None
     rope_divisors: bool = False  # rope_freqs.weight, as Llama 3 files have
     window: int | None = None
-    words: tuple[str, ...] | None = None  # of the vocabulary, with their letters; None: every ASCII letter, and `WORDS`
+    words: tuple[str, ...] | None = None  # the vocabulary's words, and their letters; None: `WORDS` and all of ASCII
     kind: str = "F32"
     kinds: Kinds = ()
 
@@ -70,45 +79,45 @@ class VisionSpec:
     pre_ln: bool = True
     swapped: bool = False  # ffn_up and ffn_down by each other's names, as old converters wrote them
     projector_gain: float = 1.0
-    """How much larger the projector's activation finds what it is given: from about 16, no two kinds of GELU differ."""
+    """By how much the input of the projector's activation is larger: from about 16, no two kinds of GELU differ."""
     kind: str = "F32"
     kinds: Kinds = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Where a pair was written."""
+    """The two files of a pair."""
 
     text: Path
     mmproj: Path
 
 
 class Random:
-    """Named random arrays, float32: what one name holds does not depend on which others were asked for."""
+    """Make named random float32 arrays. A name gives the same array whatever other names were asked for before."""
 
     def __init__(self, seed: int, gain: float) -> None:
         self._seed, self._gain = seed, gain
 
-    def normal(self, name: str, *shape: int, std: float = 1.0, mean: float = 0.0) -> Tensor:
+    def normal(self, name: str, *shape: int, std: float = 1.0, mean: float = 0.0) -> StoredTensor:
         stream = np.random.default_rng([self._seed, *name.encode()])
         return held((mean + std * stream.standard_normal(shape)).astype(np.float32))
 
-    def matrix(self, name: str, rows: int, columns: int, gain: float = 1.0) -> Tensor:
+    def matrix(self, name: str, rows: int, columns: int, gain: float = 1.0) -> StoredTensor:
         return self.normal(name, rows, columns, std=gain / columns**0.5)
 
     @property
     def qk(self) -> float:
-        """How sharp attention is."""
+        """Return the gain of query and key matrices: how sharp attention is."""
         return 1.0 + 0.6 * self._gain
 
     @property
     def residual(self) -> float:
-        """How much a block adds to what comes in."""
+        """Return the gain of a block's last matrices: how much it adds to its input."""
         return 0.35 + 0.65 * self._gain
 
 
 def build(folder: Path, text: TextSpec, vision: VisionSpec, seed: int = 0, *, calm: bool = False) -> Pair:
-    """Writes `text.gguf` and `mmproj.gguf` into `folder`, which must exist. The same arguments give the same bytes."""
+    """Write `text.gguf` and `mmproj.gguf` into `folder`, which must exist. The same arguments give the same bytes."""
     random = Random(seed, 0.0 if calm else 1.0)
     pair = Pair(folder / "text.gguf", folder / "mmproj.gguf")
     tensors = stored(text_tensors(text, random), text, seed)
@@ -118,25 +127,25 @@ def build(folder: Path, text: TextSpec, vision: VisionSpec, seed: int = 0, *, ca
     return pair
 
 
-def stored(tensors: Mapping[str, Tensor], s: TextSpec | VisionSpec, seed: int) -> dict[str, Tensor]:
-    """The tensors with the types that `s.kinds` gives them, and random blocks in the place of what is not `ROUNDED`."""
+def stored(tensors: Mapping[str, StoredTensor], s: Typed, seed: int) -> dict[str, StoredTensor]:
+    """Return the tensors with the types that `s.kinds` gives them; random blocks for a type that is not `ROUNDED`."""
     return {name: _stored(name, tensor, s, seed) for name, tensor in tensors.items()}
 
 
-def _stored(name: str, tensor: Tensor, s: TextSpec | VisionSpec, seed: int) -> Tensor:
-    kind = next((kind for pattern, kind in s.kinds if fnmatchcase(name, pattern)), s.kind)
+def _stored(name: str, tensor: StoredTensor, s: Typed, seed: int) -> StoredTensor:
+    kind = next((kind for pattern, kind in s.kinds if fnmatchcase(name, pattern)), tensor.kind or s.kind)
     if len(tensor.shape) != 2 or name == "v.position_embd.weight":
         return tensor
     if kind in ROUNDED:
-        return Tensor(tensor.shape, tensor.load, kind)
+        return tensor.as_kind(kind)
     rows, columns = tensor.shape
     gain = round(float(tensor.load().std()) * columns**0.5, 2)  # rounded, so that no platform's last bit shows
     blocks = partial(random_tensor, kind, rows, columns, [seed, *name.encode()], gain=gain)
-    return Tensor(tensor.shape, blocks, kind)
+    return StoredTensor(tensor.shape, blocks, kind)
 
 
 def vocabulary(words: tuple[str, ...] | None = None) -> Metadata:
-    """A small SPM vocabulary: unknown, BOS, EOS, the 256 bytes, letters, and whole words with their prefixes."""
+    """Make a small SPM vocabulary: unknown, BOS, EOS, the 256 bytes, letters, and whole words with their prefixes."""
     ascii_letters = [chr(c) for c in range(33, 127)]
     letters = [*(ascii_letters if words is None else sorted({*"".join(words)})), "▁"]
     merged = {("▁" + word)[:n] for word in (WORDS if words is None else words) for n in range(2, len(word) + 2)}
@@ -157,7 +166,7 @@ def vocabulary(words: tuple[str, ...] | None = None) -> Metadata:
 
 
 def n_vocab(words: tuple[str, ...] | None = None) -> int:
-    """Tokens in `vocabulary(words)`."""
+    """Count the tokens of `vocabulary(words)`."""
     tokens = vocabulary(words)["tokenizer.ggml.tokens"]
     assert isinstance(tokens, list)
     return len(tokens)
@@ -185,7 +194,7 @@ def text_metadata(s: TextSpec) -> Metadata:
     }
 
 
-def text_tensors(s: TextSpec, random: Random) -> dict[str, Tensor]:
+def text_tensors(s: TextSpec, random: Random) -> dict[str, StoredTensor]:
     D, dh, V = s.width, s.width // s.n_head, n_vocab(s.words)
     tensors = {
         "token_embd.weight": random.normal("token_embd", V, D, std=(3 / D) ** 0.5 if s.tied else 1.0),
@@ -200,7 +209,7 @@ def text_tensors(s: TextSpec, random: Random) -> dict[str, Tensor]:
     return tensors
 
 
-def _text_block(name: str, s: TextSpec, random: Random) -> dict[str, Tensor]:
+def _text_block(name: str, s: TextSpec, random: Random) -> dict[str, StoredTensor]:
     D, F, KV = s.width, s.mlp_width, s.width // s.n_head * s.n_head_kv
     matrices = {
         "attn_q": (D, D, random.qk),
@@ -219,7 +228,7 @@ def _text_block(name: str, s: TextSpec, random: Random) -> dict[str, Tensor]:
     return tensors
 
 
-def _norm(name: str, width: int, random: Random) -> Tensor:
+def _norm(name: str, width: int, random: Random) -> StoredTensor:
     return random.normal(name, width, std=0.1, mean=1.0)
 
 
@@ -247,7 +256,7 @@ def vision_metadata(s: VisionSpec, text_width: int) -> Metadata:
     }
 
 
-def vision_tensors(s: VisionSpec, text_width: int, random: Random) -> dict[str, Tensor]:
+def vision_tensors(s: VisionSpec, text_width: int, random: Random) -> dict[str, StoredTensor]:
     D, P = s.width, s.patch_size
     n_rows = (s.image_size // P) ** 2 + s.class_token
     tensors = {
@@ -256,9 +265,8 @@ def vision_tensors(s: VisionSpec, text_width: int, random: Random) -> dict[str, 
     }
     if s.class_token:
         tensors["v.class_embd"] = random.normal("v.class_embd", D)
-    norms = ["v.pre_ln"] * s.pre_ln + ["v.post_ln"] * s.post_ln
-    for name in norms:
-        tensors |= _affine_norm(name, D, random)
+    for name in ["v.pre_ln"] * s.pre_ln + ["v.post_ln"] * s.post_ln:
+        tensors |= affine_norm(name, D, random)
     for i in range(s.n_block):
         tensors |= _vision_block(f"v.blk.{i}", s, random)
     gain = s.projector_gain
@@ -268,7 +276,7 @@ def vision_tensors(s: VisionSpec, text_width: int, random: Random) -> dict[str, 
     return tensors
 
 
-def _vision_block(name: str, s: VisionSpec, random: Random) -> dict[str, Tensor]:
+def _vision_block(name: str, s: VisionSpec, random: Random) -> dict[str, StoredTensor]:
     D, F = s.width, s.mlp_width
     stored = {"ffn_up": "ffn_down", "ffn_down": "ffn_up"} if s.swapped else {}
     matrices = {
@@ -279,7 +287,7 @@ def _vision_block(name: str, s: VisionSpec, random: Random) -> dict[str, Tensor]
         "ffn_up": (F, D, 1.0),
         "ffn_down": (D, F, random.residual),
     }
-    tensors = _affine_norm(f"{name}.ln1", D, random) | _affine_norm(f"{name}.ln2", D, random)
+    tensors = affine_norm(f"{name}.ln1", D, random) | affine_norm(f"{name}.ln2", D, random)
     for part, (rows, columns, gain) in matrices.items():
         in_file = f"{name}.{stored.get(part, part)}"
         tensors[f"{in_file}.weight"] = random.matrix(f"{name}.{part}", rows, columns, gain)
@@ -287,6 +295,6 @@ def _vision_block(name: str, s: VisionSpec, random: Random) -> dict[str, Tensor]
     return tensors
 
 
-def _affine_norm(name: str, width: int, random: Random) -> dict[str, Tensor]:
+def affine_norm(name: str, width: int, random: Random) -> dict[str, StoredTensor]:
     bias = random.normal(f"{name}.bias", width, std=0.1)
     return {f"{name}.weight": _norm(name, width, random), f"{name}.bias": bias}

@@ -1,12 +1,12 @@
-"""GGUF files written with the `gguf` package, one tensor in memory at a time.
+"""Write GGUF files with the `gguf` package, one tensor in memory at a time.
 
-Matrices are stored in one chosen type; what has one axis (norms, biases, the class token) and the position table stay
-float32, as llama.cpp's converters write them. The patch kernel is float16 where matrices are not float32: llama.cpp
+Matrices are stored in one chosen type. Tensors with one axis (norms, biases, the class token) and the position table
+stay float32, as llama.cpp's converters write them. The patch kernel is float16 if matrices are not float32: llama.cpp
 b10605 can convolve with no other narrow type (ggml.c, ggml_conv_2d).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,26 +21,29 @@ Metadata = Mapping[str, Value]
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
-    """A tensor that is made only when it is written.  `load() -> ndarray` of `shape`, torch order; uint8 is taken for
-    blocks as they are stored, (rows, bytes of a row)."""
+class StoredTensor:
+    """Make a tensor when it is written.  `load() -> ndarray` of `shape`, torch order; uint8 means blocks as they are
+    stored, (rows, bytes of a row)."""
 
     shape: tuple[int, ...]
     load: Callable[[], np.ndarray]
     kind: str | None = None
-    """The type it is stored in, where it is not that of the file's matrices."""
+    """The type it is stored in; None: the type of the file's matrices."""
+
+    def as_kind(self, kind: str) -> "StoredTensor":
+        return replace(self, kind=kind)
 
 
-def held(array: np.ndarray) -> Tensor:
-    """A tensor that is in memory already."""
-    return Tensor(array.shape, lambda: array)
+def held(array: np.ndarray) -> StoredTensor:
+    """Wrap a tensor that is in memory already."""
+    return StoredTensor(array.shape, lambda: array)
 
 
-def write(path: Path, metadata: Metadata, tensors: Mapping[str, Tensor], kind: str = "F32") -> None:
-    """Writes a GGUF file (version 3). Integers become uint32, floats float32, lists int32, float32 or string arrays.
+def write(path: Path, metadata: Metadata, tensors: Mapping[str, StoredTensor], kind: str = "F32") -> None:
+    """Write a GGUF file (version 3). Integers become uint32, floats float32, lists int32, float32 or string arrays.
 
     `kind` is the type of the matrices: F32, F16, BF16, Q8_0 or another that `gguf.quants.quantize` makes.
-    ParameterError where a matrix's rows do not fill the blocks of that type."""
+    Raises ParameterError if a matrix's rows do not fill the blocks of that type."""
     writer = GGUFWriter(path, str(metadata["general.architecture"]))
     for key, value in metadata.items():
         if key != "general.architecture":
@@ -60,7 +63,7 @@ def write(path: Path, metadata: Metadata, tensors: Mapping[str, Tensor], kind: s
     writer.close()
 
 
-def _data(name: str, tensor: Tensor, kind: GGMLQuantizationType) -> np.ndarray:
+def _data(name: str, tensor: StoredTensor, kind: GGMLQuantizationType) -> np.ndarray:
     array = np.ascontiguousarray(tensor.load())
     if array.dtype == np.uint8:
         expected, _ = _byte_shape(name, tensor.shape, kind)
@@ -93,7 +96,7 @@ def _stored_type(name: str, shape: tuple[int, ...], kind: str) -> GGMLQuantizati
 
 
 def _byte_shape(name: str, shape: tuple[int, ...], kind: GGMLQuantizationType) -> tuple[tuple[int, ...], int]:
-    """The shape in bytes, as the writer wants it, and the number of bytes."""
+    """Return the shape in bytes, as the writer wants it, and the number of bytes."""
     weights, size = GGML_QUANT_SIZES[kind]
     if shape[-1] % weights:
         raise ParameterError("type", kind.name, f"{name} has rows of {shape[-1]}, expected a multiple of {weights}")

@@ -19,7 +19,7 @@ from llava_ref.conformance.engines.hf.engine import Transformers
 from llava_ref.conformance.engines.reference import Case, ReferenceError, Run
 from llava_ref.conformance.pairs import pairs
 from llava_ref.conformance.pairs.pairs import TextSpec, VisionSpec
-from llava_ref.conformance.pairs.writing import Tensor, held, write
+from llava_ref.conformance.pairs.writing import StoredTensor, held, write
 
 from .reference_cases import EVERYTHING, OF_PICTURES, build, differing, model_of, trace, worst
 
@@ -89,7 +89,7 @@ def test_the_row_of_the_image_token_is_never_chosen(ran: Any) -> None:
     from llava_ref.conformance.engines.hf import from_gguf as hf_from_gguf
 
     model = hf_from_gguf.load(ran("GQA")[0].text, None)
-    logits = torch.full((1, 1, model.text.n_vocab + 1), -2.0)
+    logits = torch.full((1, 1, model.n_vocab + 1), -2.0)
     logits[0, 0, 7], logits[0, 0, model.image_token] = -1.0, 0.0
     assert model.greedy(SimpleNamespace(logits=logits), 1) == (7,)
 
@@ -98,7 +98,7 @@ def test_the_row_of_the_image_token_is_never_chosen(ran: Any) -> None:
 def test_a_wrong_mapping_is_caught(ran: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads left in halves: only what is seen of Q and K is wrong, not what comes of them."""
     case, _ = ran("GQA")
-    monkeypatch.setattr("llava_ref.conformance.engines.hf.stages.adjacent_pairs", lambda x, size: x)
+    monkeypatch.setattr("llava_ref.conformance.engines.hf.llava_stages.adjacent_pairs", lambda x, size: x)
     run, ours = Transformers(stages=EVERYTHING).run(case), trace(model_of(case, "hf"), case)
     wrong = {f"blk.{i}.{part}{turned}" for i in range(3) for part in ("Qcur", "Kcur") for turned in ("", "_rope")}
     assert set(differing(ours, run.stages, BOUND)) == wrong
@@ -107,7 +107,7 @@ def test_a_wrong_mapping_is_caught(ran: Any, monkeypatch: pytest.MonkeyPatch) ->
 @needs_transformers
 def test_weights_in_the_wrong_order_are_caught(ran: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     case, _ = ran("GQA")
-    monkeypatch.setattr("llava_ref.conformance.engines.hf.from_gguf.in_halves", lambda rows, n_head: rows)
+    monkeypatch.setattr("llava_ref.conformance.engines.hf.llava.in_halves", lambda rows, n_head: rows)
     run, ours = Transformers().run(case), trace(model_of(case, "hf"), case)
     assert differing(ours, run.stages, BOUND)[0] == "blk.0.Qcur"
 
@@ -177,7 +177,7 @@ def changed(case: Case, folder: Path, part: str, key: str, value: Any) -> Case:
     random = pairs.Random(0, 1.0)
     text, vision = TextSpec(biases=key == "llama.attention.sliding_window"), VisionSpec()
     metadata = dict(pairs.text_metadata(text) if part == "text" else pairs.vision_metadata(vision, 48))
-    tensors: dict[str, Tensor] = (
+    tensors: dict[str, StoredTensor] = (
         pairs.text_tensors(text, random) if part == "text" else pairs.vision_tensors(vision, 48, random)
     )
     target: dict[str, Any] = metadata if key.startswith(("llama.", "clip.")) else tensors
@@ -227,7 +227,7 @@ def test_whatever_goes_wrong_in_there_is_a_reference_error(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("llava_ref.conformance.engines.hf.from_gguf._module", fail)
+    monkeypatch.setattr("llava_ref.conformance.engines.hf.llava._module", fail)
     with pytest.raises(ReferenceError, match=rf"transformers 5\.\S+ float32: {type(error).__name__}: {error}"):
         Transformers().run(ran("GQA")[0])
 

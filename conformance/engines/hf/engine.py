@@ -1,4 +1,4 @@
-"""transformers as a reference: LlavaForConditionalGeneration in float32, with weights from the GGUF pair.
+"""transformers as a reference: a family's own ...ForConditionalGeneration in float32, with weights from the GGUF pair.
 
 S image size, T positions, V vocabulary.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from llava_ref.errors import LlavaError
 
@@ -22,21 +22,24 @@ ABOUT = {
     "arithmetic": "float32",
     "attention": "float32",
     "weights": "from the GGUF files, dequantised",
-    "pictures": "CLIPImageProcessorPil: shortest side, centre crop, mean and deviation of the file",
     "Qcur_rope, Kcur_rope": "the model's own apply_rotary_pos_emb and angles, applied to its projections once more",
+}
+PROCESSORS = {
+    "llava": "CLIPImageProcessorPil: shortest side, centre crop, mean and deviation of the file",
+    "gemma3": "Gemma3ImageProcessorPil: stretched to a square, no pan and scan, mean and deviation of the file",
 }
 
 
 class Transformers:
-    """transformers on the CPU with eager attention. `stages`: patterns of the stages to keep; attention weights only
-    where a pattern names `kq_soft_max`."""
+    """Run transformers on the CPU with eager attention. `stages`: patterns of the stages to keep; attention weights
+    only if a pattern names `kq_soft_max`."""
 
     def __init__(self, *, stages: Sequence[str] = ("*",)) -> None:
         self.stages = tuple(stages)
         self.name = f"transformers {_version()} float32"
 
     def run(self, case: Case, *, n_greedy: int = 0) -> Run:
-        """ReferenceError for anything but an answer."""
+        """Run a case. Raises ReferenceError for anything but an answer."""
         check_pictures(case)
         if (reason := reference_hf.missing()) is not None:
             raise ReferenceError("transformers", "package", reason)
@@ -52,26 +55,44 @@ class Transformers:
     def _run(self, case: Case, n_greedy: int) -> Run:
         from . import from_gguf as hf_from_gguf  # they need transformers
         from . import stages as hf_stages
-        from . import vocabulary as hf_vocabulary
 
         model = hf_from_gguf.load(case.text, case.mmproj)
         pictures = [_open(path) for path in case.images]
-        n_rows = model.vision.n_patches if model.vision else 0
-        prompt = case.rendered("template")
-        ids, tokenizer = hf_vocabulary.token_ids(model.text_file, prompt, model.image_token, n_rows)
+        ids, tokenizer = _token_ids(model, case.rendered("template"), pictures)
         if not ids:
             raise ReferenceError("prompt", "tokens", "there are none")
-        with hf_stages.Watch(model, self.stages) as watch:
+        with hf_stages.HfWatch(model, self.stages) as watch:
             pixels = None
             if model.vision is not None and pictures:
-                pixels, seen = preprocess(pictures, model.vision)
+                pixels, seen = _pixels(model, pictures)
                 for i, (picture, square) in enumerate(zip(pictures, seen, strict=True)):
                     watch.add(f"image.rgb#{i}" if i else "image.rgb", np.asarray(picture))
                     watch.add(f"image.seen#{i}" if i else "image.seen", square)
             output = model.forward(ids, pixels)
         greedy = model.greedy(output, n_greedy)
         shown = tuple(-1 if token == model.image_token else token for token in ids)
-        return Run(self.name, {**ABOUT, "token ids": tokenizer}, ordered(watch.arrays), shown, greedy)
+        about = {**ABOUT, "pictures": PROCESSORS[model.family], "token ids": tokenizer}
+        return Run(self.name, about, ordered(watch.arrays), shown, greedy)
+
+
+def _token_ids(model: Any, prompt: str, pictures: Sequence[Image.Image]) -> tuple[list[int], str]:
+    """Return the ids of a prompt, and whose tokenizer made them."""
+    from . import gemma3_prompt, vocabulary
+
+    match model.family:
+        case "gemma3":
+            return gemma3_prompt.token_ids(model, prompt, pictures), gemma3_prompt.THEIRS
+        case _:
+            n_rows = model.vision.n_rows if model.vision else 0
+            return vocabulary.token_ids(model.text_file, prompt, model.image_token, n_rows)
+
+
+def _pixels(model: Any, pictures: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the tower is given (n, 3, S, S), and the same pictures before normalising (n, S, S, 3)."""
+    from . import gemma3_prompt
+
+    way = gemma3_prompt.preprocess if model.family == "gemma3" else preprocess
+    return way(pictures, model.vision)
 
 
 def _version() -> str:
@@ -82,15 +103,16 @@ def _version() -> str:
 
 
 def _open(path: Path) -> Image.Image:
-    """As transformers opens it: upright, RGB."""
-    from transformers.image_utils import load_image
+    """Open a picture: upright, as transformers' `load_image` turns it, and transparency over white, as its processors
+    read a PIL image. (`load_image` itself drops an alpha channel.)"""
+    from transformers.image_transforms import convert_to_rgb
 
     with Image.open(path) as picture:
-        return load_image(picture)
+        return Image.fromarray(convert_to_rgb(ImageOps.exif_transpose(picture), return_numpy=True))
 
 
 def preprocess(pictures: Sequence[Image.Image], c: VisionSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (n, 3, S, S) float32, and the same before scaling and normalising (n, S, S, 3) uint8."""
+    """Return CLIP's pixels (n, 3, S, S) float32, and the same before scaling and normalising (n, S, S, 3) uint8."""
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     processor: Any = CLIPImageProcessorPil(

@@ -1,12 +1,11 @@
-"""The settings of a GGUF pair in transformers' words, read key by key from the file, by no code of
-`llava_ref.models.config`.
+"""Read the settings of a LLaVA pair, and of a SigLIP tower, into transformers' words, key by key.
 
-So an error in what this project makes of a key shows as a difference from transformers. Formulas (YaRN's ramp and
-length, the scale of attention, which way a picture goes) are transformers' own throughout.
+No code of `llava_ref.models.config` is used, so an error there shows as a difference from transformers. Formulas
+(YaRN's ramp and length, the scale of attention, how a picture becomes square) are transformers' own throughout.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llava_ref.gguf.file import GGUFFile
@@ -18,7 +17,7 @@ LARGE = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class TextSettings:
-    """What the decoder's config is made of, and what a config has no word for."""
+    """The decoder's config, and the settings that a config cannot express."""
 
     config: Mapping[str, Any]  # of LlamaConfig and MistralConfig
     window: int  # MistralConfig's sliding_window, 0: none
@@ -29,12 +28,13 @@ class TextSettings:
 
 @dataclass(frozen=True, slots=True)
 class VisionSettings:
-    """What the tower's config and the picture processor are made of."""
+    """The settings of the tower and of the picture processor."""
 
-    config: Mapping[str, Any]  # of CLIPVisionConfig
+    config: Mapping[str, Any]  # of CLIPVisionConfig or SiglipVisionConfig
     n_stored: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    merge: int = 1  # the projector makes one row of so many patches each way
 
     @property
     def image_size(self) -> int:
@@ -44,19 +44,23 @@ class VisionSettings:
     def n_patches(self) -> int:
         return int((self.image_size // self.config["patch_size"]) ** 2)
 
+    @property
+    def n_rows(self) -> int:
+        return int((self.image_size // self.config["patch_size"] // self.merge) ** 2)
+
 
 def read_text(file: GGUFFile) -> TextSettings:
-    """GGUFError for a key that is missing or mistyped."""
+    """Read the text file's keys. Raises GGUFError for a key that is missing or mistyped."""
     a, blocks = "llama.attention.", file.integer("llama.block_count", 1, LARGE)
-    width, n_head = file.integer("llama.embedding_length", 1, LARGE), _whole(file, a + "head_count", None, blocks)
+    width, n_head = file.integer("llama.embedding_length", 1, LARGE), whole(file, a + "head_count", None, blocks)
     rope = _rope(file)
     config = {
         "hidden_size": width,
-        "intermediate_size": _whole(file, "llama.feed_forward_length", None, blocks),
+        "intermediate_size": whole(file, "llama.feed_forward_length", None, blocks),
         "num_hidden_layers": blocks,
         "num_attention_heads": n_head,
-        "num_key_value_heads": _whole(file, a + "head_count_kv", n_head, blocks),
-        "head_dim": _whole(file, a + "key_length", width // n_head, blocks),
+        "num_key_value_heads": whole(file, a + "head_count_kv", n_head, blocks),
+        "head_dim": whole(file, a + "key_length", width // n_head, blocks),
         "max_position_embeddings": file.integer("llama.context_length", 1, LARGE),
         "rms_norm_eps": file.number(a + "layer_norm_rms_epsilon", 0.0, 1.0, layers=blocks),
         "rope_parameters": {"rope_theta": file.number("llama.rope.freq_base", 0.0, 1e15, 1e4, layers=blocks)} | rope,
@@ -65,14 +69,14 @@ def read_text(file: GGUFFile) -> TextSettings:
     }
     return TextSettings(
         config=config,
-        window=_whole(file, a + "sliding_window", 0, blocks),
+        window=whole(file, a + "sliding_window", 0, blocks),
         scale=file.number(a + "scale", 0.0, 1e9, 0.0, layers=blocks),
         length=file.number("llama.rope.scaling.attn_factor", 0.0, 1e9, 1.0),
         n_vocab=file.array_length("tokenizer.ggml.tokens"),
     )
 
 
-def _whole(file: GGUFFile, key: str, default: int | None, blocks: int) -> int:
+def whole(file: GGUFFile, key: str, default: int | None, blocks: int) -> int:
     if default is None:
         return file.integer(key, 1, LARGE, layers=blocks)
     return file.integer(key, 0, LARGE, default, layers=blocks)
@@ -104,21 +108,36 @@ def _rope(file: GGUFFile) -> dict[str, Any]:
 
 
 def read_vision(file: GGUFFile) -> VisionSettings:
-    """GGUFError for a key that is missing or mistyped."""
-    v, blocks = "clip.vision.", file.integer("clip.vision.block_count", 1, LARGE)
-    layers = file.array(v + "feature_layer", "int", [blocks])
+    """Read a CLIP tower's keys. Raises GGUFError for a key that is missing or mistyped."""
+    v, tower = "clip.vision.", read_tower(file)
+    layers = file.array(v + "feature_layer", "int", [tower.n_stored])
     if len(layers) != 1:
         raise ReferenceError(file.path, v + "feature_layer", f"{len(layers)} layers, expected one")
-    act = "gelu" if file.boolean("clip.use_gelu", False) else "quick_gelu"
+    plain_gelu = tower.config["hidden_act"] == "gelu_pytorch_tanh"
+    return replace(
+        tower,
+        config={
+            **tower.config,
+            "num_hidden_layers": layers[0],
+            "hidden_act": "gelu" if plain_gelu else tower.config["hidden_act"],
+        },
+        merge=1,
+    )
+
+
+def read_tower(file: GGUFFile) -> VisionSettings:
+    """Read a SigLIP tower's keys, which are also a CLIP tower's. Raises GGUFError as `read_vision` does."""
+    v, blocks = "clip.vision.", file.integer("clip.vision.block_count", 1, LARGE)
+    act = "gelu_pytorch_tanh" if file.boolean("clip.use_gelu", False) else "quick_gelu"
     config = {
         "hidden_size": file.integer(v + "embedding_length", 1, LARGE),
-        "intermediate_size": _whole(file, v + "feed_forward_length", None, blocks),
-        "num_hidden_layers": layers[0],
-        "num_attention_heads": _whole(file, v + "attention.head_count", None, blocks),
+        "intermediate_size": whole(file, v + "feed_forward_length", None, blocks),
+        "num_hidden_layers": blocks,
+        "num_attention_heads": whole(file, v + "attention.head_count", None, blocks),
         "image_size": file.integer(v + "image_size", 1, LARGE),
         "patch_size": file.integer(v + "patch_size", 1, LARGE),
         "hidden_act": "silu" if file.boolean("clip.use_silu", False) else act,
         "layer_norm_eps": file.number(v + "attention.layer_norm_epsilon", 0.0, 1.0, layers=blocks),
     }
     mean, std = (tuple(file.array(v + name, "float")) for name in ("image_mean", "image_std"))
-    return VisionSettings(config, blocks, mean, std)
+    return VisionSettings(config, blocks, mean, std, file.integer(v + "projector.scale_factor", 1, LARGE, 4))

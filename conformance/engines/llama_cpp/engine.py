@@ -17,8 +17,8 @@ MARKER = "<__media__>"  # mtmd.cpp:443
 
 
 class LlamaCpp:
-    """llama.cpp with these settings. `stages`: patterns of the stages to keep; attention weights only where a pattern
-    names `kq_soft_max`, and only without flash attention, which has none."""
+    """Run llama.cpp with these settings. `stages`: patterns of the stages to keep; attention weights only if a pattern
+    names `kq_soft_max`, and never with flash attention, which computes none."""
 
     def __init__(
         self, settings: Settings = EXACT, *, stages: Sequence[str] = ("*",), timeout: float = 600.0
@@ -28,8 +28,8 @@ class LlamaCpp:
         self.name = f"llama.cpp {_build()} {named.get(settings) or _differences(settings)}"
 
     def run(self, case: Case, *, n_greedy: int = 0) -> Run:
-        """ReferenceError for anything but an answer. Token ids are its own; a prompt that begins with BOS is given no
-        other, as its chat code has it."""
+        """Run a case. Token ids are llama.cpp's own; a prompt that begins with BOS gets no other, as in its chat code.
+        Raises ReferenceError for anything but an answer."""
         check_pictures(case)
         oracle = Oracle(case.text, case.mmproj, self.settings, timeout=self.timeout)
         try:
@@ -64,7 +64,7 @@ def _ids(found: PromptResult) -> tuple[int, ...]:
 
 
 def _build() -> str:
-    """llama.cpp's build number, which ends the package's version; the library has its commit as "unknown"."""
+    """Return llama.cpp's build number, the end of the package's version; the library calls its commit "unknown"."""
     try:
         return f"b{version('xllamacpp').rpartition('.')[2]}"
     except PackageNotFoundError:
@@ -72,7 +72,7 @@ def _build() -> str:
 
 
 def _differences(settings: Settings) -> str:
-    """What is not as in EXACT."""
+    """Describe the settings by their differences from EXACT."""
     exact = asdict(EXACT)
     changed = [f"{name}={value}" for name, value in asdict(settings).items() if value != exact[name]]
     return f"EXACT with {', '.join(changed)}"

@@ -1,4 +1,4 @@
-"""llama.cpp's C API in this process: the shared object of `xllamacpp`, the definitions of `llama-cpp-py-sync`.
+"""Open llama.cpp's C API in this process: the shared object of `xllamacpp`, definitions of `llama-cpp-py-sync`.
 
 Two packages because neither has both: `xllamacpp` exports the symbols from one object that runs on glibc 2.17, and
 `llama-cpp-py-sync` has cffi definitions generated from the headers. They are builds b11549 and b11548, so the defaults
@@ -42,7 +42,7 @@ EXPECTED: dict[str, dict[str, float]] = {  # llama.cpp b11549, what the *_defaul
 
 
 class LlamaLibrary:
-    """`ffi`, `lib` (llama_*, mtmd_*), and what is needed to look into a ggml tensor. RuntimeError if structs differ."""
+    """Give `ffi`, `lib` (llama_*, mtmd_*) and access to ggml tensors. Raises RuntimeError if structs differ."""
 
     def __init__(self) -> None:
         path = shared_object()
@@ -76,28 +76,28 @@ class LlamaLibrary:
 
     @property
     def version(self) -> dict[str, str]:
-        """The packages' versions, which end in llama.cpp's build number (xllamacpp compiles its LLAMA_COMMIT as
-        "unknown"), and the instruction sets the library runs with."""
+        """Return the packages' versions, which end in llama.cpp's build number (xllamacpp compiles LLAMA_COMMIT as
+        "unknown"), and the instruction sets that the library uses."""
         packages = {name: version(name) for name in ("xllamacpp", "llama-cpp-py-sync")}
         return {**packages, "system": self.ffi.string(self.lib.llama_print_system_info()).decode().strip(" |")}
 
     def tensor(self, pointer: Any) -> Any:
-        """A `struct ggml_tensor *` of the callback, as one whose fields can be read."""
+        """Cast a `struct ggml_tensor *` of the callback to one whose fields can be read."""
         return self._tensors.cast("struct tensor *", int(self.ffi.cast("uintptr_t", pointer)))
 
     def name(self, tensor: Any) -> str:
         return bytes(self._tensors.string(tensor.name)).decode("utf-8", "replace")
 
     def op(self, tensor: Any) -> str:
-        """What computed it: MUL_MAT, ADD, RESHAPE, ..."""
+        """Return the operation that computed a tensor: MUL_MAT, ADD, RESHAPE, ..."""
         return bytes(self._tensors.string(self._ggml.ggml_op_name(tensor.op))).decode()
 
     def sources(self, tensor: Any) -> tuple[str, ...]:
-        """The names of what it was computed from."""
+        """Return the names of the tensors it was computed from."""
         return tuple(self.name(source) for source in tensor.src if source)
 
     def array(self, tensor: Any, axes: int = 2) -> np.ndarray:
-        """A copy of a tensor's values: float32 or integers, in torch order, at least so many axes."""
+        """Copy a tensor's values: float32 or integers, in torch order, with at least `axes` axes."""
         ne, nb = list(tensor.ne), list(tensor.nb)
         dtype = np.dtype(np.uint16 if tensor.type == BF16 else NUMPY[tensor.type])
         extent = sum((n - 1) * stride for n, stride in zip(ne, nb, strict=True)) + dtype.itemsize
@@ -113,7 +113,7 @@ class LlamaLibrary:
 
 
 def shared_object() -> Path:
-    """Where xllamacpp's library lies. ModuleNotFoundError if the package is not installed."""
+    """Find xllamacpp's library. Raises ModuleNotFoundError if the package is not installed."""
     spec = find_spec("xllamacpp")
     folders = spec.submodule_search_locations if spec else None
     if not folders:

@@ -1,5 +1,5 @@
-"""llama.cpp as a reference: questions in, arrays out. Every call runs a process of its own (`llama_worker`), because
-llama.cpp answers some files with a crash; a crash is an OracleError like any other failure.
+"""Ask llama.cpp: questions in, arrays out. Every call runs a process of its own (`worker`), because llama.cpp crashes
+on some files; a crash is an OracleError like any other failure.
 
 T positions fed, V vocabulary, N image rows, D decoder width, S image size.
 """
@@ -24,12 +24,12 @@ Picture = np.ndarray | Path  # RGB bytes (H, W, 3), or a file for llama.cpp to d
 
 
 class OracleError(LlavaError):
-    """llama.cpp is not there, refused, crashed, or took too long."""
+    """llama.cpp is not installed, refused, crashed, or took too long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How llama.cpp computes: numbers are those of its own enums."""
+    """How llama.cpp computes; numbers are those of its own enums."""
 
     flash_attention: int  # 0 off, -1 as it likes, which is on; text and vision
     cache_type: int  # ggml type of keys and values: 0 float32, 1 float16
@@ -42,14 +42,14 @@ class Settings:
 
 
 EXACT = Settings(0, 0, False, 1, 1024, 1024, 1024, False)
-"""As near to float32 arithmetic as it gets: what correctness is tested against."""
+"""The settings nearest to float32 arithmetic: the reference for correctness."""
 DEFAULTS = Settings(-1, 1, True, 4, 512, 2048, 512, True)
-"""What its users run."""
+"""llama.cpp's own defaults."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
-    """One tensor of the graph. Names that repeat are numbered in the order computed: `Qcur-0`, `Qcur-0#1`, ..."""
+class GraphTensor:
+    """A tensor of the graph. Repeated names are numbered in the order computed: `Qcur-0`, `Qcur-0#1`, ..."""
 
     name: str
     op: str  # MUL_MAT, ADD, RESHAPE, ROPE, ...
@@ -60,7 +60,7 @@ class Tensor:
 class TextResult:
     logits: np.ndarray  # (T, V) float32
     tokens: tuple[int, ...]  # greedy, after the prompt; end-of-sequence tokens do not stop it
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[GraphTensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class ImageResult:
     rows: np.ndarray  # (N, D) float32
     pixels: np.ndarray  # (3, S, S) float32: what the tower saw, before any rounding
     rgb: np.ndarray  # (H, W, 3) uint8: the decoded picture
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[GraphTensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +76,18 @@ class PromptResult:
     chunks: tuple[tuple[int, ...] | int, ...]  # token ids of a text chunk, or the number of rows of an image
     logits: np.ndarray  # (T, V) float32, every position
     tokens: tuple[int, ...]
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[GraphTensor, ...]
     stages: dict[str, np.ndarray]  # by this project's names, see `llama_stages`
 
 
 def missing() -> str | None:
-    """Why there is no oracle here, or None. Imports nothing."""
+    """Say why llama.cpp cannot be asked here; None if it can. Imports nothing."""
     absent = [name for name in ("xllamacpp", "llama_cpp_py_sync") if find_spec(name) is None]
     return f"{' and '.join(absent)} not installed: pip install 'llava-ref[conformance]'" if absent else None
 
 
 class Oracle:
-    """llama.cpp over a text model and, if given, an mmproj. Every method raises OracleError."""
+    """Ask llama.cpp about a text model and, if given, an mmproj. Every method raises OracleError."""
 
     def __init__(
         self, text: Path, mmproj: Path | None = None, settings: Settings = EXACT, *, timeout: float = 120.0
@@ -99,9 +99,10 @@ class Oracle:
     def logits(
         self, prompts: Iterable[Sequence[Part]], *, greedy: int = 0, capture: Sequence[str] = ()
     ) -> list[TextResult]:
-        """For each prompt, in a fresh context: logits of every position, and `greedy` tokens that follow.
+        """Return for each prompt, in a fresh context: logits of every position, and the `greedy` tokens that follow.
 
-        Each part is computed at once. `capture` holds patterns (`blk.*`-like globs) of tensor names to keep."""
+        Each part is computed at once; whether rows see one another is the projector's own rule, so rows of Gemma 3 need
+        the mmproj. `capture` holds patterns (`blk.*`-like globs) of tensor names to keep."""
         jobs: list[dict[str, Any]] = []
         arrays: dict[str, np.ndarray] = {}
         for i, prompt in enumerate(prompts):
@@ -114,7 +115,7 @@ class Oracle:
         ]
 
     def encode(self, pictures: Iterable[Picture], *, capture: Sequence[str] = ()) -> list[ImageResult]:
-        """Pictures through preprocessing, tower and projector."""
+        """Run pictures through preprocessing, tower and projector."""
         arrays: dict[str, np.ndarray] = {}
         jobs = [
             {"kind": "encode", "pixels": True, "capture": list(capture), **_image(str(i), picture, arrays)}
@@ -136,10 +137,10 @@ class Oracle:
         stages: Sequence[str] = (),
         single_bos: bool = False,
     ) -> PromptResult:
-        """The whole way. `string` holds `<__media__>` where a picture goes; control tokens in it are parsed.
+        """Run a prompt end to end. `string` holds `<__media__>` for each picture; control tokens in it are parsed.
 
-        `stages` holds patterns of this project's stage names. `single_bos`: where the string begins with BOS, no other
-        is put before it, as llama.cpp's chat code has it (common/chat.cpp)."""
+        `stages` holds patterns of this project's stage names. `single_bos`: a string that begins with BOS gets no
+        other, as in llama.cpp's chat code (common/chat.cpp)."""
         arrays: dict[str, np.ndarray] = {}
         images = [_image(str(i), picture, arrays) for i, picture in enumerate(pictures)]
         job = {"kind": "prompt", "string": string, "images": images, "bos": bos, "greedy": greedy}
@@ -150,7 +151,7 @@ class Oracle:
         return PromptResult(chunks, found["logits"], tuple(fact["tokens"]), _tensors(fact, found), named)
 
     def tokenize(self, strings: Iterable[str], *, bos: bool = True, special: bool = True) -> list[list[int]]:
-        """Token ids of each string; `bos` puts a BOS before it if the vocabulary asks for one."""
+        """Return the token ids of each string; `bos` puts a BOS before it if the vocabulary asks for one."""
         jobs = [{"kind": "tokenize", "string": string, "bos": bos, "special": special} for string in strings]
         return [fact["tokens"] for fact, _ in self._run(jobs, {})]
 
@@ -190,7 +191,7 @@ def _array(part: Part) -> np.ndarray:
 
 
 def _image(name: str, picture: Picture, arrays: dict[str, np.ndarray]) -> dict[str, str]:
-    """How a job names this picture; its bytes go to `arrays` if they are given."""
+    """Name a picture for a job; its bytes go to `arrays` if they are given."""
     if isinstance(picture, Path):
         return {"file": str(picture)}
     arrays[name] = picture
@@ -201,5 +202,5 @@ def _of_job(index: int, named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name.removeprefix(f"{index} "): array for name, array in named.items() if name.startswith(f"{index} ")}
 
 
-def _tensors(fact: dict[str, Any], found: dict[str, np.ndarray]) -> tuple[Tensor, ...]:
-    return tuple(Tensor(seen["name"], seen["op"], found[f"tensor {seen['name']}"]) for seen in fact["seen"])
+def _tensors(fact: dict[str, Any], found: dict[str, np.ndarray]) -> tuple[GraphTensor, ...]:
+    return tuple(GraphTensor(seen["name"], seen["op"], found[f"tensor {seen['name']}"]) for seen in fact["seen"])

@@ -1,9 +1,9 @@
-"""llama.cpp's graph nodes as this project's stages.
+"""Name the nodes of llama.cpp's graphs as this project's stages.
 
-Most nodes are known by the name that their callback gives them (models/llava.cpp, llama-graph.cpp of b10605; b11549 has
-the same). The others are known by their operation and by the names of what they read, as `mm.0.weight`: `UNNAMED` lists
-those stages. A name comes several times in a graph (product, bias added, reshaped, turned); the last that fits is the
-stage. T positions of one call, S of all so far, N patches, H heads, dh head size.
+Most nodes are known by the name that their callback gives them (models/llava.cpp, models/siglip.cpp, models/gemma3.cpp,
+llama-graph.cpp of b10605; b11549 has the same). The others are known by their operation and by the names of what they
+read, such as `mm.0.weight`: `UNNAMED` lists those stages. A name comes several times in a graph (product, bias added,
+reshaped, turned); the last that fits is the stage. T positions of one call, N patches, H heads, dh head size.
 """
 
 import re
@@ -16,7 +16,7 @@ from llava_ref.tracing.trace import Probe, join
 
 UNNAMED = (
     "vision.pixels", "vision.patch_embd", "vision.pos_embd", "vision.blk.*.kq_soft_max", "vision.post_ln",
-    "vision.features", "projector.*", "embd of pictures",
+    "vision.features", "projector.*", "embd of pictures", "blk.*.attn_out of gemma3",
 )  # fmt: skip
 NUMBERED = re.compile(r"([A-Za-z_]+)-(\d+)")
 TOWER = {
@@ -29,9 +29,13 @@ TOWER |= {f"ffn_{kind}": "ffn_act" for kind in ("gelu", "gelu_quick", "gelu_erf"
 DECODER = {
     name: name
     for name in (
-        "attn_norm", "kqv_out", "attn_out", "ffn_inp", "ffn_norm", "ffn_gate", "ffn_up", "ffn_swiglu", "ffn_out",
+        "attn_norm", "kqv_out", "attn_out", "attn_post_norm", "ffn_inp", "ffn_norm", "ffn_gate", "ffn_up", "ffn_swiglu",
+        "ffn_geglu", "ffn_out", "ffn_post_norm",
     )
-} | {"ffn_gate_b": "ffn_gate", "ffn_up_b": "ffn_up", "l_out": "out"}  # fmt: skip
+} | {"ffn_gate_b": "ffn_gate", "ffn_up_b": "ffn_up", "sa_out": "ffn_inp", "l_out": "out"}  # fmt: skip
+OUTPUT = re.compile(r"blk\.(\d+)\.attn_output\.weight")
+INPUTS = ("embd", "inp_scaled")  # what the first norm reads: rows of llama, those of gemma3
+NORMED = ("Qcur_normed", "Kcur_normed")
 QKV = ("Qcur", "Kcur", "Vcur")
 VIEWS = ("RESHAPE", "VIEW", "PERMUTE", "CONT", "CPY")
 
@@ -42,15 +46,15 @@ class Node:
 
     name: str
     op: str  # MUL_MAT, ADD, RESHAPE, ...
-    sources: tuple[str, ...]  # the names of what it was computed from
-    array: Callable[[int], np.ndarray]  # its values, with at least so many axes
-    source: Callable[[int, int], np.ndarray]  # those of source number i, if nothing has been written over them
+    sources: tuple[str, ...]  # the names of the tensors it was computed from
+    array: Callable[[int], np.ndarray]  # its values, with at least this many axes
+    source: Callable[[int, int], np.ndarray]  # the values of source number i, if nothing has been written over them
 
 
 class Recorder:
-    """Keeps the stages that `globs` ask for (`kq_soft_max` only where a pattern names it) while a prompt runs.
+    """Keep the stages that `globs` ask for (`kq_soft_max` only if a pattern names it) while a prompt runs.
 
-    Told beforehand whose nodes come next: `picture` before each picture, `decoder` before the text model's, `stop`
+    The caller says whose nodes come next: `picture` before each picture, `decoder` before the text model's, `stop`
     when the prompt has been read."""
 
     def __init__(self, globs: Sequence[str]) -> None:
@@ -79,12 +83,12 @@ class Recorder:
             self._see(node)
 
     def add(self, name: str, array: np.ndarray) -> None:
-        """A stage that is no node of a graph."""
+        """Add a stage that is no node of a graph."""
         if self._probe.wants(name.partition("#")[0]):
             self._pieces[name] = [array]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What was kept, pieces joined along positions."""
+        """Return the stages, pieces joined along positions."""
         self._finish()
         return {name: join(name, pieces) for name, pieces in self._pieces.items()}
 
@@ -115,14 +119,15 @@ class Recorder:
             self._behind_the_blocks(node)
 
     def _patches(self, node: Node) -> None:
-        """Up to the sum with the position table. What came last before the class token or that sum is the patches."""
+        """Read the nodes up to the sum with the position table. The last one before that sum, or before the class token
+        is joined, is the patches."""
         if node.op == "IM2COL":
             self._keep("vision.pixels", lambda: node.source(1, 3))
-        elif "v.position_embd.weight" in node.sources:
-            self._position = node.name
-        elif node.op == "ADD" and self._position in node.sources:
+        elif node.op == "ADD" and {self._position, "v.position_embd.weight"} & set(node.sources):
             self._rows("vision.pos_embd", node)
             self._embedded = True
+        elif "v.position_embd.weight" in node.sources:  # the rows that will be added
+            self._position = node.name
         elif node.op != "CONCAT":
             self._rows("vision.patch_embd", node)
 
@@ -145,9 +150,15 @@ class Recorder:
             self._rows("projector.out", node)
         elif node.op == "UNARY":
             self._rows("projector.gelu", node)
+        elif node.op == "POOL_2D":
+            self._keep("projector.pool", lambda: _rows_of_squares(node.array(3)))
+        elif "mm.soft_emb_norm." in read:
+            self._rows("projector.soft_emb_norm", node)
+        elif "mm.input_projection." in read and node.op == "MUL_MAT":
+            self._rows("projector.out", node)
 
     def _decoder(self, node: Node) -> None:
-        if node.op == "RMS_NORM" and "embd" in node.sources:
+        if node.op == "RMS_NORM" and set(INPUTS) & set(node.sources):
             self._finish()  # a long part of the prompt runs the graph several times
             self._keep("embd", lambda: node.source(0, 2))
             self._count = len(node.source(0, 2))
@@ -156,16 +167,24 @@ class Recorder:
             self._decoder_block(node, found[1], f"blk.{found[2]}")
         elif node.name in ("result_norm", "result_output"):
             self._rows(node.name, node)
+        elif node.op == "MUL_MAT" and (found := OUTPUT.search(" ".join(node.sources))):
+            self._rows(f"blk.{found[1]}.attn_out", node)
 
     def _decoder_block(self, node: Node, part: str, block: str) -> None:
         if part in QKV and node.op == "ROPE":
             self._keep(f"{block}.{part}_rope", lambda: node.array(3))
         elif part in QKV and node.op not in VIEWS:
             self._rows(f"{block}.{part}", node)
+        elif part in NORMED:
+            self._keep(f"{block}.{part}", lambda: node.array(3))
         elif part == "kq_soft_max":  # keys are padded to a multiple of 256
             self._keep(f"{block}.{part}", lambda: node.array(3)[:, :, : self._past])
         elif part in DECODER:
             self._rows(f"{block}.{DECODER[part]}", node)
+
+
+def _rows_of_squares(x: np.ndarray) -> np.ndarray:  # (D, y, x) -> (y * x, D)
+    return np.ascontiguousarray(x.reshape(len(x), -1).T)
 
 
 def _joined_heads(x: np.ndarray) -> np.ndarray:  # (T, H, dh) -> (T, H * dh)

@@ -1,4 +1,4 @@
-"""Runs llama.cpp on the jobs of one folder and leaves the results there. A program of its own, as llama.cpp may crash.
+"""Run llama.cpp on the jobs of one folder and leave the results there: a process of its own, as llama.cpp may crash.
 
 `python -m llava_ref.conformance.engines.llama_cpp.worker FOLDER` reads `request.json` (paths, settings, jobs) and
 `request.npz` (the arrays that jobs name) and writes `result.npz` and `result.json`: `oracle` documents the jobs. T
@@ -21,8 +21,8 @@ from .stages import Node, Recorder
 Job = dict[str, Any]
 
 
-class Watch:
-    """The evaluation callback: keeps copies of the tensors whose names match a pattern, numbering repeats."""
+class GraphWatch:
+    """Keep copies of the tensors whose names match a pattern, from the evaluation callback; repeats are numbered."""
 
     def __init__(self, llama: LlamaLibrary) -> None:
         self._llama = llama
@@ -36,7 +36,7 @@ class Watch:
 
     @contextmanager
     def during(self, job: Job) -> Iterator[None]:
-        """Watches for what `job` asks."""
+        """Watch for the tensors and stages that `job` asks for."""
         self.patterns, self.pixels = job.get("capture", []), job.get("pixels", False)
         self.recorder = Recorder(job.get("stages", []))
         self.seen, self.arrays, self._count = [], {}, {}
@@ -75,18 +75,19 @@ class Watch:
         )
 
 
-class Worker:
-    """One text model, and a vision tower if asked for, with contexts made as the settings say."""
+class LlamaWorker:
+    """Run jobs on one text model and, if the request names one, a vision tower, with contexts as the settings say."""
 
     def __init__(self, request: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         self.llama = LlamaLibrary()
         self.ffi, self.lib = self.llama.ffi, self.llama.lib
         self.settings, self.arrays = request["settings"], arrays
-        self.watch = Watch(self.llama)
+        self.watch = GraphWatch(self.llama)
         self.lib.llama_backend_init()
         if request["text"]:
             self._load_text(request["text"])
         self.vision: Any = None
+        self.whole_pictures = False  # whether rows of a picture see one another, as mtmd says of the projector
         if request["mmproj"]:
             self._load_vision(request["mmproj"])
 
@@ -109,13 +110,14 @@ class Worker:
         self.vision = self.lib.mtmd_init_from_file(path.encode(), self.model, params)
         if not self.vision:
             raise self._failed(f"cannot load {Path(path).name}")
+        self.whole_pictures = self.lib.mtmd_decode_use_non_causal(self.vision, self.ffi.NULL)
 
     def _failed(self, what: str) -> RuntimeError:
         return RuntimeError("; ".join([what, *self.llama.log[-2:]]))
 
     @contextmanager
     def context(self, parts: list[np.ndarray], greedy: int) -> Iterator[Any]:
-        """A fresh, empty context for one job, as large as the settings say or as these parts need."""
+        """Make an empty context for one job, as large as the settings say, or larger if these parts need it."""
         s, params = self.settings, self.llama.defaults["context"]
         lengths = [len(part) for part in parts]
         params.n_ctx, params.n_batch = max(s["context"], sum(lengths) + greedy), max([s["batch"], *lengths])
@@ -130,7 +132,7 @@ class Worker:
         self.lib.llama_free(context)
 
     def feed(self, context: Any, part: np.ndarray, n_past: int) -> np.ndarray:
-        """Token ids (T,) or embeddings (T, D) at the next positions -> logits (T, V)."""
+        """Decode token ids (T,) or embeddings (T, D) at the next positions -> logits (T, V)."""
         rows = part.ndim == 2
         batch = self.lib.llama_batch_init(len(part), self.width if rows else 0, 1)
         if rows:
@@ -138,6 +140,7 @@ class Worker:
         else:
             self._fill(batch.token, np.ascontiguousarray(part, np.int32))
         batch.n_tokens = len(part)
+        self.lib.llama_set_causal_attn(context, not (rows and self.whole_pictures))
         for i in range(len(part)):
             batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = n_past + i, 1, 0, 1
         status = self.lib.llama_decode(context, batch)
@@ -154,7 +157,7 @@ class Worker:
         return np.frombuffer(raw, np.float32).reshape(shape).copy()
 
     def logits(self, job: Job) -> tuple[Any, dict[str, np.ndarray]]:
-        """Logits of every position, and `greedy` tokens that follow, each the likeliest."""
+        """Return the logits of every position, and the `greedy` likeliest tokens that follow."""
         parts = [self.arrays[name] for name in job["parts"]]
         with self.context(parts, job.get("greedy", 0)) as context, self.watch.during(job):
             found, tokens = self._run(context, parts, job.get("greedy", 0))
@@ -181,16 +184,16 @@ class Worker:
         return {"tokens": self.ffi.unpack(ids, count)}, {}
 
     def encode(self, job: Job) -> tuple[Any, dict[str, np.ndarray]]:
-        """The image rows of one picture, and the pixels it was decoded to."""
+        """Return the image rows of one picture, and the decoded picture."""
         bitmap, rgb = self._bitmap(job)
         with self.watch.during(job):
-            (chunk,) = self._chunks("<__media__>", [bitmap], bos=False)
+            (chunk,) = filter(self._is_image, self._chunks("<__media__>", [bitmap], bos=False))  # others are markers
             rows = self._encode(chunk)
         self.lib.mtmd_bitmap_free(bitmap)
         return {}, {"rows": rows, "rgb": rgb}
 
     def prompt(self, job: Job) -> tuple[Any, dict[str, np.ndarray]]:
-        """The whole way: text with media markers and pictures -> chunks, logits, greedy tokens."""
+        """Run a prompt end to end: text with media markers and pictures -> chunks, logits, greedy tokens."""
         with self.watch.during(job):
             parts = self._prompt_parts(job)
             with self.context(parts, job["greedy"]) as context:
@@ -199,7 +202,7 @@ class Worker:
         return {"tokens": tokens, "chunks": chunks}, {"logits": found}
 
     def _prompt_parts(self, job: Job) -> list[np.ndarray]:
-        """Token ids (T,) and image rows (N, D), in order."""
+        """Return token ids (T,) and image rows (N, D), in order."""
         if self.vision is None:
             (fact, _) = self.tokenize({**job, "special": True})
             parts = [np.array(fact["tokens"], np.int32)]
@@ -242,8 +245,11 @@ class Worker:
             raise self._failed(f"mtmd_tokenize returned {status}")
         return [self.lib.mtmd_input_chunks_get(chunks, i) for i in range(self.lib.mtmd_input_chunks_size(chunks))]
 
+    def _is_image(self, chunk: Any) -> bool:
+        return bool(self.lib.mtmd_input_chunk_get_type(chunk) == self.lib.MTMD_INPUT_CHUNK_TYPE_IMAGE)
+
     def _part(self, chunk: Any) -> np.ndarray:
-        if self.lib.mtmd_input_chunk_get_type(chunk) == self.lib.MTMD_INPUT_CHUNK_TYPE_IMAGE:
+        if self._is_image(chunk):
             return self._encode(chunk)
         count = self.ffi.new("size_t *")
         ids = self.lib.mtmd_input_chunk_get_tokens_text(chunk, count)
@@ -259,14 +265,14 @@ class Worker:
 
 
 def _say(what: str) -> None:
-    """The last word, should llama.cpp crash now."""
+    """Write a line that is the last one if llama.cpp crashes next."""
     print(what, file=sys.stderr, flush=True)
 
 
 def main(folder: Path) -> None:
     request = json.loads((folder / "request.json").read_text())
     with np.load(folder / "request.npz") as arrays:
-        worker = Worker(request, dict(arrays))
+        worker = LlamaWorker(request, dict(arrays))
     kinds: dict[str, Callable[[Job], tuple[Any, dict[str, np.ndarray]]]] = {
         "logits": worker.logits,
         "tokenize": worker.tokenize,

@@ -1,0 +1,81 @@
+"""A model of transformers with the weights of a GGUF pair, ready to run.
+
+T positions, S image size, N rows of a picture, D decoder width, V vocabulary.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from inspect import signature
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from llava_ref.gguf.file import GGUFFile
+
+from ..reference import ReferenceError
+from .settings import VisionSettings
+
+
+@dataclass(frozen=True, slots=True)
+class HfModel:
+    """A module of transformers, and what must be known to ask it."""
+
+    module: Any  # LlavaForConditionalGeneration, Gemma3ForConditionalGeneration, or a ...ForCausalLM without a tower
+    family: Literal["llava", "gemma3"]
+    text_file: GGUFFile
+    n_vocab: int
+    image_token: int
+    """The id that stands for an image row."""
+    vision: VisionSettings | None
+
+    @property
+    def decoder(self) -> Any:
+        return self.module.model if self.vision is None else self.module.model.language_model
+
+    def _takes(self, parameter: str) -> bool:
+        return parameter in signature(self.module.forward).parameters
+
+    @property
+    def _cache(self) -> str:
+        """Return the name of the parameter for keys and values: transformers 5.24 changed it."""
+        return "cache" if self._takes("cache") else "past_key_values"
+
+    @torch.no_grad()
+    def forward(self, ids: Sequence[int], pixels: np.ndarray | None) -> Any:
+        """Token ids (T,) and pictures (n, 3, S, S) -> transformers' output, with logits (1, T, V) and a cache."""
+        tokens = torch.tensor([list(ids)])
+        extra = {} if pixels is None else {"pixel_values": torch.from_numpy(pixels)}
+        if self._takes("token_type_ids"):  # Gemma 3: rows of one picture see one another
+            extra["token_type_ids"] = (tokens == self.image_token).long()
+        return self.module(input_ids=tokens, use_cache=True, **extra)
+
+    @torch.no_grad()
+    def image_rows(self, pixels: np.ndarray) -> np.ndarray:
+        """Pictures (n, 3, S, S) -> the rows that stand for them (n, N, D)."""
+        rows: torch.Tensor = self.module.get_image_features(torch.from_numpy(pixels)).pooler_output
+        return rows.numpy()
+
+    @torch.no_grad()
+    def greedy(self, output: Any, count: int) -> tuple[int, ...]:
+        """Return the `count` likeliest tokens after `output`, one by one. No token ends them."""
+        tokens: list[int] = []
+        for _ in range(count):
+            if tokens:
+                last = torch.tensor([tokens[-1:]])
+                output = self.module(input_ids=last, use_cache=True, **{self._cache: output[self._cache]})
+            tokens.append(int(output.logits[0, -1, : self.n_vocab].argmax()))
+        return tuple(tokens)
+
+
+def transformers() -> Any:
+    """Import the package, offline and without its advice on settings."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # both are read when it is imported
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    return import_module("transformers")
+
+
+def refuse(file: GGUFFile, field: str, problem: str) -> ReferenceError:
+    return ReferenceError(file.path, field, f"{problem}: transformers' model has no place for it")

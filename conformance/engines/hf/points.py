@@ -1,0 +1,56 @@
+"""Places in a module of transformers where a stage of this project can be seen."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+Change = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A stage and the module whose call shows it."""
+
+    name: str
+    module: Any
+    pick: Callable[[Any, Any], Tensor]  # of the module's inputs and its output
+    change: Change
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def given(name: str, module: Any, change: Change = _same) -> Point:
+    """Show a module's first input."""
+    return Point(name, module, lambda inputs, output: inputs[0], change)
+
+
+def made(name: str, module: Any, change: Change = _same) -> Point:
+    """Show a module's output."""
+    return Point(name, module, lambda inputs, output: output[0] if isinstance(output, tuple) else output, change)
+
+
+def weights(name: str, attention: Any) -> Point:
+    """Show the attention weights (H, T, T)."""
+    return Point(name, attention, lambda inputs, output: output[1], _same)
+
+
+def tower_block(name: str, layer: Any) -> Iterator[Point]:
+    """Show the stages of a block of CLIP or SigLIP."""
+    attention = layer.self_attn
+    yield made(f"{name}.layer_inp_normed", layer.layer_norm1)
+    yield made(f"{name}.Qcur", attention.q_proj)
+    yield made(f"{name}.Kcur", attention.k_proj)
+    yield made(f"{name}.Vcur", attention.v_proj)
+    yield weights(f"{name}.kq_soft_max", attention)
+    yield given(f"{name}.kqv_out", attention.out_proj)
+    yield made(f"{name}.attn_out", attention.out_proj)
+    yield given(f"{name}.ffn_inp", layer.layer_norm2)
+    yield made(f"{name}.ffn_inp_normed", layer.layer_norm2)
+    yield made(f"{name}.ffn_up", layer.mlp.fc1)
+    yield given(f"{name}.ffn_act", layer.mlp.fc2)
+    yield made(f"{name}.ffn_out", layer.mlp.fc2)
+    yield made(f"{name}.layer_out", layer)
