@@ -1,4 +1,4 @@
-"""Chat: messages -> a prompt (`render`) -> chunks of token ids and places of pictures."""
+"""Turn messages into a prompt (`render`), and the prompt into chunks of token ids and image slots."""
 
 from .rendering import render
 

@@ -1,6 +1,6 @@
-"""Which chat template a model gets: its own, or a named one of ours by stated rules. Never a silent guess.
+"""Choose a model's chat template: its own, or a named one of ours by stated rules. Never guesses silently.
 
-The named templates take strings and lists of parts alike; `docs/prompts.md` shows what each makes of a conversation.
+`docs/prompts.md` shows how each named template renders a conversation.
 """
 
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from ..errors import TemplateError
 from ..gguf.file import GGUFFile
 
 KEY = "tokenizer.chat_template"
-LARGEST = 1 << 20  # bytes of a file with a template; the largest of known families has 20,000
+LARGEST = 1 << 20  # bytes of a file with a template; the largest of known families have 20,000
 
 # haotian-liu/LLaVA conversation.py, conv "vicuna_v1" (roles USER and ASSISTANT, separators " " and "</s>"), without its
-# default system text: neither Hugging Face's template for llava-1.5-7b-hf nor llama.cpp's `vicuna` sends one. Given a
-# list of parts it puts a message's pictures before its texts, as Hugging Face's does and as LLaVA was trained.
+# default system text: neither Hugging Face's template for llava-1.5-7b-hf nor llama.cpp's `vicuna` sends one. In a list
+# of parts it puts the pictures before the texts, as Hugging Face's template does and as LLaVA was trained.
 VICUNA = """\
 {%- for message in messages -%}
     {{- '' if message.role == 'system' else 'USER: ' if message.role == 'user' else 'ASSISTANT: ' -}}
@@ -69,7 +69,7 @@ TEMPLATES: Mapping[str, str] = {
     "llava-llama-3": LLAVA_LLAMA_3,
     "chatml": CHATML,
 }
-MARKS = {  # tokens that only one format uses, and which
+TELLTALES = {  # the tokens that only one format uses
     "llava-llama-3": ("<|start_header_id|>", "<|eot_id|>"),
     "chatml": ("<|im_start|>", "<|im_end|>"),
 }
@@ -83,8 +83,8 @@ MISTRAL_7B = {  # a shape that no Llama or Vicuna has
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """A chat template in use. `source` is None where nothing tells which one the model needs; `why` says how it was
-    chosen, in words for a person; `where` is the file it came from."""
+    """A chat template in use. `source` is None if nothing tells which one the model needs. `why` tells a person how it
+    was chosen; `where` is the file it came from."""
 
     name: str
     source: str | None
@@ -93,7 +93,7 @@ class ChatTemplate:
 
     @property
     def field(self) -> str:
-        """What an error names beside `where`."""
+        """Return the field that an error names."""
         return {"file": KEY, "none": KEY, "given": "template"}.get(self.name, self.name)
 
     def error(self, problem: str) -> TemplateError:
@@ -102,24 +102,25 @@ class ChatTemplate:
 
 
 def choose_template(file: GGUFFile, *, has_mmproj: bool, template: str | Path | None = None) -> ChatTemplate:
-    """Return the template asked for, the file's own, or the first rule that applies: tokens that only one format has,
-    the model's name, Mistral-7B's shape, and vicuna for anything else that comes with an mmproj file.
+    """Choose the requested template, else the file's own, else by the first rule that applies: tokens that only one
+    format has, the model's name, Mistral-7B's shape, and vicuna for anything else with an mmproj file.
 
-    `template`: the name of one of ours, jinja source, or the path of a file that holds it. TemplateError for a name
-    that is unknown and a file that cannot be read."""
+    `template` is the name of one of ours, jinja source, or the path of a file with it. Raises TemplateError for an
+    unknown name and for a file that cannot be read."""
     if template is not None:
         return _asked_for(template)
     source = file.string(KEY, "")
     if source.strip():
         return ChatTemplate("file", source, f"the file's own ({KEY})", Path(file.path).name)
-    found, why = _by_tokens(file) or _by_name(file) or _by_shape(file, has_mmproj) or (None, "")
-    if found is None:
+    name, why = _by_tokens(file) or _by_name(file) or _by_shape(file, has_mmproj) or (None, "")
+    if name is None:
         why = f"the file has no {KEY}, and nothing in it tells which format it was trained on"
         return ChatTemplate("none", None, why, Path(file.path).name)
-    return ChatTemplate(found, TEMPLATES[found], f"the file has no {KEY}; {why}")
+    return ChatTemplate(name, TEMPLATES[name], f"the file has no {KEY}; {why}")
 
 
 def _asked_for(template: str | Path) -> ChatTemplate:
+    """Return the template that the user named, wrote or keeps in a file. Raises TemplateError."""
     if isinstance(template, Path):
         return ChatTemplate("given", _read(template), f"read from {template}", template.name)
     if template in TEMPLATES:
@@ -131,11 +132,11 @@ def _asked_for(template: str | Path) -> ChatTemplate:
 
 
 def _read(path: Path) -> str:
-    """The text of a file of at most LARGEST bytes. TemplateError."""
+    """Read the text of a file of at most LARGEST bytes. Raises TemplateError."""
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST + 1)
-    except (OSError, ValueError) as error:  # ValueError: a zero byte
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise TemplateError(path, "file", f"cannot be read: {getattr(error, 'strerror', None) or 'no path'}") from None
     if len(data) > LARGEST:
         raise TemplateError(path, "file", f"over {LARGEST:,} bytes, which no chat template has")
@@ -149,14 +150,16 @@ def _read(path: Path) -> str:
 
 
 def _by_tokens(file: GGUFFile) -> tuple[str, str] | None:
+    """Choose by the tokens of the vocabulary: a name and the reason, or None."""
     tokens = set(file.array("tokenizer.ggml.tokens", "string"))
-    for name, marks in MARKS.items():
+    for name, marks in TELLTALES.items():
         if tokens.issuperset(marks):
             return name, f"its vocabulary has {marks[0]}"
     return None
 
 
 def _by_name(file: GGUFFile) -> tuple[str, str] | None:
+    """Choose by the words in the model's name: a name and the reason, or None."""
     for key in ("general.name", "general.basename", "general.finetune"):
         value = file.string(key, "").lower()
         for name, words in (("mistral-instruct", ("bakllava", "mistral")), ("vicuna", ("vicuna", "llava"))):
@@ -167,6 +170,7 @@ def _by_name(file: GGUFFile) -> tuple[str, str] | None:
 
 
 def _by_shape(file: GGUFFile, has_mmproj: bool) -> tuple[str, str] | None:
+    """Choose for a model with a vision tower by the shape of its decoder: a name and the reason, or None."""
     if not has_mmproj:
         return None
     if all(file.integer(key, 0, 1 << 31, 0) == value for key, value in MISTRAL_7B.items()):

@@ -1,4 +1,4 @@
-"""Where a message's pictures stand: a quirk, in prompts, on the command line, and found by `conform`."""
+"""Test the quirk `image_order`, the order of pictures and texts: in prompts, on the command line and by `conform`."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import llava_ref
-from llava_ref.chat.losses import Expected, loss
+from llava_ref.chat.losses import ExpectedMessage, loss
 from llava_ref.chat.rendering import render
 from llava_ref.chat.templates import CHATML, TEMPLATES, VICUNA
 from llava_ref.cli import main
@@ -51,16 +51,16 @@ TURNS = [user(text("a"), IMAGE), {"role": "assistant", "content": "b"}, user(tex
     ids=["vicuna", "strings only", "as they come", "pictures first", "pictures last"],
 )  # fmt: skip
 def test_the_three_orders(source, first, template, given):
-    found = {
+    prompts = {
         order: render(LATE, source, image_order=order, add_generation_prompt=False)
         for order in ("first", "template", "given")
     }
-    assert found == {"first": first, "template": template, "given": given}
+    assert prompts == {"first": first, "template": template, "given": given}
 
 
 @pytest.mark.parametrize("source", [*TEMPLATES.values(), PARTS, FIRST])
-def test_a_picture_that_comes_first_stands_first(source):
-    """Only llama.cpp's strings have no line feed behind it."""
+def test_a_picture_that_comes_first_is_rendered_first(source):
+    """Check all three orders: they differ only in the line feed, which llama.cpp's strings lack."""
     first, template, given = (render(EARLY, source, image_order=order) for order in ("first", "template", "given"))
     assert first == template and given == first.replace("<image>\n", "<image>")
 
@@ -73,12 +73,17 @@ def test_a_picture_stays_in_its_message(source, order):
     assert prompt.index("<image>") < start < end and prompt.count("<image>") == 2
 
 
-MESSAGES = [Expected((0,), True), Expected((1, None), False), Expected((2,), False), Expected((None, 3), False)]
-WHERE = {n: f"messages[{n}]" for n in range(4)}
+MESSAGES = [
+    ExpectedMessage((0,), True),
+    ExpectedMessage((1, None), False),
+    ExpectedMessage((2,), False),
+    ExpectedMessage((None, 3), False),
+]
+PATHS = {n: f"messages[{n}]" for n in range(4)}
 
 
 @pytest.mark.parametrize(
-    "found, order, wrong",
+    "rendered, order, problem",
     [
         ([0, 1, None, 2, None, 3], "given", None),
         ([0, 1, None, 2, None, 3], "first", None),
@@ -88,24 +93,24 @@ WHERE = {n: f"messages[{n}]" for n in range(4)}
         ([0, 2, 1, None, None, 3], "template", "changes the order of the parts"),
         ([0, None, None, 1, 2, 3], "template", "changes the order of the parts"),
         ([0, 1, 2, None, None, 3], "template", "changes the order of the parts"),
-        ([0, 1, None, 2, 3], "template", "makes 1 places for 2 pictures"),
+        ([0, 1, None, 2, 3], "template", "makes 1 slots for 2 pictures"),
         ([0, None, 2, None], "template", "drops messages[1], messages[3]"),
     ],
 )
-def test_what_is_wrong_with_an_order(found, order, wrong):
-    assert (loss(found, MESSAGES, order, WHERE) or (0, None))[1] == wrong
+def test_a_wrong_order_is_named(rendered, order, problem):
+    assert (loss(rendered, MESSAGES, order, PATHS) or (0, None))[1] == problem
 
 
-def test_a_system_message_may_move_and_nothing_else():
-    """Many templates put it into the first or the last question."""
+def test_only_a_system_message_may_move():
+    """Move all messages. Many templates put the system message into the first or the last question."""
     source = "{% for m in messages | reverse %}{{ m.content }}{% endfor %}"
-    said = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
-    assert render(said, source) == "us"
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    assert render(messages, source) == "us"
     with pytest.raises(TemplateError, match="changes the order of the parts"):
-        render([*said, {"role": "assistant", "content": "a"}], source)
+        render([*messages, {"role": "assistant", "content": "a"}], source)
 
 
-def test_every_profile_has_its_own():
+def test_each_profile_has_an_order_of_its_own():
     orders = {name: quirks.image_order for name, quirks in PROFILES.items()}
     assert orders == {"llava": "first", "hf": "template", "llama.cpp": "given"}
 
@@ -146,20 +151,20 @@ ASK = ("generate", *PAIR, "--image", "picture.png", "-n", "1")
         (("--quirk", "image_order=given"), "USER: the one<image>", "given"),
     ],
 )
-def test_a_prompt_says_where_its_picture_stands(cli, options, prompt, order):
+def test_the_profile_decides_where_the_picture_stands(cli, options, prompt, order):
     _, out, err = cli(*ASK, "-p", "the one <image>", *options, "--json", "--show-prompt")
     assert json.loads(out)["prompt"] == f"{prompt} ASSISTANT:"
     assert json.loads(out)["quirks"]["image_order"] == order
     assert f"pictures: {order} (quirk image_order)" in err
 
 
-def test_a_prompt_that_says_it_too_often(cli):
+def test_a_prompt_with_too_many_slots_is_an_error(cli):
     status, _, err = cli(*ASK, "-p", "<image> or <image>")
     assert status == 2
     assert err == "error: --prompt: <image>: 2 in the prompt for 1 pictures, expected one for each, or none\n"
 
 
-def test_without_a_picture_it_is_text(cli):
+def test_a_slot_without_a_picture_is_text(cli):
     _, out, _ = cli("generate", *PAIR, "-n", "1", "-p", "<image>", "--json")
     assert json.loads(out)["prompt"] == "USER: <image> ASSISTANT:"
     assert [chunk["type"] for chunk in json.loads(out)["chunks"]] == ["text"]
@@ -196,7 +201,7 @@ def test_a_known_name_comes_before_a_file(cli, folder):
 
 
 @pytest.mark.parametrize(
-    "source, name, says",
+    "source, name, error",
     [
         (None, "nothing", "template: 'nothing': unknown, expected one of vicuna, mistral-instruct, llava-llama-3, "
          "chatml, or a file with a chat template"),
@@ -207,14 +212,14 @@ def test_a_known_name_comes_before_a_file(cli, folder):
         ("", "bad.jinja", "bad.jinja: file: empty, expected a chat template"),
     ],
 )  # fmt: skip
-def test_a_template_that_does_not_work_is_one_line(cli, folder, source, name, says):
+def test_a_template_that_fails_gives_an_error_of_one_line(cli, folder, source, name, error):
     if source is not None:
         (folder / name).write_text(source)
     status, out, err = cli("generate", *PAIR, "-n", "1", "-p", "the", "--template", name)
-    assert status == 2 and out == "" and err.startswith(f"error: {says}") and err.count("\n") == 1
+    assert status == 2 and out == "" and err.startswith(f"error: {error}") and err.count("\n") == 1
 
 
-def test_a_file_s_own_template_is_named_by_the_file(cli, folder):
+def test_an_error_of_a_files_own_template_names_the_file(cli, folder):
     (folder / "bad").mkdir()
     write_pair(folder / "bad", Tiny(template="{% for m in messages %}\n{{ m.content.x.y }}{% endfor %}"))
     _, _, err = cli("generate", "-m", "bad/text.gguf", "-p", "the")

@@ -1,4 +1,4 @@
-"""Text that knows where each of its characters came from: as str computes it, and never under another's mark."""
+"""Test marked text: it equals the result of str, and no character gets the mark of another text."""
 
 import unicodedata
 
@@ -17,7 +17,7 @@ from llava_ref.chat.sandboxed.marked import (
     TEMPLATE,
     UNKNOWN,
     Marked,
-    Unfollowed,
+    Untracked,
     joined,
     marks_of,
     plain,
@@ -35,12 +35,13 @@ A, B = chr(FIRST), chr(FIRST + 1)
 PROPERTY = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
-def said(text, mark=A):
+def typed(text, mark=A):
+    """Mark a text as that of a user."""
     return Marked(text, mark * len(text))
 
 
 def numbered(text):
-    """Each character under a mark of its own, so that each can be told where it went."""
+    """Give each character a mark of its own, which is its index."""
     return Marked(text, "".join(chr(FIRST + i) for i in range(len(text))))
 
 
@@ -55,12 +56,13 @@ CALLS = [
 
 @pytest.mark.parametrize("name, args", CALLS)
 @pytest.mark.parametrize("text", TEXTS)
-def test_what_is_left_of_a_text_keeps_its_marks(text, name, args):
-    """Every method that only leaves characters out: each that is left is found at the place that its mark names."""
-    got, want = getattr(numbered(text), name)(*args), getattr(text, name)(*args)
-    assert got == want and type(got) is type(want) or isinstance(got, Marked)
-    places = [ord(mark) - FIRST for piece in ([got] if isinstance(got, str) else got) for mark in marks_of(piece)]
-    assert "".join(text[i] for i in places) == "".join(want) and places == sorted(set(places))
+def test_the_remaining_characters_keep_their_marks(text, name, args):
+    """Call each method that only removes characters: the others must be those that their marks name."""
+    result, want = getattr(numbered(text), name)(*args), getattr(text, name)(*args)
+    assert result == want and type(result) is type(want) or isinstance(result, Marked)
+    texts = [result] if isinstance(result, str) else result
+    origins = [ord(mark) - FIRST for x in texts for mark in marks_of(x)]
+    assert "".join(text[i] for i in origins) == "".join(want) and origins == sorted(set(origins))
 
 
 CASES = ("upper", "lower", "title", "capitalize", "swapcase", "casefold")
@@ -78,31 +80,31 @@ def test_letters_keep_their_marks_in_another_case(text, name):
 
 
 MADE = [
-        (said("ab") + "c" + said("d", B), "abcd", A + A + TEMPLATE + B),
-        ("c" + said("ab"), "cab", TEMPLATE + A + A),
-        (2 * said("ab"), "abab", A * 4),
-        (said("ab").center(7, "*"), "***ab**", TEMPLATE * 3 + A * 2 + TEMPLATE * 2),
-        (said("ab").rjust(4), "  ab", TEMPLATE * 2 + A * 2),
-        (said("-5").zfill(5), "-0005", A + TEMPLATE * 3 + A),
-        (said("a\tb").expandtabs(4), "a   b", A + TEMPLATE * 3 + A),
-        (said(", ", B).join([said("a"), "c"]), "a, c", A + B * 2 + TEMPLATE),
-        (said("aXb").replace("X", said("yz", B)), "ayzb", A + B * 2 + A),
-        (said("ab").replace("", "-"), "-a-b-", TEMPLATE + A + TEMPLATE + A + TEMPLATE),
-        (said("ab").replace("", "-", 1), "-ab", TEMPLATE + A + A),
-        (format(said("abc"), "*^7.2"), "**ab***", TEMPLATE * 2 + A * 2 + TEMPLATE * 3),
-        (said("ab").translate({97: "x"}), "xb", UNKNOWN * 2),
-        (said("%s") % "x", "x", UNKNOWN),
+        (typed("ab") + "c" + typed("d", B), "abcd", A + A + TEMPLATE + B),
+        ("c" + typed("ab"), "cab", TEMPLATE + A + A),
+        (2 * typed("ab"), "abab", A * 4),
+        (typed("ab").center(7, "*"), "***ab**", TEMPLATE * 3 + A * 2 + TEMPLATE * 2),
+        (typed("ab").rjust(4), "  ab", TEMPLATE * 2 + A * 2),
+        (typed("-5").zfill(5), "-0005", A + TEMPLATE * 3 + A),
+        (typed("a\tb").expandtabs(4), "a   b", A + TEMPLATE * 3 + A),
+        (typed(", ", B).join([typed("a"), "c"]), "a, c", A + B * 2 + TEMPLATE),
+        (typed("aXb").replace("X", typed("yz", B)), "ayzb", A + B * 2 + A),
+        (typed("ab").replace("", "-"), "-a-b-", TEMPLATE + A + TEMPLATE + A + TEMPLATE),
+        (typed("ab").replace("", "-", 1), "-ab", TEMPLATE + A + A),
+        (format(typed("abc"), "*^7.2"), "**ab***", TEMPLATE * 2 + A * 2 + TEMPLATE * 3),
+        (typed("ab").translate({97: "x"}), "xb", UNKNOWN * 2),
+        (typed("%s") % "x", "x", UNKNOWN),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("number", range(len(MADE)))
-def test_what_is_put_together_keeps_each_mark(number):
+def test_joined_texts_keep_their_marks(number):
     made, text, marks = MADE[number]
     assert made == text and marks_of(made) == marks
 
 
-def test_every_method_of_str_is_followed_or_of_unknown_origin():
-    """Also one that a later Python adds: what it gives may not pass as the template's own."""
+def test_every_method_of_str_keeps_marks_or_gives_unknown_origin():
+    """Call all methods of str, also those that a later Python adds: no result may count as the template's own."""
     arguments = {
         "join": (["a", "b"],),
         "replace": ("a", "b"),
@@ -114,39 +116,39 @@ def test_every_method_of_str_is_followed_or_of_unknown_origin():
     arguments |= dict.fromkeys(("removeprefix", "removesuffix", "count", "find", "index", "rfind", "rindex"), ("b",))
     arguments |= dict.fromkeys(("startswith", "endswith"), ("b",))
     for name in [name for name in dir(str) if not name.startswith("_")]:
-        if name in ("maketrans", "format", "format_map"):  # these are formatted by `formatting`
+        if name in ("maketrans", "format", "format_map"):  # `formatting` replaces these
             continue
         try:
-            found = getattr(said("a b"), name)(*arguments.get(name, ()))
-        except Unfollowed:
+            result = getattr(typed("a b"), name)(*arguments.get(name, ()))
+        except Untracked:
             assert name == "encode"
             continue
-        pieces = [found] if isinstance(found, str) else found if isinstance(found, list | tuple) else []
-        assert all(tainted(piece) for piece in pieces if piece.strip("0 ")), name
-        assert pieces or isinstance(found, bool | int), name
+        texts = [result] if isinstance(result, str) else result if isinstance(result, list | tuple) else []
+        assert all(tainted(text) for text in texts if text.strip("0 ")), name
+        assert texts or isinstance(result, bool | int), name
 
 
-def test_marks_survive_the_way_into_the_child():
-    text = joined((said("a\ud800é"), "b", said("\0", B)))
+def test_marks_survive_packing():
+    text = joined((typed("a\ud800é"), "b", typed("\0", B)))
     assert runs(text) == [(3, FIRST), (1, 0), (1, FIRST + 1)]
     again = unpack(pack(text))
     assert again == text and marks_of(again) == marks_of(text)
     assert unpack({"marked": 1, "other": 2}) == {"marked": 1, "other": 2}
 
 
-def test_marks_that_do_not_fit_are_no_text():
-    with pytest.raises(Unfollowed):
+def test_marks_of_another_length_are_refused():
+    with pytest.raises(Untracked):
         Marked("ab", A)
 
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """The same code without a child process for each of hundreds of templates."""
+    """Render in this process: a child for each of hundreds of templates would take long."""
     monkeypatch.setattr(sandbox, "run", lambda source, contexts, where, field: sandbox.run_trusted(source, contexts))
 
 
-def script(c):
-    """Whose letter it is: Cyrillic is the first text's, Greek the second's, p and q are the template's."""
+def owner(c):
+    """Return the mark a letter must have: Cyrillic is the first text's, Greek the second's, p and q the template's."""
     name = unicodedata.name(c, "")
     return A if name.startswith("CYRILLIC") else B if name.startswith("GREEK") else TEMPLATE if c in "pqPQ" else None
 
@@ -157,13 +159,13 @@ def letters(alphabet):
 
 @PROPERTY
 @given(templates(operations(FOLLOWED) + operations(UNFOLLOWED)), letters("абвгдежзи"), letters("βγδεζηικλ"))
-def test_no_character_passes_for_another_s(source, first, second):
-    """Whatever a template does. Escapes (`tojson`, `escape`) are of the template's alphabet, with users' marks."""
-    messages = [{"role": "user", "content": said(first, A)}, {"role": "user", "content": said(second, B)}]
-    (outcome,) = sandbox.run_trusted(source, [{"messages": messages}])
-    for c, mark in zip(plain(outcome.text or ""), marks_of(outcome.text or ""), strict=True):
-        whose = script(c)
-        assert whose is None or mark in (whose, UNKNOWN) or whose == TEMPLATE and ("tojson" in source or "e" in source)
+def test_no_character_gets_the_mark_of_another_text(source, first, second):
+    """Try random templates. Escapes (`tojson`, `escape`) have letters of the template's alphabet under users' marks."""
+    messages = [{"role": "user", "content": typed(first, A)}, {"role": "user", "content": typed(second, B)}]
+    (rendering,) = sandbox.run_trusted(source, [{"messages": messages}])
+    for c, mark in zip(plain(rendering.text or ""), marks_of(rendering.text or ""), strict=True):
+        own = owner(c)
+        assert own is None or mark in (own, UNKNOWN) or own == TEMPLATE and ("tojson" in source or "e" in source)
 
 
 CONTROL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|user|>", "<|a|>", "[INST]"]
@@ -171,7 +173,7 @@ CONTROL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|user|>", "<|a|>", "[I
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    """An SPM vocabulary with control tokens."""
+    """Make an SPM vocabulary with control tokens."""
     path = tmp_path_factory.mktemp("vocabulary") / "v.gguf"
     tokens, scores, types = vocabulary()
     writer = gguf.GGUFWriter(path, "llama")
@@ -196,8 +198,8 @@ hostile = st.lists(
 
 @PROPERTY
 @given(templates(operations(FOLLOWED) + operations(UNFOLLOWED)), hostile, hostile, st.sampled_from(sorted(PROFILES)))
-def test_what_users_type_is_never_a_control_token_or_a_slot(in_this_process, tokenizer, source, first, second, profile):
-    """The template writes <|ROLE|> before each message and <|a|> at the end; those count, and nothing else."""
+def test_typed_text_is_never_a_control_token_or_a_slot(in_this_process, tokenizer, source, first, second, profile):
+    """Check that only the <|ROLE|> before each message and the <|a|> at the end, which the template writes, count."""
     quirks = PROFILES[profile]
     messages = [
         Message("user", (TextPart("".join(first)),)),

@@ -1,4 +1,4 @@
-"""Conversations to prompt strings: golden strings of the named templates, templates of every taste, nothing lost."""
+"""Test prompts: golden strings of the named templates, templates of many kinds, and that no text or picture is lost."""
 
 import base64
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ def test_golden_prompts(source, messages, want):
     assert render(messages, source) == want
 
 
-def test_without_the_words_that_start_an_answer():
+def test_prompts_without_the_words_that_start_an_answer():
     assert render(ONE, VICUNA, add_generation_prompt=False) == "USER: <image>\nWhat is this? "
     assert render(ONE, CHATML, add_generation_prompt=False).endswith("<|im_end|>\n")
 
@@ -86,15 +86,15 @@ def test_without_the_words_that_start_an_answer():
         (IMAGES_FIRST, talk((U, [IMAGE, IMAGE, text("a"), text("b")])), "USER: <image>\n<image>\na b ASSISTANT:"),
         (IMAGES_FIRST, talk((U, [IMAGE, text("a"), text("b")]), (A, "c")),
          "USER: <image>\na b ASSISTANT: c ASSISTANT:"),
-        (IMAGES_FIRST, LAST, "USER: Look:<image> ASSISTANT:"),  # not what the template would do with a list
+        (IMAGES_FIRST, LAST, "USER: Look:<image> ASSISTANT:"),  # with a list the template would move the picture
         (IMAGES_FIRST, MIDDLE, "USER: Compare<image>with<image>please. ASSISTANT:"),
         (PLAIN, MORE, "user=<image>What is this?;assistant=A cat.;user=Sure?;"),
         (PLAIN, talk((U, [text("a"), text("b")])), "user=a\nb;"),
-        ("[IMG]" + PLAIN, ONE, "[IMG]user=<image>What is this?;"),  # not a slot where there is a better one
+        ("[IMG]" + PLAIN, ONE, "[IMG]user=<image>What is this?;"),  # not a slot beside <image>
         (SYSTEM_AS_TEXT, SYSTEM, "<<Be brief.>><image>What is this?"),
     ],
 )  # fmt: skip
-def test_templates_of_every_taste(source, messages, want):
+def test_templates_that_want_strings_or_lists(source, messages, want):
     assert render(messages, source, image_order="given") == want
 
 
@@ -105,17 +105,17 @@ def test_other_models_image_tokens_are_slots(slot):
 
 
 @pytest.mark.parametrize(
-    "source, messages, said",
+    "source, messages, problem",
     [
         ("{% for m in messages %}{{ m.role }}{% endfor %}", MORE,
          "drops messages[0].content[1].text, messages[1].content, messages[2].content"),
         ("{{ messages[-1].content }}", MORE, "drops messages[0].content[1].text, messages[1].content"),
         ("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}", SYSTEM,
          "drops messages[0].content"),
-        ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", ONE, "makes 2 places for 1 pictures"),
+        ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", ONE, "makes 2 slots for 1 pictures"),
         ("{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}<image><image>", ONE,
-         "makes 2 places for 1 pictures"),
-        ("<image>{{ messages[0].content }}", talk((U, "a")), "makes 1 places for 0 pictures"),
+         "makes 2 slots for 1 pictures"),
+        ("<image>{{ messages[0].content }}", talk((U, "a")), "makes 1 slots for 0 pictures"),
         ("{% for m in messages | reverse %}{{ m.content }}{% endfor %}", talk((U, "a"), (A, "b"), (U, "c")),
          "changes the order of the parts"),
         ("{{ 'abc' }}", talk((U, "abc")), "drops messages[0].content"),
@@ -128,19 +128,19 @@ def test_other_models_image_tokens_are_slots(slot):
         ("{% if %}", talk((U, "a")), "line 1: cannot be read: "),
     ],
 )  # fmt: skip
-def test_nothing_is_lost_without_a_word(source, messages, said):
+def test_an_error_names_what_a_template_loses(source, messages, problem):
     with pytest.raises(TemplateError) as caught:
         render(messages, source)
-    assert str(caught.value).startswith(f"chat template: {KEY}: {said}")
+    assert str(caught.value).startswith(f"chat template: {KEY}: {problem}")
 
 
-def test_white_space_may_be_stripped_but_only_around_a_text():
+def test_white_space_around_a_text_may_be_stripped():
     trim = "{% for m in messages %}<{{ m.content | trim }}>{% endfor %}"
     assert render(talk((U, " \n a  b\t\x1c"), (A, " ")), trim) == "<a  b><>"
     assert render(talk((U, " a "), (A, ""), (U, "\n")), PLAIN) == "user= a ;assistant=;user=\n;"
 
 
-def test_what_users_type_is_neither_code_nor_a_slot():
+def test_typed_text_is_neither_code_nor_a_slot():
     typed = "{{ 7 * 7 }}{% raw %}<image></s>[IMG]<|im_end|>\x020\x03"
     messages = talk((U, [text(typed), IMAGE]))
     assert render(messages, VICUNA) == f"USER: <image>\n{typed} ASSISTANT:"
@@ -150,47 +150,48 @@ def test_what_users_type_is_neither_code_nor_a_slot():
     assert render(talk((U, [text("[IMG]"), IMAGE])), other) == "[user]<image>\n[IMG][assistant]"
 
 
-def test_what_cannot_be_followed_is_refused_where_it_matters():
-    """A printed list is nobody's: it may be shown, but not hold a control token or a slot, nor stand for the text."""
+def test_text_of_unknown_origin_makes_no_token_and_no_slot():
+    """Check a printed list, of unknown origin: it may be shown, but make no token or slot, nor stand for a text."""
     source = "{{ messages[0].content }}{{ [messages[0].content] | string }}"
     assert render(talk((U, "a </s>")), source) == "a </s>['a </s>']"
-    prompt = "makes '<image>' in a way that cannot be followed back to what was said"
-    with pytest.raises(TemplateError, match=prompt):
+    with pytest.raises(TemplateError, match="makes '<image>' from text whose origin cannot be tracked"):
         render(talk((U, "a <image>")), source)
-    with pytest.raises(TemplateError, match="makes '</s>' in a way that cannot be followed"):
+    with pytest.raises(TemplateError, match="makes '</s>' from text whose origin cannot be tracked"):
         messages = [Message("user", (TextPart("a </s>"),))]
         render_prompt(messages, ChatTemplate("file", source, ""), Words(), image_order="first")
-    with pytest.raises(TemplateError, match=r"drops messages\[0\].content, or makes of it what cannot be followed"):
+    with pytest.raises(
+        TemplateError, match=r"drops messages\[0\].content, or changes it in a way that cannot be tracked"
+    ):
         render(talk((U, "a")), "{{ [messages[0].content] }}")
 
 
-def test_a_form_that_nobody_wrote_is_not_printed():
-    """transformers would drop this text; as a list it would be printed, list and all."""
+def test_a_list_that_no_user_wrote_is_not_printed():
+    """Check a text that transformers would drop: given as a list it would come through, printed as a list."""
     with pytest.raises(TemplateError, match="drops messages"):
         render(talk((U, "abc")), "{{ messages[0].content[0] | tojson if messages[0].content is not string }}")
     assert render(talk((U, [text("abc"), text("d")])), "{{ messages | tojson }}").count('"type": "text"') == 2
 
 
-def test_a_text_in_a_list_stays_in_its_list():
+def test_a_list_of_one_text_is_given_as_a_list():
     source = (
         "{% for m in messages %}{{ m.content if m.content is string else 'list: ' ~ m.content[0].text }};{% endfor %}"
     )
     assert render(talk((U, "a"), (A, [text("b")])), source) == "a;list: b;"
 
 
-def test_private_use_characters_are_nobodys():
-    """Quoting uses such characters, but none that a template or a text has."""
+def test_private_use_characters_of_templates_and_texts_are_kept():
+    """Check that quoting, which needs such characters, takes none of a template or a text."""
     private = "".join(chr(c) for c in range(0xE000, 0xE100))
     assert render(talk((U, "<" + private)), private + "{{ messages[0].content }}") == f"{private}<{private}"
     assert render(talk((U, "<")), "{{ '\\ue000' ~ messages[0].content }}") == "\ue000<"
 
 
-def test_a_long_conversation_is_no_work_for_a_template():
-    long = "It's <b>1</b>.\n" * 50_000  # LISTS would take a string letter by letter, half a million of them
+def test_a_long_conversation_is_given_as_a_list_first():
+    long = "It's <b>1</b>.\n" * 50_000  # LISTS would loop over the half million letters of a string
     assert render(talk((U, long), (A, long)), LISTS) == f"[user]{long.strip()}\n[assistant]{long.strip()}\n[assistant]"
 
 
-def test_the_context_is_what_hugging_face_gives():
+def test_the_context_is_that_of_hugging_face():
     source = "{{ bos_token }}{{ eos_token }}{{ tools is none }}{{ documents is none }}{{ messages[0].content }}"
     assert render(talk((U, "x")), source, bos_token="<s>", eos_token="</s>") == "<s></s>TrueTruex"
     assert render(talk(("developer", "x")), "{{ messages[0].role }}{{ messages[0].content }}") == "systemx"
@@ -204,15 +205,15 @@ def test_render_takes_messages_of_both_kinds():
 
 def test_our_own_templates_need_no_process_and_others_get_one(monkeypatch):
     calls = []
-    real = sandbox.run
-    monkeypatch.setattr(sandbox, "run", lambda *given: calls.append(given) or real(*given))
+    run = sandbox.run
+    monkeypatch.setattr(sandbox, "run", lambda *args: calls.append(args) or run(*args))
     for source in TEMPLATES.values():
         render(ONE, source)
     assert calls == []
     render(SYSTEM, VICUNA + " ")
     render(MORE, LISTS)
     render(talk((U, "hi")), LISTS)
-    assert [len(contexts) for _, contexts, *_ in calls] == [4, 4, 2]  # one process for the forms, and no form twice
+    assert [len(contexts) for _, contexts, *_ in calls] == [4, 4, 2]  # one process for all forms, and no form twice
 
 
 @pytest.mark.parametrize("source", ["{{ 7 ** (10 ** 9) }}", "{{ 'a' * 2**31 }}"])
@@ -227,7 +228,7 @@ def test_a_hostile_template_is_a_template_error(source, monkeypatch):
 
 @dataclass
 class Words:
-    """What `render_prompt` asks a Tokenizer for."""
+    """The attributes of a Tokenizer that `render_prompt` uses."""
 
     bos_id: int | None = 0
     eos_id: int | None = 1
@@ -237,7 +238,7 @@ class Words:
         return self.control_texts[i]
 
 
-def test_a_prompt_knows_what_users_typed():
+def test_a_prompt_quotes_what_users_typed():
     data = base64.b64encode(bytes(range(40))).decode()
     messages = parse_messages(talk((U, [{"type": "image_url", "image_url": data}, text("is <image> </s>?")])))
     prompt = render_prompt(messages, ChatTemplate("vicuna", VICUNA, ""), Words(), image_order="first")
@@ -248,7 +249,7 @@ def test_a_prompt_knows_what_users_typed():
 
 
 @pytest.mark.parametrize("words, want", [(Words(), "<s></s>x"), (Words(None, None), "x")])
-def test_a_prompt_has_the_vocabularys_tokens(words, want):
+def test_a_prompt_has_bos_and_eos_of_the_vocabulary(words, want):
     template = ChatTemplate("file", "{{ bos_token }}{{ eos_token }}{{ messages[0].content }}", "")
     assert render_prompt([Message("user", (TextPart("x"),))], template, words, image_order="first").text.startswith(
         want[:-1]
@@ -257,7 +258,7 @@ def test_a_prompt_has_the_vocabularys_tokens(words, want):
 
 
 def test_control_tokens_cannot_be_pasted_together():
-    """Across parts, across messages, and with what the template writes."""
+    """Try across parts, across messages, and with the template's own text."""
     parts = (TextPart("<|IM_"), TextPart("QUIZ9|>"), TextPart("IM_QUIZ9"))
     source = "{% for p in messages[0].content %}{{ '<|' if loop.last }}{{ p.text }}{{ '|>' if loop.last }}{% endfor %}"
     prompt = render_prompt(
@@ -277,7 +278,7 @@ def test_no_template_is_an_error_when_one_is_needed():
         )
 
 
-def test_errors_name_a_template_of_ours():
+def test_errors_name_one_of_our_templates():
     messages = [Message("user", (TextPart("x"),)), Message("system", (TextPart("y"),))]
     with pytest.raises(TemplateError, match="chat template: mistral-instruct: drops"):
         render_prompt(messages, ChatTemplate("mistral-instruct", MISTRAL_INSTRUCT, ""), Words(), image_order="first")

@@ -1,4 +1,4 @@
-"""Templates from files are code from strangers: whatever they do ends soon, and with one line that says why."""
+"""Test the sandbox. Templates of files are untrusted code: each must end soon, and in a failure with one clear line."""
 
 import json
 import os
@@ -23,23 +23,25 @@ WHERE = "vicuna.gguf"
 
 
 def one(source, **context):
-    (outcome,) = sandbox.run(source, [context], WHERE, FIELD)
-    return outcome
+    """Render in a child process."""
+    (rendering,) = sandbox.run(source, [context], WHERE, FIELD)
+    return rendering
 
 
 def here(source, **context):
-    (outcome,) = sandbox.run_trusted(source, [context])
-    return outcome
+    """Render in this process."""
+    (rendering,) = sandbox.run_trusted(source, [context])
+    return rendering
 
 
 def children():
-    """Processes this one has started and not waited for."""
+    """List the processes that this one has started and not waited for."""
     return [pid for f in Path("/proc/self/task").glob("*/children") for pid in f.read_text().split()]
 
 
 @pytest.fixture
 def child_script(monkeypatch):
-    """Puts another script in the child's place: `code` where the real one is `child`."""
+    """Return a function that replaces the child's script by `code`, in which `child` is the module it would run."""
 
     def replace(code):
         head = "import os, sys, time; sys.path.extend(sys.argv[1:]); from sandboxed import child\n"
@@ -55,11 +57,11 @@ def child_script(monkeypatch):
         ("a\n   {% if true %}b{% endif %}", "a\nb"),  # lstrip_blocks
         ("{% for i in range(9) %}{% if i == 1 %}{% continue %}{% endif %}{% if i == 4 %}{% break %}{% endif %}{{ i }}"
          "{% endfor %}", "023"),
-        ("{{ {'b': '<é>', 'a': 1} | tojson }}", '{"b": "<é>", "a": 1}'),  # not escaped for HTML, keys as they come
+        ("{{ {'b': '<é>', 'a': 1} | tojson }}", '{"b": "<é>", "a": 1}'),  # not escaped for HTML, keys in their order
         ("{{ [1] | tojson(indent=1) }}", "[\n 1\n]"),
         ("{% generation %}\n{{ who }}{% endgeneration %}!", "me!"),
         ("{{ strftime_now('%Y') | length }}", "4"),
-        ("{{ nobody }}|{{ who.nothing }}", "|"),  # undefined is empty, as in Hugging Face
+        ("{{ nobody }}|{{ who.nothing }}", "|"),  # undefined prints nothing, as in Hugging Face
         ("{% set ns = namespace(n=0) %}{% for i in [1, 2] %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}", "3"),
         ("{{ dict([('a', 1)], b=2) | tojson }}{{ namespace({'a': 5}, self=6).self }}", '{"a": 1, "b": 2}6'),
         ("{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}", "21"),
@@ -67,7 +69,7 @@ def child_script(monkeypatch):
         ("{{ who }}\n", "me"),  # the last newline of a template is not kept
     ],
 )  # fmt: skip
-def test_the_environment_is_hugging_faces(source, text):
+def test_the_environment_is_that_of_hugging_face(source, text):
     assert here(source, who="me").text == text
 
 
@@ -94,11 +96,11 @@ def test_the_child_has_the_same_environment():
     ],
     ids=lambda text: re.sub(r"\W+", "-", text[:30]),
 )  # fmt: skip
-def test_a_template_that_wants_too_much_gets_one_line(source, problem):
+def test_a_template_that_exceeds_a_limit_gets_one_line(source, problem):
     began = time.monotonic()
-    outcome = one(source)
-    assert outcome.text is None and not outcome.raised
-    assert problem in outcome.problem and len(outcome.problem) <= 1000
+    rendering = one(source)
+    assert rendering.text is None and not rendering.raised
+    assert problem in rendering.problem and len(rendering.problem) <= 1000
     assert time.monotonic() - began < sandbox.PATIENCE
 
 
@@ -114,7 +116,7 @@ def test_a_template_that_wants_too_much_gets_one_line(source, problem):
         ("{% set _ = messages.append(1) %}", "asks for 'append' of a list, which no template may have"),
         ("{{ namespace(__html__=range) }}", "a namespace cannot hold '__html__'"),
         ("{% set ns = namespace() %}{% set ns._x = 1 %}", "a namespace cannot hold '_x'"),
-                ("{{ dict.__init__.x }}", "asks for '__init__' of this"),
+        ("{{ dict.__init__.x }}", "asks for '__init__' of this"),
         ("{% include '/etc/passwd' %}", "asks for another template, and there is none"),
         ("{% import 'os' as os %}", "asks for another template, and there is none"),
         ("{{ lipsum() }}", "'lipsum' is not defined"),
@@ -127,16 +129,16 @@ def test_a_template_that_wants_too_much_gets_one_line(source, problem):
     ids=lambda text: re.sub(r"\W+", "-", text[:30]),
 )  # fmt: skip
 def test_a_template_that_fails_gets_one_line(source, problem):
-    outcome = here(source, messages=[{"role": "user", "content": "x"}])
-    assert outcome.text is None and not outcome.raised
-    assert problem in outcome.problem and len(outcome.problem) <= 1000
+    rendering = here(source, messages=[{"role": "user", "content": "x"}])
+    assert rendering.text is None and not rendering.raised
+    assert problem in rendering.problem and len(rendering.problem) <= 1000
 
 
 @pytest.mark.parametrize(
     "source",
     [
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-        "{{ 7 ** (10 ** 9) }}",  # one long step in C, where no Python code can look at a clock
+        "{{ 7 ** (10 ** 9) }}",  # one long step in C, during which no Python signal handler runs
     ],
 )
 def test_a_template_is_stopped_after_two_seconds(source):
@@ -147,15 +149,15 @@ def test_a_template_is_stopped_after_two_seconds(source):
     assert children() == []
 
 
-def test_what_a_template_says_when_it_refuses():
-    outcome = one("{{ raise_exception('only\x1b user\n' ~ who) }}", who="me")
-    assert outcome.raised and outcome.problem == "only\x1b user\nme"
+def test_a_refusal_has_the_words_of_the_template():
+    rendering = one("{{ raise_exception('only\x1b user\n' ~ who) }}", who="me")
+    assert rendering.raised and rendering.problem == "only\x1b user\nme"
     assert len(one("{{ raise_exception('x' * 5000) }}").problem) == 1000
 
 
-def test_one_bad_context_leaves_the_others():
-    outcomes = sandbox.run("{{ 6 // n }}", [{"n": 2}, {"n": 0}, {"n": 3}], WHERE, FIELD)
-    assert [o.text for o in outcomes] == ["3", None, "2"]
+def test_one_bad_context_does_not_stop_the_others():
+    renderings = sandbox.run("{{ 6 // n }}", [{"n": 2}, {"n": 0}, {"n": 3}], WHERE, FIELD)
+    assert [rendering.text for rendering in renderings] == ["3", None, "2"]
 
 
 @pytest.mark.parametrize("source, fits", [("{{ 'a' * 2**20 }}", True), ("{{ 'a' * (2**20 + 1) }}", False),
@@ -171,7 +173,7 @@ def test_the_memory_limit_leaves_most_of_it_to_the_template():
     assert "memory" in one("{{ ('a' * 250 * 2**20) | length }}").problem
 
 
-def test_text_passes_through_unharmed():
+def test_texts_reach_the_child_unchanged():
     text = "é\ud800\U0010fffd\x00\x02\n\"'{{ 1 + 1 }}\u2028"
     assert one("{{ a.b[0] }}", a={"b": [text]}).text == text
 
@@ -201,7 +203,7 @@ def test_the_child_is_bare(child_script):
     assert limits == {"AS": [256 << 20] * 2, "CPU": [2, 2], "NOFILE": [0, 0], "FSIZE": [0, 0], "CORE": [0, 0],
                       "NPROC": [0, 0], "open": "refused"}  # fmt: skip
     assert fds == [0, 1, 2] and isolated == 1 and cwd == "/"
-    assert set(env) <= {"LC_CTYPE"}  # Python's own, where the locale is C
+    assert set(env) <= {"LC_CTYPE"}  # Python sets it if the locale is C
 
 
 def test_the_script_imports_nothing_of_this_package(child_script):
@@ -224,12 +226,12 @@ def test_the_script_imports_nothing_of_this_package(child_script):
 def test_a_child_that_dies_is_an_error(child_script, code, problem):
     child_script(code)
     with pytest.raises(TemplateError, match=problem):
-        one("x" * 500_000)  # more than a pipe holds: the child is gone before it is written
+        one("x" * 500_000)  # more than a pipe holds: the child ends before all is written
     assert children() == []
 
 
-def test_the_clock_stops_a_child_that_only_waits(child_script, monkeypatch):
-    """Also where this process ignores the alarm signal and blocks it: children inherit both."""
+def test_the_alarm_stops_a_child_that_only_waits(child_script, monkeypatch):
+    """Ignore and block the alarm signal here: children inherit both, and must undo them."""
     monkeypatch.setattr(sandbox, "SECONDS", 1)
     child_script("child.confine(1, 256 << 20); time.sleep(60)")
     before = signal.signal(signal.SIGALRM, signal.SIG_IGN)
@@ -255,7 +257,7 @@ def test_a_child_that_escaped_every_limit_is_killed(child_script, monkeypatch, c
     assert children() == []
 
 
-def test_a_child_that_floods_is_cut_off(child_script):
+def test_a_child_with_endless_output_is_stopped(child_script):
     child_script("while True: sys.stdout.buffer.write(b' ' * 65536)")
     with pytest.raises(TemplateError, match="no readable answer"):
         one("")
@@ -271,18 +273,18 @@ def test_nothing_is_left_open():
     assert children() == []
 
 
-def test_threads_render_at_once():
-    got = {}
-    threads = [threading.Thread(target=lambda i=i: got.update({i: one("{{ i }}", i=i).text})) for i in range(4)]
+def test_several_threads_may_render():
+    texts = {}
+    threads = [threading.Thread(target=lambda i=i: texts.update({i: one("{{ i }}", i=i).text})) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert got == {i: str(i) for i in range(4)}
+    assert texts == {i: str(i) for i in range(4)}
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (0, 1, 2)], ids=str)
-def test_it_works_without_standard_streams(closed):
+def test_rendering_works_without_standard_streams(closed):
     code = (
         "import os, sys\n"
         "from llava_ref.chat import sandbox\n"
@@ -292,14 +294,14 @@ def test_it_works_without_standard_streams(closed):
     assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 7
 
 
-def test_no_interpreter_to_run_it_in(monkeypatch):
+def test_a_missing_interpreter_is_an_error(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     with pytest.raises(TemplateError, match="no process to render it in: No such file"):
         one("")
 
 
-def test_confining_is_asked_of_the_kernel_before_the_template_is_read():
-    """The order in `main`: were the template compiled first, a hostile one would run without limits."""
+def test_the_child_is_confined_before_it_compiles_a_template():
+    """Check the order in `main`: a hostile template that is compiled first would run without limits."""
     source = Path(child.__file__).read_text()
     main = source[source.index("def main()") :]
     assert 0 < main.index("confine(") < main.index("_render_within(")

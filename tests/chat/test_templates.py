@@ -1,4 +1,4 @@
-"""Which chat template a model file gets."""
+"""Test the choice of a chat template for a model file."""
 
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ OWN = "{{ messages[0].content }}"
 
 @dataclass
 class File:
-    """What `choose_template` asks a GGUFFile for."""
+    """The methods of a GGUFFile that `choose_template` uses."""
 
     metadata: dict = field(default_factory=dict)
     path: str = "models/x.gguf"
@@ -58,12 +58,12 @@ IM = {"tokens": ["<|im_start|>", "<|im_end|>"]}
         (MISTRAL | {"llama.attention.head_count_kv": 32}, True, "vicuna", "mmproj"),
     ],
 )
-def test_which_template(metadata, has_mmproj, name, why):
+def test_the_rules_that_choose_a_template(metadata, has_mmproj, name, why):
     chosen = choose_template(File(metadata), has_mmproj=has_mmproj)
     assert chosen.name == name and why in chosen.why
     assert chosen.source == {**TEMPLATES, "file": OWN, "none": None}[name]
-    named = name in ("file", "none")
-    assert (chosen.where, chosen.field) == (("x.gguf", KEY) if named else ("chat template", name))
+    from_file = name in ("file", "none")
+    assert (chosen.where, chosen.field) == (("x.gguf", KEY) if from_file else ("chat template", name))
 
 
 def test_a_template_by_name():
@@ -91,7 +91,7 @@ def test_a_template_from_a_file(tmp_path, data):
 
 
 @pytest.mark.parametrize(
-    "write, says",
+    "content, error",
     [
         (None, "file: cannot be read: No such file or directory"),
         ("folder", "file: cannot be read: Is a directory"),
@@ -100,17 +100,17 @@ def test_a_template_from_a_file(tmp_path, data):
         (b"x" * (LARGEST + 1), "file: over 1,048,576 bytes, which no chat template has"),
     ],
 )
-def test_a_file_that_holds_no_template(tmp_path, write, says):
+def test_a_file_without_a_template_is_an_error(tmp_path, content, error):
     path = tmp_path / "mine.jinja"
-    if write == "folder":
+    if content == "folder":
         path.mkdir()
-    elif write is not None:
-        path.write_bytes(write)
+    elif content is not None:
+        path.write_bytes(content)
     with pytest.raises(TemplateError) as caught:
         choose_template(File(), has_mmproj=True, template=path)
-    assert str(caught.value) == f"{path}: {says}"
+    assert str(caught.value) == f"{path}: {error}"
 
 
-def test_a_template_of_the_wrong_type():
+def test_a_template_of_the_wrong_type_is_an_error():
     with pytest.raises(GGUFError, match=f"x.gguf: {KEY}: is not a string"):
         choose_template(File({KEY: 5}), has_mmproj=True)

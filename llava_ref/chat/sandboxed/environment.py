@@ -1,8 +1,8 @@
-"""The jinja environment that Hugging Face's templates are written for, over texts that know where they came from.
+"""Provide the jinja environment that Hugging Face's templates are written for, over texts that carry marks.
 
-As in transformers, utils/chat_template_utils.py: immutable sandbox, trim_blocks, lstrip_blocks, loop controls,
+It is that of transformers, utils/chat_template_utils.py: immutable sandbox, trim_blocks, lstrip_blocks, loop controls,
 `{% generation %}` blocks, a `tojson` that does not escape for HTML, and the functions `raise_exception`,
-`strftime_now`, `namespace`, `dict`, `range`. There is no loader. What goes wrong is said in words of our own.
+`strftime_now`, `namespace`, `dict`, `range`. There is no loader. The messages of errors are our own.
 """
 
 from collections.abc import Iterable
@@ -21,28 +21,28 @@ from markupsafe import Markup
 
 from . import filters
 from .formatting import format_text, percent
-from .marked import Marked, Unfollowed, joined, marked, tainted, text_of, unknown
+from .marked import Marked, Untracked, joined, marked, tainted, text_of, unknown
 
 MAX_RANGE = jinja2.sandbox.MAX_RANGE
 
 
-class Raised(Exception):
-    """The template called `raise_exception`."""
+class TemplateRaised(Exception):
+    """Raised if the template calls `raise_exception`."""
 
 
 class Misused(TemplateRuntimeError):
-    """Raised in words of our own where Python's or jinja's would not do."""
+    """Raised in place of an error of Python or jinja that would puzzle the author of a template."""
 
 
 def kind(value: object) -> str:
-    """Name the kind of a value as the author of a template knows it."""
+    """Name the type of a value in the words of a template's author."""
     names = {bool: "a truth value", int: "a number", float: "a number", type(None): "none", dict: "an object"}
     names |= {list: "a list", tuple: "a list", range: "a range"}
     return "a text" if isinstance(value, str) else names.get(type(value), "this")
 
 
 class Undefined(jinja2.Undefined):
-    """Jinja's, with what it says."""
+    """Jinja's, with messages of our own."""
 
     __slots__ = ()
 
@@ -67,7 +67,7 @@ class Generation(jinja2.ext.Extension):
 
 
 class Namespace(jinja2.utils.Namespace):
-    """Jinja's, whose attributes could otherwise stand in for Python's own (`__html__`, `__class__` and the like)."""
+    """Jinja's, without names that could stand in for Python's own attributes (`__html__`, `__class__`, ...)."""
 
     def __setitem__(self, name: str, value: object) -> None:
         if isinstance(name, str) and name.startswith("_"):
@@ -76,6 +76,7 @@ class Namespace(jinja2.utils.Namespace):
 
 
 def namespace(*pairs: Any, **values: Any) -> Namespace:
+    """Make a namespace, as `namespace` in a template does."""
     made = Namespace()
     for name, value in dict(*pairs, **values).items():
         made[name] = value
@@ -83,7 +84,7 @@ def namespace(*pairs: Any, **values: Any) -> Namespace:
 
 
 class MakeDict:
-    """`dict`, without the class and its attributes."""
+    """Stands for `dict` without giving access to the class and its attributes."""
 
     def __call__(self, *pairs: Any, **values: Any) -> dict[Any, Any]:
         return dict(*pairs, **values)
@@ -93,15 +94,18 @@ class MakeDict:
 
 
 def raise_exception(message: object) -> NoReturn:
-    raise Raised(str(message))
+    """Refuse the conversation with the template's own message."""
+    raise TemplateRaised(str(message))
 
 
 def strftime_now(form: str) -> str:
+    """Format the current time."""
     text = datetime.now().strftime(form)
     return unknown(text) if tainted(form) else text
 
 
 def safe_range(*numbers: int) -> range:
+    """Make a range of at most MAX_RANGE numbers."""
     made = range(*numbers)
     if len(made) > MAX_RANGE:
         raise Misused(f"asks for a range of {len(made)}, expected at most {MAX_RANGE}")
@@ -109,12 +113,12 @@ def safe_range(*numbers: int) -> range:
 
 
 class Generator(CodeGenerator):
-    """Jinja's compiler, whose code joins texts with their marks."""
+    """Jinja's compiler, with code that joins texts and their marks."""
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
         self.write("environment.joined_values((")
-        for part in node.nodes:
-            self.visit(part, frame)
+        for child in node.nodes:
+            self.visit(child, frame)
             self.write(", ")
         self.write("))")
 
@@ -123,7 +127,7 @@ class Generator(CodeGenerator):
 
 
 class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """What a chat template can use."""
+    """The filters, functions and operators that a chat template can use, with marks kept."""
 
     code_generator_class = Generator
     concat = staticmethod(joined)
@@ -146,10 +150,10 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return joined(map(text_of, values))
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        return super().getattr(_followed(obj), attribute)
+        return super().getattr(_tracked(obj), attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        return super().getitem(_followed(obj), argument)
+        return super().getitem(_tracked(obj), argument)
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
         problem = f"asks for {str(attribute)!r} of {kind(obj)}, which no template may have"
@@ -179,7 +183,7 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if isinstance(left, Markup | filters.Safe) or isinstance(right, Markup | filters.Safe):
             if tainted([left, right]):
-                raise Unfollowed(f"'{operator}' on text that was marked safe")
+                raise Untracked(f"'{operator}' on text that was marked safe")
         try:
             if operator == "%" and isinstance(left, str):
                 return percent(left, right)
@@ -191,8 +195,8 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         raise SecurityError("asks for another template, and there is none")
 
 
-def _followed(obj: Any) -> Any:
-    """A text whose methods keep marks."""
+def _tracked(obj: Any) -> Any:
+    """Convert a plain text to one whose methods keep marks."""
     if isinstance(obj, filters.Safe):
-        raise Unfollowed("a part of text that was marked safe")
+        raise Untracked("a part of text that was marked safe")
     return marked(obj) if type(obj) is str else obj

@@ -1,7 +1,7 @@
-"""Jinja's filters over `Marked` text: the same answers, with the marks.
+"""Provide jinja's filters over `Marked` text: the same results, with marks.
 
-Those that hand on what they are given need nothing; those that make text are written here once more; whatever else
-there is gives text of unknown origin.
+Filters that return their input or parts of it are used as they are. Those that make text are written anew here. All
+others give text of unknown origin.
 """
 
 import json
@@ -17,24 +17,24 @@ from jinja2.utils import pass_environment
 from markupsafe import Markup, escape
 
 from .formatting import percent
-from .marked import Marked, Unfollowed, joined, marked, marks_of, plain, respelt, tainted, text_of, unknown
+from .marked import Marked, Untracked, joined, marked, marks_of, plain, respelt, tainted, text_of, unknown
 
-PASSED = (  # these give what they were given, parts of it, or numbers
+PASSED = (  # filters that return their input, parts of it, or numbers
     "abs attr batch count d default dictsort first float groupby int items last length list map max min random reject "
     "rejectattr round select selectattr slice sort sum unique wordcount"
 ).split()
 ESCAPED = re.compile("[&<>'\"]")
 NOT_JSON = {True: re.compile(r"[^ !#-\[\]-~]"), False: re.compile(r'[\x00-\x1f"\\]')}  # by `ensure_ascii`
-WORDS = re.compile(r"([-\s({\[<]+)")  # where `title` begins a word anew
+WORDS = re.compile(r"([-\s({\[<]+)")  # characters after which `title` begins a new word
 
 
 class Safe(Marked):
-    """Text marked as HTML, which combines with other text by rules of its own: those are not followed."""
+    """Text declared as HTML. It combines with other text by rules of its own, which are not tracked."""
 
     __slots__ = ()
 
     def __getitem__(self, key: SupportsIndex | slice) -> Marked:
-        raise Unfollowed("a part of text that was marked safe")
+        raise Untracked("a part of text that was marked safe")
 
 
 def _safe(value: Any) -> str:
@@ -65,8 +65,8 @@ def _center(value: Any, width: int = 80) -> str:
 
 def _title(value: Any) -> str:
     text, cuts = marked(text_of(value)), [0]
-    for found in WORDS.finditer(plain(text)):
-        cuts += found.span()
+    for separator in WORDS.finditer(plain(text)):
+        cuts += separator.span()
     words = [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
     return joined(piece for word in words for piece in (word[:1].upper(), word[1:].lower()))
 
@@ -90,7 +90,7 @@ def _format(value: Any, *args: Any, **values: Any) -> str:
 
 
 def _indent(s: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-    """Jinja's way with the lines, the one that a last line feed ends included."""
+    """Indent as jinja does: also the empty line after a last line feed counts."""
     space = width if isinstance(width, str) else " " * width
     line, *lines = marked(s + "\n").splitlines()
     later = [piece for text in lines for piece in ("\n", space if text or blank else "", text)]
@@ -115,7 +115,7 @@ def _wordwrap(
     )
     end, lines = marked(env.newline_sequence if wrapstring is None else wrapstring), []
     for line in marked(s).splitlines():
-        lines.append(end.join(marked(line)._found(wrapper.wrap(plain(line)), 0)))
+        lines.append(end.join(marked(line)._located(wrapper.wrap(plain(line)), 0)))
     return end.join(lines)
 
 
@@ -126,7 +126,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON that is not escaped for HTML, as transformers has it. Texts are put in behind, each under its marks."""
+    """Write JSON without escapes for HTML, as transformers does. Texts are inserted afterwards, with their marks."""
 
     def dump(x: object) -> str:
         return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
@@ -138,17 +138,17 @@ def _tojson(
     while name in text:
         name += "x"
     texts: list[str] = []
-    pieces = dump(_named(value, name, texts)).split(f'"{name}"')
-    filled = [pieces[0]]
-    for value_text, piece in zip(texts, pieces[1:], strict=False):
+    start, *rest = dump(_named(value, name, texts)).split(f'"{name}"')
+    filled = [start]
+    for value_text, json_after in zip(texts, rest, strict=False):
         spelt = respelt(value_text, NOT_JSON[ensure_ascii], lambda c: json.dumps(c, ensure_ascii=ensure_ascii)[1:-1])
-        filled += ['"', spelt, '"', piece]
-    followed = joined(filled)
-    return followed if followed == text and not _marked_keys(value) else unknown(text)
+        filled += ['"', spelt, '"', json_after]
+    tracked = joined(filled)
+    return tracked if tracked == text and not _marked_keys(value) else unknown(text)
 
 
 def _named(value: Any, name: str, texts: list[str]) -> Any:
-    """The same with `name` for every text that is not a key, which goes to `texts`."""
+    """Replace every text that is not a key by `name`, and collect it in `texts`."""
     if isinstance(value, Marked):
         texts.append(value)
         return name
@@ -158,23 +158,28 @@ def _named(value: Any, name: str, texts: list[str]) -> Any:
 
 
 def _marked_keys(value: Any) -> bool:
+    """Say whether a key in `value` is not the template's own."""
     if isinstance(value, Mapping):
         return tainted(list(value)) or any(map(_marked_keys, value.values()))
     return isinstance(value, list | tuple) and any(map(_marked_keys, value))
 
 
-def _follow_no_further(filter: Callable[..., Any]) -> Callable[..., Any]:
+def _untracked(filter: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the filter with results of unknown origin."""
+
     def call(*args: Any, **options: Any) -> Any:
         result = filter(*args, **options)
         return unknown(str(result)) if isinstance(result, str) and tainted([*args, *options.values()]) else result
 
-    return update_wrapper(call, filter)  # with what says which filters want the environment
+    return update_wrapper(call, filter)  # keeps the attribute that asks for the environment
 
 
 def _not_on_safe(filter: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the filter with an error for Safe text."""
+
     def call(*args: Any, **options: Any) -> Any:
         if any(isinstance(x, Safe) for x in args):
-            raise Unfollowed("a filter on text that was marked safe")
+            raise Untracked("a filter on text that was marked safe")
         return filter(*args, **options)
 
     return update_wrapper(call, filter)
@@ -193,5 +198,5 @@ def table() -> dict[str, Callable[..., Any]]:
         "forceescape": _forceescape,
     }  # fmt: skip
     own = {name: _not_on_safe(filter) for name, filter in own.items()} | html
-    rest = {name: _follow_no_further(filter) for name, filter in FILTERS.items() if name not in known | own}
+    rest = {name: _untracked(filter) for name, filter in FILTERS.items() if name not in known | own}
     return known | own | rest

@@ -1,4 +1,7 @@
-"""`%` and `str.format` over `Marked` text, field by field; where the result is not Python's, of unknown origin."""
+"""Format `Marked` text with `%` and `str.format`, field by field.
+
+A result that differs from Python's is replaced by Python's, of unknown origin.
+"""
 
 import re
 from collections.abc import Mapping
@@ -19,52 +22,54 @@ def percent(form: str, values: Any) -> str:
     if not tainted([form, values]):
         return text
     queue = list(values) if isinstance(values, tuple) else [values]
-    pieces: list[str] = []
-    at = 0
-    for found in PERCENT.finditer(plain(form)):
-        pieces.append(form[at : found.start()])
-        at = found.end()
-        if found["kind"] == "%":
-            pieces.append("%")
+    out: list[str] = []
+    end = 0
+    for field in PERCENT.finditer(plain(form)):
+        out.append(form[end : field.start()])
+        end = field.end()
+        if field["kind"] == "%":
+            out.append("%")
             continue
-        value = values[found["key"]] if found["key"] is not None else queue.pop(0) if queue else ""
-        pieces.append(_converted(found, value))
-    return _checked(joined([*pieces, form[at:]]), text, form)
+        value = values[field["key"]] if field["key"] is not None else queue.pop(0) if queue else ""
+        out.append(_converted(field, value))
+    return _checked(joined([*out, form[end:]]), text, form)
 
 
-def _converted(found: re.Match[str], value: Any) -> str:
-    bare = found[0] if found["key"] is None else found[0].replace(f"({found['key']})", "", 1)
+def _converted(field: re.Match[str], value: Any) -> str:
+    """Format `value` by one field of a `%` format."""
+    bare = field[0] if field["key"] is None else field[0].replace(f"({field['key']})", "", 1)
     text = str.__mod__(bare, (value,))
-    if found["kind"] != "s":
+    if field["kind"] != "s":
         return unknown(text) if tainted(value) else text
-    return padded(text, text_of(value), found["size"], "<" if "-" in found["flags"] else ">")
+    return padded(text, text_of(value), field["size"], "<" if "-" in field["flags"] else ">")
 
 
-def _checked(followed: str, text: str, form: str) -> str:
-    """What was followed, if Python agrees and the form is the template's own."""
-    return followed if followed == text and not tainted(form) else unknown(text)
+def _checked(tracked: str, text: str, form: str) -> str:
+    """Return the tracked text if it equals Python's and the format is the template's own, else unknown origin."""
+    return tracked if tracked == text and not tainted(form) else unknown(text)
 
 
 def format_text(formatter: SandboxedFormatter, form: str, args: tuple[Any, ...], values: Mapping[str, Any]) -> str:
-    """Return `form.format(*args, **values)`, fields looked up and checked by jinja's `formatter`."""
+    """Return `form.format(*args, **values)`, with the fields checked by jinja's `formatter`."""
     text: str = formatter.vformat(plain(form), args, values)
     if not tainted([form, *args, *values.values()]):
         return text
-    pieces: list[str] = []
+    out: list[str] = []
     count = 0
     for literal, name, spec, conversion in formatter.parse(plain(form)):
-        pieces.append(literal)
+        out.append(literal)
         if name is None:
             continue
         if not re.match(r"[^.\[]", name):
             name, count = f"{count}{name}", count + 1
         value = formatter.get_field(name, args, values)[0]
         changed = {None: lambda x: x, "s": text_of}.get(conversion, lambda x: unknown(repr(x)))(value)
-        pieces.append(_spec(changed, formatter.vformat(spec or "", args, values)))
-    return _checked(joined(pieces), text, form)
+        out.append(_spec(changed, formatter.vformat(spec or "", args, values)))
+    return _checked(joined(out), text, form)
 
 
 def _spec(value: Any, spec: str) -> str:
+    """Format a value by the format specification of its field."""
     if isinstance(value, str):
         return marked(value).__format__(spec)
     return text_of(value) if not spec else format(value, spec)

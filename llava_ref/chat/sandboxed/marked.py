@@ -1,4 +1,4 @@
-"""`Marked`: text that knows where each of its characters came from."""
+"""Define `Marked`: text with the origin of each of its characters."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -7,15 +7,15 @@ from typing import Any, SupportsIndex
 TEMPLATE, UNKNOWN, STRUCTURE = "\0", "\1", "\2"
 FIRST = 3  # the mark of text number n is chr(FIRST + n)
 NUMBERS = (int, float, complex, type(None))
-NOT_TEXT = (  # what these methods of str give holds no character of it
+NOT_TEXT = (  # methods of str whose results contain no character of the text
     "count endswith find index isalnum isalpha isascii isdecimal isdigit isidentifier islower isnumeric isprintable "
     "isspace istitle isupper rfind rindex startswith"
 ).split()
 SPEC = re.compile(r"(?:(?P<fill>.)?(?P<align>[<>^]))?(?P<width>[1-9]\d*)?(?:\.(?P<size>\d+))?s?", re.DOTALL)
 
 
-class Unfollowed(Exception):
-    """Raised for an operation on what was said that cannot be followed."""
+class Untracked(Exception):
+    """Raised for an operation on a user's text whose result cannot carry marks."""
 
 
 class Marked(str):
@@ -27,7 +27,7 @@ class Marked(str):
     def __new__(cls, text: str, marks: str) -> "Marked":
         self = super().__new__(cls, text)
         if len(self) != len(marks):
-            raise Unfollowed(f"{len(self)} characters came of {len(marks)}")
+            raise Untracked(f"{len(self)} characters came of {len(marks)}")
         self._marks = marks
         return self
 
@@ -51,7 +51,7 @@ class Marked(str):
 
     __rmul__ = __mul__
 
-    # `formatting.percent` follows; without it the origin is unknown
+    # the environment calls `formatting.percent` instead, which keeps marks
     def __mod__(self, values: Any) -> str:
         return unknown(str.__mod__(self, values))
 
@@ -59,39 +59,39 @@ class Marked(str):
         return unknown(str.__mod__(form, self)) if isinstance(form, str) else NotImplemented
 
     def __format__(self, spec: str) -> str:
-        text, found = str.__format__(plain(self), spec), SPEC.fullmatch(spec)
-        return unknown(text) if found is None else padded(text, self, found["size"], found["align"] or "<")
+        text, fields = str.__format__(plain(self), spec), SPEC.fullmatch(spec)
+        return unknown(text) if fields is None else padded(text, self, fields["size"], fields["align"] or "<")
 
     def join(self, items: Iterable[str]) -> str:
-        pieces = list(items)
-        str.join(self, pieces)  # raises where one is not text
-        return joined(piece for item in pieces for piece in (self, item))[len(self) if pieces else 0 :]
+        texts = list(items)
+        str.join(self, texts)  # raises TypeError if one is not a text
+        return joined(text for item in texts for text in (self, item))[len(self) if texts else 0 :]
 
     def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
-        return self._found(str.split(plain(self), sep, maxsplit), 0 if sep is None else len(sep))
+        return self._located(str.split(plain(self), sep, maxsplit), 0 if sep is None else len(sep))
 
     def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
-        return self._found(str.rsplit(plain(self), sep, maxsplit), 0 if sep is None else len(sep))
+        return self._located(str.rsplit(plain(self), sep, maxsplit), 0 if sep is None else len(sep))
 
     def splitlines(self, keepends: bool = False) -> list[str]:
         lines = str.splitlines(plain(self), keepends=True)
         kept = str.splitlines(plain(self), keepends)
-        return [line[: len(short)] for line, short in zip(self._found(lines, 0), kept, strict=True)]
+        return [line[: len(short)] for line, short in zip(self._located(lines, 0), kept, strict=True)]
 
     def partition(self, sep: str) -> tuple[str, str, str]:
-        return tuple(self._found(str.partition(plain(self), sep), 0))  # type: ignore[return-value]
+        return tuple(self._located(str.partition(plain(self), sep), 0))  # type: ignore[return-value]
 
     def rpartition(self, sep: str) -> tuple[str, str, str]:
-        return tuple(self._found(str.rpartition(plain(self), sep), 0))  # type: ignore[return-value]
+        return tuple(self._located(str.rpartition(plain(self), sep), 0))  # type: ignore[return-value]
 
-    def _found(self, pieces: Iterable[str], gap: int) -> list[str]:
-        """Pieces in the order in which they stand, with nothing but white space or `gap` characters between them."""
+    def _located(self, texts: Iterable[str], gap: int) -> list[str]:
+        """Mark `texts`, which follow each other in this one with only white space or `gap` characters between them."""
         out: list[str] = []
-        at = 0
-        for piece in pieces:
-            at = str.find(self, piece, at)
-            out.append(self[at : at + len(piece)])
-            at += len(piece) + gap
+        start = 0
+        for text in texts:
+            start = str.find(self, text, start)
+            out.append(self[start : start + len(text)])
+            start += len(text) + gap
         return out
 
     def strip(self, chars: str | None = None) -> "Marked":
@@ -114,8 +114,8 @@ class Marked(str):
         if old:
             return marked(new).join(self.split(old, count))
         n = len(str.replace(self, "", "x", count)) - len(self)
-        pieces = [piece for i, c in enumerate(self) for piece in ([new, c] if i < n else [c])]
-        return joined([*pieces, *[new] * (n > len(self))])
+        out = [text for i, c in enumerate(self) for text in ([new, c] if i < n else [c])]
+        return joined([*out, *[new] * (n > len(self))])
 
     def lower(self) -> str:
         return self._cased(str.lower(self), str.lower)
@@ -136,16 +136,16 @@ class Marked(str):
         return self._cased(str.capitalize(self), str.lower)
 
     def _cased(self, text: str, change: Callable[[str], str]) -> str:
-        """`text` is this one in another case. Some letters become several (ß, SS); none disappears."""
+        """Mark `text`, this one in another case. Some letters become several (ß, SS); none disappears."""
         if len(text) == len(self):
             return Marked(text, self._marks)
         marks = "".join(mark * len(change(c)) for c, mark in zip(plain(self), self._marks, strict=True))
         return Marked(text, marks) if len(marks) == len(text) else unknown(text)
 
     def center(self, width: SupportsIndex, fill: str = " ") -> str:
-        room = len(str.center(self, width, fill)) - len(self)
-        left = room // 2 + (room & int(width) & 1)
-        return joined((fill * left, self, fill * (room - left)))
+        padding = len(str.center(self, width, fill)) - len(self)
+        left = padding // 2 + (padding & int(width) & 1)
+        return joined((fill * left, self, fill * (padding - left)))
 
     def ljust(self, width: SupportsIndex, fill: str = " ") -> str:
         return joined((self, fill * (len(str.ljust(self, width, fill)) - len(self))))
@@ -158,18 +158,19 @@ class Marked(str):
         return joined((sign, "0" * (len(str.zfill(self, width)) - len(self)), self[len(sign) :]))
 
     def expandtabs(self, tabsize: SupportsIndex = 8) -> str:
-        pieces: list[str] = []
+        out: list[str] = []
         for line in self.splitlines(keepends=True):
-            at = 0
+            column = 0
             for c in line:
-                size = len(str.expandtabs(" " * at + c, tabsize)) - at if c == "\t" else 1
-                pieces.append(" " * size if c == "\t" else c)
-                at += size
-        text = joined(pieces)
+                size = len(str.expandtabs(" " * column + c, tabsize)) - column if c == "\t" else 1
+                out.append(" " * size if c == "\t" else c)
+                column += size
+        text = joined(out)
         return text if text == str.expandtabs(self, tabsize) else unknown(str.expandtabs(self, tabsize))
 
 
-def _follow_no_further(name: str) -> Callable[..., Any]:
+def _untracked(name: str) -> Callable[..., Any]:
+    """Return a method of str whose results are of unknown origin."""
     method = getattr(str, name)
 
     def call(self: Marked, *args: Any, **options: Any) -> Any:
@@ -182,44 +183,44 @@ def _follow_no_further(name: str) -> Callable[..., Any]:
 
 for _name in dir(str):
     if not _name.startswith("_") and _name not in (*vars(Marked), *NOT_TEXT, "format", "format_map", "maketrans"):
-        setattr(Marked, _name, _follow_no_further(_name))
+        setattr(Marked, _name, _untracked(_name))  # also a method that a later Python adds
 
 
 plain = str.__str__
 
 
 def marked(text: str) -> Marked:
-    """Return `text` as Marked; without marks it is the template's own."""
+    """Return `text` as Marked. Text without marks is the template's own."""
     return text if isinstance(text, Marked) else Marked(text, TEMPLATE * len(text))
 
 
 def marks_of(text: str) -> str:
-    """Return the marks of a str of either kind."""
+    """Return the marks of a text, Marked or not."""
     return text._marks if isinstance(text, Marked) else TEMPLATE * len(text)
 
 
-def joined(pieces: Iterable[str]) -> str:
-    """Return the pieces one after the other."""
-    pieces = list(pieces)
-    text = "".join(pieces)
-    if not any(isinstance(piece, Marked) for piece in pieces):
+def joined(texts: Iterable[str]) -> str:
+    """Concatenate texts and their marks."""
+    texts = list(texts)
+    text = "".join(texts)
+    if not any(isinstance(x, Marked) for x in texts):
         return text
-    return Marked(text, "".join(map(marks_of, pieces)))
+    return Marked(text, "".join(map(marks_of, texts)))
 
 
 def unknown(value: Any) -> Any:
-    """Return what an operation gave that cannot be followed, its text marked so. Raises Unfollowed for bytes."""
+    """Mark all text in `value`, which no operation tracked, as of unknown origin. Raises Untracked for bytes."""
     if isinstance(value, str):
         return Marked(value, UNKNOWN * len(value))
     if isinstance(value, list | tuple):
         return type(value)(map(unknown, value))
     if isinstance(value, bytes):
-        raise Unfollowed("bytes were made of it")
+        raise Untracked("bytes were made of it")
     return value
 
 
 def tainted(value: Any) -> bool:
-    """Say whether there is text in `value` that is not the template's own."""
+    """Say whether `value` contains text that is not the template's own."""
     if isinstance(value, Marked):
         return bool(value._marks.strip(TEMPLATE))
     if isinstance(value, Mapping):
@@ -228,7 +229,7 @@ def tainted(value: Any) -> bool:
 
 
 def text_of(value: Any) -> str:
-    """Return `str(value)`. A printed list or object that holds what was said is of unknown origin."""
+    """Return `str(value)`. A printed list or object with a user's text in it is of unknown origin."""
     if isinstance(value, str):
         return value
     text = str(value)
@@ -239,21 +240,21 @@ def text_of(value: Any) -> str:
 
 
 def respelt(text: str, pattern: re.Pattern[str], spell: Callable[[str], str]) -> str:
-    """Return `text` with each character that `pattern` finds spelt otherwise, under its own mark."""
+    """Replace each character that matches `pattern` by its `spell`ing, under the mark of the character."""
     if not isinstance(text, Marked):
-        return pattern.sub(lambda found: spell(found[0]), text)
-    pieces: list[str] = []
-    at = 0
-    for found in pattern.finditer(plain(text)):
-        spelt = spell(found[0])
-        pieces += [text[at : found.start()], Marked(spelt, text._marks[found.start()] * len(spelt))]
-        at = found.end()
-    return joined([*pieces, text[at:]])
+        return pattern.sub(lambda match: spell(match[0]), text)
+    out: list[str] = []
+    end = 0
+    for match in pattern.finditer(plain(text)):
+        spelt = spell(match[0])
+        out += [text[end : match.start()], Marked(spelt, text._marks[match.start()] * len(spelt))]
+        end = match.end()
+    return joined([*out, text[end:]])
 
 
 def padded(result: str, text: str, size: str | None, align: str) -> str:
-    """Return `result`, which is `text` cut to `size` and padded, with the marks."""
+    """Mark `result`, which is `text` cut to `size` and padded."""
     kept = text if size is None else text[: int(size or 0)]
-    room = len(result) - len(kept)
-    left = {"<": 0, ">": room, "^": room // 2}[align]
+    padding = len(result) - len(kept)
+    left = {"<": 0, ">": padding, "^": padding // 2}[align]
     return joined((result[:left], kept, result[left + len(kept) :]))
