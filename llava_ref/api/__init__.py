@@ -1,1 +1,1 @@
-"""The HTTP server: OpenAI's interface and Nitro's over one model. docs/server.md says how it is put together."""
+"""HTTP server with OpenAI's and Nitro's APIs over one model. docs/server.md describes its structure."""

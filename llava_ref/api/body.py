@@ -1,4 +1,4 @@
-"""The bytes of a request -> JSON values, within limits that hold while it is read."""
+"""Reads a request body and parses it as JSON. Size and time limits are enforced while it is read."""
 
 import asyncio
 import json
@@ -9,96 +9,102 @@ from typing import Any, NoReturn
 
 from starlette.requests import Request
 
-from .encoding import Decoder, decoder
+from .encoding import ContentDecoder, content_decoder
 from .errors import ApiError, refuse
-from .limits import MAX_DEPTH, MAX_ITEMS, Budget, Limits
+from .limits import MAX_DEPTH, MAX_ITEMS, Allowance, Limits
 
-ESCAPED = re.compile(rb"\\u[dD][89a-fA-F]")  # the only way that half a surrogate pair comes in
-LONE = re.compile("[\ud800-\udfff]")
+ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # UTF-8 has no surrogates: one can only arrive as an escape
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class ClientGone(Exception):
-    """Nobody waits for an answer."""
+class ClientDisconnected(Exception):
+    """The client closed the connection, so no answer is needed."""
 
 
 @asynccontextmanager
-async def read_body(request: Request, limits: Limits, budget: Budget) -> AsyncIterator[bytearray]:
-    """All of it, counted as it comes; its bytes are taken from `budget` until the block ends.
+async def read_body(request: Request, limits: Limits, allowance: Allowance) -> AsyncIterator[bytearray]:
+    """Read the whole body, counting its bytes as they arrive and taking them from `allowance` until the block ends.
 
-    ApiError 413, 408, 415 and 429; ClientGone."""
+    Raises ApiError 408, 413, 415 or 429, and ClientDisconnected."""
     _check_type(request.headers.get("content-type"))
-    decode = decoder(request.headers.getlist("content-encoding"))
+    decode = content_decoder(request.headers.getlist("content-encoding"))
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limits.max_body:
         raise _too_large(limits)
     body = bytearray()
     try:
-        await _read_in_time(body, request, decode, limits, budget)
+        await _read_in_time(body, request, decode, limits, allowance)
         yield body
     finally:
-        budget.give_back(len(body))
+        allowance.give_back(len(body))
 
 
-async def _read_in_time(body: bytearray, request: Request, decode: Decoder, limits: Limits, budget: Budget) -> None:
+async def _read_in_time(
+    body: bytearray, request: Request, decode: ContentDecoder, limits: Limits, allowance: Allowance
+) -> None:
     try:
         async with asyncio.timeout(limits.read_seconds):
-            await _read_into(body, request, decode, limits, budget)
+            await _read_into(body, request, decode, limits, allowance)
     except TimeoutError:
-        raise ApiError(408, f"the body took more than {limits.read_seconds:g} s", code="timeout") from None
+        raise ApiError(408, f"the body took longer than {limits.read_seconds:g} s", code="timeout") from None
 
 
-async def _read_into(body: bytearray, request: Request, decode: Decoder, limits: Limits, budget: Budget) -> None:
-    """Counts what comes and what it becomes: both are within `limits.max_body`."""
+async def _read_into(
+    body: bytearray, request: Request, decode: ContentDecoder, limits: Limits, allowance: Allowance
+) -> None:
+    """Append the decoded body to `body`; both the received and the decoded size are within `limits.max_body`."""
     received = 0
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":
-            raise ClientGone
+            raise ClientDisconnected
         chunk = message.get("body", b"")
         received += len(chunk)
         for piece in decode.pieces(chunk):
             if max(received, len(body) + len(piece)) > limits.max_body:
                 raise _too_large(limits)
-            budget.take(len(piece))
+            allowance.take(len(piece))
             body += piece
-            await asyncio.sleep(0)  # others have their turn
+            await asyncio.sleep(0)  # let other requests run
         if not message.get("more_body", False):
             decode.end()
             return
 
 
 def _check_type(content_type: str | None) -> None:
-    """A browser sends other types to any host without asking it first, so they are refused."""
+    """Refuse all types but JSON: a browser sends some others to any host without a preflight. Raises ApiError 415."""
     kind = (content_type or "").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise ApiError(415, "the content type must be application/json", code="unsupported_media_type")
 
 
 def _too_large(limits: Limits) -> ApiError:
-    return ApiError(413, f"the body is over {limits.max_body:,} bytes", code="request_too_large")
+    return ApiError(413, f"the body exceeds {limits.max_body:,} bytes", code="request_too_large")
 
 
 def parse_json(body: bytes | bytearray) -> Any:
-    """ApiError 400 for what is not JSON, has NaN or half a surrogate pair in it, or is nested or cut into pieces beyond
-    the limits. A byte order mark before it is no part of it (RFC 8259, 8.1)."""
+    """Parse a body as JSON, ignoring a byte order mark (RFC 8259, 8.1).
+
+    Raises ApiError 400 for anything that is not JSON, contains NaN, infinity or half a surrogate pair, or is nested
+    deeper or has more items than the limits allow."""
     if sum(body.count(sign) for sign in b",[{") > MAX_ITEMS:
-        raise refuse(None, f"over {MAX_ITEMS:,} commas and brackets", "invalid_json")
+        raise refuse(None, f"more than {MAX_ITEMS:,} commas and brackets", "invalid_json")
     try:
         value = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant)
     except UnicodeDecodeError:
         raise refuse(None, "the body is not UTF-8", "invalid_json") from None
     except RecursionError:
-        raise refuse(None, f"nested more than {MAX_DEPTH} deep", "invalid_json") from None
+        raise _too_deep() from None
     except ValueError as error:  # also a number of more than 4,300 digits
         raise refuse(None, f"the body is not JSON: {error}", "invalid_json") from None
     _check_depth(value)
-    if ESCAPED.search(body):
+    if ESCAPED_SURROGATE.search(body):
         _check_text(value, "")
     return value
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _check_depth(value: Any) -> None:
@@ -108,12 +114,16 @@ def _check_depth(value: Any) -> None:
         level = [child for child in children if isinstance(child, dict | list)]
         if not level:
             return
-    raise refuse(None, f"nested more than {MAX_DEPTH} deep", "invalid_json")
+    raise _too_deep()
+
+
+def _too_deep() -> ApiError:
+    return refuse(None, f"nested more than {MAX_DEPTH} levels deep", "invalid_json")
 
 
 def _check_text(value: Any, where: str) -> None:
-    """All strings, names of fields too. `where`: the place of `value`."""
-    if isinstance(value, str) and (lone := LONE.search(value)):
+    """Check all strings in `value`, field names included, for surrogates. `where`: the JSON path of `value`."""
+    if isinstance(value, str) and (lone := SURROGATE.search(value)):
         problem = f"{where or 'a name'}: character {lone.start()}: half of a surrogate pair, which is not text"
         raise refuse(where or None, problem)
     if isinstance(value, dict):

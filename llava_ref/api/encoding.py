@@ -1,7 +1,7 @@
-"""A body's content encoding: gzip and deflate, undone as it comes, never more than a piece at a time.
+"""Decodes the content encoding of a body, gzip or deflate, while it arrives, in pieces of bounded size.
 
-Facts: RFC 9110, 8.4.1. `deflate` means zlib's form (RFC 1950); some clients send the bare form (RFC 1951), which cannot
-be mistaken for it. A gzip body may be several members, one after the other (RFC 1952, 2.2).
+Sources: RFC 9110, 8.4.1. `deflate` means zlib's format (RFC 1950). Some clients send raw deflate (RFC 1951); its
+first two bytes tell it apart. A gzip body may consist of several members, one after the other (RFC 1952, 2.2).
 """
 
 import zlib
@@ -10,21 +10,21 @@ from typing import Any, Protocol
 
 from .errors import ApiError
 
-PIECE = 2**18  # bytes undone at a time
+PIECE = 2**18  # bytes decompressed at a time
 ACCEPTED = "gzip, deflate, identity"
-GZIP, ZLIB, BARE = 31, 15, -15  # zlib's numbers
+GZIP, ZLIB, RAW = 31, 15, -15  # values of zlib's `wbits`
 
 
-class Decoder(Protocol):
-    """Bytes as sent -> bytes as meant."""
+class ContentDecoder(Protocol):
+    """Decodes one body: encoded bytes in, decoded bytes out."""
 
     def pieces(self, data: bytes) -> Iterator[bytes]: ...
 
     def end(self) -> None: ...
 
 
-def decoder(headers: Iterable[str]) -> Decoder:
-    """Return what undoes the encoding that `Content-Encoding` names. ApiError 415 for one that is not known."""
+def content_decoder(headers: Iterable[str]) -> ContentDecoder:
+    """Return a decoder for the given `Content-Encoding` headers. Raises ApiError 415 for an unknown encoding."""
     names = [name.strip().lower() for value in headers for name in value.split(",")]
     names = [name for name in names if name not in ("", "identity")]
     if not names:
@@ -36,7 +36,7 @@ def decoder(headers: Iterable[str]) -> Decoder:
 
 
 class Identity:
-    """Bytes as they are."""
+    """Passes bytes through unchanged."""
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
         yield data
@@ -46,16 +46,16 @@ class Identity:
 
 
 class Inflater:
-    """One body's decompression. ApiError 400 for data that is not what `name` says."""
+    """Decompresses one body. Its methods raise ApiError 400 for data that is not in the format `name`."""
 
     def __init__(self, name: str) -> None:
-        self._name, self._begun = name, b""
+        self._name, self._start = name, b""
         self._inflate: Any = None if name == "deflate" else zlib.decompressobj(GZIP)
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
-        """Yield at most PIECE bytes at a time."""
+        """Yield the decompressed data, at most PIECE bytes at a time."""
         if self._inflate is None:
-            data = self._begun = self._begun + data
+            data = self._start = self._start + data
             if len(data) < 2:
                 return
             self._inflate = zlib.decompressobj(_deflate_form(data))
@@ -71,22 +71,22 @@ class Inflater:
         try:
             return bytes(self._inflate.decompress(data, PIECE))
         except zlib.error:
-            raise self._wrong("the body is not in that form") from None
+            raise self._error("the body is not in this format") from None
 
     def end(self) -> None:
-        """Raise ApiError unless the data came to its end."""
+        """Check that the compressed data is complete. Raises ApiError 400 if it is truncated."""
         if self._inflate is None or not self._inflate.eof:
-            raise self._wrong("the body ends before its data does")
+            raise self._error("the compressed data is truncated")
 
     def _next_member(self) -> None:
         if self._name == "deflate":
-            raise self._wrong("the body goes on after its data")
+            raise self._error("the body continues after the end of the compressed data")
         self._inflate = zlib.decompressobj(GZIP)
 
-    def _wrong(self, problem: str) -> ApiError:
+    def _error(self, problem: str) -> ApiError:
         return ApiError(400, f"content-encoding: {self._name}: {problem}", code="invalid_content_encoding")
 
 
 def _deflate_form(data: bytes) -> int:
-    """By the two bytes that begin it."""
-    return ZLIB if data[0] & 15 == 8 and int.from_bytes(data[:2], "big") % 31 == 0 else BARE
+    """Return ZLIB if the first two bytes are a zlib header, else RAW."""
+    return ZLIB if data[0] & 15 == 8 and int.from_bytes(data[:2], "big") % 31 == 0 else RAW

@@ -1,7 +1,7 @@
-"""Answers as OpenAI's objects: streams of the library -> dicts. No sockets, no threads; nothing is run before `next`.
+"""Builds OpenAI's response objects: streams of the library -> dicts. No sockets, no threads; all iterators are lazy.
 
-A chat's chunks come in the order that both SDKs check: for each answer the role, the text, and a chunk with the
-finish reason; then, if it was asked for, the usage.
+The chunks of a chat come in the order that both SDKs check: for each answer the role, the text, and a chunk with the
+finish reason; then the usage, if it was requested.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,12 +13,12 @@ from ..generation.pieces import AnswerPieces, Piece
 from ..generation.scores import Score
 from ..tokenizer.tokenizer import Tokenizer
 
-LEAST = -9999.0  # OpenAI's number for a log-probability of next to nothing; JSON has no infinity
+MIN_LOGPROB = -9999.0  # OpenAI's value for "very unlikely"; JSON has no infinity
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """What all objects of one answer have in common."""
+class ResponseHead:
+    """The fields that all objects of one response share, and the request's warnings."""
 
     id: str
     object: str
@@ -26,7 +26,7 @@ class Head:
     model: str
     system_fingerprint: str
     warnings: tuple[str, ...] = ()
-    """What the request asked for without effect."""
+    """Parameters of the request that have no effect, one sentence each."""
 
     def fields(self) -> dict[str, Any]:
         return {
@@ -39,48 +39,51 @@ class Head:
 
 
 def usage(replies: Sequence[Reply]) -> dict[str, Any]:
-    """Of several answers to one prompt: the prompt counts once."""
+    """Return the token counts of several answers to one prompt, which counts once."""
     first, completion = replies[0].usage, sum(reply.usage["completion_tokens"] for reply in replies)
     return first | {"completion_tokens": completion, "total_tokens": first["prompt_tokens"] + completion}
 
 
 def logprobs(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> dict[str, Any] | None:
-    """Return an answer's tokens with their scores, those that end it left out; None where none were asked for.
+    """Log-probabilities of the answer's tokens, without the end token; None if not requested.
 
-    The tokens' texts, joined, are the answer. The bytes say what a token that ends inside a character has of it."""
+    The tokens' texts, joined, are the answer. `bytes` are the token's own bytes, even if it ends inside a character."""
     if not pieces:
         return None
     content = []
     for piece in pieces:
         if piece.score is not None and not piece.ended:
-            own = _token(piece.text, piece.data, piece.score.logprob)
-            content.append(own | {"top_logprobs": [_likely(tokenizer, piece, own, *pair) for pair in piece.score.top]})
+            chosen = _token_entry(piece.text, piece.data, piece.score.logprob)
+            top = [_alternative(tokenizer, piece, chosen, *pair) for pair in piece.score.top]
+            content.append(chosen | {"top_logprobs": top})
     return {"content": content, "refusal": None}
 
 
-def _likely(tokenizer: Tokenizer, piece: Piece, own: dict[str, Any], token_id: int, logprob: float) -> dict[str, Any]:
-    """What could stand in the place of `piece`."""
+def _alternative(
+    tokenizer: Tokenizer, piece: Piece, chosen: dict[str, Any], token_id: int, logprob: float
+) -> dict[str, Any]:
+    """Return the entry of one of the most likely tokens at the position of `piece`."""
     if token_id == piece.token_id:
-        return own
+        return chosen
     data = tokenizer.token_bytes(token_id)
     data = data.removeprefix(b" ") if piece.first else data
-    return _token(data.decode("utf-8", "replace"), data, logprob)
+    return _token_entry(data.decode("utf-8", "replace"), data, logprob)
 
 
-def _token(text: str, data: bytes, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": max(logprob, LEAST), "bytes": list(data)}
+def _token_entry(text: str, data: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": list(data)}
 
 
 def prompt_logprobs(tokenizer: Tokenizer, scores: Sequence[Score | None]) -> list[dict[str, Any] | None]:
-    """One entry a position, in vLLM's form; null for the first one and where a picture stands."""
-    return [None if s is None else _entry(tokenizer, s) for s in scores]
+    """Return one entry per prompt position, in vLLM's format; None for the first one and for picture positions."""
+    return [None if s is None else _position_entry(tokenizer, s) for s in scores]
 
 
-def _entry(tokenizer: Tokenizer, s: Score) -> dict[str, Any]:
+def _position_entry(tokenizer: Tokenizer, s: Score) -> dict[str, Any]:
     ranked = [(token_id, logprob, rank) for rank, (token_id, logprob) in enumerate(s.top, 1)]
     return {
         str(token_id): {
-            "logprob": max(logprob, LEAST),
+            "logprob": max(logprob, MIN_LOGPROB),
             "rank": rank,
             "decoded_token": tokenizer.piece(token_id),
         }
@@ -89,9 +92,9 @@ def _entry(tokenizer: Tokenizer, s: Score) -> dict[str, Any]:
 
 
 def chat_chunks(
-    streams: Sequence[Stream], head: Head, tokenizer: Tokenizer, include_usage: bool
+    streams: Sequence[Stream], head: ResponseHead, tokenizer: Tokenizer, include_usage: bool
 ) -> Iterator[dict[str, Any]]:
-    """The answers one after the other, piece by piece."""
+    """Yield the chunks of a streamed chat: all chunks of the first answer, then those of the next."""
     common = head.fields() | ({"usage": None} if include_usage else {})
     for index, stream in enumerate(streams):
         yield common | _delta(index, {"role": "assistant", "content": "", "refusal": None})
@@ -110,7 +113,7 @@ def _delta(
 
 
 def answer_pieces(stream: Stream, tokenizer: Tokenizer) -> Iterator[tuple[str, list[Piece]]]:
-    """Yield an answer as it comes: text, and the tokens that make it where their scores were asked for."""
+    """Yield an answer while it is generated: each text with its tokens, or with none if no scores were requested."""
     pieces = AnswerPieces(tokenizer, at_start=not stream.request.continues)
     for step in stream.steps():
         if step.score is None:
@@ -122,14 +125,14 @@ def answer_pieces(stream: Stream, tokenizer: Tokenizer) -> Iterator[tuple[str, l
             yield text, settled
 
 
-def extras(head: Head, reply: Reply | None) -> dict[str, Any]:
-    """What OpenAI's objects have not: how long it took, and what a reader should know."""
+def extras(head: ResponseHead, reply: Reply | None) -> dict[str, Any]:
+    """Return the fields that OpenAI's objects lack: `timings` and `warnings`."""
     warnings = [*head.warnings, *(reply.warnings if reply else ())]
     return ({"timings": reply.timings} if reply else {}) | ({"warnings": warnings} if warnings else {})
 
 
-def chat_reply(streams: Sequence[Stream], head: Head, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The answers in one object, when all have come."""
+def chat_reply(streams: Sequence[Stream], head: ResponseHead, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Run all streams to their end and return the answers as one object."""
     choices = []
     for index, stream in enumerate(streams):
         pieces = [piece for _, more in answer_pieces(stream, tokenizer) for piece in more]

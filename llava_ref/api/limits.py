@@ -1,4 +1,4 @@
-"""What one request, and all of them together, may take. The fields of `Limits` are options of `serve`."""
+"""Limits on one request and on all requests together. The fields of `Limits` are options of `serve`."""
 
 import threading
 from dataclasses import dataclass
@@ -9,77 +9,79 @@ MAX_DEPTH = 64  # of arrays and objects in a request's JSON
 MAX_ITEMS = 1_000_000  # commas and brackets in a request's JSON: bounds the memory it takes as objects
 MAX_CHOICES = 8  # answers to one request, `n`
 MAX_STOPS = 16  # stop strings
-MAX_STOP_LENGTH = 256  # characters of one
-MAX_PROMPTS = 64  # in one /v1/completions
-MAX_BODIES = 256 * 2**20  # bytes of all requests being read or prepared at once
-MAX_HELD_PIXELS = 200_000_000  # decoded, of all requests in the queue together
-MAX_CONNECTIONS = 512  # then those that wait for a request, or for a client to read, make room, the oldest first
-MAX_STALLED = 16  # connections whose clients take nothing of their answers
-MAX_DRAINED = 2**30  # bytes of a request taken after its answer, so that the client reads that and not a reset
-MAX_BEHIND = 128  # events of a stream that its client has not taken; the model then goes on to another request
-RETRY_AFTER = 2  # seconds, when the queue is full
+MAX_STOP_LENGTH = 256  # characters of one stop string
+MAX_PROMPTS = 64  # prompts in one /v1/completions request
+MAX_BODIES = 256 * 2**20  # bytes of all request bodies being read or prepared at once
+MAX_HELD_PIXELS = 200_000_000  # decoded pixels of all requests in the queue together
+MAX_CONNECTIONS = 512  # open connections; beyond it, the oldest that waits for its client is closed
+MAX_STALLED = 16  # connections whose clients do not read their answers
+MAX_DRAINED = 2**30  # bytes of a request read after its answer; without it the client would see a reset, not the answer
+MAX_BEHIND = 128  # unread events of a stream; beyond it the stream is paused and another request runs
+RETRY_AFTER = 2  # seconds after which a client may try again when the queue is full
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Each is checked where it is named in docs/limits.md."""
+    """The limits that an operator can change; docs/limits.md lists them."""
 
     max_body: int = 64 * 2**20
-    """Bytes of one request, counted as they are read."""
+    """Bytes of one request body, counted while it is read."""
     max_images: int = 16
     """Pictures in one request."""
     max_pixels: int = 80_000_000
-    """Of all pictures of one request together, before they are decoded."""
+    """Pixels of all pictures of one request together, counted before they are decoded."""
     max_queue: int = 16
-    """Requests that wait for the one being answered."""
+    """Requests that may wait while another is being answered."""
     read_seconds: float = 30.0
-    """For a request's header, and again for its body."""
+    """Timeout for a request's header, and a second one for its body."""
     write_seconds: float = 30.0
-    """A client that takes nothing for so long is given up."""
+    """Timeout for a client that stops reading; its connection is then closed."""
     ping_seconds: float = 5.0
-    """Between comments that keep a silent stream open."""
+    """Interval of the comments that keep a silent stream open."""
     grace_seconds: float = 10.0
-    """For the answer being given when the server is told to end."""
+    """Time that the running answer is given to finish at shutdown."""
 
 
-class Budget:
-    """An amount that requests share: whoever would take more than is left is told to come back."""
+class Allowance:
+    """An amount shared by all requests. A request that needs more than remains is answered 429.
 
-    def __init__(self, amount: int, what: str) -> None:
-        self._left, self._what, self._lock = amount, what, threading.Lock()
+    `reason`: what the 429 says."""
+
+    def __init__(self, amount: int, reason: str) -> None:
+        self._remaining, self._reason, self._lock = amount, reason, threading.Lock()
         self.amount = amount
 
     @property
     def taken(self) -> int:
-        return self.amount - self._left
+        return self.amount - self._remaining
 
     def take(self, count: int) -> None:
-        """ApiError 429 if there is not so much left."""
+        """Take `count` from the amount. Raises ApiError 429 if less remains."""
         with self._lock:
-            if count > self._left:
-                raise ApiError(429, f"busy: {self._what}", code="server_busy", retry_after=RETRY_AFTER)
-            self._left -= count
+            if count > self._remaining:
+                raise ApiError(429, f"busy: {self._reason}", code="server_busy", retry_after=RETRY_AFTER)
+            self._remaining -= count
 
     def give_back(self, count: int) -> None:
         with self._lock:
-            self._left += count
+            self._remaining += count
 
-    def of(self, count: int) -> "Share":
-        """ApiError 429 if there is not so much left."""
+    def share(self, count: int) -> "Share":
+        """Take `count` and return it as a context manager. Raises ApiError 429 if less remains."""
         return Share(self, count)
 
 
 class Share:
-    """What one request took of a budget. It is given back once, at the block's end if not before."""
+    """The part of an allowance that one request holds. It is given back exactly once, at the latest on exit."""
 
-    def __init__(self, budget: Budget, count: int) -> None:
-        budget.take(count)
-        self._budget, self._count, self._lock = budget, count, threading.Lock()
+    def __init__(self, allowance: Allowance, count: int) -> None:
+        allowance.take(count)
+        self._allowance, self._count, self._lock = allowance, count, threading.Lock()
 
     def give_back(self) -> None:
         with self._lock:
             count, self._count = self._count, 0
-        self._budget.give_back(count)
+        self._allowance.give_back(count)
 
     def __enter__(self) -> "Share":
         return self

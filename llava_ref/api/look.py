@@ -1,4 +1,4 @@
-"""`POST /v1/look`: a conversation that ends with an answer -> what was seen, and where each of its tokens looked."""
+"""Answers `POST /v1/look`: the picture that the model saw, and the attention of each token of a given answer to it."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -9,35 +9,35 @@ from ..html import data_uri
 from ..study.look import Look, answer_pieces, check_answer, look
 from .body import parse_json
 from .errors import library_errors
-from .limits import Budget, Limits
-from .models import Loaded
-from .prepare import Items, Prepared, chat_request, hold, notes
+from .limits import Allowance, Limits
+from .models import LoadedModel
+from .prepare import Items, Prepared, chat_request, message_warnings, reserve_pixels
 from .schema import LookRequest, parse
-from .texts import said
+from .texts import warnings_field
 
 
 def prepare_look(
-    body: bytearray, loaded: Loaded, limits: Limits, held: Budget, fetch: Fetch | None, strict: bool
+    body: bytearray, loaded: LoadedModel, limits: Limits, pixel_allowance: Allowance, fetch: Fetch | None, strict: bool
 ) -> Prepared:
-    """ApiError."""
+    """Parse and check a look request. Raises ApiError."""
     raw = parse_json(body)
-    asked, warnings = parse(LookRequest, raw, strict=strict)
-    warnings += notes(asked.messages, strict=strict)
+    params, warnings = parse(LookRequest, raw, strict=strict)
+    warnings += message_warnings(params.messages, strict=strict)
     model = loaded.model
-    with library_errors(raw, "messages"), ExitStack() as refused:
-        *messages, answer = parse_messages(asked.messages, allow_objects=False, fetch=fetch)
+    with library_errors(raw, "messages"), ExitStack() as on_error:
+        *messages, answer = parse_messages(params.messages, allow_objects=False, fetch=fetch)
         where = f"messages[{len(messages)}]"
         pieces = answer_pieces(model.tokenizer, _text(answer, where))
         if not messages:
             raise PromptError("messages", "length", "1, expected a question before the answer")
-        pixels = hold(messages, limits, held)
-        refused.callback(held.give_back, pixels)
+        pixels = reserve_pixels(messages, limits, pixel_allowance)
+        on_error.callback(pixel_allowance.give_back, pixels)
         request = chat_request(loaded, messages)
         check_answer(model, request, pieces, where)
-        refused.pop_all()
+        on_error.pop_all()
 
     def work() -> Items:
-        yield look_object(look(model, request, pieces)) | said(warnings)
+        yield look_response(look(model, request, pieces)) | warnings_field(warnings)
 
     return Prepared(model, False, work, (), pixels)
 
@@ -48,20 +48,21 @@ def _text(answer: Message, where: str) -> str:
     return "".join(part.text for part in answer.parts if isinstance(part, TextPart))
 
 
-def look_object(found: Look) -> dict[str, Any]:
-    """`picture` is the source as it was read, which is not always as a browser shows it: EXIF may turn it there.
+def look_response(result: Look) -> dict[str, Any]:
+    """Return the response object.
 
-    `affine`: scale x, scale y, shift x, shift y, from the squared picture's pixels to the source's, of which
-    `source` is the size."""
-    picture, affine = found.picture, found.picture.affine
+    `picture` is the source as it was decoded; a browser may show it rotated, because it applies EXIF orientation.
+    `affine` is [scale x, scale y, shift x, shift y] from pixels of the squared picture to pixels of the source, whose
+    size is `source`."""
+    picture, affine = result.picture, result.picture.affine
     return {
         "object": "look",
-        "picture": data_uri(found.rgb),
+        "picture": data_uri(result.rgb),
         "seen": data_uri(picture.seen),
         "size": picture.seen.shape[0],
         "source": list(picture.source),
         "affine": [affine.scale_x, affine.scale_y, affine.shift_x, affine.shift_y],
-        "grid": found.attention.shape[1],
-        "tokens": [{"text": piece.text, "start": piece.start, "end": piece.end} for piece in found.pieces],
-        "attention": found.attention.astype(float).round(6).tolist(),
+        "grid": result.attention.shape[1],
+        "tokens": [{"text": piece.text, "start": piece.start, "end": piece.end} for piece in result.pieces],
+        "attention": result.attention.astype(float).round(6).tolist(),
     }

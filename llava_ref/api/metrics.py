@@ -1,4 +1,4 @@
-"""Counters, and their page in Prometheus' text format 0.0.4."""
+"""Counters of the server, and their page in Prometheus' text format 0.0.4."""
 
 import threading
 from collections import Counter
@@ -8,18 +8,18 @@ from ..generation.answer import Stream
 
 HELP = {
     "llava_ref_requests_total": "HTTP requests answered, by route and status",
-    "llava_ref_prompt_tokens_total": "Positions of prompts run, pictures included",
-    "llava_ref_image_tokens_total": "Positions of pictures among them",
+    "llava_ref_prompt_tokens_total": "Prompt positions, pictures included",
+    "llava_ref_image_tokens_total": "Prompt positions of pictures",
     "llava_ref_completion_tokens_total": "Tokens generated",
     "llava_ref_encode_seconds_total": "Seconds in the vision tower",
-    "llava_ref_prefill_seconds_total": "Seconds in the prompt's forward passes",
-    "llava_ref_decode_seconds_total": "Seconds in the other tokens' forward passes",
-    "llava_ref_cancelled_total": "Answers whose client went before the end",
+    "llava_ref_prefill_seconds_total": "Seconds in the forward passes of prompts (prefill)",
+    "llava_ref_decode_seconds_total": "Seconds in the forward passes of generated tokens (decode)",
+    "llava_ref_cancelled_total": "Answers that ended early because the client disconnected",
 }
 
 
 class Metrics:
-    """What has happened since the start."""
+    """Counts requests, tokens and seconds since the start of the server."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -32,7 +32,7 @@ class Metrics:
             self._requests[route, status] += 1
 
     def answered(self, streams: Iterable[Stream]) -> None:
-        """What was run of these answers."""
+        """Count the tokens and times of these answers, finished or cancelled."""
         for reply in (stream.reply for stream in streams):
             if reply.token_ids:
                 prompt, times = reply.usage["prompt_tokens_details"], reply.timings
@@ -49,7 +49,7 @@ class Metrics:
         self._sums[f"llava_ref_{name}_total"] += count
 
     def page(self, gauges: Mapping[str, tuple[str, float]]) -> str:
-        """`gauges`: name -> what it is, its value now."""
+        """Return all metrics as text. `gauges`: name -> (help, current value)."""
         with self._lock:
             requests, sums = dict(self._requests), dict(self._sums)
         lines = _described("llava_ref_requests_total", HELP["llava_ref_requests_total"], "counter")

@@ -1,7 +1,7 @@
-"""The model that is served, and how another takes its place: the old one answers until the new one is ready.
+"""Holds the served model and swaps it for another; the old one answers until the new one is ready.
 
-A request keeps the model it was prepared for, so a swap disturbs none; an old model's memory is given back when the
-last of them has been answered.
+A request keeps the model that it was prepared for, so a swap does not disturb running requests. The old model's memory
+is freed when the last of its requests has been answered.
 """
 
 import hashlib
@@ -26,14 +26,14 @@ Load = Callable[[Path, Path | None, int | None], Llava]  # text model, mmproj, p
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """A model and what the server says about it. `prompts`: Nitro's, instead of the file's own template."""
+class LoadedModel:
+    """A model and what the server reports about it. `prompts`: Nitro's prompts, which replace the file's template."""
 
     model: Llava
     pair: Pair
     created: int
     fingerprint: str
-    """The same for the same files and settings: what decides an answer, beside the request."""
+    """A hash of the files and settings, which together with the request determine the answer."""
     grammars: JsonGrammars
     prompts: ChatTemplate | None = None
     stops: tuple[str, ...] = ()
@@ -44,17 +44,19 @@ class Loaded:
 
 
 class Models:
-    """What is loaded now. `folders`: where `loadmodel` may take files from, besides the pairs that come with us."""
+    """Holds the current model.
+
+    `folders`: `loadmodel` may read files from these; the embedded pair and the operator's own are allowed as well."""
 
     def __init__(self, load: Load, folders: tuple[Path, ...] = ()) -> None:
         self._load, self._folders = load, tuple(folder.resolve() for folder in folders)
-        self._changing = threading.Lock()
-        self._known: set[Path] = {path.resolve() for path in embedded()}
-        self._current: Loaded | None = None
+        self._change_lock = threading.Lock()
+        self._known_files: set[Path] = {path.resolve() for path in embedded()}
+        self._current: LoadedModel | None = None
 
     @property
-    def current(self) -> Loaded:
-        """ApiError 400 if there is none."""
+    def current(self) -> LoadedModel:
+        """Return the current model. Raises ApiError 400 if none is loaded."""
         loaded = self._current
         if loaded is None:
             raise ApiError(
@@ -63,70 +65,77 @@ class Models:
         return loaded
 
     @property
-    def any(self) -> Loaded | None:
+    def current_or_none(self) -> LoadedModel | None:
         return self._current
 
-    def start(self, text: Path, mmproj: Path | None, n_context: int | None = None) -> Loaded:
-        """The first model: named by the operator, so taken from anywhere. LlavaError."""
+    def start(self, text: Path, mmproj: Path | None, n_context: int | None = None) -> LoadedModel:
+        """Load the first model. The operator named it, so it may lie in any folder. Raises LlavaError."""
         pair = (text.resolve(), None if mmproj is None else mmproj.resolve())
-        self._known |= {path for path in pair if path is not None}
-        self._current = _loaded(self._load(*pair, n_context), pair)
+        self._known_files |= {path for path in pair if path is not None}
+        self._current = _loaded_model(self._load(*pair, n_context), pair)
         return self._current
 
     def change(
         self, text: str, mmproj: str | None, n_context: int | None, prompts: ChatTemplate | None, stops: tuple[str, ...]
-    ) -> Loaded:
-        """Loads another pair and puts it in the place of the old one. ApiError; the old one then stays."""
-        pair = (self._allowed(text, "llama_model_path"), None if not mmproj else self._allowed(mmproj, "mmproj"))
-        if not self._changing.acquire(blocking=False):
+    ) -> LoadedModel:
+        """Load another pair and replace the current one. Raises ApiError; the old model then stays."""
+        pair = (
+            self._allowed_path(text, "llama_model_path"),
+            None if not mmproj else self._allowed_path(mmproj, "mmproj"),
+        )
+        if not self._change_lock.acquire(blocking=False):
             raise ApiError(503, "another model is being loaded", code="model_loading", retry_after=5)
         try:
             if self._current is not None and self._current.pair == pair:
                 raise ApiError(409, "Model already loaded", code="model_already_loaded")
-            self._current = _loaded(self._read(pair, n_context), pair, prompts, stops)
+            self._current = _loaded_model(self._load_pair(pair, n_context), pair, prompts, stops)
             return self._current
         finally:
-            self._changing.release()
+            self._change_lock.release()
             collect()
 
     def drop(self) -> None:
-        """ApiError 409 if there is none, as Nitro."""
+        """Unload the current model. Raises ApiError 409 if none is loaded, as Nitro does."""
         if self._current is None:
             problem = "Model has not been loaded, please load model into nitro"
             raise ApiError(409, problem, code="model_not_loaded")
         self._current = None
         collect()
 
-    def _allowed(self, name: str, param: str) -> Path:
-        """The file with all links resolved. ApiError 403 says the same of what is not there and what is elsewhere."""
+    def _allowed_path(self, name: str, param: str) -> Path:
+        """Return the path with all links resolved.
+
+        Raises ApiError 403 outside the allowed folders, whether the file exists there or not."""
         try:
             path = Path(name).resolve()
-        except (OSError, ValueError, RuntimeError):  # a zero byte, a loop of links
+        except (OSError, ValueError, RuntimeError):  # a null byte, a loop of symbolic links
             raise ApiError(400, f"{param}: not a path", param=param, code="invalid_value") from None
-        if path not in self._known and not any(path.is_relative_to(folder) for folder in self._folders):
-            problem = f"{param}: not in a folder that the server was started with (--allow-model-dir)"
+        if path not in self._known_files and not any(path.is_relative_to(folder) for folder in self._folders):
+            problem = f"{param}: not in a folder that the server may load from (--allow-model-dir)"
             raise ApiError(403, problem, param=param, code="path_not_allowed")
         return path
 
-    def _read(self, pair: Pair, n_context: int | None) -> Llava:
+    def _load_pair(self, pair: Pair, n_context: int | None) -> Llava:
         try:
             try:
                 return self._load(*pair, n_context)
             except ParameterError as error:
                 if error.where != "n_context":
                     raise
-                return self._load(*pair, None)  # more was asked for than the model has: then all it has
+                return self._load(*pair, None)  # clamp to the model's context
         except LlavaError as error:
             param = "mmproj" if pair[1] is not None and str(pair[1]) == error.where else "llama_model_path"
             raise ApiError(400, f"{param}: {error.field}: {error.problem}", param=param, code="invalid_model") from None
-        except (OSError, MemoryError) as error:  # the machine's fault, not the file's
+        except (OSError, MemoryError) as error:  # the machine's fault, not that of the files
             problem = getattr(error, "strerror", None) or "not enough memory"
             raise ApiError(503, f"the model could not be loaded: {problem}", code="load_failed") from None
 
 
-def _loaded(model: Llava, pair: Pair, prompts: ChatTemplate | None = None, stops: tuple[str, ...] = ()) -> Loaded:
+def _loaded_model(
+    model: Llava, pair: Pair, prompts: ChatTemplate | None = None, stops: tuple[str, ...] = ()
+) -> LoadedModel:
     model.reuse = Reuse()
     files = [(path.name, path.stat().st_size) for path in pair if path is not None]
     about = json.dumps([files, model.settings, model.n_context, None if prompts is None else prompts.source])
     fingerprint = "fp_" + hashlib.sha256(about.encode()).hexdigest()[:12]
-    return Loaded(model, pair, int(time.time()), fingerprint, JsonGrammars(model.tokenizer), prompts, stops)
+    return LoadedModel(model, pair, int(time.time()), fingerprint, JsonGrammars(model.tokenizer), prompts, stops)

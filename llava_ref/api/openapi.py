@@ -1,4 +1,4 @@
-"""The description of the server, from the types that requests are checked with."""
+"""Builds /openapi.json, the description of the server, from the types that requests are checked with."""
 
 from functools import cache
 from importlib.metadata import version
@@ -34,7 +34,7 @@ ERROR = {
             "properties": {
                 "message": {"type": "string"},
                 "type": {"type": "string"},
-                "param": {"type": ["string", "null"], "description": "The JSON path of what is wrong."},
+                "param": {"type": ["string", "null"], "description": "The JSON path of the wrong value."},
                 "code": {"type": ["string", "null"]},
             },
             "required": ["message", "type", "param", "code"],
@@ -42,25 +42,26 @@ ERROR = {
     },
     "required": ["error"],
 }
-MEANINGS = {
-    400: "The request has to be changed; `param` says where.",
+STATUS_DESCRIPTIONS = {
+    400: "The request is invalid; `param` is the JSON path of the wrong value.",
     401: "The API key is missing or wrong.",
-    403: "A web page of another origin, a host that is not served, or a file that is not in an allowed folder.",
-    404: "No such model.",
-    408: "The body took too long.",
-    409: "Already so.",
+    403: "The request comes from a web page of another origin, names a host that the server does not answer to, or "
+    "names a file outside the allowed folders.",
+    404: "There is no such model.",
+    408: "The body took too long to arrive.",
+    409: "The model is already loaded, or none is loaded to unload.",
     413: "The body is too large.",
-    415: "The content type is not JSON, or the content encoding is not known.",
-    429: "The queue is full; `retry-after` says when to come back.",
-    500: "The model gave NaN or infinity, or a bug.",
-    503: "Shutting down, loading, or the model's thread has died.",
+    415: "The content type is not JSON, or the content encoding is not supported.",
+    429: "The server is busy; `retry-after` says when to try again.",
+    500: "The model produced NaN or infinity, or the server has a bug.",
+    503: "The server is shutting down or loading a model, or the model's thread has died.",
 }
 BODY_ERRORS = (400, 401, 403, 408, 413, 415, 429, 500, 503)
 
 
 @cache
 def description() -> dict[str, Any]:
-    """OpenAPI 3.1."""
+    """Return the description as an OpenAPI 3.1 document."""
     _, schemas = models_json_schema(
         [(kind, "validation") for kind in REQUESTS], ref_template="#/components/schemas/{model}"
     )
@@ -77,81 +78,84 @@ def description() -> dict[str, Any]:
 
 
 def _paths() -> dict[str, Any]:
-    chat = {"post": _posted("ChatRequest", "An answer to a conversation", "chat.completion", stream=True)}
+    chat = {"post": _post_operation("ChatRequest", "Answer a conversation", "chat.completion", stream=True)}
+    completion = {"post": _post_operation("CompletionRequest", "Continue a raw prompt", "text_completion", stream=True)}
+    attention = "Return the picture that the model saw and the attention of each token of an answer"
+    models, model = {"get": _get_operation("List the loaded model", "list")}, {"get": _model_operation()}
+    health = {"get": _operation("Check that the server answers", _json_response(), 403, 503, public=True)}
+    metrics = _operation("Return the counters in Prometheus' text format", _text_response("text/plain"), 401, 403, 503)
     paths: dict[str, Any] = dict.fromkeys(CHAT_PATHS, chat)
-    nitro = "/inferences/llamacpp"
-    loaded = _posted("LoadRequest", "Load another pair; the old one answers until it is ready")
-    loaded["responses"] |= _errors(409)
-    unload = {"summary": "Give the model's memory back", "responses": {"200": _json(), **_errors(401, 403, 409, 503)}}
-    status = {"summary": "What is loaded", "responses": {"200": _json(), **_errors(401, 403, 503)}}
-    completion = _posted("CompletionRequest", "Text after a prompt", "text_completion", stream=True)
-    models, model = {"get": _got("The model that is loaded", "list")}, {"get": _named_model()}
     return paths | {
-        "/v1/completions": {"post": completion},
-        "/completions": {"post": completion},
-        "/v1/look": {
-            "post": _posted("LookRequest", "What the model was shown, and where each token of an answer looked", "look")
-        },
+        "/v1/completions": completion,
+        "/completions": completion,
+        "/v1/look": {"post": _post_operation("LookRequest", attention, "look")},
         "/v1/models": models,
         "/models": models,
         "/v1/models/{name}": model,
         "/models/{name}": model,
-        "/tokenize": {"post": _posted("TokenizeRequest", "Text to token ids")},
-        "/detokenize": {"post": _posted("DetokenizeRequest", "Token ids to text")},
-        "/health": {
-            "get": {"summary": "Whether it answers", "security": [], "responses": {"200": _json(), **_errors(403, 503)}}
-        },
-        "/healthz": {
-            "get": {"summary": "The same", "security": [], "responses": {"200": _json(), **_errors(403, 503)}}
-        },
-        "/metrics": {
-            "get": {"summary": "Counters", "responses": {"200": _text("text/plain"), **_errors(401, 403, 503)}}
-        },
-        "/openapi.json": {"get": _got("This page")},
-        **{
-            path: {"get": _file("Part of the page for people", kind.partition(";")[0])}
-            for path, (_, kind) in FILES.items()
-        },
-        "/page.json": {"get": _got("What it shows before anything is asked", "page")},
-        f"{nitro}/loadmodel": {"post": loaded},
-        f"{nitro}/unloadmodel": {"get": unload, "post": unload},
-        f"{nitro}/modelstatus": {"get": status, "post": status},
+        "/tokenize": {"post": _post_operation("TokenizeRequest", "Convert text to token ids")},
+        "/detokenize": {"post": _post_operation("DetokenizeRequest", "Convert token ids to text")},
+        "/health": health,
+        "/healthz": health,
+        "/metrics": {"get": metrics},
+        "/openapi.json": {"get": _get_operation("Return this description")},
+        **{path: {"get": _file_operation(kind.partition(";")[0])} for path, (_, kind) in FILES.items()},
+        "/page.json": {"get": _get_operation("Return what the web page shows before the first question", "page")},
+        **_nitro_paths(),
     }
 
 
-def _posted(model: str, summary: str, kind: str | None = None, *, stream: bool = False) -> dict[str, Any]:
-    good = _json(kind)
+def _nitro_paths() -> dict[str, Any]:
+    load = _post_operation("LoadRequest", "Load another model; the current one answers until it is ready")
+    load["responses"] |= _error_responses(409)
+    unload = _operation("Unload the model and free its memory", _json_response(), 401, 403, 409, 503)
+    status = _get_operation("Say which model is loaded")
+    return {
+        "/inferences/llamacpp/loadmodel": {"post": load},
+        "/inferences/llamacpp/unloadmodel": {"get": unload, "post": unload},
+        "/inferences/llamacpp/modelstatus": {"get": status, "post": status},
+    }
+
+
+def _operation(summary: str, success: dict[str, Any], *errors: int, public: bool = False) -> dict[str, Any]:
+    """Describe one method of a path. `errors`: its error statuses; `public`: it needs no API key."""
+    security: dict[str, Any] = {"security": []} if public else {}
+    return {"summary": summary, **security, "responses": {"200": success, **_error_responses(*errors)}}
+
+
+def _post_operation(model: str, summary: str, kind: str | None = None, *, stream: bool = False) -> dict[str, Any]:
+    success = _json_response(kind)
     if stream:
-        good["content"] |= {"text/event-stream": {}}  # OpenAPI 3.1 cannot say what an event holds: a chunk
+        success["content"] |= {"text/event-stream": {}}  # OpenAPI 3.1 cannot describe the chunks inside
     body = {"required": True, "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{model}"}}}}
-    return {"summary": summary, "requestBody": body, "responses": {"200": good, **_errors(*BODY_ERRORS)}}
+    return _operation(summary, success, *BODY_ERRORS) | {"requestBody": body}
 
 
-def _got(summary: str, kind: str | None = None) -> dict[str, Any]:
-    return {"summary": summary, "responses": {"200": _json(kind), **_errors(401, 403, 503)}}
+def _get_operation(summary: str, kind: str | None = None) -> dict[str, Any]:
+    return _operation(summary, _json_response(kind), 401, 403, 503)
 
 
-def _file(summary: str, content_type: str) -> dict[str, Any]:
-    return {"summary": summary, "security": [], "responses": {"200": _text(content_type), **_errors(403)}}
+def _file_operation(content_type: str) -> dict[str, Any]:
+    return _operation("Return a file of the web page", _text_response(content_type), 403, public=True)
 
 
-def _named_model() -> dict[str, Any]:
+def _model_operation() -> dict[str, Any]:
     name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-    about = _got("One model", "model")
-    return about | {"parameters": [name], "responses": about["responses"] | _errors(404)}
+    operation = _get_operation("Describe one model", "model")
+    return operation | {"parameters": [name], "responses": operation["responses"] | _error_responses(404)}
 
 
-def _json(kind: str | None = None) -> dict[str, Any]:
+def _json_response(kind: str | None = None) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": "object"}
     if kind is not None:
         schema |= {"properties": {"object": {"const": kind}}, "required": ["object"]}
-    return {"description": "Done.", "content": {"application/json": {"schema": schema}}}
+    return {"description": "The request succeeded.", "content": {"application/json": {"schema": schema}}}
 
 
-def _text(content_type: str) -> dict[str, Any]:
-    return {"description": "Done.", "content": {content_type: {"schema": {"type": "string"}}}}
+def _text_response(content_type: str) -> dict[str, Any]:
+    return {"description": "The request succeeded.", "content": {content_type: {"schema": {"type": "string"}}}}
 
 
-def _errors(*statuses: int) -> dict[str, Any]:
+def _error_responses(*statuses: int) -> dict[str, Any]:
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    return {str(status): {"description": MEANINGS[status], "content": content} for status in statuses}
+    return {str(status): {"description": STATUS_DESCRIPTIONS[status], "content": content} for status in statuses}

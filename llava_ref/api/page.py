@@ -1,4 +1,4 @@
-"""The page at `/`: static files that load nothing from elsewhere, and what they ask of the server first."""
+"""Serves the page at `/`: static files that load nothing from other hosts, and the `/page.json` that they request."""
 
 import base64
 import json
@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from ..errors import GGUFError, printable
 from ..gguf.file import GGUFFile
 from ..loading import embedded
-from .models import Loaded
+from .models import LoadedModel
 from .respond import send_bytes
 
 FILES = {
@@ -22,7 +22,7 @@ FILES = {
         for name in ("page", "follow", "look", "words", "base")
     },
 }
-"""Path to file and type. They hold no secret and need no key."""
+"""Path -> (file, content type). The files hold no secret, so they need no key."""
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -32,7 +32,7 @@ HEADERS = {
 
 
 class StaticFile:
-    """One file of the page as an ASGI application."""
+    """An ASGI application that serves one file of the page."""
 
     def __init__(self, name: str, content_type: str) -> None:
         self._body, self._type = (files("llava_ref") / "assets" / name).read_bytes(), content_type
@@ -45,8 +45,8 @@ def page_routes() -> list[Route]:
     return [Route(path, StaticFile(*file), methods=["GET"]) for path, file in FILES.items()]
 
 
-def about(loaded: Loaded | None) -> dict[str, Any]:
-    """Return what the page shows before anything is asked."""
+def page_info(loaded: LoadedModel | None) -> dict[str, Any]:
+    """Return what the page shows before the first question."""
     if loaded is None:
         return {"object": "page", "model": None, "description": "", "vision": False, "context": 0, "samples": []}
     model = loaded.model
@@ -60,30 +60,30 @@ def about(loaded: Loaded | None) -> dict[str, Any]:
     }
 
 
-def described(loaded: Loaded) -> str:
-    """Return what the model is, on one line: for the embedded pair what it knows, else what its file says of itself."""
+def described(loaded: LoadedModel) -> str:
+    """Describe the model in one line: what the embedded pair can recognise, or the name and description in a file."""
     if _is_embedded(loaded):
         return "the embedded model, which knows drawn shapes, digits and words, nothing else"
     file = loaded.model.engine.text_file
     assert file is not None
-    said = [text for key in ("general.name", "general.description") if (text := _text(file, key))]
-    return printable(", ".join(said or ["a model without a name in its file"]), 200)
+    texts = [text for key in ("general.name", "general.description") if (text := _text(file, key))]
+    return printable(", ".join(texts or ["a model without a name in its file"]), 200)
 
 
 def _text(file: GGUFFile, key: str) -> str:
-    """Return what stands at `key`, or nothing: words for people are no reason to refuse a file."""
+    """Return the string at `key`, or "" if it is missing or malformed: a bad description must not refuse a file."""
     try:
         return file.string(key, "")
     except GGUFError:
         return ""
 
 
-def _is_embedded(loaded: Loaded) -> bool:
+def _is_embedded(loaded: LoadedModel) -> bool:
     return loaded.pair == tuple(path.resolve() for path in embedded())
 
 
 def samples() -> list[dict[str, str]]:
-    """Return the pictures that come with the embedded pair, each with its name and its question."""
+    """Return the sample pictures of the embedded pair, each with its name and its question."""
     folder = files("llava_ref") / "assets" / "pictures"
     listed = json.loads((folder / "pictures.json").read_text("utf-8"))
     return [

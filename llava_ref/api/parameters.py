@@ -1,25 +1,20 @@
-"""Parameters of other servers' requests that have no effect here, by what is done with each: three tables.
+"""Tables of parameters that other servers support and this one does not; `undeclared` checks requests against them.
 
-What a request may say and is obeyed stands in `schema`. Of the rest, by name: `SILENT` asks for nothing that an answer
-shows. `WARNED` asks for something that is not done; the answer's `warnings` say so unless the value is one of those in
-the table, which ask for what is done anyway. `REFUSED` would change what the answer means; only the values in the table
-are accepted. null asks for nothing, everywhere. A name in no table is warned of like one in `WARNED`.
+`schema` declares the parameters that have an effect. The others are in three tables, by name:
+- `SILENT`: accepted without a warning, because nothing in an answer depends on them.
+- `WARNED`: they ask for something that is not done, so the response gets a warning. The values in the table give none,
+  because they ask for what is done anyway.
+- `REFUSED`: they would change the meaning of the answer. Only the values in the table are accepted.
+null is always accepted. A name in no table is treated like one in `WARNED` without values.
 
 The names are those that clients of OpenAI's API, llama.cpp's server, vLLM, Ollama, LM Studio, MLC LLM, mlx-lm,
 llama-cpp-python, text-generation-inference and LiteLLM are known to send. OpenAI's were read from openai-python 3.3;
-the others were listed from common use, not checked release by release. One that is missing here is warned of.
+the others were collected from common use and not checked release by release.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel
-
-from ..errors import printable
-from .errors import ApiError, refuse
-
-MAX_WARNINGS = 20
 Defaults = Mapping[str, tuple[Any, ...]]
 
 SILENT = frozenset(
@@ -27,7 +22,7 @@ SILENT = frozenset(
     "user metadata safety_identifier prompt_cache_key prompt_cache_retention prompt_cache_options prediction "
     "parallel_tool_calls response_format.json_schema.name response_format.json_schema.description "
     "response_format.json_schema.strict response_format.strict "
-    # llama.cpp: where and how fast
+    # llama.cpp: where and how fast it runs
     "cache_prompt id_slot n_cache_reuse timings_per_token reasoning_format backend_sampling "
     "speculative.n_max speculative.n_min speculative.p_min speculative.type "
     # vLLM
@@ -38,7 +33,7 @@ SILENT = frozenset(
     "drop_params additional_drop_params allowed_openai_params api_base api_key api_version base_url caching "
     "custom_llm_provider deployment_id litellm_call_id litellm_session_id litellm_trace_id max_retries num_retries "
     "request_timeout tags timeout "
-    # how much of a model's thinking is shown: there is none to hide
+    # whether reasoning is shown: these models produce none
     "reasoning_split merge_reasoning_content_in_choices".split()
 )
 
@@ -52,9 +47,9 @@ WARNED: Defaults = {
     "moderation": (),
     "stream_options.include_obfuscation": (False,),
     "stream_options.continuous_usage_stats": (False,),
-    "max_completion_tokens": (),  # of chats; /v1/completions has max_tokens
-    "top_logprobs": (0,),  # as above; there it is logprobs
-    "prompt_logprobs": (),  # as above; there it is echo with logprobs
+    "max_completion_tokens": (),  # chats only; /v1/completions has max_tokens
+    "top_logprobs": (0,),  # chats only; /v1/completions has logprobs
+    "prompt_logprobs": (),  # chats only; /v1/completions has echo with logprobs
     # llama.cpp
     "n_predict": (),
     "n_probs": (0,),
@@ -103,7 +98,7 @@ WARNED: Defaults = {
     "return_token_ids": (False,),
     "truncate_prompt_tokens": (),
     "thinking_token_budget": (),
-    "echo": (False,),  # of chats
+    "echo": (False,),  # in chats
     "guided_decoding_backend": (),
     "guided_whitespace_pattern": (),
     "kv_transfer_params": ({},),
@@ -139,7 +134,7 @@ WARNED: Defaults = {
 }
 
 REFUSED: Defaults = {
-    # what another route is asked with: a conversation, a prompt
+    # parameters of another route: a conversation, a prompt
     "messages": (),
     "prompt": ("",),
     "input": (),
@@ -153,7 +148,7 @@ REFUSED: Defaults = {
     "audio": (),
     "web_search_options": (),
     "suffix": ("",),
-    "response_format": ({"type": "text"},),  # of chats
+    "response_format": ({"type": "text"},),  # chats only
     # llama.cpp
     "grammar": ("",),
     "grammar_lazy": (False,),
@@ -192,7 +187,7 @@ REFUSED: Defaults = {
     "mcp_servers": ([],),
 }
 
-INSTEAD = {
+INSTEAD = {  # what error messages and warnings suggest
     "messages": "/v1/chat/completions",
     "prompt": "messages",
     "input": "messages",
@@ -219,27 +214,16 @@ INSTEAD = {
 
 
 class Table(NamedTuple):
-    """What one kind of request does with parameters that it does not have."""
+    """The undeclared parameters of one kind of request, by what is done with each."""
 
     silent: frozenset[str]
     warned: Defaults
     refused: Defaults
 
-    def describe(self, schema: dict[str, Any]) -> None:
-        """Add the names to a request's JSON Schema, for the OpenAPI page."""
-        found: dict[str, Any] = {name: {"description": "Has no effect."} for name in sorted(self.silent)}
-        for name, values in self.warned.items():
-            found[name] = {"description": f"Has no effect; a warning says so{_unless(values)}."}
-        for name, values in self.refused.items():
-            found[name] = {"enum": [None, *values], "description": f"Not supported{_hint(name)}."}
-        schema["properties"] |= {
-            n: about for n, about in found.items() if "." not in n and n not in schema["properties"]
-        }
-
 
 REQUESTS = Table(SILENT, WARNED, REFUSED)
 TEXTS = Table(frozenset(["model"]), {}, {})  # /tokenize and /detokenize
-LOADS = Table(  # Nitro's and Cortex's loadmodel: where and how a model runs is said by `serve`'s own options
+LOADS = Table(  # Nitro's and Cortex's loadmodel; the options of `serve` decide where and how a model runs
     frozenset(
         "ngl n_gpu_layers main_gpu embedding cont_batching n_parallel n_batch n_ubatch cpu_threads caching_enabled "
         "clean_cache_threshold mlock use_mmap flash_attn model engine".split()
@@ -254,56 +238,3 @@ LOADS = Table(  # Nitro's and Cortex's loadmodel: where and how a model runs is 
     },
     {"model_type": ("llm",), "grammar_file": ("",), "prompt_template": (), "lora": ([],), "lora_adapters": ([],)},
 )
-
-
-def check(asked: BaseModel, table: Table, *, strict: bool) -> tuple[str, ...]:
-    """Return a warning for each parameter that has no effect. ApiError for one that is refused, if `strict` for any."""
-    warnings = []
-    for path, value in _extras(asked):
-        refused = path in table.refused
-        values = table.refused[path] if refused else table.warned.get(path, ())
-        if value is None or path in table.silent or any(_same(value, default) for default in values):
-            continue
-        if refused or strict:
-            raise _refusal(path, values)
-        warnings.append(f"{printable(path, 100)}: has no effect here{_hint(path)}")
-    return short(warnings)
-
-
-def _same(value: Any, default: Any) -> bool:
-    """1.0 is 1, but 0 is not false."""
-    return bool(value == default) and isinstance(value, bool) == isinstance(default, bool)
-
-
-def short(warnings: list[str]) -> tuple[str, ...]:
-    """Return the first warnings, and the number of those left out."""
-    more = len(warnings) - MAX_WARNINGS
-    return (*warnings[:MAX_WARNINGS], *([f"{more} more parameters have no effect here"] if more > 0 else []))
-
-
-def _extras(asked: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield what `asked` does not declare, within its parts too, by its path."""
-    for name, value in (asked.model_extra or {}).items():
-        yield prefix + name, value
-    for name, field in type(asked).model_fields.items():
-        value = getattr(asked, name)
-        if isinstance(value, BaseModel):
-            yield from _extras(value, f"{prefix}{field.alias or name}.")
-
-
-def _refusal(path: str, values: tuple[Any, ...]) -> ApiError:
-    expected = f", expected {_either(values)}" if values else ""
-    problem = f"{printable(path, 100)}: not supported{expected}{_hint(path)}"
-    return refuse(path, problem, "unsupported_value" if values else "unsupported_parameter")
-
-
-def _hint(path: str) -> str:
-    return f", use {INSTEAD[path]}" if path in INSTEAD else ""
-
-
-def _unless(values: tuple[Any, ...]) -> str:
-    return f" unless it is {_either(values)}" if values else ""
-
-
-def _either(values: tuple[Any, ...]) -> str:
-    return " or ".join(json.dumps(value) for value in values)

@@ -1,7 +1,7 @@
-"""A request's bytes -> work for the model, with everything that can be refused refused. Runs in threads of its own.
+"""Turns the bytes of a request into work for the model's thread, and makes all checks. Runs in a thread pool.
 
-Pictures are decoded and prompts tokenised here, while another request is being answered; what is left for the model's
-thread are forward passes. Rows of pictures are computed there, in `Llava`, and nowhere else.
+Pictures are decoded and prompts tokenised here, while the model's thread answers another request. Only forward passes
+are left for that thread, including those of the vision tower.
 """
 
 import time
@@ -24,127 +24,140 @@ from ..tokenizer.quote import Quote
 from . import completions, handler
 from .body import parse_json
 from .errors import library_errors, refuse
-from .handler import Head
-from .limits import Budget, Limits
-from .models import Loaded
-from .parameters import short
-from .schema import ChatRequest, Common, CompletionRequest, parse
+from .handler import ResponseHead
+from .limits import Allowance, Limits
+from .models import LoadedModel
+from .schema import ChatRequest, CompletionRequest, GenerationRequest, parse
+from .undeclared import capped
 
 Items = Iterator[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Ready to run. `work` gives one object, or with `stream` one a piece; `pixels` are held until it is done."""
+    """A checked request that is ready to run."""
 
     model: Llava
     stream: bool
     work: Callable[[], Items]
+    """Returns an iterator of response objects: one, or with `stream` one per chunk."""
     streams: tuple[Stream, ...]
     pixels: int
+    """Taken from the shared allowance until the request is done."""
 
 
-def chat(body: bytearray, loaded: Loaded, limits: Limits, held: Budget, fetch: Fetch | None, strict: bool) -> Prepared:
-    """ApiError."""
+def chat(
+    body: bytearray, loaded: LoadedModel, limits: Limits, pixel_allowance: Allowance, fetch: Fetch | None, strict: bool
+) -> Prepared:
+    """Parse and check a chat request. Raises ApiError."""
     raw = parse_json(body)
-    asked, warnings = parse(ChatRequest, raw, strict=strict)
-    _check_chat(asked)
-    with library_errors(raw, "messages"), ExitStack() as refused:
-        messages = parse_messages(asked.messages, allow_objects=False, fetch=fetch)
-        pixels = hold(messages, limits, held)
-        refused.callback(held.give_back, pixels)
-        end = ending(asked, messages)
+    params, warnings = parse(ChatRequest, raw, strict=strict)
+    _check_combinations(params)
+    with library_errors(raw, "messages"), ExitStack() as on_error:
+        messages = parse_messages(params.messages, allow_objects=False, fetch=fetch)
+        pixels = reserve_pixels(messages, limits, pixel_allowance)
+        on_error.callback(pixel_allowance.give_back, pixels)
+        end = prompt_end(params, messages)
         request = chat_request(loaded, end.messages, add=end.add, continues=end.continues)
-        grammar = _grammar(loaded, asked)
-        streams = tuple(_answer(loaded, request, asked, grammar, i) for i in range(asked.choices))
-        refused.pop_all()
-    warnings += notes(asked.messages, strict=strict) + end.notes
-    head, model = _head(loaded, asked, "chat.completion", warnings), loaded.model
+        grammar = _grammar(loaded, params)
+        streams = tuple(_answer(loaded, request, params, grammar, i) for i in range(params.n_choices))
+        on_error.pop_all()
+    warnings += message_warnings(params.messages, strict=strict) + end.warnings
+    head, model = _head(loaded, params, "chat.completion", warnings), loaded.model
 
     def work() -> Items:
-        if asked.stream:
-            yield from handler.chat_chunks(streams, head, model.tokenizer, asked.include_usage)
+        if params.stream:
+            yield from handler.chat_chunks(streams, head, model.tokenizer, params.include_usage)
         else:
-            scores = _prompt_scores(model, request, asked.prompt_logprobs)
+            scores = _prompt_scores(model, request, params.prompt_logprobs)
             yield handler.chat_reply(streams, head, model.tokenizer) | scores
 
-    return Prepared(model, bool(asked.stream), work, streams, pixels)
+    return Prepared(model, bool(params.stream), work, streams, pixels)
 
 
-def notes(messages: Any, *, strict: bool) -> tuple[str, ...]:
-    """Return what within messages has no effect. ApiError if `strict` and there is any."""
-    found = unheard(messages)
-    if strict and found:
-        raise refuse(found[0], f"{found[0]}: not supported", "unsupported_parameter")
-    return short([f"{printable(path, 200)}: has no effect here" for path in found])
+def message_warnings(messages: Any, *, strict: bool) -> tuple[str, ...]:
+    """Return a warning for each field of the messages that has no effect. Raises ApiError if `strict`."""
+    paths = unheard(messages)
+    if strict and paths:
+        raise refuse(paths[0], f"{paths[0]}: not supported", "unsupported_parameter")
+    return capped([f"{printable(path, 200)}: has no effect here" for path in paths])
 
 
-def _check_chat(asked: ChatRequest) -> None:
-    """What hangs on more than one parameter."""
-    if asked.top_logprobs and not asked.logprobs:
-        raise refuse("top_logprobs", "top_logprobs: needs logprobs: true")
-    if asked.prompt_logprobs is not None and asked.stream:
-        raise refuse("prompt_logprobs", "prompt_logprobs: not with stream: true", "unsupported_value")
-    _check_stream(asked)
-    form = asked.response_format
+def _check_combinations(params: ChatRequest) -> None:
+    """Check what depends on more than one parameter. Raises ApiError."""
+    if params.top_logprobs and not params.logprobs:
+        raise refuse("top_logprobs", "top_logprobs: requires logprobs: true")
+    if params.prompt_logprobs is not None and params.stream:
+        raise refuse("prompt_logprobs", "prompt_logprobs: not possible with stream: true", "unsupported_value")
+    _check_stream(params)
+    form = params.response_format
     if form is None:
         return
     if form.type != "json_schema" and form.json_schema is not None:
-        raise refuse("response_format.json_schema", "response_format.json_schema: goes with type json_schema")
+        raise refuse("response_format.json_schema", "response_format.json_schema: requires type json_schema")
     if form.type == "json_schema" and (form.json_schema is None) == (form.schema_ is None):
-        raise refuse("response_format.json_schema", "response_format.json_schema: type json_schema needs one schema")
+        raise refuse(
+            "response_format.json_schema",
+            "response_format.json_schema: expected exactly one schema for type json_schema",
+        )
     if form.type == "text" and form.schema_ is not None:
-        raise refuse("response_format.schema", "response_format.schema: goes with a type of JSON")
+        raise refuse("response_format.schema", "response_format.schema: requires type json_object or json_schema")
 
 
-def _check_stream(asked: Common) -> None:
-    if asked.include_usage and not asked.stream:
-        raise refuse("stream_options", "stream_options: needs stream: true")
+def _check_stream(params: GenerationRequest) -> None:
+    if params.include_usage and not params.stream:
+        raise refuse("stream_options", "stream_options: requires stream: true")
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """How a conversation goes over into the answer."""
+class PromptEnd:
+    """How the prompt of a conversation ends."""
 
     messages: list[Message]
     add: bool
+    """Whether the template begins a new assistant message."""
     continues: bool
-    notes: tuple[str, ...] = ()
+    """Whether the answer continues the last message."""
+    warnings: tuple[str, ...] = ()
 
 
-def ending(asked: ChatRequest, messages: list[Message]) -> Ending:
-    """Return what was asked for; by default an assistant's message that is last is continued.
+def prompt_end(params: ChatRequest, messages: list[Message]) -> PromptEnd:
+    """Decide how the prompt ends: as requested, or by default by continuing a last message of the assistant.
 
-    llama.cpp's server, Ollama and transformers' pipeline do so too, for no model has learned to follow its own message
-    with another. vLLM begins a new message unless it is asked to go on."""
-    add, continues = asked.add_generation_prompt, asked.continue_final_message
+    llama.cpp's server, Ollama and transformers' pipeline have the same default, because no model was trained to follow
+    its own message with another. vLLM begins a new message unless it is told to continue."""
+    add, continues = params.add_generation_prompt, params.continue_final_message
     *before, last = messages
     if add is not None or continues is not None or last.role != "assistant":
-        return Ending(messages, not continues if add is None else add, bool(continues))
+        return PromptEnd(messages, not continues if add is None else add, bool(continues))
     if before and not any(isinstance(part, TextPart) and part.text.strip() for part in last.parts):
-        return Ending(before, True, False)  # it says nothing yet
-    note = f"messages[{len(before)}]: the answer continues this message; add_generation_prompt: true begins a new one"
-    return Ending(messages, False, True, (note,))
+        return PromptEnd(before, True, False)  # the last message has no text yet
+    where = f"messages[{len(before)}]"
+    warning = f"{where}: the answer continues this message; add_generation_prompt: true begins a new one"
+    return PromptEnd(messages, False, True, (warning,))
 
 
-def hold(messages: list[Message], limits: Limits, held: Budget) -> int:
-    """Pixels of all pictures, known before one is decoded and taken from what requests share."""
+def reserve_pixels(messages: list[Message], limits: Limits, pixel_allowance: Allowance) -> int:
+    """Take the pixels of all pictures from the allowance, before any is decoded; returns their number.
+
+    Raises PromptError and ImageError beyond the request's own limits, ApiError 429 beyond what all requests share."""
     parts = [part for message in messages for part in message.parts if isinstance(part, ImagePart)]
     if len(parts) > limits.max_images:
-        raise PromptError(parts[limits.max_images].where, "image", f"one too many, at most {limits.max_images} images")
+        problem = f"{len(parts)} images, expected at most {limits.max_images}"
+        raise PromptError(parts[limits.max_images].where, "image", problem)
     total = 0
     for part in parts:
         assert isinstance(part.source, bytes)
         width, height = images.measure(part.source, part.where)
         total += width * height
         if total > limits.max_pixels:
-            problem = f"{total:,} pixels with the pictures before it, expected at most {limits.max_pixels:,}"
+            problem = f"{total:,} pixels including the previous pictures, expected at most {limits.max_pixels:,}"
             raise ImageError(part.where, "size", problem)
-    held.take(total)
+    pixel_allowance.take(total)
     return total
 
 
-def chat_request(loaded: Loaded, messages: list[Message], *, add: bool = True, continues: bool = False) -> Request:
+def chat_request(loaded: LoadedModel, messages: list[Message], *, add: bool = True, continues: bool = False) -> Request:
     model = loaded.model
     prompt = render_prompt(
         messages,
@@ -157,8 +170,8 @@ def chat_request(loaded: Loaded, messages: list[Message], *, add: bool = True, c
     return replace(model.prepared(prompt), continues=continues)
 
 
-def _grammar(loaded: Loaded, asked: ChatRequest) -> Grammar | None:
-    form = asked.response_format
+def _grammar(loaded: LoadedModel, params: ChatRequest) -> Grammar | None:
+    form = params.response_format
     if form is None or form.type == "text":
         return None
     if form.json_schema is not None:
@@ -166,10 +179,10 @@ def _grammar(loaded: Loaded, asked: ChatRequest) -> Grammar | None:
     return loaded.grammars.grammar(form.schema_, "response_format")
 
 
-def _answer(loaded: Loaded, request: Request, asked: ChatRequest, grammar: Grammar | None, choice: int) -> Stream:
-    top = (asked.top_logprobs or 0) if asked.logprobs else None
-    sampling = replace(asked.sampling(choice, top), grammar=grammar)
-    return loaded.model.answer(request, sampling, max_tokens=asked.limit, stop=[*asked.stops, *loaded.stops])
+def _answer(loaded: LoadedModel, request: Request, params: ChatRequest, grammar: Grammar | None, choice: int) -> Stream:
+    top = (params.top_logprobs or 0) if params.logprobs else None
+    sampling = replace(params.sampling(choice, top), grammar=grammar)
+    return loaded.model.answer(request, sampling, max_tokens=params.limit, stop=[*params.stops, *loaded.stops])
 
 
 def _prompt_scores(model: Llava, request: Request, n_top: int | None) -> dict[str, Any]:
@@ -179,66 +192,66 @@ def _prompt_scores(model: Llava, request: Request, n_top: int | None) -> dict[st
     return {"prompt_logprobs": handler.prompt_logprobs(model.tokenizer, scores)}
 
 
-def completion(body: bytearray, loaded: Loaded, strict: bool) -> Prepared:
-    """ApiError."""
+def completion(body: bytearray, loaded: LoadedModel, strict: bool) -> Prepared:
+    """Parse and check a completion request. Raises ApiError."""
     raw = parse_json(body)
-    asked, warnings = parse(CompletionRequest, raw, strict=strict)
-    if asked.max_tokens == 0 and not asked.echo:
-        raise refuse("max_tokens", "max_tokens: 0 needs echo: true")
-    _check_stream(asked)
-    model, turns = loaded.model, []
+    params, warnings = parse(CompletionRequest, raw, strict=strict)
+    if params.max_tokens == 0 and not params.echo:
+        raise refuse("max_tokens", "max_tokens: 0 requires echo: true")
+    _check_stream(params)
+    model, choices = loaded.model, []
     with library_errors(raw, "prompt"):
-        for prompt in _prompts(asked):
+        for prompt in _prompts(params):
             request = _text_request(model, prompt)
-            turns += [_turn(model, request, prompt, asked, i) for i in range(asked.choices)]
-    head = _head(loaded, asked, "text_completion", warnings)
+            choices += [_completion_choice(model, request, prompt, params, i) for i in range(params.n_choices)]
+    head = _head(loaded, params, "text_completion", warnings)
 
     def work() -> Items:
-        if asked.stream:
-            yield from completions.chunks(turns, head, model, asked.include_usage)
+        if params.stream:
+            yield from completions.chunks(choices, head, model, params.include_usage)
         else:
-            yield completions.reply(turns, head, model)
+            yield completions.reply(choices, head, model)
 
-    return Prepared(model, bool(asked.stream), work, tuple(turn.stream for turn in turns if turn.stream), 0)
+    return Prepared(model, bool(params.stream), work, tuple(choice.stream for choice in choices if choice.stream), 0)
 
 
-def _prompts(asked: CompletionRequest) -> list[str | list[int]]:
-    """One text, one list of ids, or a list of either."""
-    if isinstance(asked.prompt, str):
-        return [asked.prompt]
-    return [p for p in asked.prompt if not isinstance(p, int)] or [[t for t in asked.prompt if isinstance(t, int)]]
+def _prompts(params: CompletionRequest) -> list[str | list[int]]:
+    """Return the prompts as a list: the parameter is one text, one list of token ids, or a list of either."""
+    if isinstance(params.prompt, str):
+        return [params.prompt]
+    return [p for p in params.prompt if not isinstance(p, int)] or [[t for t in params.prompt if isinstance(t, int)]]
 
 
 def _text_request(model: Llava, prompt: str | list[int]) -> Request:
-    """A prompt as it stands. Its answer goes on in the middle of a text unless there is nothing but BOS."""
+    """Make a request of a raw prompt. The answer continues its text, unless the prompt is only BOS."""
     if isinstance(prompt, str):
         request = model.raw_request(prompt)
     else:
-        text = model.tokenizer.decode(prompt, special=True)  # ParameterError for an id that there is not
+        text = model.tokenizer.decode(prompt, special=True)  # raises ParameterError for an unknown id
         shown = Prompt(text, Quote.over([text], model.tokenizer.control_texts), ())
         request = Request(shown, (TextChunk(tuple(prompt)),), (), model.tokens_per_image, 0.0)
     return replace(request, continues=any(token != model.tokenizer.bos_id for token in request.token_ids))
 
 
-def _turn(
-    model: Llava, request: Request, prompt: str | list[int], asked: CompletionRequest, choice: int
-) -> completions.Turn:
-    limit = 16 if asked.max_tokens is None else asked.max_tokens
+def _completion_choice(
+    model: Llava, request: Request, prompt: str | list[int], params: CompletionRequest, choice: int
+) -> completions.CompletionChoice:
+    limit = 16 if params.max_tokens is None else params.max_tokens
     stream = None
     if limit:
-        sampling = asked.sampling(choice, asked.logprobs)
-        stream = model.answer(request, sampling, max_tokens=limit, stop=asked.stops)
-    return completions.Turn(request, prompt, stream, bool(asked.echo), asked.logprobs)
+        sampling = params.sampling(choice, params.logprobs)
+        stream = model.answer(request, sampling, max_tokens=limit, stop=params.stops)
+    return completions.CompletionChoice(request, prompt, stream, bool(params.echo), params.logprobs)
 
 
-def _head(loaded: Loaded, asked: Common, kind: str, warnings: tuple[str, ...]) -> Head:
-    """The fields that all objects of an answer have in common; a chat's chunks are called so."""
+def _head(loaded: LoadedModel, params: GenerationRequest, kind: str, warnings: tuple[str, ...]) -> ResponseHead:
+    """Return the fields that all objects of a response share; the object type of a streamed chat ends in `.chunk`."""
     chat = kind.startswith("chat")
-    return Head(
+    return ResponseHead(
         ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex,
-        f"{kind}.chunk" if chat and asked.stream else kind,
+        f"{kind}.chunk" if chat and params.stream else kind,
         int(time.time()),
-        loaded.name if asked.model is None else asked.model,
+        loaded.name if params.model is None else params.model,
         loaded.fingerprint,
         warnings,
     )

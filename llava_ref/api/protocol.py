@@ -1,6 +1,12 @@
-"""uvicorn's HTTP/1.1 protocol with what it leaves out: time for a request's header, an end for clients that take
-nothing, room for new connections, answers that reach a client which is still sending or has half closed, and errors
-in our own form. And its server with an end that loses no answer."""
+"""Extends uvicorn's HTTP/1.1 protocol by what it lacks:
+
+- a timeout for a request's header and a write timeout for clients that stop reading,
+- a limit on connections, beyond which the oldest waiting one is closed,
+- answers that reach a client which is still sending or has half-closed its connection,
+- errors in OpenAI's form.
+
+`GracefulServer` extends uvicorn's server by a shutdown that loses no answer.
+"""
 
 import asyncio
 import signal
@@ -17,15 +23,15 @@ from .limits import MAX_CONNECTIONS, MAX_DRAINED, MAX_STALLED, Limits
 from .respond import as_json, new_id
 from .worker import Worker
 
-ASK_SECONDS = 1.0  # between two looks at whether a client that ended its side is still there
-WRITE_BUFFER = 2**14  # bytes held for a client that does not read
-SEND_BUFFER = 2**15  # and in the system, which on Linux doubles it
+PROBE_SECONDS = 1.0  # interval of the probes whether a half-closed client is still connected
+WRITE_BUFFER = 2**14  # bytes buffered for a client that does not read
+SEND_BUFFER = 2**15  # bytes buffered by the system; Linux doubles this number
 
 
-class Closing:
-    """A transport whose `close` the protocol decides on; all else is the transport's own."""
+class DrainingTransport:
+    """Wraps a transport so that `close` goes to the protocol, which first reads the rest of the request."""
 
-    def __init__(self, inner: asyncio.Transport, protocol: "Patient") -> None:
+    def __init__(self, inner: asyncio.Transport, protocol: "PatientProtocol") -> None:
         self._inner, self._protocol = inner, protocol
 
     def __getattr__(self, name: str) -> Any:
@@ -38,69 +44,72 @@ class Closing:
         return self._protocol.draining or self._inner.is_closing()
 
 
-class Patient(H11Protocol):
-    """One connection. Made by uvicorn, from the subclass that has `limits`."""
+class PatientProtocol(H11Protocol):
+    """One connection. uvicorn creates the instances, from the subclass of `patient_protocol`, which has `limits`."""
 
     limits: Limits
     draining = False
     inner: asyncio.Transport
-    since = 0.0
-    """When it began to wait for a request, or for its client to take an answer: by this, connections make room."""
-    _header: asyncio.TimerHandle | None = None
-    _write: asyncio.TimerHandle | None = None
-    _rest: asyncio.TimerHandle | None = None
-    _ask: asyncio.TimerHandle | None = None
-    _ended: float | None = None  # when the client ended its side
-    _left = MAX_DRAINED
+    waiting_since = 0.0
+    """When it began to wait for a request, or for its client to read an answer; the oldest is closed first."""
+    _header_timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
+    _drain_timer: asyncio.TimerHandle | None = None
+    _probe_timer: asyncio.TimerHandle | None = None
+    _half_closed_at: float | None = None  # when the client closed its side
+    _drain_remaining = MAX_DRAINED
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self.inner, self.since = transport, self.loop.time()
+        self.inner, self.waiting_since = transport, self.loop.time()
         _limit_buffers(transport)
-        super().connection_made(cast(asyncio.Transport, Closing(transport, self)))
-        if len(self._others()) >= most_connections():
-            self._make_room()
+        super().connection_made(cast(asyncio.Transport, DrainingTransport(transport, self)))
+        if len(self._other_connections()) >= most_connections():
+            self._close_oldest()
         self._wait_for_header()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._header, self._write, self._rest, self._ask):
-            _cancelled(timer)
+        for timer in (self._header_timer, self._write_timer, self._drain_timer, self._probe_timer):
+            _cancel_timer(timer)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self.draining:
             self._drain(len(data))
             return
-        if self._header is None and not self._answering():
+        if self._header_timer is None and not self._answering():
             self._wait_for_header()
         super().data_received(data)
         if self._answering():
-            self._header = _cancelled(self._header)
+            self._header_timer = _cancel_timer(self._header_timer)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Returns whether the connection stays open: for the answer to a request that has come whole. A client that
-        has gone altogether looks the same, and shows when something is written to it."""
-        if self.draining or not self._whole():
+        """Return whether the connection stays open, which it does to answer a complete request.
+
+        A client that disconnected altogether looks the same until something is written to it, so it is probed."""
+        if self.draining or not self._request_complete():
             return False
-        self._ended = self.loop.time()
-        self._ask = self.loop.call_later(ASK_SECONDS, self._still_there)
+        self._half_closed_at = self.loop.time()
+        self._probe_timer = self.loop.call_later(PROBE_SECONDS, self._probe_client)
         return True
 
     def on_response_complete(self) -> None:
-        self.since = self.loop.time()
+        self.waiting_since = self.loop.time()
         super().on_response_complete()
-        if self._ended is not None and not self._answering() and not self.transport.is_closing():
+        if self._half_closed_at is not None and not self._answering() and not self.transport.is_closing():
             self.finish()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self.since = self.loop.time()
-        self._write = _cancelled(self._write) or self.loop.call_later(self.limits.write_seconds, self.inner.abort)
-        stalled = [other for other in self._others() if other.flow.write_paused]
+        self.waiting_since = self.loop.time()
+        self._write_timer = _cancel_timer(self._write_timer) or self.loop.call_later(
+            self.limits.write_seconds, self.inner.abort
+        )
+        stalled = [other for other in self._other_connections() if other.flow.write_paused]
         if len(stalled) >= MAX_STALLED:
-            min(stalled, key=lambda other: other.since).inner.abort()
+            min(stalled, key=lambda other: other.waiting_since).inner.abort()
 
     def resume_writing(self) -> None:
-        self._write = _cancelled(self._write)
+        self._write_timer = _cancel_timer(self._write_timer)
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
@@ -112,72 +121,81 @@ class Patient(H11Protocol):
         self.finish()
 
     def finish(self) -> None:
-        """Closes the connection. What the client is still sending is taken first, within limits: a reset, which is
-        the answer to bytes that nobody takes, would cost it the answer that it has not read yet."""
-        if self.draining or self.inner.is_closing() or not self._sending():
+        """Close the connection, but first read what the client is still sending, within limits.
+
+        Unread bytes would cause a reset, and the client could lose an answer that it has not read yet."""
+        if self.draining or self.inner.is_closing() or not self._client_sending():
             self.inner.close()
             return
         self.draining = True
-        self._rest = self.loop.call_later(self.limits.read_seconds, self.inner.abort)
+        self._drain_timer = self.loop.call_later(self.limits.read_seconds, self.inner.abort)
         if self.inner.can_write_eof():
             self.inner.write_eof()
         self.flow.resume_reading()
 
     def _drain(self, count: int) -> None:
-        self._left -= count
-        if self._left < 0:
+        self._drain_remaining -= count
+        if self._drain_remaining < 0:
             self.inner.abort()
 
-    def _sending(self) -> bool:
-        """Whether more of a request comes, or has come and is not read."""
-        if self._ended is not None:
+    def _client_sending(self) -> bool:
+        """Whether more of a request is expected, or has arrived and is unread."""
+        if self._half_closed_at is not None:
             return False
         return self.conn.their_state in (h11.SEND_BODY, h11.ERROR) or bool(self.conn.trailing_data[0])
 
     def _wait_for_header(self) -> None:
-        self._header = self.loop.call_later(self.limits.read_seconds, self.inner.abort)
+        self._header_timer = self.loop.call_later(self.limits.read_seconds, self.inner.abort)
 
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _whole(self) -> bool:
-        """Whether an answer is due to a request that has come to its end."""
+    def _request_complete(self) -> bool:
+        """Whether a complete request is being answered."""
         return self._answering() and self.conn.their_state in (h11.DONE, h11.MUST_CLOSE)
 
-    def _others(self) -> "list[Patient]":
-        open_ = [other for other in self.connections if isinstance(other, Patient) and not other.inner.is_closing()]
-        return [other for other in open_ if other is not self]
+    def _other_connections(self) -> "list[PatientProtocol]":
+        connections = [
+            other for other in self.connections if isinstance(other, PatientProtocol) and not other.inner.is_closing()
+        ]
+        return [other for other in connections if other is not self]
 
-    def _make_room(self) -> None:
-        """The oldest of those that wait for their clients goes, so that half-sent requests keep nobody out."""
-        waiting = [other for other in self._others() if not other._whole() or other.flow.write_paused]
-        min(waiting, key=lambda other: other.since, default=self).inner.abort()
+    def _close_oldest(self) -> None:
+        """Close the oldest connection that waits for its client, so that half-sent requests do not block new ones."""
+        waiting = [
+            other for other in self._other_connections() if not other._request_complete() or other.flow.write_paused
+        ]
+        min(waiting, key=lambda other: other.waiting_since, default=self).inner.abort()
 
-    def _still_there(self) -> None:
-        """Writes what changes no answer: to a client that has gone this fails, at the second time.
+    def _probe_client(self) -> None:
+        """Write something that does not change the answer; the second such write fails if the client disconnected.
 
-        100 (Continue) may come at any time, and often (RFC 9110, 15.2); HTTP/1.0 has none, so a client of it has the
-        time that a silent stream has. `probe`: what may stand between two pieces of the answer that has begun."""
-        self._ask = self.loop.call_later(ASK_SECONDS, self._still_there)
+        Before the answer this is 100 (Continue), which may be sent any number of times (RFC 9110, 15.2). HTTP/1.0 does
+        not have it, so there the connection is closed after `limits.ping_seconds`. Within a stream it is the scope's
+        `probe`, a comment that may stand between two events."""
+        self._probe_timer = self.loop.call_later(PROBE_SECONDS, self._probe_client)
         if not self._answering() or self.flow.write_paused:
             return
         probe = self.cycle.scope["state"].get("probe")
         if self.cycle.response_started and probe:
             self.inner.write(self.conn.send(h11.Data(data=probe)) or b"")
         elif not self.cycle.response_started and self.cycle.scope["http_version"] == "1.1":
-            go_on = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
-            self.inner.write(self.conn.send(go_on) or b"")
-        elif not self.cycle.response_started and self.loop.time() - (self._ended or 0) > self.limits.ping_seconds:
+            interim = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
+            self.inner.write(self.conn.send(interim) or b"")
+        elif (
+            not self.cycle.response_started
+            and self.loop.time() - (self._half_closed_at or 0) > self.limits.ping_seconds
+        ):
             self.inner.abort()
 
 
-def patient_protocol(limits: Limits) -> type[Patient]:
-    """The protocol class for `limits`: uvicorn makes the instances itself."""
-    return type("Patient", (Patient,), {"limits": limits})
+def patient_protocol(limits: Limits) -> type[PatientProtocol]:
+    """Return the protocol class for `limits`; uvicorn takes a class, not an instance."""
+    return type("PatientProtocol", (PatientProtocol,), {"limits": limits})
 
 
 def most_connections() -> int:
-    """MAX_CONNECTIONS, or half of the files that the process may open, if that is less."""
+    """Return MAX_CONNECTIONS, or half of the files that the process may open if that is less."""
     try:
         import resource
     except ImportError:  # Windows
@@ -187,22 +205,25 @@ def most_connections() -> int:
 
 
 def _limit_buffers(transport: asyncio.Transport) -> None:
-    """So that a client which does not read shows soon, and not after megabytes."""
+    """Keep the buffers small, so that a client which does not read is noticed before megabytes have been sent."""
     transport.set_write_buffer_limits(high=WRITE_BUFFER)
     sock = transport.get_extra_info("socket")
     if sock is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
 
 
-def _cancelled(timer: asyncio.TimerHandle | None) -> Any:
+def _cancel_timer(timer: asyncio.TimerHandle | None) -> Any:
+    """Cancel a timer if there is one; returns None, for the attribute that held it."""
     if timer is not None:
         timer.cancel()
     return None
 
 
 class GracefulServer(uvicorn.Server):
-    """Ends with exit code 0 on SIGTERM and 130 on Ctrl-C: nothing new is taken, what waits is refused, and the answer
-    being given has `limits.grace_seconds`. A second signal does not wait."""
+    """Shuts down gracefully, with exit code 0 on SIGTERM and 130 on Ctrl-C.
+
+    New and waiting requests are refused, and the running answer has `limits.grace_seconds` to finish. A second signal
+    ends the server at once."""
 
     def __init__(self, config: uvicorn.Config, worker: Worker, limits: Limits) -> None:
         super().__init__(config)

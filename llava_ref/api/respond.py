@@ -1,6 +1,6 @@
-"""A job's items -> an HTTP answer: one JSON object, or server-sent events with comments while nothing else comes.
+"""Sends the items of a job as an HTTP answer: one JSON object, or server-sent events with keep-alive comments.
 
-A client that goes, or that takes nothing for too long, ends the job.
+A client that disconnects or stops reading cancels the job.
 """
 
 import asyncio
@@ -12,22 +12,22 @@ from typing import Any
 
 from starlette.types import Receive, Send
 
-from .body import ClientGone
+from .body import ClientDisconnected
 from .errors import ApiError
 from .limits import Limits
-from .worker import ENDED, Job, Worker
+from .worker import ENDED, ModelJob, Worker
 
 EVENTS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
 PING = b": keep-alive\n\n"
 
 
 def new_id() -> str:
-    """Return an answer's id, as its `x-request-id` and the log have it."""
+    """Return a new request id, for the header `x-request-id` and the log."""
     return f"req_{uuid.uuid4().hex}"
 
 
 def as_json(value: Any) -> bytes:
-    """ASCII, so that half a surrogate pair in a text is still JSON; never NaN."""
+    """Serialise as ASCII, so that half a surrogate pair in a text is still valid JSON. Raises ValueError for NaN."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
@@ -38,8 +38,8 @@ async def send_json(send: Send, status: int, value: Any, headers: Mapping[str, s
 async def send_bytes(
     send: Send, status: int, body: bytes, content_type: str, headers: Mapping[str, str] | None = None
 ) -> None:
-    given = {"content-type": content_type, "content-length": str(len(body)), **(headers or {})}
-    await send({"type": "http.response.start", "status": status, "headers": _raw(given)})
+    all_headers = {"content-type": content_type, "content-length": str(len(body)), **(headers or {})}
+    await send({"type": "http.response.start", "status": status, "headers": _raw(all_headers)})
     await send({"type": "http.response.body", "body": body})
 
 
@@ -47,42 +47,46 @@ def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
     return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
 
-async def send_result(job: Job, worker: Worker, receive: Receive, send: Send) -> None:
-    """The one object that the job gives. Raises what went wrong with it; ClientGone."""
-    gone = asyncio.create_task(_until_gone(receive))
+async def send_result(job: ModelJob, worker: Worker, receive: Receive, send: Send) -> None:
+    """Send the single object of a job as JSON. Raises the job's ApiError, and ClientDisconnected."""
+    disconnected = asyncio.create_task(_until_disconnect(receive))
     try:
-        item = await _first(asyncio.create_task(job.take()), gone)
+        item = await _first_item(asyncio.create_task(job.take()), disconnected)
         if isinstance(item, ApiError):
             raise item
         await send_json(send, 200, item)
     finally:
         worker.cancel(job)
-        await _stop(gone)
+        await _stop(disconnected)
 
 
-async def send_events(job: Job, worker: Worker, limits: Limits, receive: Receive, send: Send) -> None:
-    """All objects as events, the headers at once. An error is the last event. ClientGone."""
-    gone = asyncio.create_task(_until_gone(receive))
+async def send_events(job: ModelJob, worker: Worker, limits: Limits, receive: Receive, send: Send) -> None:
+    """Send the objects of a job as events, the headers at once; an error is the last event.
+
+    Raises ClientDisconnected, also if the client does not read for `limits.write_seconds`."""
+    disconnected = asyncio.create_task(_until_disconnect(receive))
     try:
         await send({"type": "http.response.start", "status": 200, "headers": _raw(EVENTS)})
-        async for data in _frames(job, limits, gone):
+        async for data in _frames(job, limits, disconnected):
             async with asyncio.timeout(limits.write_seconds):
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
     except (TimeoutError, OSError):
-        raise ClientGone from None
+        raise ClientDisconnected from None
     finally:
         worker.cancel(job)
-        await _stop(gone)
+        await _stop(disconnected)
 
 
-async def _frames(job: Job, limits: Limits, gone: asyncio.Task[None]) -> AsyncIterator[bytes]:
+async def _frames(job: ModelJob, limits: Limits, disconnected: asyncio.Task[None]) -> AsyncIterator[bytes]:
     waiting = asyncio.create_task(job.take())
     try:
         while True:
-            done, _ = await asyncio.wait({waiting, gone}, timeout=limits.ping_seconds, return_when="FIRST_COMPLETED")
-            if gone in done:
-                raise ClientGone
+            done, _ = await asyncio.wait(
+                {waiting, disconnected}, timeout=limits.ping_seconds, return_when="FIRST_COMPLETED"
+            )
+            if disconnected in done:
+                raise ClientDisconnected
             if not done:
                 yield PING
                 continue
@@ -98,17 +102,17 @@ async def _frames(job: Job, limits: Limits, gone: asyncio.Task[None]) -> AsyncIt
         waiting.cancel()
 
 
-async def _first(wanted: asyncio.Task[Any], gone: asyncio.Task[None]) -> Any:
+async def _first_item(wanted: asyncio.Task[Any], disconnected: asyncio.Task[None]) -> Any:
     try:
-        done, _ = await asyncio.wait({wanted, gone}, return_when="FIRST_COMPLETED")
+        done, _ = await asyncio.wait({wanted, disconnected}, return_when="FIRST_COMPLETED")
         if wanted in done:
             return wanted.result()
-        raise ClientGone
+        raise ClientDisconnected
     finally:
         wanted.cancel()
 
 
-async def _until_gone(receive: Receive) -> None:
+async def _until_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -1,4 +1,4 @@
-"""The ASGI application: routes, and the way of a request through queue and model. Everything it needs it is given."""
+"""The ASGI application: its routes and their handlers, which pass requests through the queue to the model."""
 
 import asyncio
 import logging
@@ -18,16 +18,16 @@ from . import nitro, prepare, texts
 from .body import read_body
 from .edge import Edge
 from .errors import ApiError
-from .limits import MAX_BODIES, MAX_HELD_PIXELS, Budget, Limits
+from .limits import MAX_BODIES, MAX_HELD_PIXELS, Allowance, Limits
 from .look import prepare_look
 from .metrics import Metrics
 from .models import Models
 from .openapi import description
-from .page import FILES, about, page_routes
+from .page import FILES, page_info, page_routes
 from .prepare import Prepared
 from .respond import PING, send_bytes, send_events, send_json, send_result
-from .visitors import CHANGING, Visitors
-from .worker import Job, Worker
+from .visitors import STATE_CHANGING_PATHS, AccessRules
+from .worker import ModelJob, Worker
 
 log = logging.getLogger("llava_ref.server")
 T = TypeVar("T")
@@ -42,54 +42,57 @@ CHAT = (
 
 
 class Api:
-    """One server's state and its handlers."""
+    """The state of one server, and a handler for each route."""
 
     def __init__(
         self, models: Models, worker: Worker, limits: Limits, fetch: Fetch | None = None, *, strict: bool = False
     ) -> None:
         self.models, self.worker, self.limits, self.fetch = models, worker, limits, fetch
         self.strict = strict
-        """Whether a parameter that has no effect is refused, and not only warned of."""
+        """Whether a parameter that has no effect is refused instead of warned of."""
         self.metrics = Metrics()
-        self._bodies = Budget(MAX_BODIES, "too many large requests at once")
-        self._held = Budget(MAX_HELD_PIXELS, "too many large pictures at once")
-        self._places = Budget(1 + limits.max_queue, f"{limits.max_queue} requests wait already")
+        self._body_bytes = Allowance(MAX_BODIES, "too many large requests at once")
+        self._pixels = Allowance(MAX_HELD_PIXELS, "too many large pictures at once")
+        self._queue_places = Allowance(1 + limits.max_queue, f"{limits.max_queue} requests are waiting already")
         self._threads = ThreadPoolExecutor(4, "prepare")
-        self._loader = ThreadPoolExecutor(2, "load")  # one loads, the other says so
+        self._loader = ThreadPoolExecutor(2, "load")  # while one thread loads, the other refuses a second load
 
-    async def _thread(self, function: Callable[..., T], *args: Any) -> T:
+    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
     async def chat(self, request: Request, receive: Receive, send: Send) -> None:
         loaded = self.models.current
-        await self._run(request, receive, send, prepare.chat, loaded, self.limits, self._held, self.fetch)
+        await self._with_model(request, receive, send, prepare.chat, loaded, self.limits, self._pixels, self.fetch)
 
     async def completion(self, request: Request, receive: Receive, send: Send) -> None:
-        await self._run(request, receive, send, prepare.completion, self.models.current)
+        await self._with_model(request, receive, send, prepare.completion, self.models.current)
 
     async def look(self, request: Request, receive: Receive, send: Send) -> None:
-        await self._run(request, receive, send, prepare_look, self.models.current, self.limits, self._held, self.fetch)
+        await self._with_model(
+            request, receive, send, prepare_look, self.models.current, self.limits, self._pixels, self.fetch
+        )
 
-    async def _run(
-        self, request: Request, receive: Receive, send: Send, make: Callable[..., Prepared], *args: Any
+    async def _with_model(
+        self, request: Request, receive: Receive, send: Send, prepare_request: Callable[..., Prepared], *args: Any
     ) -> None:
-        with ExitStack() as held:
-            async with read_body(request, self.limits, self._bodies) as body:
-                place = held.enter_context(self._places.of(1))
-                prepared = await self._thread(make, body, *args, self.strict)
+        """Prepare a request in a thread, queue it for the model, and send its answer."""
+        with ExitStack() as stack:
+            async with read_body(request, self.limits, self._body_bytes) as body:
+                place = stack.enter_context(self._queue_places.share(1))
+                prepared = await self._in_thread(prepare_request, body, *args, self.strict)
             del body
             pixels = prepared.pixels
             try:
-                job = Job(prepared.model, prepared.work, place.give_back)
+                job = ModelJob(prepared.model, prepared.work, place.give_back)
                 await self._answer(job, prepared.stream, request, receive, send)
             finally:
-                self._held.give_back(pixels)
+                self._pixels.give_back(pixels)
                 self.metrics.answered(prepared.streams)
         del job, prepared
         if pixels > LARGE:
-            await self._thread(memory.give_back)
+            await self._in_thread(memory.give_back)
 
-    async def _answer(self, job: Job, stream: bool, request: Request, receive: Receive, send: Send) -> None:
+    async def _answer(self, job: ModelJob, stream: bool, request: Request, receive: Receive, send: Send) -> None:
         self.worker.submit(job)
         if stream:
             request.scope.setdefault("state", {})["probe"] = PING
@@ -97,24 +100,24 @@ class Api:
         else:
             await send_result(job, self.worker, receive, send)
 
-    async def _small(self, request: Request, make: Callable[..., Any], *args: Any) -> Any:
-        """What needs no forward pass: `make(body, ...)` in a thread."""
-        async with read_body(request, self.limits, self._bodies) as body:
-            with self._places.of(1):
-                return await self._thread(make, body, *args, self.strict)
+    async def _without_model(self, request: Request, function: Callable[..., Any], *args: Any) -> Any:
+        """Read the body of a request that needs no forward pass; returns `function(body, ...)`, run in a thread."""
+        async with read_body(request, self.limits, self._body_bytes) as body:
+            with self._queue_places.share(1):
+                return await self._in_thread(function, body, *args, self.strict)
 
     async def tokenize(self, request: Request, receive: Receive, send: Send) -> None:
-        await send_json(send, 200, await self._small(request, texts.tokenize, self.models.current.model))
+        await send_json(send, 200, await self._without_model(request, texts.tokenize, self.models.current.model))
 
     async def detokenize(self, request: Request, receive: Receive, send: Send) -> None:
-        await send_json(send, 200, await self._small(request, texts.detokenize, self.models.current.model))
+        await send_json(send, 200, await self._without_model(request, texts.detokenize, self.models.current.model))
 
     async def list_models(self, request: Request, receive: Receive, send: Send) -> None:
-        loaded = self.models.any
+        loaded = self.models.current_or_none
         await send_json(send, 200, {"object": "list", "data": [] if loaded is None else [texts.model_card(loaded)]})
 
     async def show_model(self, request: Request, receive: Receive, send: Send) -> None:
-        loaded, name = self.models.any, request.path_params["name"]
+        loaded, name = self.models.current_or_none, request.path_params["name"]
         if loaded is None or name != loaded.name:
             raise ApiError(404, "no such model is loaded", param="model", code="model_not_found")
         await send_json(send, 200, texts.model_card(loaded))
@@ -122,37 +125,37 @@ class Api:
     async def health(self, request: Request, receive: Receive, send: Send) -> None:
         if not self.worker.alive:
             raise ApiError(503, "the thread that runs the model has died", code="worker_dead")
-        await send_json(send, 200, {"status": "ok", "model_loaded": self.models.any is not None})
+        await send_json(send, 200, {"status": "ok", "model_loaded": self.models.current_or_none is not None})
 
     async def show_metrics(self, request: Request, receive: Receive, send: Send) -> None:
         gauges = {
-            "llava_ref_queue_length": ("Requests that wait", float(self.worker.waiting)),
+            "llava_ref_queue_length": ("Requests that wait for the model", float(self.worker.waiting)),
             "llava_ref_busy": ("1 while a request is being answered", float(self.worker.busy)),
             "llava_ref_requests_active": (
-                "Requests being read, prepared or answered, this one too",
+                "Requests being read, prepared or answered, including this one",
                 float(self.metrics.active),
             ),
-            "llava_ref_model_loaded": ("1 if there is a model", float(self.models.any is not None)),
+            "llava_ref_model_loaded": ("1 if a model is loaded", float(self.models.current_or_none is not None)),
         }
         page = self.metrics.page(gauges).encode("ascii")
         await send_bytes(send, 200, page, "text/plain; version=0.0.4; charset=utf-8")
 
     async def load_model(self, request: Request, receive: Receive, send: Send) -> None:
-        asked, warnings = await self._small(request, nitro.parse_load)
-        change = asyncio.get_running_loop().run_in_executor(self._loader, nitro.load, self.models, asked)
+        params, warnings = await self._without_model(request, nitro.parse_load)
+        change = asyncio.get_running_loop().run_in_executor(self._loader, nitro.load, self.models, params)
         await asyncio.shield(change)
         answer = {"message": "Model loaded successfully", "code": "ModelloadedSuccessfully"}
-        await send_json(send, 200, answer | texts.said(warnings))
+        await send_json(send, 200, answer | texts.warnings_field(warnings))
 
     async def unload_model(self, request: Request, receive: Receive, send: Send) -> None:
-        await self._thread(self.models.drop)
+        await self._in_thread(self.models.drop)
         await send_json(send, 200, {"message": "Model unloaded successfully"})
 
     async def model_status(self, request: Request, receive: Receive, send: Send) -> None:
-        await send_json(send, 200, nitro.status(self.models.any))
+        await send_json(send, 200, nitro.status(self.models.current_or_none))
 
     async def page(self, request: Request, receive: Receive, send: Send) -> None:
-        await send_json(send, 200, await self._thread(about, self.models.any))
+        await send_json(send, 200, await self._in_thread(page_info, self.models.current_or_none))
 
     async def openapi(self, request: Request, receive: Receive, send: Send) -> None:
         await send_json(send, 200, description())
@@ -178,7 +181,7 @@ class Api:
         ]
 
     def close(self) -> None:
-        """After the last request."""
+        """Free threads and memory; called after the last request."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._loader.shutdown(wait=False, cancel_futures=True)
         memory.collect()
@@ -187,22 +190,22 @@ class Api:
 def create_app(
     api: Api, *, api_key: str | None = None, origins: Iterable[str] = (), hosts: Iterable[str] | None = None
 ) -> ASGIApp:
-    """The application. `origins` and `hosts` as `Visitors` has them."""
+    """Build the application. `origins`, `hosts`: see `AccessRules`."""
     routes = api.routes()
     names = dict.fromkeys(route.path for route in routes if route.path not in FILES)
     router = Router(routes, redirect_slashes=False)
-    return Edge(router, api_key, api.metrics, Visitors(origins, hosts), ", ".join(names))
+    return Edge(router, api_key, api.metrics, AccessRules(origins, hosts), ", ".join(names))
 
 
 def _route(path: str, handle: Handle, *methods: str) -> Route:
     route = Route(path, _Endpoint(handle), methods=list(methods))
-    if path in CHANGING and route.methods is not None:
-        route.methods.discard("HEAD")  # which Starlette adds to GET, and which must change nothing
+    if path in STATE_CHANGING_PATHS and route.methods is not None:
+        route.methods.discard("HEAD")  # Starlette adds HEAD to GET, but HEAD must not change anything
     return route
 
 
 class _Endpoint:
-    """A handler as an ASGI application, so that it sends its answer itself."""
+    """Wraps a handler as an ASGI application, so that it sends its answer itself."""
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle

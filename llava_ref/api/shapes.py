@@ -1,4 +1,4 @@
-"""JSON Schema of conversations, for the OpenAPI page. What they are checked by is `messages`, which is stricter."""
+"""JSON Schemas of messages, for /openapi.json. Messages are checked by `chat.messages`, which is stricter."""
 
 from typing import Any
 
@@ -11,9 +11,12 @@ _TEXT = {
     "properties": {"type": {"enum": ["text", "input_text", "output_text"]}, "text": {"type": "string"}},
     "required": ["type", "text"],
 }
-_URL = {"type": "string", "description": "A data URI, or base64; an http or https URL if the server allows its host."}
+_URL = {
+    "type": "string",
+    "description": "A data URI or base64 data, or an http or https URL if the server allows its host.",
+}
 _DETAIL = {
-    "description": "Has no effect, and a warning says so unless it is auto: a model sees every picture at one size."
+    "description": "Has no effect, because a model sees every picture at one size; a warning says so unless it is auto."
 }
 _IMAGE = {
     "type": "object",
@@ -28,13 +31,13 @@ _IMAGE = {
         "image": _URL,
         "url": _URL,
         "base64": _URL,
-        "source": {"type": "object", "description": "Anthropic's: type, media_type, data or url."},
+        "source": {"type": "object", "description": "Anthropic's form, with type, media_type, and data or url."},
         "detail": _DETAIL,
     },
     "required": ["type"],
 }
 _PARTS = {"type": "array", "items": {"anyOf": [_TEXT, _IMAGE]}}
-_ASKING = {
+_REQUEST_MESSAGE = {
     "type": "object",
     "properties": {
         "role": {"enum": ["system", "developer", "user"]},
@@ -42,7 +45,7 @@ _ASKING = {
     },
     "required": ["role", "content"],
 }
-_ANSWERING = {
+_ANSWER_MESSAGE = {
     "type": "object",
     "properties": {
         "role": {"const": "assistant"},
@@ -52,13 +55,15 @@ _ANSWERING = {
 }
 MESSAGES: dict[str, Any] = {
     "type": "array",
-    "items": {"anyOf": [_ASKING, _ANSWERING]},
+    "items": {"anyOf": [_REQUEST_MESSAGE, _ANSWER_MESSAGE]},
     "minItems": 1,
     "maxItems": MAX_MESSAGES,
-    "description": "The conversation. Pictures may stand anywhere among the texts of any turn.",
+    "description": "The conversation; each message may mix texts and pictures in any order.",
 }
-LOOKED_AT: dict[str, Any] = MESSAGES | {
+ANSWERED_MESSAGES: dict[str, Any] = MESSAGES | {
     "minItems": 2,
-    "description": "The conversation, the last message being the assistant's answer, as text. At least one picture.",
+    "description": "A conversation with at least one picture, which ends with the assistant's answer as text.",
 }
-SLOT = WithJsonSchema({"type": "string", "description": "Text; `<image>` in it would be a picture, and is refused."})
+PROMPT_TEXT = WithJsonSchema(
+    {"type": "string", "description": "A text prompt, in which the image slot `<image>` is refused."}
+)

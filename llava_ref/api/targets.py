@@ -1,7 +1,7 @@
-"""A request's target -> the path of a route. Clients write one address in several forms, and each means the same.
+"""Turns a request's target into the path of a route, since clients write one path in several forms.
 
-Forms (RFC 9112, 3.2): `/v1/models`, and the absolute form `http://host/v1/models`, which a server must accept. A slash
-too many, doubled or at the end, comes from base URLs joined by hand.
+Besides `/v1/models` there is the absolute form `http://host/v1/models`, which a server must accept (RFC 9112, 3.2).
+Extra slashes, doubled or trailing, come from base URLs joined by hand.
 """
 
 import re
@@ -14,7 +14,8 @@ NITRO = "/inferences/"
 
 
 def path_of(scope: Mapping[str, Any]) -> str:
-    """Return the path with single slashes and none at the end; Nitro's clients write loadModel and loadmodel."""
+    """Return the path with single slashes and none at the end. Nitro's paths become lower case: its clients write
+    both loadModel and loadmodel."""
     absolute = ABSOLUTE.fullmatch(scope["raw_path"])
     path = scope["path"] if absolute is None else unquote((absolute[2] or b"/").decode("ascii"))
     path = re.sub("/{2,}", "/", path)
@@ -23,6 +24,6 @@ def path_of(scope: Mapping[str, Any]) -> str:
 
 
 def authority_of(scope: Mapping[str, Any]) -> str | None:
-    """Return host and port of a target in absolute form; None in the usual form."""
+    """Return host and port of a target in absolute form, None for the usual form."""
     absolute = ABSOLUTE.fullmatch(scope["raw_path"])
     return None if absolute is None else absolute[1].decode("ascii")

@@ -1,4 +1,4 @@
-"""What needs no forward pass: tokens of a text, the text of tokens, and what a loaded model says about itself."""
+"""Answers the requests that need no forward pass: tokenize, detokenize, and the description of the loaded model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,24 +6,26 @@ from typing import Any
 from ..model import Llava
 from .body import parse_json
 from .errors import library_errors
-from .models import Loaded
+from .models import LoadedModel
 from .schema import DetokenizeRequest, TokenizeRequest, parse
 
 
 def tokenize(body: bytearray, model: Llava, strict: bool) -> dict[str, Any]:
-    """llama-server's: `{"tokens": [...]}`, with `with_pieces` objects of id and piece. ApiError."""
+    """Return `{"tokens": [...]}` as llama-server does: ids, or with `with_pieces` objects of id and piece.
+
+    Raises ApiError."""
     raw = parse_json(body)
-    asked, warnings = parse(TokenizeRequest, raw, strict=strict)
+    params, warnings = parse(TokenizeRequest, raw, strict=strict)
     with library_errors(raw, "content"):
         ids = model.tokenizer.encode(
-            asked.content, special=asked.parse_special is not False, bos=bool(asked.add_special)
+            params.content, special=params.parse_special is not False, bos=bool(params.add_special)
         )
-    pieces = [{"id": i, "piece": _piece(model.tokenizer.token_bytes(i))} for i in ids] if asked.with_pieces else ids
-    return {"tokens": pieces} | said(warnings)
+    pieces = [{"id": i, "piece": _piece(model.tokenizer.token_bytes(i))} for i in ids] if params.with_pieces else ids
+    return {"tokens": pieces} | warnings_field(warnings)
 
 
 def _piece(data: bytes) -> str | list[int]:
-    """Bytes where they are no text by themselves."""
+    """Return a token's text, or its bytes if they are not valid UTF-8 on their own."""
     try:
         return data.decode()
     except UnicodeDecodeError:
@@ -31,20 +33,20 @@ def _piece(data: bytes) -> str | list[int]:
 
 
 def detokenize(body: bytearray, model: Llava, strict: bool) -> dict[str, Any]:
-    """`{"content": text}`, control tokens as their own texts. ApiError."""
+    """Return `{"content": text}`, with control tokens as text. Raises ApiError."""
     raw = parse_json(body)
-    asked, warnings = parse(DetokenizeRequest, raw, strict=strict)
+    params, warnings = parse(DetokenizeRequest, raw, strict=strict)
     with library_errors(raw, "tokens"):
-        return {"content": model.tokenizer.decode(asked.tokens, special=True)} | said(warnings)
+        return {"content": model.tokenizer.decode(params.tokens, special=True)} | warnings_field(warnings)
 
 
-def said(warnings: Sequence[str]) -> dict[str, Any]:
-    """The field of an answer that says what had no effect; none where nothing had."""
+def warnings_field(warnings: Sequence[str]) -> dict[str, Any]:
+    """Return the response field `warnings`, or nothing if there are none."""
     return {"warnings": list(warnings)} if warnings else {}
 
 
-def model_card(loaded: Loaded) -> dict[str, Any]:
-    """OpenAI's model object, and what llama-server adds under `meta`."""
+def model_card(loaded: LoadedModel) -> dict[str, Any]:
+    """Return OpenAI's model object, with llama-server's extra field `meta`."""
     model = loaded.model
     meta = {
         "n_vocab": model.tokenizer.n_vocab,

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
-from llava_ref.api.encoding import PIECE, decoder
+from llava_ref.api.encoding import PIECE, content_decoder
 from llava_ref.api.errors import ApiError
 from llava_ref.api.limits import Limits
 
@@ -89,18 +89,18 @@ def test_a_body_is_within_the_limit_before_and_after():
         stored = gzip.compress(HI, 0) + gzip.compress(b"", 0) * 5000  # large as sent, small as meant
         assert len(stored) > 100_000 and server.error(post(server, stored, "gzip"))[0] == 413
         assert server.error(post(server, iter([stored]), "gzip"))[0] == 413, "without a length too"
-        server.until(lambda: server.api._bodies.taken == 0)
+        server.until(lambda: server.api._body_bytes.taken == 0)
 
 
 def test_what_is_undone_comes_in_pieces():
     data = bytes(3 * PIECE + 5)
     for coding, squeezed in (("gzip", gzip.compress(data)), ("deflate", zlib.compress(data)), ("deflate", bare(data))):
-        undo = decoder([coding])
+        undo = content_decoder([coding])
         pieces = list(undo.pieces(squeezed))
         undo.end()
         assert b"".join(pieces) == data and max(map(len, pieces)) <= PIECE
     with pytest.raises(ApiError, match="br: expected one of gzip"):
-        decoder(["identity", "br"])
+        content_decoder(["identity", "br"])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ pytest.importorskip("httpx2", reason="a test client is not installed")
 import httpx2
 
 from llava_ref.api import protocol, worker
-from llava_ref.api.limits import Budget, Limits
+from llava_ref.api.limits import Allowance, Limits
 
 from .running import connect, message, serving
 from .test_stress import held, idle
@@ -99,8 +99,8 @@ def test_an_answer_that_nobody_reads_holds_no_model():
         server.until(lambda: server.worker.busy)
         answer = server.chat("Hi", max_tokens=1)
         assert answer.status_code == 200
-        job = server.worker._aside
-        assert job is not None and job._made < 1500, "of 8 times 2,000 tokens"
+        job = server.worker._paused
+        assert job is not None and job._n_produced < 1500, "of 8 times 2,000 tokens"
         server.until(lambda: not server.worker.busy)
         assert server.chat("Hi", max_tokens=1).status_code == 200
 
@@ -110,7 +110,7 @@ def test_what_was_set_aside_goes_on_and_is_what_it_would_have_been(server, tight
     with server.client.stream("POST", CHAT, json=body) as answer:
         whole = [_pieces(line) for line in answer.iter_lines() if line.startswith("data: {")]
     with many(server, 1, message("POST", CHAT, json.dumps(body).encode(), "Connection: close")) as (sock,):
-        server.until(lambda: server.worker._aside is not None, 60)
+        server.until(lambda: server.worker._paused is not None, 60)
         other = server.chat("What is this?", max_tokens=3, logit_bias={"2": -100}).json()
         assert other["usage"]["completion_tokens"] == 3
         file = sock.makefile("rb")
@@ -126,7 +126,7 @@ def _pieces(line):
 def test_one_answer_is_set_aside_and_the_one_before_it_given_up(tight):
     """Each keeps the memory of a sequence."""
     with serving(limits=Limits(write_seconds=600)) as server, unread(server, 3):
-        server.until(lambda: server.api._places.taken == 1 and server.worker._aside is not None, 60)
+        server.until(lambda: server.api._queue_places.taken == 1 and server.worker._paused is not None, 60)
         assert idle(server) and server.chat("Hi", max_tokens=1).status_code == 200
 
 
@@ -137,7 +137,7 @@ def test_unread_answers_leave_the_queue(settings, tight, monkeypatch):
     with serving(limits=Limits(write_seconds=600, max_queue=0)) as server:
         for _ in range(3):
             with unread(server, 1, **settings):
-                server.until(lambda: _stalled(server) and server.api._places.taken == 0, 60)
+                server.until(lambda: _stalled(server) and server.api._queue_places.taken == 0, 60)
                 assert server.chat("Hi", max_tokens=1).status_code == 200 and _stalled(server)
             server.until(lambda: not _stalled(server))
 
@@ -149,16 +149,16 @@ def _stalled(server):
 def test_a_client_that_goes_while_set_aside_leaves_nothing(tight):
     with serving(limits=Limits(write_seconds=600)) as server:
         with unread(server):
-            server.until(lambda: server.worker._aside is not None, 60)
-        server.until(lambda: server.worker._aside is None and idle(server) and not server.connections)
-        server.until(lambda: server.api._places.taken == 0)
+            server.until(lambda: server.worker._paused is not None, 60)
+        server.until(lambda: server.worker._paused is None and idle(server) and not server.connections)
+        server.until(lambda: server.api._queue_places.taken == 0)
         assert server.chat("Hi", max_tokens=1).status_code == 200
 
 
 def test_the_end_of_the_server_ends_what_is_set_aside(tight):
     with serving(limits=Limits(write_seconds=600)) as server, unread(server):
-        server.until(lambda: server.worker._aside is not None, 60)
-        job = server.worker._aside
+        server.until(lambda: server.worker._paused is not None, 60)
+        job = server.worker._paused
         server.worker.drain(0)
         server.worker.join(10)
         assert job.cancelled.is_set() and not server.worker.alive
@@ -176,18 +176,18 @@ def test_few_may_leave_their_answers_unread(monkeypatch, tight):
 
 
 def test_a_share_is_given_back_once():
-    budget = Budget(10, "words")
-    share = budget.of(4)
+    allowance = Allowance(10, "words")
+    share = allowance.share(4)
     share.give_back()
     share.give_back()
-    with budget.of(10) as whole:
+    with allowance.share(10) as whole:
         whole.give_back()
-    assert budget.taken == 0
+    assert allowance.taken == 0
 
 
 def test_a_reader_that_keeps_up_is_never_set_aside(server, monkeypatch):
     aside = []
-    monkeypatch.setattr(worker.Worker, "_set_aside", lambda _, job: aside.append(job))
+    monkeypatch.setattr(worker.Worker, "_pause", lambda _, job: aside.append(job))
     with server.client.stream("POST", CHAT, json=UNREAD | {"max_tokens": 25}) as answer:
         assert sum(line.startswith("data: ") for line in answer.iter_lines()) > 200
     assert not aside

@@ -155,7 +155,7 @@ def test_openais_npm_client(small):
 
 def test_what_is_left_is_taken_within_limits(monkeypatch):
     """Seconds, and bytes: a client that goes on and on is cut off."""
-    monkeypatch.setattr(protocol.Patient, "_left", 2**20)
+    monkeypatch.setattr(protocol.PatientProtocol, "_drain_remaining", 2**20)
     with serving(limits=Limits(max_body=1000, read_seconds=1.0)) as server:
         with connect(server) as sock:
             sock.sendall(message("POST", CHAT, b"", "Content-Type: application/json", f"Content-Length: {LARGE}"))
@@ -190,12 +190,12 @@ def test_requests_one_after_the_other_and_then_the_end(server):
 
 def test_a_half_closed_connection_ends_with_its_answer(server, monkeypatch):
     """At once, and not when an idle one would."""
-    monkeypatch.setattr(protocol.Patient, "timeout_keep_alive_handler", lambda _: None)
+    monkeypatch.setattr(protocol.PatientProtocol, "timeout_keep_alive_handler", lambda _: None)
     with held(server) as hold, connect(server) as sock:
         sock.sendall(message("POST", CHAT, HI))
         sock.shutdown(1)
         assert hold.reached.wait(10)
-        server.until(lambda: any(connection._ended for connection in server.connections))
+        server.until(lambda: any(connection._half_closed_at for connection in server.connections))
         hold.go.set()
         assert said(rest(sock))[0] == 200
 
@@ -208,7 +208,7 @@ def test_half_a_request_gets_none(server, part):
 @pytest.mark.parametrize("stream", [b"", b', "stream": true'], ids=["whole", "stream"])
 def test_a_half_closed_connection_waits_as_long_as_it_takes(server, stream, monkeypatch):
     """Asked several times whether it is still there, it hears nothing that changes the answer."""
-    monkeypatch.setattr(protocol, "ASK_SECONDS", 0.1)
+    monkeypatch.setattr(protocol, "PROBE_SECONDS", 0.1)
     with held(server) as hold, connect(server) as sock:
         sock.sendall(message("POST", CHAT, HI[:-1] + stream + b"}"))
         sock.shutdown(1)
@@ -224,7 +224,7 @@ def test_a_half_closed_connection_waits_as_long_as_it_takes(server, stream, monk
 
 
 def test_http_client_reads_over_what_is_asked(server, monkeypatch):
-    monkeypatch.setattr(protocol, "ASK_SECONDS", 0.05)
+    monkeypatch.setattr(protocol, "PROBE_SECONDS", 0.05)
     connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
     with held(server) as hold:
         connection.request("POST", CHAT, HI, JSON)
@@ -240,7 +240,7 @@ def test_http_client_reads_over_what_is_asked(server, monkeypatch):
 @pytest.mark.parametrize("stream", [b"", b', "stream": true'], ids=["whole", "stream"])
 def test_a_client_that_has_gone_is_found_all_the_same(monkeypatch, version, stream):
     """It looks like one that has half closed, until something is written to it."""
-    monkeypatch.setattr(protocol, "ASK_SECONDS", 0.1)
+    monkeypatch.setattr(protocol, "PROBE_SECONDS", 0.1)
     with serving(limits=Limits(ping_seconds=0.5)) as server, held(server) as hold:
         with connect(server) as sock:
             sock.sendall(message("POST", CHAT, LONG[:-1] + stream + b"}", version=version))
@@ -252,7 +252,7 @@ def test_a_client_that_has_gone_is_found_all_the_same(monkeypatch, version, stre
 
 
 def test_a_client_that_goes_later_is_found_too(monkeypatch):
-    monkeypatch.setattr(protocol, "ASK_SECONDS", 0.1)
+    monkeypatch.setattr(protocol, "PROBE_SECONDS", 0.1)
     with serving() as server, held(server) as hold:
         sock = connect(server)
         sock.sendall(message("POST", CHAT, LONG))

@@ -141,7 +141,7 @@ def test_limits():
         assert small.error(small.post("/v1/look", {"messages": conversation()}))[2] == "image_too_large"
         here = [asked(picture("count.png"), "How many?"), {"role": "assistant", "content": "red " * 40}]
         assert small.error(small.post("/v1/look", {"messages": here}))[2] == "context_length_exceeded"
-        assert small.api._held.taken == 0
+        assert small.api._pixels.taken == 0
 
 
 def test_the_page_loads_nothing_from_elsewhere_and_needs_no_key():

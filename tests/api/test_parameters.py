@@ -10,8 +10,9 @@ pytest.importorskip("httpx2", reason="a test client is not installed")
 
 import llava_ref
 from llava_ref.api.openapi import description
-from llava_ref.api.parameters import INSTEAD, LOADS, MAX_WARNINGS, REFUSED, REQUESTS, SILENT, WARNED
+from llava_ref.api.parameters import INSTEAD, LOADS, REFUSED, REQUESTS, SILENT, WARNED
 from llava_ref.api.schema import ChatRequest, CompletionRequest
+from llava_ref.api.undeclared import MAX_WARNINGS
 
 from .running import Process, data_uri, events, picture, serving
 

@@ -21,7 +21,7 @@ import httpx2
 from PIL import Image
 
 from llava_ref.api.errors import ApiError
-from llava_ref.api.limits import Budget, Limits
+from llava_ref.api.limits import Allowance, Limits
 from llava_ref.tracing.trace import Probe
 
 from .running import Process, data_uri, picture, serving
@@ -123,7 +123,7 @@ def test_a_full_queue_says_when_to_come_back():
         server.until(lambda: server.worker.waiting == 1)
         answer = server.chat("Hi")
         assert server.error(answer) == (429, None, "server_busy")
-        assert server.api._bodies.taken == 0, "what was refused holds nothing"
+        assert server.api._body_bytes.taken == 0, "what was refused holds nothing"
         assert answer.headers["retry-after"] == "2" and answer.headers["x-should-retry"] == "true"
         assert answer.json()["error"]["type"] == "rate_limit_error"
         began = time.monotonic()
@@ -235,21 +235,21 @@ def test_a_client_that_takes_nothing_is_given_up():
 
 
 def test_a_budget():
-    budget = Budget(10, "words")
-    with budget.of(6):
+    allowance = Allowance(10, "words")
+    with allowance.share(6):
         with pytest.raises(ApiError, match="busy: words") as caught:
-            budget.take(5)
-        assert caught.value.status == 429 and budget.taken == 6
-    budget.take(10)
-    budget.give_back(10)
-    assert budget.taken == 0
+            allowance.take(5)
+        assert caught.value.status == 429 and allowance.taken == 6
+    allowance.take(10)
+    allowance.give_back(10)
+    assert allowance.taken == 0
 
 
 def test_a_refused_request_gives_its_pictures_back(server):
     for path, asked in (("/v1/chat/completions", []), ("/v1/look", [{"role": "assistant", "content": "3"}])):
         messages = [{"role": "user", "content": [*SEE, {"type": "text", "text": "the " * 3000}]}, *asked]
         assert server.error(server.post(path, {"messages": messages}))[2] == "context_length_exceeded"
-        assert server.api._held.taken == 0
+        assert server.api._pixels.taken == 0
 
 
 def test_nothing_is_left_behind(server):
@@ -263,7 +263,9 @@ def test_nothing_is_left_behind(server):
             connection.getresponse().readline()
             connection.close()
         server.until(lambda: idle(server))
-    server.until(lambda: server.api._held.taken == server.api._bodies.taken == server.api._places.taken == 0)
+    server.until(
+        lambda: server.api._pixels.taken == server.api._body_bytes.taken == server.api._queue_places.taken == 0
+    )
     after = len(os.listdir("/proc/self/fd")), threading.active_count()
     assert after[0] <= before[0] + 2 and after[1] <= before[1] + 2
 

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
-from llava_ref.api.visitors import Visitors, as_origin, is_host, is_origin
+from llava_ref.api.visitors import AccessRules, as_origin, is_host, is_origin
 
 from .running import connect, message, rest, said, serving
 
@@ -64,7 +64,7 @@ def test_no_route_is_changed_by_another_page(alone, headers):
         assert "access-control-allow-origin" not in answer.headers, "and what it reads it is not given"
         if method != "HEAD" and not reads:
             assert alone.error(answer) == (403, None, "origin_not_allowed")
-    assert alone.models.any is not None
+    assert alone.models.current_or_none is not None
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_no_route_answers_to_another_name(alone, host):
         assert answer.status_code == 403, (method, path)
         if method != "HEAD":
             assert alone.error(answer)[2] == "host_not_allowed"
-    assert alone.models.any is not None
+    assert alone.models.current_or_none is not None
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_the_host_of_a_target_in_absolute_form(alone, target, host, status):
     with connect(alone) as sock:
         sock.sendall(message("GET", target, b"", f"Host: {host}", "Connection: close"))
         assert said(rest(sock))[0] == status
-    assert alone.models.any is not None
+    assert alone.models.current_or_none is not None
 
 
 def test_a_server_for_the_network_answers_to_every_name():
@@ -207,8 +207,8 @@ def test_an_image_tag_unloads_nothing_and_curl_does():
                 sock.sendall(message("GET", path, b"", "Connection: close", *(f"{k}: {v}" for k, v in image.items())))
                 assert said(rest(sock))[0] == 403, path
         assert server.client.head(UNLOAD).status_code == 405, "a question for headers changes nothing"
-        assert server.models.any is not None
-        assert server.client.get(UNLOAD).status_code == 200 and server.models.any is None
+        assert server.models.current_or_none is not None
+        assert server.client.get(UNLOAD).status_code == 200 and server.models.current_or_none is None
 
 
 def test_pages_that_the_operator_named():
@@ -260,4 +260,4 @@ def test_words_of_an_operator():
     assert all(map(is_host, ["gpu-box.lan", "x", "10.0.0.1", "[::1]"]))
     assert not any(map(is_host, ["", "http://x", "x:80", "x/y", "u@x", "*.x y"]))
     assert as_origin("HTTP://A.b:80/") == "http://a.b" and as_origin("https://a.b:80") == "https://a.b:80"
-    assert Visitors(["http://a.b:80"]).allows("http://a.b")
+    assert AccessRules(["http://a.b:80"]).allows("http://a.b")
