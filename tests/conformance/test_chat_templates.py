@@ -121,7 +121,7 @@ def same(source, messages, **options):
     try:
         found = render(messages, source, image_order="template", **TOKENS, **options)
     except TemplateError as error:
-        assert re.search("drops|followed", str(error)), error
+        assert re.search("drops|tracked", str(error)), error
         return False
     assert found == want
     return True
