@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from llava_ref import images
 from llava_ref.errors import ImageError
 
-from ..support.image_files import FORMATS, bmp, encode, noise, png, refused
+from ..support.image_files import FORMATS, bmp, chunk, encode, noise, png, refused
 
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True, "exact": True}, "BMP": {}}
 
@@ -186,6 +186,64 @@ def test_colours_under_alpha_are_taken_as_stored(alpha):
     assert np.array_equal(images.decode(keyed, alpha=alpha), rgba[..., :3])
 
 
+def over_white(colours, alpha):
+    """Lay colours (..., 3) over white by alphas (...), 0..255, rounding to nearest."""
+    alpha = alpha[..., None].astype(int)
+    return (colours.astype(int) * alpha + 255 * (255 - alpha) + 127) // 255
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_an_alpha_channel_is_laid_over_white(kind):
+    rgba = noise(5, 7, 4)
+    got = images.decode(encode(rgba, kind, **LOSSLESS[kind]), alpha="white")
+    assert np.array_equal(got, over_white(rgba[..., :3], rgba[..., 3]))
+    assert np.array_equal(images.load(Image.fromarray(rgba), alpha="white").rgb, got)
+
+
+def test_transparent_colours_are_laid_over_white():
+    grey = noise(5, 7, 2)
+    got = images.decode(encode(Image.fromarray(grey, "LA"), "PNG"), alpha="white")
+    assert np.array_equal(got, over_white(grey[..., [0, 0, 0]], grey[..., 1]))
+    palette = Image.new("P", (2, 2))
+    palette.putpalette(range(12))
+    palette.putdata([0, 1, 2, 3])
+    colours = np.arange(12).reshape(2, 2, 3)
+    for transparency, alphas in ((1, [255, 0, 255, 255]), (b"\0\x80\xff\x10", [0, 128, 255, 16])):
+        got = images.decode(encode(palette, "PNG", transparency=transparency), alpha="white")
+        assert np.array_equal(got, over_white(colours, np.array(alphas).reshape(2, 2)))
+    rgb = noise(5, 7)
+    rgb[2, 3] = rgb[0, 0]
+    got = images.decode(encode(rgb, "PNG", transparency=tuple(map(int, rgb[0, 0]))), alpha="white")
+    rgb[2, 3] = rgb[0, 0] = 255
+    assert np.array_equal(got, rgb)
+
+
+def test_16_bit_grey_has_a_transparent_value_too():
+    values = np.array([[0x1234, 0x1235], [0x5678, 0x1234]], ">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    got = images.decode(png(2, 2, 16, 0, rows, chunk(b"tRNS", b"\x12\x34")), alpha="white")
+    assert got[..., 0].tolist() == [[255, 0x12], [0x56, 255]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_white_changes_no_opaque_picture(kind):
+    data = encode(noise(9, 7), kind)
+    assert np.array_equal(images.decode(data, alpha="white"), images.decode(data))
+
+
+@pytest.mark.parametrize("damage", ["short", "checksum", "long"])
+def test_damaged_transparency_is_told_where_it_counts(damage):
+    rgb = noise(2, 2)
+    whole = chunk(b"tRNS", b"\0\1\0\2\0\3")
+    extra = {"short": chunk(b"tRNS", b"\0\1\0"), "checksum": whole[:-1] + b"x", "long": chunk(b"tRNS", bytes(257))}
+    data = png(2, 2, 8, 2, b"".join(b"\0" + row.tobytes() for row in rgb), extra[damage])
+    got = images.load(data, alpha="white")
+    assert np.array_equal(got.rgb, rgb) and got.warnings == (
+        "image: PNG: the transparency (tRNS) is damaged, and ignored",
+    )
+    assert images.load(data).warnings == ()
+
+
 def gif(background, screen=(6, 4)):
     """4 x 2 pixels of the indices 0 1 2 3, of which 2 is transparent, at (1, 1) of the screen."""
     image = Image.new("P", (4, 2))
@@ -203,6 +261,7 @@ def test_a_gif_is_blank_where_its_first_frame_draws_nothing():
     convert = images.decode(gif(3))
     drop, plain = images.decode(gif(3), alpha="drop"), images.decode(gif(0), alpha="drop")
     assert convert[1, 3].tolist() == convert[0, 0].tolist() == [70, 80, 90], "the transparent index's colour"
+    assert images.decode(gif(3), alpha="white")[1, 3].tolist() == [255, 255, 255], "what is transparent is white"
     assert drop[1, 3].tolist() == [0, 0, 0] and drop[0, 0].tolist() == [120, 110, 100]
     assert plain[1, 3].tolist() == plain[0, 0].tolist() == [0, 0, 0]
     assert drop[1, 1].tolist() == convert[1, 1].tolist() == [10, 20, 30]

@@ -124,7 +124,9 @@ def fuzz(seconds, seed, most=None):
     while time.monotonic() < end and counts.total() != most:
         data = mutate(corpus[int(rng.integers(len(corpus)))], corpus, rng)
         try:
-            counts[judge(data, *(("ignore", "convert"), ("apply", "drop"))[counts.total() % 2])] += 1
+            counts[
+                judge(data, *(("ignore", "convert"), ("apply", "drop"), ("apply", "white"))[counts.total() % 3])
+            ] += 1
         except BaseException as error:
             path = Path(tempfile.gettempdir()) / f"llava-ref-picture-{zlib.crc32(data):08x}"
             path.write_bytes(data)
