@@ -1,4 +1,4 @@
-"""What goes wrong with a request, in OpenAI's form: `{"error": {"message", "type", "param", "code"}}` and a status.
+"""Errors of requests, in OpenAI's form: `{"error": {"message", "type", "param", "code"}}` and a status.
 
 `param` is the place in the request's JSON, as in `messages[0].content[1].image_url.url`.
 """
@@ -6,79 +6,113 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
-from ..errors import ImageError, LlavaError, NumericsError, PromptError, printable
+from ..errors import Code, ImageError, LlavaError, NumericsError, PromptError, printable
 
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 STEP = re.compile(r"\.?([A-Za-z_][A-Za-z0-9_]*)|\[([0-9]{1,9})\]")
 NOTHING = object()
+ApiCode = Literal[
+    Code,  # the library's: status 400, but 500 for model_error
+    # 400
+    "invalid_json",
+    "missing_required_parameter",
+    "unsupported_value",
+    "invalid_model",
+    "model_not_loaded",  # 409 if it was to be unloaded
+    "invalid_content_encoding",
+    "invalid_http",
+    "invalid_request",  # any other status that Starlette answers with
+    # 401, 403
+    "invalid_api_key",
+    "path_not_allowed",
+    "host_not_allowed",
+    "origin_not_allowed",
+    # 404, 405, 408, 409
+    "not_found",
+    "model_not_found",
+    "method_not_allowed",
+    "timeout",
+    "model_already_loaded",
+    # 413, 415, 429
+    "request_too_large",
+    "unsupported_media_type",
+    "unsupported_content_encoding",
+    "server_busy",
+    # 500, 503
+    "internal_error",
+    "shutting_down",
+    "worker_dead",
+    "model_loading",
+    "load_failed",
+]
+"""The codes of `ApiError`: all there are."""
 
 
 class ApiError(Exception):
-    """An answer that is not a success. `retry_after`: seconds after which trying again makes sense; None: never."""
+    """Report an answer that is no success. `retry_after`: seconds after which a retry makes sense; None: never."""
 
     def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str, retry_after: int | None = None
+        self, status: int, message: str, *, param: str | None = None, code: ApiCode, retry_after: int | None = None
     ) -> None:
         super().__init__(message)
         self.status, self.param, self.code, self.retry_after = status, param, code, retry_after
 
     @property
     def kind(self) -> str:
+        """Return OpenAI's type of the error."""
         return KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
 
     def body(self) -> dict[str, Any]:
+        """Return the answer's JSON."""
         message, param = printable(str(self)), None if self.param is None else printable(self.param, 300)
         return {"error": {"message": message, "type": self.kind, "param": param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
-        """Both OpenAI SDKs retry 408, 409, 429 and 5xx by themselves unless they are told not to."""
+        """Return headers that stop OpenAI's SDKs, which otherwise retry 408, 409, 429 and 5xx by themselves."""
         if self.retry_after is None:
             return {"x-should-retry": "false"}
         return {"x-should-retry": "true", "retry-after": str(self.retry_after)}
 
 
-def refuse(param: str | None, message: str, code: str = "invalid_value") -> ApiError:
-    """A 400: the request has to be changed."""
+def refuse(param: str | None, message: str, code: ApiCode = "invalid_value") -> ApiError:
+    """Return a 400: the request has to be changed."""
     return ApiError(400, message, param=param, code=code)
 
 
 def internal() -> ApiError:
-    """A bug of ours. What it was stands in the server's log and not in the answer."""
+    """Return a 500 for a bug of this program, which is described in the server's log and not in the answer."""
     return ApiError(500, "something went wrong inside the server", code="internal_error")
 
 
 def from_library(error: LlavaError, body: Any, default: str | None) -> ApiError:
-    """What the library refused, with the place in `body` it was about; `default` where it was about none."""
+    """Convert a LlavaError to an ApiError whose `param` is its path in `body`, or `default` if it has none there."""
     if isinstance(error, NumericsError):
-        return ApiError(500, f"the model gave no numbers: {error.field}: {error.problem}", code="model_error")
+        return ApiError(500, f"the model gave no numbers: {error.field}: {error.problem}", code=error.code)
     return ApiError(400, str(error), param=json_path(body, error, default), code=_code(error))
 
 
 @contextmanager
 def library_errors(body: Any, default: str) -> Iterator[None]:
-    """What the library refuses inside the block is an ApiError."""
+    """Raise every LlavaError of the block as an ApiError."""
     try:
         yield
     except LlavaError as error:
         raise from_library(error, body, default) from None
 
 
-def _code(error: LlavaError) -> str:
-    if isinstance(error, ImageError) and error.problem.startswith("DecompressionBomb"):
-        return "image_too_large"  # Pillow's own limit, which is above ours and comes first
-    if isinstance(error, ImageError):
-        return {"format": "unsupported_image_format", "size": "image_too_large"}.get(error.field, "invalid_image")
+def _code(error: LlavaError) -> Code:
+    """Return the error's code. Two kinds of errors are raised without theirs as yet."""
+    if isinstance(error, ImageError) and error.field == "size" and error.code == "invalid_image":
+        return "image_too_large"
     if isinstance(error, PromptError) and error.field == "tokens" and "context" in error.problem:
         return "context_length_exceeded"
-    if isinstance(error, PromptError) and error.problem == "not supported here":
-        return "unsupported_parameter"
-    return "invalid_value"
+    return error.code
 
 
 def json_path(body: Any, error: LlavaError, default: str | None) -> str | None:
-    """`error.where` if that is a place in `body`. Of an object it is the field that is wrong, present or not."""
+    """Return `error.where` if `body` has such a place, with the field if that is an object; otherwise `default`."""
     value = value_at(body, error.where)
     if value is NOTHING:
         parent = error.where.rpartition(".")[0]
@@ -87,7 +121,7 @@ def json_path(body: Any, error: LlavaError, default: str | None) -> str | None:
 
 
 def value_at(body: Any, path: str) -> Any:
-    """What stands at a path as in `messages[0].content`; NOTHING if there is no such place."""
+    """Return the value at a path as in `messages[0].content`; NOTHING if there is no such place."""
     value, at = body, 0
     while at < len(path):
         step = STEP.match(path, at)

@@ -148,7 +148,7 @@ def _read(connection: HTTPConnection, parts: SplitResult, where: str) -> bytes:
             raise ImageError(where, "URL", f"answered with status {response.status}{note}")
         data = _response_body(response)
     if len(data) > MAX_FETCHED:
-        raise ImageError(where, "size", f"over {MAX_FETCHED:,} bytes at that URL")
+        raise ImageError(where, "size", f"over {MAX_FETCHED:,} bytes at that URL", code="image_too_large")
     return data
 
 

@@ -1,14 +1,20 @@
 """What is refused: the status, the place in the JSON, the code; in OpenAI's form always, and never tried again."""
 
 import json
+import re
 import socket
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
+import llava_ref
+from llava_ref.api.errors import ApiCode, ApiError, from_library
 from llava_ref.api.limits import Limits
+from llava_ref.errors import Code, ImageError, LlavaError, NumericsError, PromptError
 
 from ..support.image_files import png
 from .running import data_uri, picture, serving
@@ -221,6 +227,38 @@ def test_the_key():
         assert server.client.get("/metrics").status_code == server.client.get("/openapi.json").status_code == 401
         for headers in ({"authorization": "bearer sesame"}, {"x-api-key": "sesame"}):
             assert server.client.get("/v1/models", headers=headers).status_code == 200
+
+
+PACKAGE = Path(llava_ref.__file__).parent
+
+
+def test_every_code_of_the_table_is_raised_somewhere():
+    """The other way round, that nothing else is raised, is mypy's to check."""
+    sources = [path.read_text() for path in PACKAGE.rglob("*.py") if path.name != "errors.py"]
+    defaults = {"invalid_value", LlavaError.code, ImageError.code, NumericsError.code}
+    defaults.add("internal_error")  # by `internal`
+    assert [
+        code for code in get_args(ApiCode) if code not in defaults and not any(f'"{code}"' in s for s in sources)
+    ] == []
+    assert set(get_args(Code)) < set(get_args(ApiCode))
+
+
+def test_the_page_knows_no_other_code():
+    words = (PACKAGE / "assets" / "words.js").read_text()
+    said = set(re.findall(r"^  (\w+): ", words[words.index("const SAID") :].partition("};")[0], re.MULTILINE))
+    assert len(said) > 5 and said - {"unreachable", "cut_off", "unread"} <= set(get_args(ApiCode))
+
+
+def test_a_library_s_error_keeps_its_code():
+    """Words are for people: the same words with another code are another error."""
+    body = {"messages": HI}
+    for code in ("invalid_image", "image_too_large", "unsupported_image_format"):
+        error = from_library(ImageError("messages[0].content", "file", "odd", code=code), body, None)
+        assert (error.status, error.code, error.param) == (400, code, "messages[0].content")
+    plain = from_library(PromptError("messages[0]", "content", "not supported here"), body, None)
+    assert (plain.code, plain.param) == ("invalid_value", "messages[0].content")
+    assert from_library(NumericsError("model", "blk.0.out", "NaN"), body, None).status == 500
+    assert ApiError(400, "odd", code="timeout").body()["error"]["code"] == "timeout"
 
 
 def test_what_is_not_http_gets_an_error_too(server):
