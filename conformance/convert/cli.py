@@ -1,4 +1,4 @@
-"""A Hugging Face LLaVA-1.5 folder -> a GGUF pair that this project and llama.cpp read.
+"""A Hugging Face LLaVA-1.5 or Gemma 3 folder -> a GGUF pair that this project and llama.cpp read.
 
 `python -m llava_ref.conformance.convert FOLDER OUT_PREFIX [--type f16]` reads config.json, model*.safetensors,
 tokenizer.model or tokenizer.json, and preprocessor_config.json if it is there, and writes OUT_PREFIX-text.gguf and
@@ -8,6 +8,7 @@ OUT_PREFIX-mmproj.gguf. One tensor is in memory at a time.
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +18,31 @@ from torch import nn
 from llava_ref.errors import LlavaError
 
 from ..pairs.pairs import Pair
-from ..pairs.writing import Metadata, held, write
-from . import hf_tokenizer, hf_weights
+from ..pairs.writing import Metadata, StoredTensor, held, write
+from . import gemma3, hf_tokenizer, hf_weights
 from .hf_config import ConversionError, read_text, read_vision
 
 TYPES = ("F32", "F16", "BF16", "Q8_0")
 
 
 def convert_folder(folder: Path, out_prefix: str, kind: str = "F16") -> Pair:
-    """Writes the pair and gives back its paths. ConversionError names what is missing, unexpected or unsupported."""
+    """Write the pair and return its paths. Raises ConversionError for what is missing, unexpected or unsupported."""
     config = _read_json(folder, "config.json", required=True)
-    image_token = config.get("image_token_index", config.get("image_token_id"))
-    vocabulary = hf_tokenizer.read_folder(folder, read_text(str(folder), config).n_vocab, image_token)
+    if config.get("model_type") == "gemma3":
+        n_rows, image_token = gemma3.n_vocab(config), None  # Gemma 3's own picture token stays in the vocabulary
+    else:
+        n_rows = read_text(str(folder), config).n_vocab
+        image_token = config.get("image_token_index", config.get("image_token_id"))
+    vocabulary = hf_tokenizer.read_folder(folder, n_rows, image_token)
     metadata: dict[str, Any] = {"general.name": folder.resolve().name, **vocabulary.metadata()}
-    if isinstance(template := _read_json(folder, "tokenizer_config.json").get("chat_template"), str):
+    if template := _template(folder):
         metadata["tokenizer.chat_template"] = template
     processor = _read_json(folder, "preprocessor_config.json")
     return _write(config, processor, hf_weights.open_folder(folder), metadata, out_prefix, kind)
 
 
 def from_module(model: nn.Module, vocabulary: Metadata, out_prefix: str, kind: str = "F32") -> Pair:
-    """The same from a LlavaForConditionalGeneration in memory; `vocabulary` has a token for every embedding."""
+    """Write the pair of a model in memory; `vocabulary` has a token for every embedding."""
     config: dict[str, Any] = model.config.to_dict()  # type: ignore[union-attr,operator]
     state: dict[str, torch.Tensor] = model.state_dict()
     source = hf_weights.Source("model", {name: held(tensor.float().numpy()) for name, tensor in state.items()})
@@ -52,15 +57,35 @@ def _write(
     out_prefix: str,
     kind: str,
 ) -> Pair:
+    convert = gemma3.convert_gemma3 if config.get("model_type") == "gemma3" else _convert_llava
+    text, vision = convert(source, config, processor, len(vocabulary["tokenizer.ggml.tokens"]))
+    pair = Pair(Path(f"{out_prefix}-text.gguf"), Path(f"{out_prefix}-mmproj.gguf"))
+    write(pair.text, {**text[0], **vocabulary}, text[1], kind)
+    write(pair.mmproj, *vision, kind)
+    return pair
+
+
+def _convert_llava(
+    source: hf_weights.Source, config: Mapping[str, Any], processor: Mapping[str, Any], n_kept: int
+) -> tuple[tuple[Metadata, dict[str, StoredTensor]], tuple[Metadata, dict[str, StoredTensor]]]:
+    """Return metadata and tensors of the text file and of the mmproj. Raises ConversionError."""
     text = read_text(source.where, config)
     vision = read_vision(source.where, config, text.width, processor)
-    text_tensors = hf_weights.text_tensors(source, text, len(vocabulary["tokenizer.ggml.tokens"]))
-    vision_tensors = hf_weights.vision_tensors(source, vision)
+    parts = (
+        (text.metadata, hf_weights.text_tensors(source, text, n_kept)),
+        (vision.metadata, hf_weights.vision_tensors(source, vision)),
+    )
     source.finish(hf_weights.unused_names(vision))
-    pair = Pair(Path(f"{out_prefix}-text.gguf"), Path(f"{out_prefix}-mmproj.gguf"))
-    write(pair.text, {**text.metadata, **vocabulary}, text_tensors, kind)
-    write(pair.mmproj, vision.metadata, vision_tensors, kind)
-    return pair
+    return parts
+
+
+def _template(folder: Path) -> str | None:
+    """Return the tokenizer's chat template: a file of its own, or a setting."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text("utf-8")
+    found = _read_json(folder, "tokenizer_config.json").get("chat_template")
+    return found if isinstance(found, str) else None
 
 
 def _read_json(folder: Path, name: str, *, required: bool = False) -> dict[str, Any]:
@@ -78,7 +103,7 @@ def _read_json(folder: Path, name: str, *, required: bool = False) -> dict[str, 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m llava_ref.conformance.convert", description=__doc__)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a LLaVA-1.5 checkpoint of transformers")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a LLaVA-1.5 or Gemma 3 checkpoint of transformers")
     parser.add_argument("out_prefix", metavar="OUT_PREFIX", help="writes OUT_PREFIX-text.gguf, OUT_PREFIX-mmproj.gguf")
     parser.add_argument("--type", type=str.upper, choices=TYPES, default="F16", help="type of the matrices")
     args = parser.parse_args(arguments)

@@ -1,7 +1,8 @@
-"""A Hugging Face LLaVA `config.json` as GGUF metadata, and the sizes that the weights must have.
+"""Read a Hugging Face LLaVA `config.json` into GGUF metadata and the sizes that the weights must have.
 
-A config may leave out whatever equals the default of its class, so the defaults of transformers 5.23's LlamaConfig,
-MistralConfig, CLIPVisionConfig and LlavaConfig are repeated here. What a GGUF pair cannot say is an error by name.
+A config may leave out any value that equals the default of its class, so the defaults of transformers 5.23's
+LlamaConfig, MistralConfig, CLIPVisionConfig and LlavaConfig are repeated here. A setting that a GGUF pair cannot
+express is an error by name.
 """
 
 import math
@@ -52,7 +53,7 @@ class ConversionError(LlavaError):
 
 @dataclass(frozen=True, slots=True)
 class TextShape:
-    """What the text weights must look like, and the metadata that says so."""
+    """The sizes of the text weights, and the metadata that states them."""
 
     width: int
     n_layer: int
@@ -70,7 +71,7 @@ class TextShape:
 
 @dataclass(frozen=True, slots=True)
 class VisionShape:
-    """What the tower's and projector's weights must look like, and the metadata that says so."""
+    """The sizes of the tower's and projector's weights, and the metadata that states them."""
 
     width: int
     n_used: int  # blocks up to the feature layer
@@ -84,7 +85,7 @@ class VisionShape:
 
 
 def read_text(where: str, config: Mapping[str, Any]) -> TextShape:
-    """The decoder's sizes from a LLaVA config. ConversionError."""
+    """Read the decoder's sizes from a LLaVA config. Raises ConversionError."""
     given = dict(config.get("text_config") or {})
     kind = given.get("model_type", "llama")
     defaults = {"llama": LLAMA, "mistral": MISTRAL}.get(kind)
@@ -130,7 +131,7 @@ def _text_metadata(c: Mapping[str, Any], n_head_kv: int, head_size: int) -> Meta
 
 
 def _rope(where: str, c: Mapping[str, Any], head_size: int) -> tuple[dict[str, int | float | str], np.ndarray | None]:
-    """The rope keys, and the divisors of Llama 3's scaling.  `rope_parameters` is 5.x, `rope_scaling` is 4.x."""
+    """Return the rope keys, and the divisors of Llama 3's scaling.  `rope_parameters` is 5.x, `rope_scaling` is 4.x."""
     s: dict[str, Any] = {**(c.get("rope_scaling") or {}), **(c.get("rope_parameters") or {})}
     base = float(s.get("rope_theta", c["rope_theta"]))
     keys: dict[str, int | float | str] = {"llama.rope.dimension_count": head_size, "llama.rope.freq_base": base}
@@ -159,7 +160,7 @@ def _rope(where: str, c: Mapping[str, Any], head_size: int) -> tuple[dict[str, i
 
 
 def _llama3_divisors(base: float, size: int, factor: float, original: float, low: float, high: float) -> np.ndarray:
-    """By how much each pair's frequency is divided (Llama 3.1's apply_scaling).  -> (size / 2,) float32"""
+    """Return the divisor of each pair's frequency (Llama 3.1's apply_scaling).  -> (size / 2,) float32"""
     turns = original * base ** (-np.arange(0, size, 2) / size) / (2 * math.pi)  # over the original context
     smooth = np.clip((turns - low) / (high - low), 0, 1)
     return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
@@ -168,7 +169,7 @@ def _llama3_divisors(base: float, size: int, factor: float, original: float, low
 def read_vision(
     where: str, config: Mapping[str, Any], text_width: int, processor: Mapping[str, Any] | None = None
 ) -> VisionShape:
-    """The tower's and projector's sizes from a LLaVA config; mean and deviation from its preprocessor_config.json."""
+    """Read the tower's and projector's sizes from a LLaVA config; mean and deviation from preprocessor_config.json."""
     c: dict[str, Any] = {**CLIP, **(config.get("vision_config") or {})}
     _check_vision(where, config, c)
     n_block = c["num_hidden_layers"]
@@ -214,7 +215,7 @@ def _check_vision(where: str, config: Mapping[str, Any], c: Mapping[str, Any]) -
 
 
 def _feature_layer(where: str, layer: Any, n_block: int) -> int:
-    """Which hidden state the projector reads, as GGUF counts: 0 is the first block's input, so also blocks to run."""
+    """Return the hidden state that the projector reads, as GGUF counts: 0 is the first block's input; so many run."""
     if not isinstance(layer, int):
         raise ConversionError(where, "vision_feature_layer", f"{layer!r} is not supported, expected one layer")
     index = layer if layer >= 0 else n_block + 1 + layer

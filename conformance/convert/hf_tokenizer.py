@@ -1,8 +1,8 @@
-"""The SPM vocabulary of a Hugging Face folder as GGUF metadata.
+"""Read the SPM vocabulary of a Hugging Face folder into GGUF metadata.
 
-`tokenizer.model` is read as what it is, a protobuf message (sentencepiece_model.proto), without the sentencepiece
-package. Where there is none, the BPE with byte fallback in `tokenizer.json` says the same: a piece's score is minus the
-rank of the first merge that makes it, which is the order in which SPM's greedy merging needs them.
+`tokenizer.model` is a protobuf message (sentencepiece_model.proto) and is read without the sentencepiece package. If
+there is none, the BPE with byte fallback in `tokenizer.json` says the same: a piece's score is minus the rank of the
+first merge that makes it, which is the order that SPM's greedy merging needs.
 """
 
 import json
@@ -15,12 +15,13 @@ from typing import Any
 from ..pairs.writing import Metadata
 from .hf_config import ConversionError
 
+LLAMA, GEMMA = ("<unk>", "<s>", "</s>"), ("<unk>", "<bos>", "<eos>")
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # the same numbers in both formats
 
 
 @dataclass(slots=True)
-class Vocabulary:
-    """Tokens by id, in three lists of one length, and the rules that go with them."""
+class SpmVocabulary:
+    """Tokens by id in three lists of one length, and the rules that go with them."""
 
     texts: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -49,11 +50,12 @@ class Vocabulary:
         }
 
 
-def read_folder(folder: Path, n_rows: int, image_token: int | None) -> Vocabulary:
-    """The vocabulary of a checkpoint with `n_rows` embeddings.
+def read_folder(folder: Path, n_rows: int, image_token: int | None) -> SpmVocabulary:
+    """Read the vocabulary of a checkpoint with `n_rows` embeddings.
 
-    Added tokens keep their ids. `<image>` (by id or name) and `<pad>` never stand in a prompt of token ids: they become
-    unused tokens, like rows without a token, and unused tokens at the end are dropped together with their rows."""
+    Added tokens keep their ids; one that the model's own vocabulary has too becomes a control or user-defined token. An
+    added `<image>` (by id or name) or `<pad>` never stands in a prompt of token ids: it becomes an unused token, like a
+    row without a token, and unused tokens at the end are dropped together with their rows."""
     model, settings = folder / "tokenizer.model", _json(folder / "tokenizer_config.json")
     fast = _json(folder / "tokenizer.json")
     if model.is_file():
@@ -64,6 +66,9 @@ def read_folder(folder: Path, n_rows: int, image_token: int | None) -> Vocabular
         raise ConversionError(folder, "tokenizer.model", "missing file, and there is no tokenizer.json either")
     base = len(vocabulary.texts)
     added = _added(folder, settings, fast)
+    for index in added.keys() & range(base):
+        if vocabulary.kinds[index] in (NORMAL, USER_DEFINED):
+            vocabulary.kinds[index] = CONTROL if added[index][1] else USER_DEFINED
     for index in range(base, n_rows):
         text, special = added.get(index, (f"[PAD{index}]", True))
         unused = index not in added or index == image_token or text in ("<image>", "<pad>")
@@ -73,6 +78,9 @@ def read_folder(folder: Path, n_rows: int, image_token: int | None) -> Vocabular
     while len(vocabulary.texts) > base and vocabulary.kinds[-1] == UNUSED:
         for column in (vocabulary.texts, vocabulary.scores, vocabulary.kinds):
             column.pop()
+    for index, kind in enumerate(vocabulary.kinds):
+        if kind == USER_DEFINED:  # these are matched before blanks become "▁"
+            vocabulary.texts[index] = vocabulary.texts[index].replace("▁", " ")
     return vocabulary
 
 
@@ -81,16 +89,16 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _added(folder: Path, settings: dict[str, Any], fast: dict[str, Any]) -> dict[int, tuple[str, bool]]:
-    """Tokens beyond the model's own: id -> (text, whether it is a control token)."""
+    """Return the tokens listed beside the model's own: id -> (text, whether it is a control token)."""
     listed = {index: (text, True) for text, index in _json(folder / "added_tokens.json").items()}
     decoder = settings.get("added_tokens_decoder") or {}
     listed |= {int(index): (token["content"], token["special"]) for index, token in decoder.items()}
     return listed | {token["id"]: (token["content"], token["special"]) for token in fast.get("added_tokens", [])}
 
 
-def parse_sentencepiece(data: bytes, where: str) -> Vocabulary:
-    """A serialized sentencepiece ModelProto. ConversionError if it is none, or not a BPE model."""
-    vocabulary = Vocabulary()
+def parse_sentencepiece(data: bytes, where: str) -> SpmVocabulary:
+    """Parse a serialized sentencepiece ModelProto. Raises ConversionError if it is none, or not a BPE model."""
+    vocabulary = SpmVocabulary()
     try:
         for number, value in _fields(data):
             if number == 1:  # repeated SentencePiece
@@ -110,14 +118,14 @@ def parse_sentencepiece(data: bytes, where: str) -> Vocabulary:
     return vocabulary
 
 
-def _read_trainer(trainer: dict[int, Any], vocabulary: Vocabulary, where: str) -> None:
+def _read_trainer(trainer: dict[int, Any], vocabulary: SpmVocabulary, where: str) -> None:
     if trainer.get(3, 1) != 2:
         raise ConversionError(where, "trainer_spec.model_type", "not BPE: its pieces are not merged by score")
     vocabulary.unknown, vocabulary.bos, vocabulary.eos = (trainer.get(40 + i, i) for i in range(3))
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """The fields of a protobuf message: (number, an integer or bytes)."""
+    """Yield the fields of a protobuf message: (number, an integer or bytes)."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
@@ -134,7 +142,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The integer at `at`, and where the next field begins."""
+    """Read the integer at `at`; return it, and the index of the next field."""
     value = shift = 0
     while data[at] & 0x80:
         value |= (data[at] & 0x7F) << shift
@@ -142,8 +150,8 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     return value | data[at] << shift, at + 1
 
 
-def parse_tokenizers(fast: dict[str, Any], where: str) -> Vocabulary:
-    """The contents of a `tokenizer.json`. ConversionError unless it is BPE with byte fallback."""
+def parse_tokenizers(fast: dict[str, Any], where: str) -> SpmVocabulary:
+    """Parse a `tokenizer.json`. Raises ConversionError unless it is BPE with byte fallback."""
     model = fast.get("model") or {}
     if model.get("type") != "BPE" or not model.get("byte_fallback"):
         raise ConversionError(where, "model", f"{model.get('type')!r} is not BPE with byte fallback, which SPM becomes")
@@ -155,15 +163,16 @@ def parse_tokenizers(fast: dict[str, Any], where: str) -> Vocabulary:
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         ranks.setdefault(left + right, rank)
     special = {token["content"] for token in fast.get("added_tokens", []) if token["special"]}
-    vocabulary = Vocabulary(space_prefix=_adds_space(fast))
+    vocabulary = SpmVocabulary(space_prefix=_adds_space(fast))
     for text in sorted(ids, key=ids.__getitem__):
         is_byte = len(text) == 6 and text.startswith("<0x") and text.endswith(">")
         kind = UNKNOWN if text == "<unk>" else BYTE if is_byte else CONTROL if text in special else NORMAL
         vocabulary.append(text, -float(ranks.get(text, len(ranks))) if kind == NORMAL else 0.0, kind)
-    for text in ("<unk>", "<s>", "</s>"):
+    names = GEMMA if "<bos>" in ids else LLAMA
+    for text in names:
         if text not in ids:
             raise ConversionError(where, "model.vocab", f"has no {text} token")
-    vocabulary.unknown, vocabulary.bos, vocabulary.eos = ids["<unk>"], ids["<s>"], ids["</s>"]
+    vocabulary.unknown, vocabulary.bos, vocabulary.eos = (ids[text] for text in names)
     return vocabulary
 
 

@@ -1,4 +1,5 @@
-"""Weights of a Hugging Face LLaVA under their GGUF names.   D width, F MLP width, V vocabulary, H heads, dh head size.
+"""Give the weights of a Hugging Face LLaVA their GGUF names.   D width, F MLP width, V vocabulary, H heads, dh head
+size.
 
 Three layouts of names are in use: transformers 5.x in memory (`model.language_model.`, `model.vision_tower.`), what it
 saves (`language_model.model.`, `vision_tower.`), and 4.x (`vision_tower.vision_model.`). All mean the same tensors.
@@ -19,7 +20,7 @@ UNUSED = ("vision_tower.post_layernorm.", "vision_tower.embeddings.position_ids"
 
 
 class Source:
-    """Tensors by their plain names; each is handed out once. ConversionError names what is missing or left over."""
+    """Hand out each tensor once, by its plain name. Raises ConversionError for a missing tensor or a leftover."""
 
     def __init__(self, where: str, tensors: Mapping[str, StoredTensor]) -> None:
         self.where = where
@@ -28,7 +29,7 @@ class Source:
     def take(
         self, name: str, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray] | None = None
     ) -> StoredTensor:
-        """The tensor `name`, which must have `shape`; `change` is applied to it and keeps the shape."""
+        """Return the tensor `name`, which must have `shape`; `change` is applied to it and keeps the shape."""
         if name not in self._left:
             raise ConversionError(self.where, name, "missing tensor")
         tensor = self._left.pop(name)
@@ -37,7 +38,7 @@ class Source:
         return StoredTensor(shape, lambda: change(tensor.load())) if change else tensor
 
     def take_first(self, rows: int, name: str, shape: tuple[int, ...]) -> StoredTensor:
-        """The first `rows` of the tensor `name`, which must have `shape`."""
+        """Return the first `rows` of the tensor `name`, which must have `shape`."""
         tensor = self.take(name, shape)
         return StoredTensor((rows, *shape[1:]), lambda: tensor.load()[:rows])
 
@@ -51,7 +52,7 @@ class Source:
 
 
 def plain_name(name: str) -> str:
-    """Any layout's name -> `language_model.layers.0...`, `vision_tower.encoder...`, `multi_modal_projector...`."""
+    """Map any layout's name to `language_model.layers.0...`, `vision_tower.encoder...`, `multi_modal_projector...`."""
     name = name.removeprefix("model.")
     for old, new in (
         ("language_model.lm_head.", "lm_head."),
@@ -64,7 +65,7 @@ def plain_name(name: str) -> str:
 
 
 def open_folder(folder: Path) -> Source:
-    """The safetensors files of a folder, by their index where they are several. Tensors are read when taken."""
+    """Open the safetensors files of a folder, several by their index. Tensors are read when they are taken."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
@@ -93,7 +94,7 @@ def _loader(opened: Any, name: str) -> Callable[[], np.ndarray]:
 
 
 def adjacent_pairs(n_head: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Reorders rows of Q or K: channels i and i + dh/2 of a head turn together in transformers, 2i and 2i+1 here."""
+    """Reorder rows of Q or K: channels i and i + dh/2 of a head turn together in transformers, 2i and 2i+1 in GGUF."""
 
     def change(rows: np.ndarray) -> np.ndarray:  # (H * dh, D) or (H * dh,)
         halves = rows.reshape(n_head, 2, -1, *rows.shape[1:])  # (H, 2, dh / 2, ...)
@@ -103,7 +104,7 @@ def adjacent_pairs(n_head: int) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def text_tensors(source: Source, s: TextShape, n_kept: int) -> dict[str, StoredTensor]:
-    """The decoder's tensors, with the first `n_kept` rows of the vocabulary."""
+    """Return the decoder's tensors, with the first `n_kept` rows of the vocabulary."""
     D, V, name = s.width, s.n_vocab, "language_model"
     tensors = {
         "token_embd.weight": source.take_first(n_kept, f"{name}.embed_tokens.weight", (V, D)),
@@ -122,7 +123,7 @@ def text_tensors(source: Source, s: TextShape, n_kept: int) -> dict[str, StoredT
 
 def _text_block(source: Source, name: str, to: str, s: TextShape) -> dict[str, StoredTensor]:
     D, F, Q, KV = s.width, s.mlp_width, s.n_head * s.head_size, s.n_head_kv * s.head_size
-    matrices = {  # transformers' name: GGUF's, rows, columns, bias, reordered over so many heads
+    matrices = {  # transformers' name: GGUF's, rows, columns, bias, number of heads to reorder
         "self_attn.q_proj": ("attn_q", Q, D, s.attention_bias, s.n_head),
         "self_attn.k_proj": ("attn_k", KV, D, s.attention_bias, s.n_head_kv),
         "self_attn.v_proj": ("attn_v", KV, D, s.attention_bias, None),
@@ -144,7 +145,7 @@ def _text_block(source: Source, name: str, to: str, s: TextShape) -> dict[str, S
 
 
 def vision_tensors(source: Source, s: VisionShape) -> dict[str, StoredTensor]:
-    """The tower's tensors up to the feature layer, and the projector's."""
+    """Return the tower's tensors up to the feature layer, and the projector's."""
     D, P, name = s.width, s.patch_size, "vision_tower"
     tensors = {
         "v.class_embd": source.take(f"{name}.embeddings.class_embedding", (D,)),
@@ -154,18 +155,18 @@ def vision_tensors(source: Source, s: VisionShape) -> dict[str, StoredTensor]:
         "v.pre_ln.bias": source.take(f"{name}.pre_layrnorm.bias", (D,)),
     }
     for i in range(s.n_used):
-        tensors |= _vision_block(source, f"{name}.encoder.layers.{i}", f"v.blk.{i}", s)
+        tensors |= vision_block(source, f"{name}.encoder.layers.{i}", f"v.blk.{i}", D, s.mlp_width)
     T = s.text_width
     for part, to, columns in (("linear_1", "mm.0", D), ("linear_2", "mm.2", T)):
         tensors[f"{to}.weight"] = source.take(f"multi_modal_projector.{part}.weight", (T, columns))
         bias = f"multi_modal_projector.{part}.bias"
-        # llama.cpp adds mm.*.bias without looking whether it is there, so a projector without one gets zeros.
+        # llama.cpp adds mm.*.bias without checking that it exists, so a projector without one gets zeros.
         tensors[f"{to}.bias"] = source.take(bias, (T,)) if s.projector_bias else held(np.zeros(T, np.float32))
     return tensors
 
 
-def _vision_block(source: Source, name: str, to: str, s: VisionShape) -> dict[str, StoredTensor]:
-    D, F = s.width, s.mlp_width
+def vision_block(source: Source, name: str, to: str, D: int, F: int) -> dict[str, StoredTensor]:
+    """Return the tensors of a block of CLIP or SigLIP."""
     parts = {
         "layer_norm1": ("ln1", (D,)),
         "self_attn.q_proj": ("attn_q", (D, D)),
@@ -184,5 +185,6 @@ def _vision_block(source: Source, name: str, to: str, s: VisionShape) -> dict[st
 
 
 def unused_names(s: VisionShape) -> tuple[str, ...]:
-    """Prefixes of tensors that a checkpoint has and a pair does not: blocks above the feature layer, the last norm."""
+    """Return prefixes of tensors that a checkpoint has and a pair has not: blocks above the feature layer, last
+    norm."""
     return (*UNUSED, *(f"vision_tower.encoder.layers.{i}." for i in range(s.n_used, s.n_block)))

@@ -108,7 +108,8 @@ def _open(path: Path) -> Image.Image:
     from transformers.image_transforms import convert_to_rgb
 
     with Image.open(path) as picture:
-        return Image.fromarray(convert_to_rgb(ImageOps.exif_transpose(picture), return_numpy=True))
+        rgb: Any = convert_to_rgb(ImageOps.exif_transpose(picture), return_numpy=True)
+        return Image.fromarray(rgb)
 
 
 def preprocess(pictures: Sequence[Image.Image], c: VisionSettings) -> tuple[np.ndarray, np.ndarray]:
