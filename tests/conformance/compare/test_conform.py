@@ -79,6 +79,25 @@ def test_the_quirks_are_named_each_by_itself(sound):
     assert found["projector.gelu"] == ("gelu=tanh",)
 
 
+@pytest.mark.parametrize(
+    "ours, theirs, explained",
+    [("convert", "white", ("white",)), ("drop", "white", ("white",)), ("white", "drop", ("convert", "drop"))],
+)
+def test_transparency_is_named(sound, tmp_path, ours, theirs, explained):
+    """Two of the three values are one for a PNG, so either explains the third."""
+    pair, case, _ = sound
+    path = tmp_path / "transparent.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (45, 61, 4), np.uint8)).save(path)
+    case = replace(case, images=(path,))
+    run = ThisProject(backend="numpy", quirks={"alpha": theirs}).run(case)
+
+    def load(changed):
+        return llava_ref.load(pair.text, pair.mmproj, quirks={"alpha": ours, **changed}, backend="numpy")
+
+    (finding,) = conform(load, case, run).findings
+    assert finding.stage == "image.rgb" and finding.explained == tuple(f"alpha={value}" for value in explained)
+
+
 @pytest.mark.parametrize("ours, theirs, problem", [("stored", "one-less", "the reference has no such stage"),
                                                   ("one-less", "stored", "this run has no such stage")])  # fmt: skip
 def test_a_layer_more_or_less_is_explained(tmp_path, wide, ours, theirs, problem):
