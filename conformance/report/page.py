@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing beside it: no script, no font, no other file, no network."""
+"""Render a report as one HTML page that needs nothing else: no script, no font, no other file, no network."""
 
 import base64
 import json
@@ -22,12 +22,12 @@ from . import words
 from .plot import kl_panels, section, stage_panels
 
 SHOWN = 12
-"""Findings that are not folded away."""
+"""Number of findings that are not folded away."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture of the prompt, as it is in its file."""
+    """Hold a picture of the prompt, as it is in its file."""
 
     name: str
     size: str
@@ -36,7 +36,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting on both sides; None where a side does not say."""
+    """Hold one setting of both sides; None if a side does not state it."""
 
     name: str
     ours: str | None
@@ -49,7 +49,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Token ids that follow one another, a picture's rows as one, and whether the other side has them too."""
+    """Hold consecutive token ids, a picture's rows as one, and whether the other side has them too."""
 
     text: str
     agrees: bool
@@ -57,7 +57,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A stage in the table; `head` where a section or a block begins."""
+    """Hold a stage of the table; `head` is set if a section or a block begins with it."""
 
     id: str
     stage: StageResult
@@ -67,7 +67,7 @@ class Row:
 
 
 def render(report: Conformance, pictures: Sequence[Path]) -> str:
-    """The page. `pictures`: the files of the prompt's pictures, in order. ImageError for one that cannot be read."""
+    """Render the page. `pictures`: the prompt's picture files, in order. Raises ImageError for an unreadable one."""
     made = environment(
         figure=words.figure,
         shape=words.shape,
@@ -128,7 +128,7 @@ def _settings(report: Conformance) -> list[Setting]:
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Settings with the inside of each mapping, or of its JSON, under names of its own."""
+    """Flatten settings: each entry of a mapping, or of one written as JSON, gets a name of its own."""
     found: dict[str, str] = {}
     for name, value in settings.items():
         inner = value if isinstance(value, Mapping) else _json(value)
@@ -149,7 +149,7 @@ def _json(value: Any) -> Any:
 
 
 def _tokens(outcome: EndToEnd) -> tuple[list[Tokens], list[Tokens]]:
-    """Both sides' token ids, cut where they part and where they meet."""
+    """Cut both sides' token ids where they begin to differ and where they agree again."""
     ours, theirs = (_joined(ids) for ids in outcome.token_ids)
     sides: tuple[list[Tokens], list[Tokens]] = ([], [])
     for tag, a, b, c, d in SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes():
@@ -160,7 +160,7 @@ def _tokens(outcome: EndToEnd) -> tuple[list[Tokens], list[Tokens]]:
 
 
 def _joined(ids: Iterable[int]) -> list[str]:
-    """A picture's positions as one word."""
+    """Write token ids as words, a picture's positions as one."""
     found: list[str] = []
     for picture, run in groupby(ids, key=lambda token: token < 0):
         tokens = list(run)

@@ -1,7 +1,7 @@
-"""Where the marks of the report's plots stand.
+"""Lay out the marks of the report's plots.
 
-The page draws them as inline SVG of its own: they take the page's colours, light and dark, every mark is a link with a
-text, and no plotting library is needed. Lengths are units of the drawing, 1180 across; y grows downwards.
+The page draws them as inline SVG: they take the page's colours, light and dark, every mark is a link with a text, and
+no plotting library is needed. Lengths are units of the drawing, 1180 across; y grows downwards.
 """
 
 import math
@@ -16,28 +16,28 @@ from .words import block, figure, grouped
 
 WIDTH, LEFT, RIGHT = 1180, 62, 12
 READOUT = 24
-"""Height of the line that says what one points at."""
+"""Height of the line that describes the mark under the pointer."""
 LINE = 15
 """Height of a line of labels."""
 LEDGE = 24
-"""Height of the floor for zeros, and of the shelf for what has no number."""
+"""Height of the floor, where zeros stand, and of the shelf, where values without a number stand."""
 HEIGHT = 180
-"""Of the logarithmic part."""
+"""Height of the logarithmic part."""
 LETTER = 6.6
 """Width of a letter of a label."""
 STAGES, POSITIONS = 280, 700
-"""Most columns of a row."""
+"""Largest number of columns in a row."""
 SMALLEST = -10
-"""The lowest decade shown; what is smaller stands on it."""
+"""The lowest decade shown; smaller values stand on it."""
 LABELLED = 5
-"""Findings that have a label in the plot."""
+"""Number of findings that have a label in the plot."""
 
 State = Literal["within", "out", "absent", "unmeasured"]
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One column, in values. `out` and `absent` are faults; `absent` and `unmeasured` have no number."""
+    """Hold one column's values. `out` and `absent` are faults; `absent` and `unmeasured` have no number."""
 
     text: str
     link: str | None
@@ -52,7 +52,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column, drawn: its middle, where its mark stands."""
+    """Hold one column as drawn: its middle `x`, and the height `y` of its mark."""
 
     item: Item
     x: float
@@ -61,7 +61,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A text: where it begins, and the height of its line."""
+    """Hold a text: where it begins, and the height of its line."""
 
     text: str
     x: float
@@ -70,7 +70,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """A section's ground."""
+    """Hold the background of a section."""
 
     section: str
     x: float
@@ -79,7 +79,7 @@ class Band:
 
 @dataclass(slots=True)
 class Panel:
-    """One row of a plot."""
+    """Hold one row of a plot."""
 
     top: float
     bottom: float
@@ -97,7 +97,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Logarithmic from 10^low to 10^high, with a floor below it for zero and a shelf above it for infinity."""
+    """Map values to heights: logarithmic from 10^low to 10^high, zero on a floor below, infinity on a shelf above."""
 
     low: int
     high: int
@@ -113,7 +113,7 @@ class Scale:
         return cls(low, high, unnumbered or any(not math.isfinite(value) for value in found))
 
     def y(self, value: float | None, top: float) -> float:
-        """None and what is not finite stand on the shelf."""
+        """Return the height of a value; None and values that are not finite stand on the shelf."""
         if value is None or not math.isfinite(value):
             return top + LEDGE / 2
         start = top + LEDGE * self.shelf
@@ -131,13 +131,13 @@ class Scale:
 
 
 def stage_panels(report: Conformance) -> list[Panel]:
-    """Every stage in order: its own error, that of the whole way, and the bound."""
+    """Plot every stage in order: its local error, its accumulated error, and its bound."""
     numbers = {group[0].stage: i for i, group in enumerate(grouped(report.findings)[:LABELLED], 1)}
     return _panels([_stage(i, stage, numbers.get(stage.name)) for i, stage in enumerate(report.stages)], STAGES)
 
 
 def kl_panels(outcome: EndToEnd) -> list[Panel]:
-    """KL at every position; none where it could not be computed."""
+    """Plot KL at every position. Return no panels if it could not be computed."""
     if not outcome.kl:
         return []
     n = len(outcome.kl)
@@ -153,7 +153,7 @@ def kl_panels(outcome: EndToEnd) -> list[Panel]:
 
 
 def section(name: str) -> str:
-    """Where a stage belongs; of a further picture with its number."""
+    """Return the section of a stage; for a further picture with its number."""
     bare, _, run = name.partition("#")
     known = {"image.": "picture", "vision.pixels": "picture", "vision.": "tower", "projector.": "projector"}
     found = next((known[start] for start in known if bare.startswith(start)), "decoder")
@@ -185,7 +185,7 @@ def _panels(items: Sequence[Item], most: int) -> list[Panel]:
 
 
 def _rows(items: Sequence[Item], most: int) -> Iterable[list[Item]]:
-    """Rows of about one length, begun where a group begins."""
+    """Split items into rows of about one length; each begins with a group."""
     n_rows = math.ceil(len(items) / most)
     row: list[Item] = []
     done = n_made = 0
@@ -217,7 +217,7 @@ def _panel(items: Sequence[Item], scale: Scale) -> Panel:
 
 
 def _runs(names: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Neighbours of one name: it, where they begin, how many they are."""
+    """Return (name, first index, count) of each run of equal names."""
     found, at = [], 0
     for name, run in groupby(names):
         n = len(list(run))
@@ -227,7 +227,7 @@ def _runs(names: Sequence[str]) -> list[tuple[str, int, int]]:
 
 
 def _stacked(texts: Sequence[tuple[str, float]], top: float) -> tuple[list[Label], float]:
-    """Labels on as many lines as they need, and where the next thing may begin."""
+    """Place labels on as many lines as they need; return them and the height below them."""
     ends: list[float] = []
     labels = []
     for text, wanted in texts:
@@ -240,7 +240,7 @@ def _stacked(texts: Sequence[tuple[str, float]], top: float) -> tuple[list[Label
 
 
 def _spread(groups: Sequence[Label], bottom: float) -> list[Label]:
-    """Labels of groups without a text where there is no room for one."""
+    """Place the labels of groups; those without room get an empty text."""
     labels, end = [], 0.0
     for group in groups:
         free = group.x >= end
@@ -250,7 +250,7 @@ def _spread(groups: Sequence[Label], bottom: float) -> list[Label]:
 
 
 def _line(columns: Sequence[Column], scale: Scale, top: float) -> str:
-    """Through the errors of the whole way; broken where there is none."""
+    """Return the path through the accumulated errors, broken where there is none."""
     path, pen = [], "M"
     for column in columns:
         if column.item.line is None:
@@ -262,7 +262,7 @@ def _line(columns: Sequence[Column], scale: Scale, top: float) -> str:
 
 
 def _bound(columns: Sequence[Column], scale: Scale, top: float, step: float) -> str:
-    """A level line for each run of equal bounds."""
+    """Return a path with a level line for each run of equal bounds."""
     path: list[str] = []
     before: float | None = None
     for column in columns:
