@@ -15,10 +15,10 @@ from pathlib import Path
 from types import ModuleType
 
 from llava_ref import gguf
-from llava_ref.generation import engine
-from llava_ref.generation.engine import Engine
+from llava_ref.generation.session import Session
 from llava_ref.loading import embedded
-from llava_ref.models import llama as decoder
+from llava_ref.models import llama
+from llava_ref.ops import get_ops
 from llava_ref.profiles import Quirks
 
 WARM_UP = 20
@@ -36,7 +36,7 @@ class Cut(ast.NodeTransformer):
                 return node.args[0]
             case ast.Name("attend"):
                 attention = ast.Attribute(ast.Name("ops", ast.Load()), "attention", ast.Load())
-                return ast.Call(attention, node.args[:5], [])
+                return ast.Call(attention, node.args[:4], [])
         return node
 
 
@@ -56,9 +56,9 @@ def recompiled(module: ModuleType, *, cut: bool) -> ModuleType:
 def measure(text: Path, backend: str, n_tokens: int) -> tuple[list[float], list[float], list[float]]:
     """Seconds a token, with trace points, without, and with them in a second build, at the same positions of the same
     sequence: what the two equal builds differ by is what this measurement cannot see."""
-    model = Engine(gguf.read(text), None, backend=backend, threads=1, quirks=Quirks())
-    builds = [recompiled(decoder, cut=False), recompiled(decoder, cut=True), recompiled(decoder, cut=False)]
-    sessions = [model.session() for _ in builds]
+    ops, file = get_ops(backend, "cpu", 1, 1 << 32), gguf.read(text)
+    builds = [recompiled(llama, cut=cut) for cut in (False, True, False)]
+    sessions = [Session(build.Llama.load(file, ops, Quirks())) for build in builds]
     for session in sessions:
         session.feed([[1, 5, 9, 20]])
     times: list[list[float]] = [[] for _ in builds]
@@ -66,11 +66,9 @@ def measure(text: Path, backend: str, n_tokens: int) -> tuple[list[float], list[
     for _ in range(WARM_UP + n_tokens):
         token = tokens.randrange(10, 200)
         for i in tokens.sample(range(len(builds)), len(builds)):
-            engine.__dict__["decoder"] = builds[i]
             began = time.thread_time()
             sessions[i].feed([[token]])
             times[i].append(time.thread_time() - began)
-    engine.__dict__["decoder"] = decoder
     first, without, second = (taken[WARM_UP:] for taken in times)
     return first, without, second
 

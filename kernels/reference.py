@@ -5,6 +5,7 @@ float64 an operation computes in float64; anything narrower is computed in float
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -63,13 +64,17 @@ def silu(x: Tensor) -> Tensor:
     return (h * torch.sigmoid(h)).to(x.dtype)
 
 
-def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Channels 2i and 2i+1 turned by angle i of the row's position.  (T, H, dh) (T, dh/2) (T, dh/2) -> (T, H, dh)
+def rope(x: Tensor, cos: Tensor, sin: Tensor, pairs: Literal["adjacent", "halves"] = "adjacent") -> Tensor:
+    """Turn each pair of channels by the angle of the row's position.  (T, H, dh) (T, dh/2) (T, dh/2) -> (T, H, dh)
 
-    Su et al. 2021, https://arxiv.org/abs/2104.09864, equation 34; GGUF files of the llama architecture store Q and K so
-    that the pairs are adjacent (ggml's NORM type)."""
-    even, odd = wide(x[..., 0::2]), wide(x[..., 1::2])
+    Pair i is channels 2i and 2i + 1 ("adjacent", ggml's NORM type: GGUF files of the llama architecture store Q and K
+    so), or i and i + dh/2 ("halves", ggml's NEOX type).  Su et al. 2021, https://arxiv.org/abs/2104.09864, equation
+    34."""
     c, s = cos[:, None, :], sin[:, None, :]
+    if pairs == "halves":
+        first, second = wide(x).chunk(2, -1)
+        return torch.cat((first * c - second * s, first * s + second * c), -1).to(x.dtype)
+    even, odd = wide(x[..., 0::2]), wide(x[..., 1::2])
     return torch.stack((even * c - odd * s, even * s + odd * c), -1).flatten(-2).to(x.dtype)
 
 
@@ -101,11 +106,14 @@ def attention_values(weights: Tensor, v: Tensor) -> Tensor:
     return y.permute(2, 0, 1, 3).reshape(T, H * dh).to(v.dtype)
 
 
-def patches(pixels: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-    """Cut into P x P squares, row by row, each one a linear map: a convolution of stride P.
-
-    (3, Y, X) (D, 3, P, P) (D,) -> (Y/P * X/P, D).  Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929"""
+def squares(pixels: Tensor, P: int) -> Tensor:
+    """Cut a picture into P x P squares, row by row.  (3, Y, X) -> (Y/P * X/P, 3 * P * P)"""
     C, Y, X = pixels.shape
-    D, _, P, _ = w.shape
-    rows = pixels.reshape(C, Y // P, P, X // P, P).permute(1, 3, 0, 2, 4).reshape(-1, C * P * P)
-    return linear(rows, w.reshape(D, -1), b)
+    return pixels.reshape(C, Y // P, P, X // P, P).permute(1, 3, 0, 2, 4).reshape(-1, C * P * P)
+
+
+def patches(pixels: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+    """Map each square by one linear map: a convolution of stride P.  (3, Y, X) (D, 3, P, P) (D,) -> (Y/P * X/P, D)
+
+    Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929"""
+    return linear(squares(pixels, w.shape[-1]), w.reshape(w.shape[0], -1), b)

@@ -23,7 +23,8 @@ from .errors import (
 
 if TYPE_CHECKING:
     from . import chat, gguf, images
-    from .generation.answer import Reply, Step, Stream
+    from .generation.answer import Stream
+    from .generation.request import Reply, Step
     from .generation.sampler import Sampling
     from .loading import embedded, load
     from .model import Llava
@@ -51,9 +52,9 @@ __all__ = [
 
 _HOME = {
     "Llava": "model",
-    "Reply": "generation.answer",
+    "Reply": "generation.request",
     "Sampling": "generation.sampler",
-    "Step": "generation.answer",
+    "Step": "generation.request",
     "Stream": "generation.answer",
     "embedded": "loading",
     "load": "loading",

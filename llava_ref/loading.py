@@ -1,18 +1,22 @@
-"""From files and settings to a model ready to run: everything that can be wrong with either is said here."""
+"""Load a model from files and settings, and say everything that can be wrong with either."""
 
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from . import gguf
-from .errors import ParameterError
-from .generation.engine import Engine
+from .errors import PairError, ParameterError
+from .gguf import GGUFFile
 from .model import Llava
-from .profiles import describe, resolve
+from .models import text_family, tower_family
+from .ops import get_ops
+from .ops.protocol import Ops
+from .ops.weight_budget import default_budget
+from .profiles import Quirks, describe, resolve
 
 
 def embedded() -> tuple[Path, Path]:
-    """The text model and the mmproj file that come with the package."""
+    """Return the text model and the mmproj file that come with the package."""
     assets = Path(__file__).parent / "assets"
     return assets / "shapes-text.q8_0.gguf", assets / "shapes-mmproj.f16.gguf"
 
@@ -31,34 +35,70 @@ def load(
     n_context: int | None = None,
     template: str | Path | None = None,
 ) -> Llava:
-    """Opens a pair; `text` may be None (pictures can then only be encoded), and `mmproj` (text only).
+    """Open a pair; `text` may be None (pictures can then only be encoded), and `mmproj` (text only).
 
     `quirks` changes single quirks of the profile. `weight_cache`: bytes of weights kept as float32 (default: all, if
     they take at most half of the free memory). `n_context`: positions of prompt and answer, by default and at most what
     the model was trained for. `template`, instead of the file's own: the name of one of ours, jinja source, or the
-    path of a file that holds it.
-    GGUFError, PairError for the files; ParameterError for a setting."""
+    path of a file that holds it. Raises GGUFError and PairError for the files, ParameterError for a setting."""
     began = time.perf_counter()
     _check_settings(threads, weight_cache, n_context)
     if text is None and mmproj is None:
         raise ParameterError("load", "text", "neither a text model nor an mmproj file was given")
     text_file = None if text is None else gguf.read(text)
     mmproj_file = None if mmproj is None else gguf.read(mmproj)
-    resolved = resolve(profile, quirks)
-    engine = Engine(
-        text_file,
-        mmproj_file,
-        backend=backend,
-        device=device,
-        precision=precision,
-        threads=threads,
-        quirks=resolved,
-        weight_cache=weight_cache,
+    resolved = resolve(meant(profile, text_file, mmproj_file), quirks)
+    files = [file for file in (text_file, mmproj_file) if file is not None]
+    budget = default_budget(files) if weight_cache is None else weight_cache
+    ops = operations(backend, device, threads, budget, precision, resolved)
+    model = Llava(
+        None if text_file is None else text_family(text_file).load(text_file, ops, resolved),
+        None if mmproj_file is None else tower_family(mmproj_file).load(mmproj_file, ops, resolved),
+        resolved,
+        {
+            "profile": profile,
+            "precision": precision,
+            "backend": backend,
+            "device": device,
+            "quirks": describe(resolved),
+        },
+        n_context,
+        template,
     )
-    settings = {"profile": profile, "precision": precision, "backend": backend, "device": device}
-    model = Llava(engine, settings | {"quirks": describe(resolved)}, n_context, template)
+    if model.has_text and model.has_tower:
+        _check_pair(model)
     model.load_s = time.perf_counter() - began
     return model
+
+
+def operations(backend: str, device: str, threads: int | None, budget: int, precision: str, quirks: Quirks) -> Ops:
+    """Return the operations with these settings: `ops.get_ops`, whose attention in precision `ggml` is a quirk's."""
+    flash = quirks.flash_attention == "on"
+    return get_ops(backend, device, threads, budget, precision, kv_cache=quirks.kv_cache, flash_attention=flash)
+
+
+def meant(profile: str, text: GGUFFile | None, mmproj: GGUFFile | None) -> str:
+    """Return the profile that says what the original code does, where `llava` is asked for.
+
+    LLaVA's own code knows LLaVA only; the original code of a newer family is transformers, which is profile `hf`."""
+    if profile != "llava":
+        return profile
+    families = [family for family in (text and text_family(text), mmproj and tower_family(mmproj)) if family]
+    return next((family.ORIGINAL for family in families if family.ORIGINAL != "llava"), "llava")
+
+
+def _check_pair(model: Llava) -> None:
+    """Raise PairError where the two files were not made for each other."""
+    text, tower = model.text, model.tower
+    name, axis = tower.OUTPUT
+    if tower.width != text.config.width:
+        side, width = ("rows", "columns")[axis], text.config.width
+        problem = f"has {tower.width} {side}, but the text model's embedding_length is {width}"
+        raise PairError(tower.file.path, name, problem)
+    for marker in tower.MARKERS:
+        if marker not in model.tokenizer.control_texts:
+            problem = f"has no {marker}, which stands beside every picture of {tower.file.path}"
+            raise PairError(text.file.path, "tokenizer.ggml.tokens", problem)
 
 
 def _check_settings(threads: int | None, weight_cache: int | None, n_context: int | None) -> None:

@@ -1,6 +1,6 @@
-"""`Llava`: a text model, a vision tower, or both, behind the interface users call. The only file that sees all parts.
+"""`Llava`: a decoder, a vision tower, or both, behind the interface that users call. The only file that sees all parts.
 
-N rows of an image, D decoder width, T positions, V vocabulary, S the tower's picture size in pixels.
+N rows of a picture, D decoder width, T positions, V vocabulary, S the tower's picture size in pixels.
 """
 
 import time
@@ -9,25 +9,32 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
-from PIL import Image
 
 from . import images
 from .chat.chunks import Prompt, TextChunk, chunks, raw
 from .chat.messages import ImagePart, unheard
 from .chat.rendering import ChatTemplate, choose_template, parse_messages, render_prompt
-from .errors import ImageError, ParameterError, PromptError, printable
-from .generation.answer import Clock, Reply, Request, Step, StopStrings, Stream, generate, room, too_long
-from .generation.engine import Engine, Part
+from .errors import ParameterError, PromptError, printable
+from .generation.answer import Answer, Stream
+from .generation.request import Clock, Reply, Request, Step, remaining, too_long
 from .generation.reuse import Reuse, cached_positions
-from .generation.sampler import Sampler, Sampling
-from .images.preprocess import Preprocessed, preprocess
+from .generation.sampler import Sampler, Sampling, SamplingOptions
+from .generation.session import Session, unembed
+from .generation.stops import StopStrings
+from .generation.units import Part
+from .images import DecodedImage, ImageSource
+from .images.fit import Preprocessed
+from .models import types
+from .models.family import Span, TextModel, Tower, encode
+from .models.stages import Stage
+from .ops.protocol import Ops
+from .profiles import Quirks
 from .tokenizer.tokenizer import Tokenizer
 from .tracing.trace import Edit, Edits, Probe, Probes, Sink, Tap, Trace, no_tap
 
-ImageSource = bytes | str | Path | Image.Image | np.ndarray
 Messages = Sequence[Mapping[str, Any]]
 P = TypeVar("P", bound=Probe)
 
@@ -36,40 +43,70 @@ class Llava:
     """A loaded model. Calls are independent of each other: every answer starts from an empty context."""
 
     def __init__(
-        self, engine: Engine, settings: dict[str, Any], n_context: int | None, template: str | Path | None
+        self,
+        text: TextModel | None,
+        tower: Tower | None,
+        quirks: Quirks,
+        settings: dict[str, Any],
+        n_context: int | None,
+        template: str | Path | None,
     ) -> None:
-        self.engine, self.settings = engine, settings
+        """Put two halves together, one of which may be missing. Raises ParameterError where the context is too
+        small."""
+        self._text, self._tower, self.quirks, self.settings = text, tower, quirks, settings
         self.load_s = 0.0
+        self.n_context = 0
+        """Positions that prompt and answer have together."""
+        self.reuse: Reuse | None = None
+        """Set to a `Reuse`, the work for one answer serves the next. The answers are the same, bit for bit."""
+        self._probes = Probes()
         self._tokenizer: Tokenizer | None = None
         self._template: ChatTemplate | None = None
-        self._n_context = 0
-        self._probes = Probes()
-        self.reuse: Reuse | None = None
-        """Set to a `Reuse`, what one answer has computed serves the next. The answers are the same, bit for bit."""
-        if engine.text is not None and engine.text_file is not None:
-            if n_context is not None and n_context > engine.text.context:
-                raise ParameterError("n_context", str(n_context), f"the model has {engine.text.context} positions")
-            self._n_context = n_context or engine.text.context
-            self._tokenizer = Tokenizer.from_gguf(engine.text_file)
-            self._template = choose_template(engine.text_file, has_mmproj=engine.vision is not None, template=template)
+        if text is not None:
+            if n_context is not None and n_context > text.config.context:
+                raise ParameterError("n_context", str(n_context), f"the model has {text.config.context} positions")
+            self.n_context = n_context or text.config.context
+            self._tokenizer = Tokenizer.from_gguf(text.file)
+            self._template = choose_template(text.file, has_mmproj=tower is not None, template=template)
 
     @property
-    def n_context(self) -> int:
-        """Positions that prompt and answer have together."""
-        return self._n_context
+    def text(self) -> TextModel:
+        """Return the decoder. Raises PromptError if there is none."""
+        if self._text is None:
+            raise _no_text()
+        return self._text
+
+    @property
+    def tower(self) -> Tower:
+        """Return the vision tower. Raises ParameterError if there is none."""
+        if self._tower is None:
+            raise ParameterError("mmproj", "missing", "a vision tower is needed for this")
+        return self._tower
+
+    @property
+    def has_text(self) -> bool:
+        return self._text is not None
+
+    @property
+    def has_tower(self) -> bool:
+        return self._tower is not None
+
+    @property
+    def ops(self) -> Ops:
+        return self.text.ops if self._text is not None else self.tower.ops
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """PromptError if there is no text model."""
+        """Return the tokenizer. Raises PromptError if there is no text model."""
         if self._tokenizer is None:
-            raise PromptError("model", "text", "loaded without a text model, so there is nothing to ask")
+            raise _no_text()
         return self._tokenizer
 
     @property
     def template(self) -> ChatTemplate:
-        """The chat template in use: its name, source, and why it was chosen."""
+        """Return the chat template in use: its name, source, and why it was chosen. Raises PromptError without text."""
         if self._template is None:
-            raise PromptError("model", "text", "loaded without a text model, so there is nothing to ask")
+            raise _no_text()
         return self._template
 
     def chat(
@@ -78,36 +115,13 @@ class Llava:
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repeat_penalty: float = 1.0,
-        frequency_penalty: float = 0.0,
-        presence_penalty: float = 0.0,
-        logit_bias: Mapping[int, float] | None = None,
-        seed: int | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> Reply:
-        """The whole answer to a conversation in OpenAI's form. `generation.sampler.Sampling` says what the settings
-        mean.
+        """Return the whole answer to a conversation in OpenAI's form; `generation.sampler.Sampling` has the settings.
 
         An answer ends at `max_tokens`, or where the context does, with finish_reason "length"; at a stop string or an
-        end-of-generation token with "stop". LlavaError of the part that is wrong, before any work."""
-        stream = self.stream(
-            messages,
-            max_tokens=max_tokens,
-            stop=stop,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repeat_penalty=repeat_penalty,
-            frequency_penalty=frequency_penalty,
-            presence_penalty=presence_penalty,
-            logit_bias=logit_bias,
-            seed=seed,
-        )
-        return stream.finish()
+        end-of-generation token with "stop". Raises a LlavaError for what is wrong, before any work."""
+        return self.stream(messages, max_tokens=max_tokens, stop=stop, **sampling).finish()
 
     def stream(
         self,
@@ -115,117 +129,110 @@ class Llava:
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repeat_penalty: float = 1.0,
-        frequency_penalty: float = 0.0,
-        presence_penalty: float = 0.0,
-        logit_bias: Mapping[int, float] | None = None,
-        seed: int | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> Stream:
-        """As `chat`, piece by piece: an iterator of strings whose `reply` has the rest."""
-        sampling = Sampling(
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            repeat_penalty,
-            frequency_penalty,
-            presence_penalty,
-            logit_bias or {},
-            seed,
-        )
-        return self.answer(self.request(messages), sampling, max_tokens=max_tokens, stop=stop)
+        """Return the answer of `chat` piece by piece: an iterator of strings whose `reply` has the rest."""
+        return self.answer(self.request(messages), Sampling.of(**sampling), max_tokens=max_tokens, stop=stop)
 
     def request(self, messages: Messages) -> Request:
-        """A conversation as a prompt ready to run, its pictures decoded. Nothing is run."""
-        order = self.engine.quirks.image_order
-        prompt = render_prompt(parse_messages(messages), self.template, self.tokenizer, image_order=order)
+        """Return a conversation as a prompt ready to run, its pictures decoded. Nothing is run."""
         notes = tuple(f"{printable(path)}: has no effect here" for path in unheard(messages))
-        return replace(self.prepared(prompt), notes=notes)
+        return replace(self.prepared(self._rendered(messages)), notes=notes)
+
+    def _rendered(self, messages: Messages) -> Prompt:
+        order = self.quirks.image_order
+        return render_prompt(parse_messages(messages), self.template, self.tokenizer, image_order=order)
 
     def raw_request(self, prompt: str, sources: Sequence[ImageSource] = ()) -> Request:
-        """A prompt taken as it stands, control tokens included; each `<image>` is one of the pictures, in order."""
+        """Take a prompt as it stands, control tokens included; each `<image>` is one of the pictures, in order."""
         parts = tuple(ImagePart(source, f"images[{i}]") for i, source in enumerate(sources))
         return self.prepared(replace(raw(prompt, len(parts), self.tokenizer), images=parts))
 
     def prepared(self, prompt: Prompt) -> Request:
-        """A rendered prompt as a request: its pictures decoded, its text as tokens. Nothing is run."""
-        if prompt.images and self.engine.vision is None:
-            where = prompt.images[0].where
-            raise PromptError(where, "image", "the model was loaded without an mmproj file and cannot see pictures")
+        """Make a request of a rendered prompt: its pictures decoded, its text as tokens. Nothing is run.
+
+        Raises PromptError where it does not fit the context, before any picture is decoded."""
+        request = self._undecoded(prompt)
+        if len(request.token_ids) > self.n_context:
+            raise too_long(len(request.token_ids), self.n_context)
         began = time.perf_counter()
         decoded = tuple(self._decoded(part) for part in prompt.images)
-        seconds = time.perf_counter() - began
-        parts = tuple(chunks(prompt, self.tokenizer, self.engine.quirks))
-        return Request(prompt, parts, decoded, self.tokens_per_image, seconds)
+        return replace(request, images=decoded, decode_s=time.perf_counter() - began)
 
-    def _decoded(self, part: ImagePart) -> images.DecodedImage:
+    def count_tokens(self, messages: Messages) -> int:
+        """Return the positions that the prompt takes, pictures included. Nothing is decoded or run."""
+        return len(self._undecoded(self._rendered(messages)).token_ids)
+
+    def _undecoded(self, prompt: Prompt) -> Request:
+        """Return a request without its pictures: their places are known from their sizes."""
+        if prompt.images and not self.has_tower:
+            where = prompt.images[0].where
+            raise PromptError(where, "image", "the model was loaded without an mmproj file and cannot see pictures")
+        spans = tuple(self.tower.span(*images.measure(part.source, part.where)) for part in prompt.images)
+        markers = [(span.before, span.after) for span in spans]
+        return Request(prompt, tuple(chunks(prompt, self.tokenizer, self.quirks, markers)), spans=spans)
+
+    def _decoded(self, part: ImagePart) -> DecodedImage:
         image = self.decode_image(part.source, part.where)
         if part.detail is None:
             return image
-        warning = (
-            f"{part.where}: detail {printable(part.detail, 40)!r} has no effect, every picture is seen at one size"
-        )
+        detail = printable(part.detail, 40)
+        warning = f"{part.where}: detail {detail!r} has no effect, every picture is seen at one size"
         return replace(image, warnings=(*image.warnings, warning))
-
-    @property
-    def tokens_per_image(self) -> int:
-        """Positions that one picture takes; 0 without an mmproj file."""
-        return self.engine.vision.n_patches if self.engine.vision is not None else 0
-
-    def count_tokens(self, messages: Messages) -> int:
-        """Positions the prompt takes, pictures included. Nothing is run."""
-        return len(self.request(messages).token_ids)
 
     def answer(
         self, request: Request, sampling: Sampling, *, max_tokens: int | None = None, stop: Sequence[str] = ()
     ) -> Stream:
-        """Starts an answer to a prepared prompt. Settings and the context are checked here, before any work."""
+        """Begin an answer to a prepared prompt. Settings and the context are checked here, before any work."""
         clock = Clock(load_s=self.load_s, preprocess_s=request.decode_s)
         ids = request.token_ids
-        limit = room(len(ids), self.n_context, max_tokens)
+        limit = remaining(len(ids), self.n_context, max_tokens)
         sampler = Sampler(sampling, self.tokenizer.n_vocab, [token for token in ids if token >= 0], limit)
-        stops, at_start = StopStrings(stop), not request.continues
+        stops = StopStrings(stop)
 
-        def begin() -> Iterator[Step]:
+        def steps() -> Iterator[Step]:
             parts, reuse = self._parts(request, clock), self._reuse()
-            session = (reuse and reuse.take_session()) or self.engine.session(self.n_context, self._probes)
+            session = (reuse and reuse.take_session()) or self.session()
             rest = session.rewind(parts)
             clock.cached_tokens = cached_positions(parts, clock.cached_rows, session.n_past)
+            decoder = self.tokenizer.stream(at_start=not request.continues)
+            answer = Answer(rest, sampler, decoder, stops, self.tokenizer.end_ids, limit)
             try:
-                decoder = self.tokenizer.stream(at_start=at_start)
-                yield from generate(session, rest, sampler, decoder, self.tokenizer.end_ids, stops, limit)
+                while not answer.done:
+                    began = time.perf_counter()
+                    yield answer.take(session.feed(answer.parts), began)
             finally:
                 if reuse is not None and not session.watched:
                     reuse.keep_session(session)
 
-        return Stream(request, clock, begin)
+        return Stream(request, clock, steps)
 
     def _reuse(self) -> Reuse | None:
-        """What may be reused now: nothing while somebody watches, who is to see everything computed."""
+        """Return what may be reused now: nothing while a probe must see everything computed."""
         return None if self._probes.complete else self.reuse
 
+    def session(self) -> Session:
+        """Begin an empty sequence."""
+        return Session(self.text, self.n_context, self._probes)
+
     def parts(self, request: Request) -> list[Part]:
-        """A prepared prompt as `forward` takes it: token ids and image rows (N, D), in order. Pictures are encoded."""
+        """Return a prepared prompt as `forward` takes it: token ids and image rows (N, D), in order."""
         return self._parts(request, Clock())
 
     def _parts(self, request: Request, clock: Clock) -> list[Part]:
         rows = [self._rows(image, clock) for image in request.images]
         return [chunk.token_ids if isinstance(chunk, TextChunk) else rows[chunk.index] for chunk in request.chunks]
 
-    def _rows(self, image: images.DecodedImage, clock: Clock) -> np.ndarray:
+    def _rows(self, image: DecodedImage, clock: Clock) -> np.ndarray:
         reuse = self._reuse()
         kept = None if reuse is None else reuse.rows(image.rgb)
         if kept is not None:
             clock.cached_rows.append(kept)
             return kept
         began, tap = time.perf_counter(), self._probes.tap(object())
-        pixels = self.preprocess(image, tap).pixels[0]
+        pixels = self.preprocess(image, tap).pixels
         ready = time.perf_counter()
-        rows = self.engine.encode(pixels, tap)
+        rows = self.encode(pixels, tap)
         clock.preprocess_s += ready - began
         clock.encode_s += time.perf_counter() - ready
         if reuse is not None:
@@ -233,71 +240,79 @@ class Llava:
         return rows
 
     def logits(self, prompt: str, images: Sequence[ImageSource] = ()) -> np.ndarray:
-        """Logits at every position of a prompt taken as it stands, (T, V) float32; `<image>` marks a picture."""
+        """Return logits at every position of a prompt taken as it stands, (T, V) float32; `<image>` marks a picture."""
         return self.request_logits(self.raw_request(prompt, images))
 
     def request_logits(self, request: Request) -> np.ndarray:
-        """Logits at every position of a prepared prompt, (T, V) float32. PromptError if it does not fit the context."""
-        self._check_room(request)
+        """Return logits at every position of a prepared prompt, (T, V) float32."""
         return self.forward(self.parts(request))
 
     def each_logits(self, request: Request) -> Iterator[np.ndarray]:
-        """The same, (V,) of one position after the other: memory never holds all of them."""
-        self._check_room(request)
-        yield from self.engine.session(self.n_context, self._probes).each(self.parts(request))
-
-    def _check_room(self, request: Request) -> None:
-        if len(request.token_ids) > self.n_context:
-            raise too_long(len(request.token_ids), self.n_context)
+        """Yield the same, (V,) of one position after the other: memory never holds all of them."""
+        yield from self.session().each(self.parts(request))
 
     def forward(self, parts: Sequence[Part]) -> np.ndarray:
-        """Logits at every position of token ids and image rows (n, D), in order, from an empty context: (T, V)."""
-        if self.engine.text is None:
-            raise PromptError("model", "text", "loaded without a text model, so there are no logits")
-        return self.engine.session(self.n_context, self._probes).feed(parts, all_logits=True)
+        """Return logits at every position of token ids and image rows (n, D), in order, from an empty context: (T,
+        V)."""
+        return self.session().feed(parts, all_logits=True)
 
-    def decode_image(self, source: ImageSource, where: str = "image") -> images.DecodedImage:
-        """A picture as the profile reads it. ImageError names the file, or `where` if there is none."""
-        path = str(source) if isinstance(source, str | Path) else None
-        quirks = self.engine.quirks
-        try:
-            return images.load(source, exif=quirks.exif, alpha=quirks.alpha, where=path or where)
-        except ImageError as error:
-            if error.field != path:
-                raise
-            raise ImageError(path, "file", error.problem, code=error.code) from None
+    def decode_image(self, source: ImageSource, where: str = "image") -> DecodedImage:
+        """Read a picture as the profile does. Raises ImageError with the file, or `where` if there is none."""
+        return images.load(source, exif=self.quirks.exif, alpha=self.quirks.alpha, where=where)
 
-    def preprocess(self, image: images.DecodedImage, tap: Tap = no_tap) -> Preprocessed:
-        """What the tower is shown: `pixels` (1, 3, S, S) float32. ParameterError without an mmproj file."""
-        if self.engine.vision is None:
-            raise ParameterError("mmproj", "missing", "a vision tower is needed for this")
-        return preprocess(image.rgb, self.engine.vision, self.engine.quirks, tap)
+    def preprocess(self, image: DecodedImage, tap: Tap = no_tap) -> Preprocessed:
+        """Return the picture as the tower takes it: `pixels` (1, 3, S, S) float32. Raises ParameterError without
+        one."""
+        return self.tower.preprocess(image.rgb, tap)
+
+    def encode(self, pixels: np.ndarray, tap: Tap = no_tap) -> np.ndarray:
+        """Return the rows that stand in for a picture.  `Preprocessed.pixels` (1, 3, S, S) -> (N, D) float32"""
+        return encode(self.tower, pixels, tap)
 
     def encode_image(self, image: ImageSource) -> np.ndarray:
-        """Bytes, a path, a PIL image or an array -> the rows that stand in for the picture, (N, D) float32."""
+        """Return the rows that stand in for a picture: bytes, a path, a PIL image or an array -> (N, D) float32."""
         return self._rows(self.decode_image(image), Clock())
 
+    def span(self, width: int, height: int) -> Span:
+        """Return the place of a picture of this size in a sequence."""
+        return self.tower.span(width, height)
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Return the positions that a square picture takes; 0 without an mmproj file."""
+        return 0 if self._tower is None else self._tower.span(1, 1).n_rows
+
+    def stage_table(self) -> tuple[Stage, ...]:
+        """Return a row for every array that a run of this pair computes, in order."""
+        halves = [half for half in (self._tower, self._text) if half is not None]
+        return tuple(stage for half in halves for stage in half.stages())
+
     def stages(self) -> tuple[str, ...]:
-        """Names of all arrays that a run of this pair computes, in order; `models.stages.Stage` says what each is."""
-        return tuple(stage.name for stage in self.engine.stages())
+        """Return the names of all arrays that a run of this pair computes, in order."""
+        return tuple(stage.name for stage in self.stage_table())
+
+    def types(self) -> dict[str, str]:
+        """Return for each stage that is a product with a matrix the ggml type of that matrix."""
+        return types([half.file for half in (self._text, self._tower) if half is not None], self.stage_table())
 
     def trace(self, *globs: str, sink: Sink | None = None) -> AbstractContextManager[Trace]:
-        """`with model.trace("vision.*", "blk.3.*") as trace:` keeps the arrays of those names, as numpy: see `Trace`.
+        """Keep arrays by name, as numpy: `with model.trace("vision.*", "blk.3.*") as trace:`, see `Trace`.
 
         Without a name, everything but the attention weights: those are computed only for a name that says
-        `kq_soft_max`. ParameterError for a name that fits no stage."""
-        return self.probed(Trace(globs or ("*",), self.engine.ops, sink))
+        `kq_soft_max`. Raises ParameterError for a name that fits no stage."""
+        return self.probed(Trace(globs or ("*",), self.ops, sink))
 
     def intervene(self, functions: Mapping[str, Edit]) -> AbstractContextManager[Edits]:
-        """`with model.intervene({"blk.3.out": function}):` puts `function(x)`, or `function(x, at)`, in the place of x.
+        """Put `function(x)`, or `function(x, at)`, in the place of x: `with model.intervene({"blk.3.out": function}):`
 
         It sees a prompt whole, whatever its length and however many pictures: `x[-1]` is the prompt's last position. In
         an answer it then sees one row for each token. `at` says which positions: see `At` and `Edits`."""
-        return self.probed(Edits(functions, self.engine.ops))
+        return self.probed(Edits(functions, self.ops))
 
     @contextmanager
     def probed(self, probe: P) -> Iterator[P]:
-        """Everything that runs inside the block is shown to `probe`. ParameterError for a name that fits no stage."""
+        """Show everything that runs inside the block to `probe`. Raises ParameterError for a name that fits no
+        stage."""
         names = self.stages()
         for glob in probe.globs:
             if not any(fnmatchcase(name, glob) for name in names):
@@ -309,10 +324,12 @@ class Llava:
             self._probes.remove(probe)
 
     def unembed(self, hidden: np.ndarray) -> np.ndarray:
-        """The final norm and the output matrix over hidden states of any layer, (T, D) -> (T, V) float32."""
-        if self.engine.text is None:
-            raise PromptError("model", "text", "loaded without a text model, so there are no logits")
-        return self.engine.unembed(hidden)
+        """Apply the final norm and the output matrix to hidden states of any layer.  (T, D) -> (T, V) float32"""
+        return unembed(self.text, hidden)
+
+
+def _no_text() -> PromptError:
+    return PromptError("model", "text", "loaded without a text model, so there is nothing to ask")
 
 
 def _examples(names: Sequence[str]) -> str:

@@ -62,7 +62,7 @@ def expected(folder: Path, bundle: Bundle, profile: str) -> Expected:
         "token_ids": ids,
         "greedy": greedy,
         "margins": _margins(model, ids, images, greedy),
-        "types": model.engine.types(),
+        "types": model.types(),
         "bounds": bounds(model, list(trace), len(ids)),
     }
     about = {"format": FORMAT, "arithmetic": "float32", "profile": profile, "prompt": bundle.prompt}
@@ -78,7 +78,7 @@ def _margins(model: Llava, ids: Any, images: list[Path], greedy: Any) -> list[fl
 def bounds(model: Llava, names: list[str], positions: int) -> dict[str, Any]:
     """For each stage, by the arithmetic of the engine that is checked: `whole`, of its own run from the files on, and
     `alone`, of the one stage computed from the bundle's arrays before it."""
-    stages, types = {stage.name: stage for stage in model.engine.stages()}, model.engine.types()
+    stages, types = {stage.name: stage for stage in model.stage_table()}, model.types()
     limits = accumulate((whole(types.get(name, "F32")) for name in stages), max)
     so_far = dict(zip(stages, limits, strict=True))
 

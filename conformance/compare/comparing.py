@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from llava_ref.generation.engine import Part
+from llava_ref.generation.units import Part
 from llava_ref.model import Llava
 from llava_ref.ops.protocol import Array
 from llava_ref.tracing.distance import Distance, bad_numbers, distance
@@ -36,7 +36,7 @@ class Beside(Probe):
     ) -> None:
         attention = any(ON_REQUEST in name for name in theirs)
         super().__init__(["*", f"*{ON_REQUEST}"] if attention else ["*"])
-        self._theirs, self._bound_of, self._ops, self._forced = theirs, bound_of, model.engine.ops, forced
+        self._theirs, self._bound_of, self._ops, self._forced = theirs, bound_of, model.ops, forced
         self.seen: dict[str, Seen] = {}
 
     def see(self, x: Array, at: At) -> Array:

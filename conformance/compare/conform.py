@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from llava_ref.model import Llava
-from llava_ref.models.stages import Stage, of_picture, place
+from llava_ref.models.order import place
+from llava_ref.models.stages import Stage, of_picture
 from llava_ref.profiles import QUIRKS, Quirks
 from llava_ref.tracing.distance import Distance, rounding
 from llava_ref.tracing.tracefile import hashes
@@ -90,7 +91,7 @@ def conform(load: Loader, case: Case, run: Run) -> Conformance:
     model, files = load({}), (case.text, case.mmproj, *case.images)
     compare = partial(_compare, case=case, run=run)
     seen = compare(model)
-    explained = _explain(load, compare, [stage for stage in seen.stages if stage.problem], model.engine.quirks)
+    explained = _explain(load, compare, [stage for stage in seen.stages if stage.problem], model.quirks)
     return Conformance(
         settings=model.settings | {"files": hashes(path for path in files if path is not None)},
         reference=run.name,
@@ -113,9 +114,9 @@ class _Compared:
 
 def _compare(model: Llava, case: Case, run: Run) -> _Compared:
     """Run the model twice beside the reference's run, and judge every stage by its bound."""
-    ids = tuple(model.raw_request(case.rendered(model.engine.quirks.image_order), case.images).token_ids)
-    stages = {stage.name: stage for stage in model.engine.stages()}
-    types = model.engine.types()
+    ids = tuple(model.raw_request(case.rendered(model.quirks.image_order), case.images).token_ids)
+    stages = {stage.name: stage for stage in model.stage_table()}
+    types = model.types()
     terms = _terms(model, case, run)
     bounds = {name: bound(stage, types.get(name), terms) for name, stage in stages.items()}
     if run.chosen:
@@ -140,9 +141,9 @@ def _compare(model: Llava, case: Case, run: Run) -> _Compared:
 
 def _terms(model: Llava, case: Case, run: Run) -> Terms:
     """Return how both sides compute."""
-    ours: Arithmetic = "ggml" if model.engine.precision == "ggml" else "float32"
+    ours: Arithmetic = "ggml" if model.settings["precision"] == "ggml" else "float32"
     theirs: Arithmetic = "ggml" if run.about.get("arithmetic") == "ggml" else "float32"
-    flash = run.about.get("attention") == "float16" or (ours == "ggml" and model.engine.quirks.flash_attention == "on")
+    flash = run.about.get("attention") == "float16" or (ours == "ggml" and model.quirks.flash_attention == "on")
     jpeg = any(path.suffix.lower() in (".jpg", ".jpeg") for path in case.images)
     return Terms(ours, theirs, flash, len(run.token_ids), jpeg)
 

@@ -4,13 +4,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from llava_ref.models import stages
+from llava_ref.models.order import place
 
 from .reference import Case, ReferenceError
 
 IMAGE = "<image>"
-TOWER = (*stages.IMAGE, *stages.TOWER_IN), stages.TOWER_BLOCK, stages.TOWER_OUT
-TEXT = stages.TEXT_IN, stages.TEXT_BLOCK, stages.TEXT_OUT
 
 
 def check_pictures(case: Case) -> None:
@@ -24,17 +22,4 @@ def check_pictures(case: Case) -> None:
 
 def ordered(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Stages in the order in which this project computes them: picture by picture, then the sequence."""
-    return {name: arrays[name] for name in sorted(arrays, key=_place)}
-
-
-def _place(name: str) -> tuple[bool, int, int, int, int]:
-    base, _, number = name.partition("#")
-    in_text = not stages.of_picture(base)
-    before, block, after = ([stage.name for stage in part] for part in (TEXT if in_text else TOWER))
-    run = in_text, int(number or 0)
-    if base in before:
-        return *run, 0, 0, before.index(base)
-    if base in after:
-        return *run, 2, 0, after.index(base)
-    _, layer, part = base.rsplit(".", 2)
-    return *run, 1, int(layer), block.index(part)
+    return {name: arrays[name] for name in sorted(arrays, key=place)}

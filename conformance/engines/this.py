@@ -38,7 +38,7 @@ class ThisProject:
                 profile=self._profile,
                 quirks=self._quirks,
             )
-            request = model.raw_request(case.rendered(model.engine.quirks.image_order), case.images)
+            request = model.raw_request(case.rendered(model.quirks.image_order), case.images)
             with model.trace("*", "*kq_soft_max") as trace:
                 model.request_logits(request)
             greedy: tuple[int, ...] = ()
@@ -47,7 +47,7 @@ class ThisProject:
                 greedy = tuple(reply.token_ids)
         except LlavaError as error:
             raise ReferenceError(self.name, error.where, f"{error.field}: {error.problem}") from None
-        flash = self._precision == "ggml" and model.engine.quirks.flash_attention == "on"
+        flash = self._precision == "ggml" and model.quirks.flash_attention == "on"
         about = {
             "arithmetic": "ggml" if self._precision == "ggml" else "float32",
             "attention": "float16" if flash else "float32",

@@ -16,7 +16,6 @@ from PIL import Image
 
 from llava_ref import gguf
 from llava_ref.chat.chunks import TextChunk, chunks, raw
-from llava_ref.generation.engine import Engine
 from llava_ref.loading import load
 from llava_ref.profiles import resolve
 from llava_ref.tokenizer.tokenizer import Tokenizer
@@ -106,8 +105,8 @@ def here(f: Files, base: Base, profile: str, **quirks: str) -> Outcome:
     if base == "tower":
         model = load(f.text, f.mmproj, backend="numpy", threads=1, profile=profile, quirks=quirks)
         return model.encode_image(f.picture)
-    engine = Engine(gguf.read(f.text), None, backend="numpy", threads=1, quirks=resolve(profile, quirks))
-    return engine.session().feed([TOKENS], all_logits=True)
+    model = load(f.text, backend="numpy", threads=1, profile=profile, quirks=quirks)
+    return model.forward([TOKENS])
 
 
 def moved(outcome: Outcome, base: Outcome) -> float | str:

@@ -3,10 +3,10 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from llava_ref.models import stages
+from llava_ref.models.order import stage
 from llava_ref.models.stages import Stage
 from llava_ref.profiles import QUIRKS
 
@@ -128,21 +128,7 @@ def stage_of(report: Conformance, finding: Deviation) -> StageResult:
 
 def elsewhere(name: str) -> Stage | None:
     """Look up a name in the table of stages, which says what other engines call it."""
-    bare = name.partition("#")[0]
-    block = re.fullmatch(r"((?:vision\.)?blk)\.(\d+)\.(\w+)", bare)
-    if block is None:
-        outside = (*stages.IMAGE, *stages.TOWER_IN, *stages.TOWER_OUT, *stages.TEXT_IN, *stages.TEXT_OUT)
-        return next((stage for stage in outside if stage.name == bare), None)
-    rows = stages.TOWER_BLOCK if block[1] == "vision.blk" else stages.TEXT_BLOCK
-    found = next((stage for stage in rows if stage.name == block[3]), None)
-    if found is None:
-        return None
-    return replace(
-        found,
-        weight=found.weight and found.weight.replace("{i}", block[2]),
-        llama_cpp=found.llama_cpp.replace("{i}", block[2]),
-        transformers=found.transformers.replace("{i}", block[2]),
-    )
+    return stage(name)
 
 
 def worst(values: Sequence[float]) -> int:

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..generation.answer import Reply, Request, Stream, usage
+from ..generation.answer import Stream
 from ..generation.pieces import id_pieces, prompt_pieces
+from ..generation.request import Reply, Request, usage
 from ..generation.scores import Score, score_prompt
 from ..model import Llava
 from .handler import MIN_LOGPROB, ResponseHead, answer_pieces, extras

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..generation.answer import Reply, Stream
+from ..generation.answer import Stream
 from ..generation.pieces import AnswerPieces, Piece
+from ..generation.request import Reply
 from ..generation.scores import Score
 from ..tokenizer.tokenizer import Tokenizer
 

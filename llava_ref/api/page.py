@@ -54,7 +54,7 @@ def page_info(loaded: LoadedModel | None) -> dict[str, Any]:
         "object": "page",
         "model": loaded.name,
         "description": described(loaded),
-        "vision": model.engine.vision is not None,
+        "vision": model.has_tower,
         "context": model.n_context,
         "samples": samples() if _is_embedded(loaded) else [],
     }
@@ -64,7 +64,7 @@ def described(loaded: LoadedModel) -> str:
     """Describe the model in one line: what the embedded pair can recognise, or the name and description in a file."""
     if _is_embedded(loaded):
         return "the embedded model, which knows drawn shapes, digits and words, nothing else"
-    file = loaded.model.engine.text_file
+    file = loaded.model.text.file
     assert file is not None
     texts = [text for key in ("general.name", "general.description") if (text := _text(file, key))]
     return printable(", ".join(texts or ["a model without a name in its file"]), 200)

@@ -16,7 +16,8 @@ from ..chat.chunks import TextChunk
 from ..chat.messages import Fetch, ImagePart, Message, TextPart, parse_messages, unheard
 from ..chat.rendering import Prompt, render_prompt
 from ..errors import ImageError, PromptError, printable
-from ..generation.answer import Request, Stream
+from ..generation.answer import Stream
+from ..generation.request import Request
 from ..generation.sampler import Grammar
 from ..generation.scores import score_prompt
 from ..model import Llava
@@ -152,7 +153,7 @@ def reserve_pixels(messages: list[Message], limits: Limits, pixel_allowance: All
         total += width * height
         if total > limits.max_pixels:
             problem = f"{total:,} pixels including the previous pictures, expected at most {limits.max_pixels:,}"
-            raise ImageError(part.where, "size", problem)
+            raise ImageError(part.where, "size", problem, code="image_too_large")
     pixel_allowance.take(total)
     return total
 
@@ -163,7 +164,7 @@ def chat_request(loaded: LoadedModel, messages: list[Message], *, add: bool = Tr
         messages,
         loaded.prompts or model.template,
         model.tokenizer,
-        image_order=model.engine.quirks.image_order,
+        image_order=model.quirks.image_order,
         add_generation_prompt=add,
         continue_final_message=continues,
     )
@@ -229,7 +230,7 @@ def _text_request(model: Llava, prompt: str | list[int]) -> Request:
     else:
         text = model.tokenizer.decode(prompt, special=True)  # raises ParameterError for an unknown id
         shown = Prompt(text, Quote.over([text], model.tokenizer.control_texts), ())
-        request = Request(shown, (TextChunk(tuple(prompt)),), (), model.tokens_per_image, 0.0)
+        request = Request(shown, (TextChunk(tuple(prompt)),))
     return replace(request, continues=any(token != model.tokenizer.bos_id for token in request.token_ids))
 
 

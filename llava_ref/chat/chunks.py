@@ -3,7 +3,7 @@
 The profile's quirks decide how the text around a picture is tokenised.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..errors import PromptError
@@ -39,8 +39,13 @@ def raw(text: str, n_images: int, tokenizer: Tokenizer) -> Prompt:
     return Prompt(text, Quote.over([text], tokenizer.control_texts), ())
 
 
-def chunks(prompt: Prompt, tokenizer: Tokenizer, quirks: Quirks) -> list[TextChunk | ImageChunk]:
+def chunks(
+    prompt: Prompt, tokenizer: Tokenizer, quirks: Quirks, markers: Sequence[tuple[str, str]] = ()
+) -> list[TextChunk | ImageChunk]:
     """Tokenise the text between the slots; return text and image chunks in order, without empty text chunks.
+
+    `markers`: for each picture the text in front of its slot and behind it. It is tokenised together with the text
+    beside it, because line feeds of both may be one token.
 
     BOS comes first if the vocabulary asks for it and the prompt does not begin with it already; `quirks.end_token`
     decides about EOS at the end.
@@ -52,6 +57,8 @@ def chunks(prompt: Prompt, tokenizer: Tokenizer, quirks: Quirks) -> list[TextChu
       separate-prefixed  before each text and after each control token (llama.cpp b10605, llama-vocab.cpp)
     """
     texts = prompt.text.split(IMAGE)
+    for i, (before, after) in enumerate(markers):
+        texts[i : i + 2] = texts[i] + before, after + texts[i + 1]
     encoded = [_encode(text, i, prompt.quote, tokenizer, quirks) for i, text in enumerate(texts)]
     if tokenizer.add_bos and tokenizer.bos_id is not None and encoded[0][:1] != [tokenizer.bos_id]:
         encoded[0].insert(0, tokenizer.bos_id)

@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise, takewhile
 
 from ..tokenizer.spm import SPACE
 from ..tokenizer.tokenizer import Tokenizer
-from .answer import Step
+from .request import Step
 from .scores import Score
 
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .engine import Part, Session
+from .session import Session
+from .units import Part
 
 IMAGE_BYTES = 256 << 20
 

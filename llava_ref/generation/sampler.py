@@ -1,4 +1,4 @@
-"""Logits -> token id.   V vocabulary. numpy float64; a generator of its own.
+"""Choose a token by its logits.   V vocabulary. numpy float64; a generator of its own.
 
 The stages and their order are llama.cpp's (b10605, common/sampling.cpp and src/llama-sampler.cpp): logit bias,
 penalties, top-k, top-p, min-p, temperature, draw. So top-p and min-p see the probabilities at temperature 1, whatever
@@ -7,8 +7,8 @@ the temperature. Removed tokens are -inf. The random numbers are numpy's PCG64: 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol, TypedDict, Unpack
 
 import numpy as np
 
@@ -19,14 +19,10 @@ PENALTY_WINDOW = 64  # tokens, as llama.cpp's --repeat-last-n
 NO_LIMIT = 2**31 - 1  # tokens
 MAX_TOP = 20  # alternatives to report with a token, as OpenAI's
 
-_RANGES = {  # both ends included
-    "temperature": (0.0, 100.0),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "repeat_penalty": (0.01, 100.0),
-    "frequency_penalty": (-2.0, 2.0),
-    "presence_penalty": (-2.0, 2.0),
-}
+
+def _option(default: Any, low: float, high: float, does: str) -> Any:
+    """Declare a setting of `Sampling`: its default, its range with both ends, and a sentence for help texts."""
+    return field(default=default, metadata={"low": low, "high": high, "does": does})
 
 
 class Matcher(Protocol):
@@ -48,43 +44,64 @@ class Grammar(Protocol):
     def start(self, limit: int) -> Matcher: ...  # of an answer of at most so many tokens
 
 
+class SamplingOptions(TypedDict, total=False):
+    """The settings of `Sampling` as keyword arguments of `Llava.chat` and `Llava.stream`."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repeat_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to choose tokens. The default is greedy, every other stage off. ParameterError names what is out of range."""
+    """How to choose tokens. The default is greedy, every other stage off. Raises ParameterError for what is out of
+    range.
 
-    temperature: float = 0.0
-    """0: the likeliest token, the lowest id among equals. Otherwise logits are divided by it."""
-    top_k: int = 0
-    """Only so many of the likeliest tokens; 0 is off."""
-    top_p: float = 1.0
-    """Only the likeliest tokens that together reach this probability."""
-    min_p: float = 0.0
-    """Only tokens at least this likely compared with the likeliest."""
-    repeat_penalty: float = 1.0
-    """Divides the positive, multiplies the other logits of tokens among the last 64 of prompt and answer."""
-    frequency_penalty: float = 0.0
-    """Subtracted from a token's logit for every time it is among those 64."""
-    presence_penalty: float = 0.0
-    """Subtracted once if it is among those 64."""
+    The one place where these settings are declared: the command line and the server take ranges and help from here."""
+
+    temperature: float = _option(0.0, 0.0, 100.0, "divide logits by it; 0: the likeliest token, lowest id among equals")
+    top_k: int = _option(0, 0, 2**31 - 1, "keep only the k most likely tokens; 0 is off")
+    top_p: float = _option(
+        1.0, 0.0, 1.0, "keep only the likeliest tokens that together reach this probability; 1 is off"
+    )
+    min_p: float = _option(0.0, 0.0, 1.0, "keep only tokens at least this likely compared with the likeliest; 0 is off")
+    repeat_penalty: float = _option(
+        1.0, 0.01, 100.0, "divide positive, multiply negative logits of the last 64 tokens; 1 is off"
+    )
+    frequency_penalty: float = _option(
+        0.0, -2.0, 2.0, "subtract from a token's logit for every time it is among the last 64; 0 is off"
+    )
+    presence_penalty: float = _option(0.0, -2.0, 2.0, "subtract once if it is among the last 64; 0 is off")
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Token id -> number added to its logit, -100..100."""
-    seed: int | None = None
-    """The same seed gives the same tokens; None draws one."""
+    seed: int | None = _option(
+        None, 0, 2**64 - 1, "the same seed gives the same tokens; by default a new one every time"
+    )
     grammar: Grammar | None = None
     """Only tokens that it allows; the others are out before every stage."""
-    top_logprobs: int | None = None
-    """Report each token's log-probability and so many of the likeliest, 0 to 20; None reports nothing."""
+    top_logprobs: int | None = _option(
+        None, 0, MAX_TOP, "report each token's log-probability and this many of the likeliest; by default nothing"
+    )
+
+    @classmethod
+    def of(cls, **options: Unpack[SamplingOptions]) -> "Sampling":
+        """Return the settings; None stands for a default."""
+        return cls(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            _check_number(name, getattr(self, name), low, high)
-        _check_integer("top_k", self.top_k, 2**31 - 1)
-        if self.seed is not None:
-            _check_integer("seed", self.seed, 2**64 - 1)
-        if self.top_logprobs is not None:
-            _check_integer("top_logprobs", self.top_logprobs, MAX_TOP)
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if setting.metadata and not (value is None and setting.default is None):
+                check = _check_number if isinstance(setting.default, float) else _check_integer
+                check(setting.name, value, setting.metadata["low"], setting.metadata["high"])
         for token, bias in self.logit_bias.items():
-            _check_integer("logit_bias", token, 2**31 - 1)
+            _check_integer("logit_bias", token, 0, 2**31 - 1)
             _check_number("logit_bias", bias, -100.0, 100.0)
 
 
@@ -94,10 +111,10 @@ def _check_number(name: str, value: object, low: float, high: float) -> None:
     raise ParameterError(name, repr(value), f"expected a number from {low:g} to {high:g}")
 
 
-def _check_integer(name: str, value: object, high: int) -> None:
-    if isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= value <= high:
+def _check_integer(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, int | np.integer) and not isinstance(value, bool) and low <= value <= high:
         return
-    raise ParameterError(name, repr(value), f"expected a whole number from 0 to {high}")
+    raise ParameterError(name, repr(value), f"expected a whole number from {low} to {high}")
 
 
 class Sampler:

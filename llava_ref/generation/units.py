@@ -1,17 +1,36 @@
-"""Several units of a sequence in one pass, each with the arithmetic that it has by itself.
+"""Cut a sequence into what is run at once, and run several such units in one pass as each would run by itself.
 
-A probe may want to see a prompt whole. But what a product rounds depends on how many rows it has, and attention over
-all rows at once takes memory by the square of their number. So only the arrays are whole: products and attention are
-done unit by unit, and every bit is the one that a pass a unit would give.
+A unit is a chunk of text or a picture, or `BATCH` positions of one, so that the arithmetic of a prompt's beginning does
+not depend on what comes behind it; llama.cpp decodes so too. A probe may want to see a prompt whole. But the rounding
+of a product depends on how many rows it has, and attention over all rows at once takes memory by the square of their
+number. So only the arrays are whole: products and attention are done unit by unit, and every bit is the one that a
+pass a unit would give.
 
 T rows of the pass, S positions so far, D or K width in, N width out, H query heads, Hkv key/value heads, dh head size.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any, cast
+from typing import cast
 
-from ..ops.protocol import Array, Ops, Weight
+import numpy as np
+
+from ..ops.over import Over
+from ..ops.protocol import KV, Array, Linear, Ops, Plan
+from ..ops.sees import Sees
+
+BATCH = 512  # rows run through the decoder at once: bounds the memory of the attention scores
+Part = Sequence[int] | np.ndarray  # token ids, or the rows (n, D) of a picture
+
+
+def units(parts: Sequence[Part], whole_pictures: bool) -> list[Part]:
+    """Cut `parts` into units; `whole_pictures`: the rows of a picture see one another, so that it is one unit."""
+    cut: list[Part] = []
+    for part in parts:
+        step = len(part) if whole_pictures and isinstance(part, np.ndarray) else BATCH
+        cut += [part[i : i + step] for i in range(0, len(part), step or 1)]
+    return cut
 
 
 def by_units(ops: Ops, first: int, ends: Sequence[int], weights: int) -> Ops:
@@ -21,53 +40,56 @@ def by_units(ops: Ops, first: int, ends: Sequence[int], weights: int) -> Ops:
     return ops if len(ends) == 1 else cast(Ops, _ByUnits(ops, first, ends, weights))
 
 
-class _ByUnits:
-    """`ops.protocol.Ops` over another."""
+class _ByUnits(Over):
+    """Operations whose rows are those of several units. What is not here treats each row by itself."""
 
     def __init__(self, inner: Ops, first: int, ends: Sequence[int], weights: int) -> None:
-        self._inner, self._first, self._weights = inner, first, weights
+        super().__init__(inner)
+        self._first, self._weights = first, weights
         self._spans = list(pairwise([0, *ends]))
 
-    def __getattr__(self, name: str) -> Any:
-        """Everything else treats each row by itself."""
-        return getattr(self._inner, name)
+    def linear(self, x: Array, w: Linear) -> Array:
+        return self._joined(lambda i, start, end: self._inner.linear(x[start:end], w))
 
-    def linear(self, x: Array, w: Weight, b: Weight | None = None) -> Array:
-        return self._joined(lambda start, end: self._inner.linear(x[start:end], w, b))
+    def linears(self, x: Array, ws: Sequence[Linear]) -> tuple[Array, ...]:
+        return tuple(self.linear(x, w) for w in ws)
 
-    def attention(self, q: Array, k: Array, v: Array, scale: float, mask: Array | None) -> Array:
-        def unit(start: int, end: int) -> Array:
-            seen = self._first + end
-            return self._inner.attention(q[start:end], k[:seen], v[:seen], scale, self._mask(mask, start, end))
+    def plan(self, sees: Sees) -> list[Plan]:
+        """Plan each unit: what it sees of the positions up to its own end."""
+        return [self._inner.plan(sees.part(start, end, self._first + end)) for start, end in self._spans]
 
-        return self._joined(unit)
+    def attention(self, q: Array, kv: KV, scale: float, plan: list[Plan]) -> Array:
+        return self._joined(
+            lambda i, start, end: self._inner.attention(q[start:end], _upto(kv, self._first + end), scale, plan[i])
+        )
 
-    def attention_weights(self, q: Array, k: Array, scale: float, mask: Array | None) -> Array:
-        """(H, T, S): 0 where a unit does not reach."""
-        weights = self._inner.zeros((q.shape[1], q.shape[0], k.shape[0]))
-        for start, end in self._spans:
+    def attention_weights(self, q: Array, kv: KV, scale: float, plan: list[Plan]) -> Array:
+        """Return (H, T, S), 0 where a unit does not reach."""
+        weights = self._inner.array(np.zeros((q.shape[1], q.shape[0], kv.keys.shape[0])))
+        for unit, (start, end) in zip(plan, self._spans, strict=True):
             seen = self._first + end
             with self._inner.running(end - start, self._weights):
-                found = self._inner.attention_weights(q[start:end], k[:seen], scale, self._mask(mask, start, end))
+                found = self._inner.attention_weights(q[start:end], _upto(kv, seen), scale, unit)
             weights[:, start:end, :seen] = found
         return weights
 
-    def attention_values(self, weights: Array, v: Array) -> Array:
-        """Over all positions for a unit whose weights were changed to look ahead of it."""
+    def attention_values(self, weights: Array, kv: KV) -> Array:
+        """Use all positions for a unit whose weights were changed to look ahead of it."""
 
-        def unit(start: int, end: int) -> Array:
+        def unit(i: int, start: int, end: int) -> Array:
             ahead = self._inner.numpy(weights[:, start:end, self._first + end :]).any()
-            seen = v.shape[0] if ahead else self._first + end
-            return self._inner.attention_values(weights[:, start:end, :seen], v[:seen])
+            seen = kv.values.shape[0] if ahead else self._first + end
+            return self._inner.attention_values(weights[:, start:end, :seen], _upto(kv, seen))
 
         return self._joined(unit)
 
-    def _joined(self, unit: Callable[[int, int], Array]) -> Array:
+    def _joined(self, unit: Callable[[int, int, int], Array]) -> Array:
         found = []
-        for start, end in self._spans:
+        for i, (start, end) in enumerate(self._spans):
             with self._inner.running(end - start, self._weights):
-                found.append(unit(start, end))
+                found.append(unit(i, start, end))
         return self._inner.concat(found)
 
-    def _mask(self, mask: Array | None, start: int, end: int) -> Array | None:
-        return None if mask is None else mask[start:end, : self._first + end]
+
+def _upto(kv: KV, n: int) -> KV:
+    return replace(kv, keys=kv.keys[:n], values=kv.values[:n])

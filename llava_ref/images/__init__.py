@@ -1,5 +1,5 @@
 """Pictures: bytes -> RGB (`decode`, `load`) -> the square and the pixels that a tower sees."""
 
-from .decoding import DecodedImage, decode, load, measure
+from .decoding import DecodedImage, ImageSource, decode, load, measure
 
-__all__ = ["DecodedImage", "decode", "load", "measure"]
+__all__ = ["DecodedImage", "ImageSource", "decode", "load", "measure"]

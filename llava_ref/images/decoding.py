@@ -25,6 +25,7 @@ from ..profiles import Alpha, Exif
 from .checks import lacking
 from .parts import Parts, recognise, take_apart
 
+ImageSource = bytes | str | Path | Image.Image | np.ndarray
 MAX_ENCODED = 20 * 2**20  # bytes of a file
 MAX_PIXELS = 40_000_000  # width x height
 MAX_SIDE = 65_535  # a JPEG's largest: bounds the work of padding or cropping a strip
@@ -59,7 +60,7 @@ def decode(data: bytes, *, exif: Exif = "ignore", alpha: Alpha = "convert", wher
 
 
 def load(
-    source: bytes | str | Path | Image.Image | np.ndarray,
+    source: ImageSource,
     *,
     exif: Exif = "ignore",
     alpha: Alpha = "convert",
@@ -88,9 +89,18 @@ def load(
     return image
 
 
-def measure(data: bytes, where: str = "image") -> tuple[int, int]:
-    """Read width and height in pixels from a file's header; nothing is decoded. Raises ImageError as `decode` does."""
-    return _open(*_parts(data, where), where).size
+def measure(source: ImageSource, where: str = "image") -> tuple[int, int]:
+    """Return width and height in pixels, of a file from its header: nothing is decoded. Raises ImageError as `load`."""
+    match source:
+        case np.ndarray():
+            image = _from_array(source, where)
+            return image.width, image.height
+        case Image.Image():
+            return source.size
+        case str() | Path():
+            return measure(_read(Path(source), where), str(source))
+        case _:
+            return _open(*_parts(bytes(source), where), where).size
 
 
 def _from_array(rgb: np.ndarray, where: str) -> DecodedImage:

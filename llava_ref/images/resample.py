@@ -1,15 +1,15 @@
-"""Bicubic resizing of 8-bit pictures, the same to the bit as Pillow's `Image.resize(size, BICUBIC)`.
+"""Resize 8-bit pictures, the same to the bit as Pillow's `Image.resize`, bicubic or bilinear.
 
 The rules (Pillow, src/libImaging/Resample.c; llama.cpp b10605, mtmd-image.cpp:204-480 does the same): two passes, one
 per axis, with an 8-bit picture in between. Output i of n_out looks at position (i + 0.5) * n_in / n_out of the input
-through Keys' cubic kernel with a = -0.5, widened by n_in / n_out when that is over 1. The weights of one output are
+through the kernel, widened by n_in / n_out when that is over 1. The weights of one output are
 divided by their sum, rounded to multiples of 2**-22, and from there on all sums are of integers.
 
 Those integers stay below 2**31 and are held in float64, which is exact to 2**53: a pass then is a few small matrix
 products, and neither their order nor the number of threads can change a bit. Nothing the size of the input is made.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,10 +17,17 @@ import numpy as np
 
 Order = Literal["horizontal", "pillow"]
 
-SUPPORT = 2.0  # the kernel reaches this many pixels to each side
 ONE = 1 << 22  # weights are multiples of 1 / ONE
 TILE = 1 << 20  # numbers in one temporary array: 8 MB
 BLOCK = 16  # outputs that share one matrix of weights
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """The weight of a pixel by its distance x >= 0, which is 0 from `support` on."""
+
+    support: float
+    weight: Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,7 @@ class Axis:
     n_out: int
     start: int
     stop: int
+    kernel: Kernel
 
     @property
     def scale(self) -> float:
@@ -39,7 +47,7 @@ class Axis:
     @property
     def reach(self) -> float:
         """Inputs to each side of an output's centre that count."""
-        return SUPPORT * max(self.scale, 1.0)
+        return self.kernel.support * max(self.scale, 1.0)
 
     def bounds(self, i: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Output numbers (n,) -> their centres, first inputs, and one past their last inputs, (n,) each."""
@@ -58,6 +66,7 @@ def resize(
     width: int,
     height: int,
     *,
+    kernel: Kernel,
     order: Order = "horizontal",
     window: tuple[int, int, int, int] | None = None,
 ) -> np.ndarray:
@@ -69,7 +78,7 @@ def resize(
     """
     h, w = rgb.shape[:2]
     left, top, right, bottom = window or (0, 0, width, height)
-    columns, rows = Axis(w, width, left, right), Axis(h, height, top, bottom)
+    columns, rows = Axis(w, width, left, right, kernel), Axis(h, height, top, bottom, kernel)
     if order == "pillow" and height < h and h - height > 2 * (w - width):
         start, stop = columns.inputs()
         middle = _run(rgb[:, start:stop].transpose(1, 0, 2), rows).transpose(1, 0, 2)
@@ -79,7 +88,7 @@ def resize(
     return np.ascontiguousarray(_run(middle.transpose(1, 0, 2), rows, start).transpose(1, 0, 2))
 
 
-def resize_padded(rgb: np.ndarray, size: int, fill: tuple[int, int, int]) -> np.ndarray:
+def resize_padded(rgb: np.ndarray, size: int, fill: tuple[int, int, int], kernel: Kernel) -> np.ndarray:
     """(h, w, 3) uint8, centred on a square of colour `fill` and resized -> (size, size, 3) uint8.
 
     The square has the longer side and is never made: a strip of 1 x 10,000 pixels would need 300 MB. The padding
@@ -87,7 +96,7 @@ def resize_padded(rgb: np.ndarray, size: int, fill: tuple[int, int, int]) -> np.
     square.
     """
     h, w = rgb.shape[:2]
-    side = Axis(max(h, w), size, 0, size)
+    side = Axis(max(h, w), size, 0, size, kernel)
     left, top = (side.n_in - w) // 2, (side.n_in - h) // 2
     edge = np.array([fill], np.float64)  # (1, 3)
     middle = _run(rgb, side, left, edge)  # (h, size, 3)
@@ -127,15 +136,22 @@ def _blocks(axis: Axis) -> Iterator[tuple[int, int, np.ndarray]]:
         centre, first, end = axis.bounds(i)
         j = np.arange(first[0], end[-1])[:, None]  # (inputs, 1)
         x = np.abs((j - centre + 0.5) * (1 / max(axis.scale, 1.0)))
-        w = np.where((j >= first) & (j < end), _cubic(x), 0.0)
+        w = np.where((j >= first) & (j < end), axis.kernel.weight(x), 0.0)
         w /= np.cumsum(w, axis=0)[-1]  # one after the other, as in C; sum() adds in another order
         yield start, int(first[0]), np.trunc(w * ONE + np.copysign(0.5, w))
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:
-    """Keys' kernel with a = -0.5 at distances x >= 0."""
+    """Return Keys' cubic kernel with a = -0.5."""
     a = -0.5
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     x = np.minimum(x, 2.0)  # where the outer part is 0
     far = (((x - 5) * x + 8) * x - 4) * a
     return np.where(x < 1, near, far)
+
+
+def _triangle(x: np.ndarray) -> np.ndarray:
+    return np.maximum(0.0, 1.0 - x)
+
+
+BICUBIC, BILINEAR = Kernel(2.0, _cubic), Kernel(1.0, _triangle)

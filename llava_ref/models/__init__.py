@@ -1,1 +1,49 @@
-"""The networks: configurations read from metadata, weights, forward passes, names of stages."""
+"""The networks, one file a family, and the choice between them.
+
+A tower's file holds its plan, weights, forward pass and table of stages, a decoder's likewise; `family` says what the
+rest of the program asks of them.
+"""
+
+from collections.abc import Iterable
+
+from ..errors import GGUFError
+from ..gguf.file import GGUFFile
+from .clip import Clip
+from .config import projector_of
+from .family import TextModel, Tower
+from .gemma3 import Gemma3
+from .llama import Llama
+from .siglip import Siglip
+from .stages import Stage
+
+
+def text_family(file: GGUFFile) -> type[TextModel]:
+    """Return the decoder for `general.architecture`. Raises GGUFError for one that is not supported."""
+    match file.string("general.architecture"):
+        case "llama":
+            return Llama
+        case "gemma3":
+            return Gemma3
+        case other:
+            hint = " (this is an mmproj file)" if other == "clip" else ""
+            problem = f"{other!r} is not supported, expected 'llama' or 'gemma3'{hint}"
+            raise GGUFError(file.path, "general.architecture", problem)
+
+
+def tower_family(file: GGUFFile) -> type[Tower]:
+    """Return the tower for `clip.projector_type`. Raises GGUFError for one that is not supported."""
+    match projector_of(file):
+        case "mlp":
+            return Clip
+        case "gemma3":
+            return Siglip
+        case other:
+            raise GGUFError(file.path, "clip.projector_type", f"{other!r} is not supported, expected 'mlp' or 'gemma3'")
+
+
+def types(files: Iterable[GGUFFile], stages: Iterable[Stage]) -> dict[str, str]:
+    """Return for each stage that is a product with a matrix the ggml type of that matrix."""
+    found = {name: view.type for file in files for name, view in file.tensors.items()}
+    if "token_embd.weight" in found:
+        found.setdefault("output.weight", found["token_embd.weight"])
+    return {stage.name: found[stage.weight] for stage in stages if stage.weight in found}

@@ -1,137 +1,180 @@
-"""CLIP ViT: pixels -> patch features.   N patches, T positions (N, and one more with a class token), D width, H heads,
-dh = D / H, F MLP width.
+"""LLaVA-1.5's tower: CLIP ViT and the MLP projector.   N patches, T positions (N, and one more with a class token), D
+width.
 
 Radford et al. 2021, https://arxiv.org/abs/2103.00020; tensor names of llama.cpp b10605, tools/mtmd/clip-impl.h.
 """
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from ..errors import GGUFError
+import numpy as np
+
 from ..gguf.file import GGUFFile
-from ..ops.protocol import Activation, Array, Ops, Weight
-from ..profiles import Quirks
+from ..images import fit
+from ..images.resample import BICUBIC
+from ..ops.protocol import Activation, Array, Linear, Norm, Ops
+from ..profiles import PROFILES, Quirks
 from ..tracing.trace import Tap, no_tap, scoped
-from .config import VisionConfig
-from .parts import attend
-from .weights import Affine, Weights
+from . import projectors, vit
+from .config import VisionConfig, read_vision
+from .family import Span
+from .projectors import MlpWeights
+from .stages import IMAGE, Stage, Table
+from .vit import VitBlock
+from .weights import Weights
+
+LLAMA_CPP_FILL = (122, 116, 104)  # clip.cpp:1420; the same whatever the file's mean is
+TABLE = Table(
+    "vision.blk",
+    before=(
+        *IMAGE,
+        Stage("vision.patch_embd", "N Dv", "matmul", "v.patch_embd.weight", "node (MUL_MAT)",
+             "vision_tower.embeddings.patch_embedding"),
+        Stage("vision.pos_embd", "T Dv", "float", None, "node (ADD)", "vision_tower.embeddings"),
+        Stage("vision.pre_ln", "T Dv", "float", None, "pre_ln", "vision_tower.pre_layrnorm"),
+    ),
+    block=vit.STAGES,
+    behind=(
+        Stage("vision.post_ln", "T Dv", "float", None, "norm_b (ADD)", "vision_tower.post_layernorm (all rows)"),
+        Stage("vision.features", "N Dv", "float", None, "node (GET_ROWS)", "< multi_modal_projector"),
+        *projectors.MLP_STAGES,
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class BlockWeights:
-    """One transformer block; a norm's weight is (D,), a bias as long as its matrix has rows."""
-
-    ln1: Affine
-    q: Affine  # (D, D)
-    k: Affine  # (D, D)
-    v: Affine  # (D, D)
-    out: Affine  # (D, D)
-    ln2: Affine
-    up: Affine  # (F, D)
-    down: Affine  # (D, F)
-
-
-@dataclass(frozen=True, slots=True)
-class VisionWeights:
-    patch: Affine  # (D, 3, P, P)
-    class_embd: Weight | None  # (D,)
-    position: Weight  # (T, D)
-    pre_ln: Affine | None
-    blocks: tuple[BlockWeights, ...]
-    post_ln: Affine | None
-
-
-@dataclass(frozen=True, slots=True)
-class VisionPlan:
+class ClipPlan:
     """What to run, from the file and the quirks."""
 
     n_layer: int
     class_first: bool
     post_ln: bool
-    activation: Activation
+    activation: Activation  # of the tower
+    gelu: Activation  # of the projector
 
 
-def plan(config: VisionConfig, quirks: Quirks) -> VisionPlan:
+def plan(config: VisionConfig, quirks: Quirks) -> ClipPlan:
     one_less = quirks.vit_layers == "one-less"
     layers = config.feature_layer if config.feature_layer is not None else config.n_stored - one_less
     gelu: Activation = "gelu_erf" if quirks.gelu == "erf" else "gelu_tanh"
-    return VisionPlan(
+    return ClipPlan(
         n_layer=layers,
         class_first=quirks.class_token == "first",
         post_ln=quirks.post_ln == "apply",
         activation=gelu if config.activation == "gelu" else config.activation,
+        gelu=gelu,
     )
 
 
-def load(file: GGUFFile, w: Weights, c: VisionConfig, p: VisionPlan) -> VisionWeights:
-    """Takes the tower's tensors. GGUFError names what is missing or has the wrong shape."""
-    D, F = c.width, c.mlp_width
-    if D == F:
-        problem = f"equals embedding_length {D}: ffn_up and ffn_down cannot be told from the swapped ones of old files"
-        raise GGUFError(file.path, "clip.vision.feed_forward_length", problem)
-    class_embd = w.maybe("v.class_embd", (D,))
-    return VisionWeights(
-        patch=w.affine("v.patch_embd", (D, 3, c.patch_size, c.patch_size)),
+@dataclass(frozen=True, slots=True)
+class ClipWeights:
+    patch: Linear  # (D, 3, P, P)
+    class_embd: Array | None  # (1, D)
+    position: Array  # (T, D)
+    pre_ln: Norm | None
+    blocks: tuple[VitBlock, ...]
+    post_ln: Norm | None
+    projector: MlpWeights
+
+
+def load(file: GGUFFile, ops: Ops, c: VisionConfig, p: ClipPlan) -> ClipWeights:
+    """Take the tensors. Raises GGUFError for what is missing, has the wrong shape, or has no use."""
+    D, w = c.width, Weights(file, ops)
+    class_embd = w.vector("v.class_embd", (1, D)) if w.has("v.class_embd") else None
+    weights = ClipWeights(
+        patch=w.linear("v.patch_embd", (D, 3, c.patch_size, c.patch_size)),
         class_embd=class_embd,
-        position=w.take("v.position_embd.weight", (c.n_patches + (class_embd is not None), D)),
-        pre_ln=w.maybe_affine("v.pre_ln", (D,)),
-        blocks=tuple(_load_block(w, f"v.blk.{i}", D, F) for i in range(p.n_layer)),
-        post_ln=w.maybe_affine("v.post_ln", (D,)) if p.post_ln else None,
+        position=w.vector("v.position_embd.weight", (c.n_patches + (class_embd is not None), D)),
+        pre_ln=w.norm("v.pre_ln", D) if w.has("v.pre_ln.weight") else None,
+        blocks=vit.load_blocks(file, w, c, p.n_layer),
+        post_ln=w.norm("v.post_ln", D) if p.post_ln and w.has("v.post_ln.weight") else None,
+        projector=projectors.load_mlp(w, D),
     )
+    unused = [f"v.blk.{i}." for i in range(p.n_layer, c.n_stored)]
+    w.finish(unused if p.post_ln else [*unused, "v.post_ln."])
+    return weights
 
 
-def _load_block(w: Weights, name: str, D: int, F: int) -> BlockWeights:
-    # Files of llama.cpp's first converter call the first matrix ffn_down and the second ffn_up.
-    swapped = w.matrix_shape(f"{name}.ffn_down.weight") == (F, D)
-    up, down = ("ffn_down", "ffn_up") if swapped else ("ffn_up", "ffn_down")
-    return BlockWeights(
-        ln1=w.affine(f"{name}.ln1", (D,)),
-        q=w.affine(f"{name}.attn_q", (D, D)),
-        k=w.affine(f"{name}.attn_k", (D, D)),
-        v=w.affine(f"{name}.attn_v", (D, D)),
-        out=w.affine(f"{name}.attn_out", (D, D)),
-        ln2=w.affine(f"{name}.ln2", (D,)),
-        up=w.affine(f"{name}.{up}", (F, D)),
-        down=w.affine(f"{name}.{down}", (D, F)),
-    )
-
-
-def attention(x: Array, w: BlockWeights, n_head: int, ops: Ops, tap: Tap = no_tap) -> Array:
-    T, D = x.shape
-    heads = (T, n_head, D // n_head)
-    q = tap("Qcur", ops.linear(x, w.q.weight, w.q.bias)).reshape(heads)  # (T, H, dh)
-    k = tap("Kcur", ops.linear(x, w.k.weight, w.k.bias)).reshape(heads)
-    v = tap("Vcur", ops.linear(x, w.v.weight, w.v.bias)).reshape(heads)
-    y = tap("kqv_out", attend(q, k, v, (D // n_head) ** -0.5, None, ops, tap))  # (T, D)
-    return tap("attn_out", ops.linear(y, w.out.weight, w.out.bias))
-
-
-def mlp(x: Array, w: BlockWeights, activation: Activation, ops: Ops, tap: Tap = no_tap) -> Array:
-    u = tap("ffn_up", ops.linear(x, w.up.weight, w.up.bias))  # (T, F)
-    u = tap("ffn_act", ops.activation(u, activation))
-    return tap("ffn_out", ops.linear(u, w.down.weight, w.down.bias))
-
-
-def block(x: Array, w: BlockWeights, c: VisionConfig, p: VisionPlan, ops: Ops, tap: Tap = no_tap) -> Array:
-    n = tap("layer_inp_normed", ops.layer_norm(x, w.ln1.weight, w.ln1.bias, c.eps))
-    h = tap("ffn_inp", x + attention(n, w, c.n_head, ops, tap))
-    n = tap("ffn_inp_normed", ops.layer_norm(h, w.ln2.weight, w.ln2.bias, c.eps))
-    return tap("layer_out", h + mlp(n, w, p.activation, ops, tap))
-
-
-def encode(pixels: Array, w: VisionWeights, c: VisionConfig, p: VisionPlan, ops: Ops, tap: Tap = no_tap) -> Array:
-    """Normalised pixels (3, S, S) -> features of the patches, row by row (N, D).
+def encode(pixels: Array, w: ClipWeights, c: VisionConfig, p: ClipPlan, ops: Ops, tap: Tap = no_tap) -> Array:
+    """Return the features of the patches, row by row.  Normalised pixels (3, S, S) -> (N, D)
 
     With a class token, rows 1..N of N + 1 are given back: the patches, when it stands first; all but patch 0, and the
     class token as the last one, when it stands last as in llama.cpp b10605 (models/llava.cpp)."""
     tap = scoped(tap, "vision")
-    x = tap("patch_embd", ops.patches(tap("pixels", pixels), w.patch.weight, w.patch.bias))  # (N, D)
+    x = tap("patch_embd", ops.patches(tap("pixels", pixels), w.patch))  # (N, D)
     if w.class_embd is not None:
         x = ops.concat([w.class_embd, x] if p.class_first else [x, w.class_embd])  # (T, D)
-    x = tap("pos_embd", ops.add(x, w.position))
+    x = tap("pos_embd", x + w.position)
     if w.pre_ln is not None:
-        x = tap("pre_ln", ops.layer_norm(x, w.pre_ln.weight, w.pre_ln.bias, c.eps))
-    for i, weights in enumerate(w.blocks):
-        x = block(x, weights, c, p, ops, scoped(tap, "blk", i))
+        x = tap("pre_ln", ops.layer_norm(x, w.pre_ln, c.eps))
+    x = vit.blocks(x, w.blocks, c, p.activation, ops, tap)
     if w.post_ln is not None:
-        x = tap("post_ln", ops.layer_norm(x, w.post_ln.weight, w.post_ln.bias, c.eps))
+        x = tap("post_ln", ops.layer_norm(x, w.post_ln, c.eps))
     return tap("features", x if w.class_embd is None else x[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """The tower and its projector: `family.Tower`."""
+
+    ORIGINAL: ClassVar[str] = "llava"
+    MARKERS: ClassVar[tuple[str, ...]] = ()
+    OUTPUT: ClassVar[tuple[str, int]] = ("mm.2.weight", 0)
+    file: GGUFFile
+    config: VisionConfig
+    plan: ClipPlan
+    square: str  # the quirk
+    weights: ClipWeights
+    ops: Ops
+
+    @classmethod
+    def load(cls, file: GGUFFile, ops: Ops, quirks: Quirks) -> "Clip":
+        config = read_vision(file)
+        p = plan(config, quirks)
+        return cls(file, config, p, quirks.square, load(file, ops, config, p), ops)
+
+    @classmethod
+    def about(cls, file: GGUFFile, quirks: Quirks) -> dict[str, Any]:
+        c = read_vision(file)
+        p = plan(c, quirks)
+        return {
+            **c.about(),
+            "tokens_per_image": c.n_patches,
+            "square": quirks.square,
+            "class_token": quirks.class_token if "v.class_embd" in file.tensors else None,
+            "blocks_run": p.n_layer,
+            "blocks_run_by_profile": {name: plan(c, other).n_layer for name, other in PROFILES.items()},
+            "post_ln": "v.post_ln.weight" in file.tensors and quirks.post_ln,
+            "activation": p.activation,
+            "projector_activation": p.gelu,
+        }
+
+    @property
+    def width(self) -> int:
+        return self.weights.projector.second.weight.shape[0]
+
+    def span(self, width: int, height: int) -> Span:
+        return Span((self.config.grid, self.config.grid), self.config.n_patches)
+
+    def preprocess(self, rgb: np.ndarray, tap: Tap = no_tap) -> fit.Preprocessed:
+        c, rgb = self.config, tap("image.rgb", rgb)
+        if self.square == "pad-resize":
+            r, g, b = (int(mean * 255) for mean in c.mean)
+            seen, affine = fit.pad_resize(rgb, c.image_size, (r, g, b))
+        elif self.square == "crop":
+            seen, affine = fit.crop(rgb, c.image_size)
+        else:
+            seen, affine = fit.resize_pad(rgb, c.image_size, LLAMA_CPP_FILL, BICUBIC)
+        seen = tap("image.seen", seen)
+        return fit.Preprocessed(fit.normalise(seen, c.mean, c.std), seen, affine, (rgb.shape[1], rgb.shape[0]))
+
+    def encode(self, pixels: np.ndarray, tap: Tap = no_tap) -> Array:
+        ops, w, c = self.ops, self.weights, self.config
+        with ops.running(c.n_patches, c.width * c.mlp_width):
+            features = encode(ops.array(pixels[0]), w, c, self.plan, ops, tap)
+            return projectors.mlp(features, w.projector, self.plan.gelu, ops, tap)
+
+    def stages(self) -> tuple[Stage, ...]:
+        w = self.weights
+        absent = [f"vision.{name}" for name in ("pre_ln", "post_ln") if getattr(w, name) is None]
+        return tuple(TABLE.run(len(w.blocks), absent))

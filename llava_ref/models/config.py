@@ -1,11 +1,12 @@
-"""Hyper-parameters from GGUF metadata: read exactly here, checked against each other. `weights` checks the shapes.
+"""Read hyper-parameters from GGUF metadata and check them against each other. `weights` checks the shapes.
 
 Key names: llama.cpp b10605, src/llama-arch.cpp and tools/mtmd/clip-impl.h. `keys` refuses those that are not obeyed.
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import GGUFError
 from ..gguf.file import GGUFFile
@@ -17,9 +18,9 @@ MAX_WIDTH, MAX_BLOCKS, MAX_HEADS = 1 << 17, 1024, 4096
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """A CLIP vision tower and its projector, from an mmproj file."""
+    """A vision transformer and its projector, from an mmproj file."""
 
-    projector: str  # "mlp"
+    projector: str  # "mlp", "gemma3"
     image_size: int  # pixels, square
     patch_size: int
     width: int  # D
@@ -34,18 +35,33 @@ class VisionConfig:
 
     @property
     def grid(self) -> int:
-        """Patches along one side."""
+        """Return the patches along one side."""
         return self.image_size // self.patch_size
 
     @property
     def n_patches(self) -> int:
         return self.grid**2
 
+    def about(self) -> dict[str, Any]:
+        """Return what every tower's file says, as JSON."""
+        return {
+            "projector": self.projector,
+            "image_size": self.image_size,
+            "patch_size": self.patch_size,
+            "grid": [self.grid, self.grid],
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "width": self.width,
+            "blocks_stored": self.n_stored,
+            "feature_layer": self.feature_layer,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:
-    """A llama-architecture decoder: Llama, Vicuna, Mistral, SmolLM2."""
+    """A decoder."""
 
+    architecture: str  # general.architecture
     name: str  # general.name
     width: int  # D
     n_layer: int
@@ -60,16 +76,37 @@ class TextConfig:
     window: int | None  # a query sees this many positions, itself included
     rope: RopeConfig
 
+    def about(self) -> dict[str, Any]:
+        """Return what every decoder's file says, as JSON."""
+        return {
+            "architecture": self.architecture,
+            "context": self.context,
+            "width": self.width,
+            "blocks": self.n_layer,
+            "heads": self.n_head,
+            "key_value_heads": self.n_head_kv,
+            "head_size": self.head_size,
+            "mlp_width": self.mlp_width,
+            "rope": self.rope.about(),
+            "attention_scale": self.attention_scale,
+            "sliding_window": self.window,
+        }
 
-def read_vision(file: GGUFFile) -> VisionConfig:
-    """The tower's settings. GGUFError names the key that is missing, mistyped or impossible."""
+
+def projector_of(file: GGUFFile) -> str:
+    """Return the projector's type. Raises GGUFError where there is no vision tower."""
     if not file.boolean("clip.has_vision_encoder", False):
         raise GGUFError(file.path, "clip.has_vision_encoder", "not true: no vision tower, not an mmproj file")
     # Files of 2023 do not name their projector; there was only one. llama.cpp b10605 refuses them.
-    projector = file.string("clip.projector_type", "") or file.string("clip.vision.projector_type", "") or "mlp"
-    if projector != "mlp":
-        raise GGUFError(file.path, "clip.projector_type", f"{projector!r} is not supported, expected 'mlp'")
-    refuse_vision(file)
+    return file.string("clip.projector_type", "") or file.string("clip.vision.projector_type", "") or "mlp"
+
+
+def read_vision(file: GGUFFile, obeyed: Collection[str] = ()) -> VisionConfig:
+    """Read a tower's settings. `obeyed`: keys of `keys.VISION` that the family reads itself.
+
+    Raises GGUFError with the key that is missing, mistyped or impossible."""
+    projector = projector_of(file)
+    refuse_vision(file, obeyed)
     v = "clip.vision."
     blocks = file.integer(v + "block_count", 1, MAX_BLOCKS)
     config = VisionConfig(
@@ -133,38 +170,37 @@ def _triple(file: GGUFFile, key: str, low: float, high: float) -> tuple[float, f
     return r, g, b
 
 
-def read_text(file: GGUFFile) -> TextConfig:
-    """The decoder's settings. GGUFError names the key that is missing, mistyped or impossible."""
-    arch = file.string("general.architecture")
-    if arch != "llama":
-        hint = " (this is an mmproj file)" if arch == "clip" else ""
-        raise GGUFError(file.path, "general.architecture", f"{arch!r} is not supported, expected 'llama'{hint}")
-    refuse_text(file)
-    width = file.integer("llama.embedding_length", 1, MAX_WIDTH)
-    blocks = file.integer("llama.block_count", 1, MAX_BLOCKS)
-    n_head, n_head_kv, head_size = _heads(file, width, blocks)
-    context = file.integer("llama.context_length", 1, 1 << 24)
-    scale = file.number("llama.attention.scale", 0.0, 1e3, 0.0, layers=blocks)
+def read_text(file: GGUFFile, arch: str, obeyed: Collection[str] = ()) -> TextConfig:
+    """Read a decoder's settings. `obeyed`: keys of `keys.TEXT` that the family reads itself.
+
+    Raises GGUFError with the key that is missing, mistyped or impossible."""
+    refuse_text(file, arch, obeyed)
+    width = file.integer(f"{arch}.embedding_length", 1, MAX_WIDTH)
+    blocks = file.integer(f"{arch}.block_count", 1, MAX_BLOCKS)
+    n_head, n_head_kv, head_size = _heads(file, arch, width, blocks)
+    context = file.integer(f"{arch}.context_length", 1, 1 << 24)
+    scale = file.number(f"{arch}.attention.scale", 0.0, 1e3, 0.0, layers=blocks)
     return TextConfig(
+        architecture=arch,
         name=file.string("general.name", ""),
         width=width,
         n_layer=blocks,
         n_head=n_head,
         n_head_kv=n_head_kv,
         head_size=head_size,
-        mlp_width=file.integer("llama.feed_forward_length", 1, 1 << 20, layers=blocks),
+        mlp_width=file.integer(f"{arch}.feed_forward_length", 1, 1 << 20, layers=blocks),
         n_vocab=file.array_length("tokenizer.ggml.tokens"),
         context=context,
-        eps=file.number("llama.attention.layer_norm_rms_epsilon", 0.0, 1.0, layers=blocks),
+        eps=file.number(f"{arch}.attention.layer_norm_rms_epsilon", 0.0, 1.0, layers=blocks),
         attention_scale=scale or 1 / math.sqrt(head_size),
-        window=file.integer("llama.attention.sliding_window", 0, 1 << 24, 0, layers=blocks) or None,
-        rope=_read_rope(file, head_size, context, blocks),
+        window=file.integer(f"{arch}.attention.sliding_window", 0, 1 << 24, 0, layers=blocks) or None,
+        rope=_read_rope(file, arch, head_size, context, blocks),
     )
 
 
-def _heads(file: GGUFFile, width: int, blocks: int) -> tuple[int, int, int]:
+def _heads(file: GGUFFile, arch: str, width: int, blocks: int) -> tuple[int, int, int]:
     """Return the number of heads, that of key/value heads, and the size of one."""
-    a = "llama.attention."
+    a = f"{arch}.attention."
     n_head = file.integer(a + "head_count", 1, MAX_HEADS, layers=blocks)
     n_head_kv = file.integer(a + "head_count_kv", 1, MAX_HEADS, n_head, layers=blocks)
     if n_head > width:
@@ -177,12 +213,12 @@ def _heads(file: GGUFFile, width: int, blocks: int) -> tuple[int, int, int]:
     return n_head, n_head_kv, head_size
 
 
-def _read_rope(file: GGUFFile, head_size: int, context: int, blocks: int) -> RopeConfig:
-    r = "llama.rope."
+def _read_rope(file: GGUFFile, arch: str, head_size: int, context: int, blocks: int) -> RopeConfig:
+    r = f"{arch}.rope."
     n_rot = file.integer(r + "dimension_count", 2, MAX_WIDTH, head_size, layers=blocks)
-    if n_rot != head_size or n_rot % 2:  # llama.cpp b10605 llama-model.cpp: the llama architecture insists on it
+    if n_rot != head_size or n_rot % 2:  # llama.cpp b10605 llama-model.cpp insists on it
         raise GGUFError(file.path, r + "dimension_count", f"{n_rot} differs from head size {head_size}, or is odd")
-    kind, factor = _scaling(file)
+    kind, factor = _scaling(file, arch)
     config = RopeConfig(
         n_rot=n_rot,
         base=file.number(r + "freq_base", 1.0, 1e12, 10000.0, layers=blocks),
@@ -195,14 +231,14 @@ def _read_rope(file: GGUFFile, head_size: int, context: int, blocks: int) -> Rop
         beta_slow=file.number(r + "scaling.yarn_beta_slow", 0.0, 1e6, 0.0) or 1.0,
     )
     if kind == "yarn":
-        _check_ramp(file, config)
+        _check_ramp(file, arch, config)
     return config
 
 
-def _scaling(file: GGUFFile) -> tuple[Literal["none", "linear", "yarn"], float]:
+def _scaling(file: GGUFFile, arch: str) -> tuple[Literal["none", "linear", "yarn"], float]:
     """Return how positions are scaled, and by how much. A factor of 0 is none, and the old key counts where the new one
     is absent (llama.cpp b10605, llama-model.cpp)."""
-    r = "llama.rope."
+    r = f"{arch}.rope."
     key = r + ("scaling.factor" if r + "scaling.factor" in file else "scale_linear")
     factor = file.number(key, 0.0, 1e6, 0.0)
     kind = file.string(r + "scaling.type", "linear")
@@ -213,11 +249,11 @@ def _scaling(file: GGUFFile) -> tuple[Literal["none", "linear", "yarn"], float]:
     return ("yarn" if kind == "yarn" else "linear"), factor
 
 
-def _check_ramp(file: GGUFFile, c: RopeConfig) -> None:
+def _check_ramp(file: GGUFFile, arch: str, c: RopeConfig) -> None:
     """Raise GGUFError where YaRN's ramp ends before it begins: llama.cpp and transformers then differ."""
-    key = "llama.rope.scaling.original_context_length"
+    key = f"{arch}.rope.scaling.original_context_length"
     if c.base == 1:
-        raise GGUFError(file.path, "llama.rope.freq_base", "1 turns every pair alike, so YaRN has no ramp")
+        raise GGUFError(file.path, f"{arch}.rope.freq_base", "1 turns every pair alike, so YaRN has no ramp")
     low, high = ramp(c)
     if high < low:
         problem = f"{c.original_context} positions give YaRN a ramp that ends at pair {high} and begins at {low}"

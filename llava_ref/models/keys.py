@@ -1,10 +1,10 @@
-"""Metadata keys that would change the arithmetic and that nothing here obeys: refused by name unless they say nothing.
+"""Refuse metadata keys that would change the arithmetic and that nothing here obeys, unless they say nothing.
 
 The names are llama.cpp's (b11549, src/llama-arch.cpp and tools/mtmd/clip-impl.h) and the `gguf` package's; in
 docs/metadata.md all of them stand with what each does in llama.cpp and transformers, measured.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..errors import GGUFError
@@ -14,7 +14,7 @@ NOTHING = (0, "", False)  # also 0.0; and a list of nothing else
 ONE = (*NOTHING, 1)
 Values = tuple[Any, ...]
 
-# Key without "llama." -> the values that ask for nothing which is not done anyway.
+# Key without "ARCHITECTURE." -> the values that ask for nothing which is not done anyway.
 TEXT: Mapping[str, Values] = {
     "attention.causal": (True,),
     "attention.clamp_kqv": NOTHING,
@@ -114,15 +114,15 @@ WORDS = {  # what a key is about, where its name does not say it
 }
 
 
-def refuse_text(file: GGUFFile) -> None:
-    """Raise GGUFError for the first key of a decoder that asks for what is not done here."""
-    keys = {f"llama.{name}": values for name, values in TEXT.items()}
-    _refuse(file, keys, tuple(f"llama.{name}" for name in PARTS))
+def refuse_text(file: GGUFFile, arch: str, obeyed: Collection[str]) -> None:
+    """Raise GGUFError for the first key of a decoder that asks for what is not done here, `obeyed` ones left out."""
+    keys = {f"{arch}.{name}": values for name, values in TEXT.items() if name not in obeyed}
+    _refuse(file, keys, tuple(f"{arch}.{name}" for name in PARTS))
 
 
-def refuse_vision(file: GGUFFile) -> None:
-    """Raise GGUFError for the first key of a tower that asks for what is not done here."""
-    _refuse(file, VISION, VISION_PARTS)
+def refuse_vision(file: GGUFFile, obeyed: Collection[str]) -> None:
+    """Raise GGUFError for the first key of a tower that asks for what is not done here, `obeyed` ones left out."""
+    _refuse(file, {name: values for name, values in VISION.items() if name not in obeyed}, VISION_PARTS)
 
 
 def _refuse(file: GGUFFile, keys: Mapping[str, Values], parts: tuple[str, ...]) -> None:

@@ -1,46 +1,84 @@
-"""The llama decoder: embeddings -> logits.   T new positions, S all so far, D width, H query heads, Hkv key/value
-heads, dh head size, F MLP width, V vocabulary.
+"""The llama decoder: Llama, Vicuna, Mistral, SmolLM2.   T new positions, S all so far, D width, H query heads, Hkv
+key/value heads, dh head size, F MLP width, V vocabulary.
 
 Touvron et al. 2023, https://arxiv.org/abs/2302.13971; Mistral's sliding window: https://arxiv.org/abs/2310.06825.
 Tensor names of llama.cpp b10605, src/llama-arch.cpp.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ..ops.protocol import Array, Ops, Weight
+from ..gguf.file import GGUFFile
+from ..ops.protocol import Array, Cache, Linear, Matrix, Ops, Plan
+from ..ops.sees import Sees
 from ..profiles import Quirks
 from ..tracing.trace import Tap, no_tap, scoped
 from . import rope
-from .config import TextConfig
-from .kv import KVCache
+from .config import TextConfig, read_text
 from .parts import attend
-from .weights import Affine, Weights
+from .stages import Stage, Table
+from .weights import Weights
+
+_B, _HB = "blk.{i}", "language_model.layers.{i}"
+TABLE = Table(
+    "blk",
+    before=(Stage("embd", "T D", "exact", None, "embd, and the rows of a picture", "< language_model.layers.0"),),
+    block=(
+        Stage("attn_norm", "T D", "float", None, "attn_norm-{i}", f"{_HB}.input_layernorm"),
+        Stage("Qcur", "T H*dh", "matmul", f"{_B}.attn_q.weight", "Qcur-{i} (MUL_MAT, ADD)", f"{_HB}.self_attn.q_proj"),
+        Stage(
+            "Kcur", "T Hkv*dh", "matmul", f"{_B}.attn_k.weight", "Kcur-{i} (MUL_MAT, ADD)", f"{_HB}.self_attn.k_proj"
+        ),
+        Stage(
+            "Vcur", "T Hkv*dh", "matmul", f"{_B}.attn_v.weight", "Vcur-{i} (MUL_MAT, ADD)", f"{_HB}.self_attn.v_proj"
+        ),
+        Stage("Qcur_rope", "T H dh", "float", None, "Qcur-{i} (ROPE)", f"{_HB}.self_attn, after apply_rotary_pos_emb"),
+        Stage(
+            "Kcur_rope", "T Hkv dh", "float", None, "Kcur-{i} (ROPE)", f"{_HB}.self_attn, after apply_rotary_pos_emb"
+        ),
+        Stage("kq_soft_max", "H T T", "attention", None, "kq_soft_max-{i}", f"{_HB}.self_attn, weights"),
+        Stage("kqv_out", "T H*dh", "attention", None, "kqv_out-{i}", f"< {_HB}.self_attn.o_proj"),
+        Stage("attn_out", "T D", "matmul", f"{_B}.attn_output.weight", "attn_out-{i}", f"{_HB}.self_attn.o_proj"),
+        Stage("ffn_inp", "T D", "float", None, "ffn_inp-{i}", f"< {_HB}.post_attention_layernorm"),
+        Stage("ffn_norm", "T D", "float", None, "ffn_norm-{i}", f"{_HB}.post_attention_layernorm"),
+        Stage("ffn_gate", "T F", "matmul", f"{_B}.ffn_gate.weight", "ffn_gate-{i}", f"{_HB}.mlp.gate_proj"),
+        Stage("ffn_up", "T F", "matmul", f"{_B}.ffn_up.weight", "ffn_up-{i}", f"{_HB}.mlp.up_proj"),
+        Stage("ffn_swiglu", "T F", "float", None, "ffn_swiglu-{i}", f"< {_HB}.mlp.down_proj"),
+        Stage("ffn_out", "T D", "matmul", f"{_B}.ffn_down.weight", "ffn_out-{i}", f"{_HB}.mlp.down_proj"),
+        Stage("out", "T D", "float", None, "l_out-{i}", _HB),
+    ),
+    behind=(
+        Stage("result_norm", "T D", "float", None, "result_norm", "language_model.norm"),
+        Stage("result_output", "T V", "matmul", "output.weight", "result_output", "lm_head"),
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
-class BlockWeights:
-    """One transformer block; biases are there if the file has them."""
+class LlamaBlock:
+    """The weights of one block; biases are there if the file has them."""
 
-    attn_norm: Weight  # (D,)
-    q: Affine  # (H * dh, D)
-    k: Affine  # (Hkv * dh, D)
-    v: Affine  # (Hkv * dh, D)
-    out: Affine  # (D, H * dh)
-    ffn_norm: Weight  # (D,)
-    gate: Affine  # (F, D)
-    up: Affine  # (F, D)
-    down: Affine  # (D, F)
+    attn_norm: Array  # (D,)
+    q: Linear  # (H * dh, D)
+    k: Linear  # (Hkv * dh, D)
+    v: Linear  # (Hkv * dh, D)
+    out: Linear  # (D, H * dh)
+    ffn_norm: Array  # (D,)
+    gate: Linear  # (F, D)
+    up: Linear  # (F, D)
+    down: Linear  # (D, F)
 
 
 @dataclass(frozen=True, slots=True)
-class TextWeights:
-    embd: Weight  # (V, D)
-    blocks: tuple[BlockWeights, ...]
-    norm: Weight  # (D,)
-    output: Affine  # (V, D); the embedding itself where the file has no output.weight
+class LlamaWeights:
+    embd: Matrix  # (V, D)
+    blocks: tuple[LlamaBlock, ...]
+    norm: Array  # (D,)
+    output: Linear  # (V, D); the embedding itself where the file has no output.weight
     frequencies: np.ndarray  # (dh / 2,) float64: rotary angle per position
 
 
@@ -55,77 +93,74 @@ def plan(c: TextConfig, quirks: Quirks) -> TextConfig:
     return c
 
 
-def load(w: Weights, c: TextConfig) -> TextWeights:
-    """Takes the decoder's tensors. GGUFError names what is missing or has the wrong shape."""
-    D, V = c.width, c.n_vocab
-    embd = w.take("token_embd.weight", (V, D))
-    return TextWeights(
+def load(file: GGUFFile, ops: Ops, c: TextConfig) -> LlamaWeights:
+    """Take the tensors. Raises GGUFError for what is missing, has the wrong shape, or has no use."""
+    D, V, w = c.width, c.n_vocab, Weights(file, ops)
+    embd = w.matrix("token_embd.weight", (V, D))
+    weights = LlamaWeights(
         embd=embd,
         blocks=tuple(_load_block(w, f"blk.{i}", c) for i in range(c.n_layer)),
-        norm=w.take("output_norm.weight", (D,)),
-        output=w.maybe_affine("output", (V, D)) or Affine(embd, None),
+        norm=w.vector("output_norm.weight", (D,)),
+        output=w.linear("output", (V, D)) if w.has("output.weight") else Linear(embd),
         frequencies=rope.frequencies(c.rope, w.divisors("rope_freqs.weight", c.rope.n_rot // 2)),
     )
+    w.finish()
+    return weights
 
 
-def _load_block(w: Weights, name: str, c: TextConfig) -> BlockWeights:
+def _load_block(w: Weights, name: str, c: TextConfig) -> LlamaBlock:
     D, F, Q, KV = c.width, c.mlp_width, c.n_head * c.head_size, c.n_head_kv * c.head_size
-    return BlockWeights(
-        attn_norm=w.take(f"{name}.attn_norm.weight", (D,)),
-        q=w.affine(f"{name}.attn_q", (Q, D)),
-        k=w.affine(f"{name}.attn_k", (KV, D)),
-        v=w.affine(f"{name}.attn_v", (KV, D)),
-        out=w.affine(f"{name}.attn_output", (D, Q)),
-        ffn_norm=w.take(f"{name}.ffn_norm.weight", (D,)),
-        gate=w.affine(f"{name}.ffn_gate", (F, D)),
-        up=w.affine(f"{name}.ffn_up", (F, D)),
-        down=w.affine(f"{name}.ffn_down", (D, F)),
+    return LlamaBlock(
+        attn_norm=w.vector(f"{name}.attn_norm.weight", (D,)),
+        q=w.linear(f"{name}.attn_q", (Q, D)),
+        k=w.linear(f"{name}.attn_k", (KV, D)),
+        v=w.linear(f"{name}.attn_v", (KV, D)),
+        out=w.linear(f"{name}.attn_output", (D, Q)),
+        ffn_norm=w.vector(f"{name}.ffn_norm.weight", (D,)),
+        gate=w.linear(f"{name}.ffn_gate", (F, D)),
+        up=w.linear(f"{name}.ffn_up", (F, D)),
+        down=w.linear(f"{name}.ffn_down", (D, F)),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Positions:
-    """What a stretch of positions needs besides its rows, the same in every layer."""
+class Where:
+    """Where a stretch of rows stands: the same in every layer."""
 
     cos: Array  # (T, dh / 2)
     sin: Array  # (T, dh / 2)
-    mask: Array | None  # (T, S): 0 where a position may look, -inf where not; None: everywhere
+    plan: Plan  # which keys each query sees
 
 
-def positions(c: TextConfig, frequencies: np.ndarray, first: int, count: int, ops: Ops) -> Positions:
-    """Positions first..first+count-1: each sees itself and those before it, at most `window` in all."""
-    cos, sin = rope.cos_sin(c.rope, frequencies, first, count)
-    query, key = np.arange(first, first + count)[:, None], np.arange(first + count)[None, :]
-    hidden = key > query
-    if c.window is not None:
-        hidden |= query - key >= c.window
-    mask = ops.array(np.where(hidden, -np.inf, 0)) if hidden.any() else None
-    return Positions(ops.array(cos), ops.array(sin), mask)
+def where(c: rope.RopeConfig, frequencies: np.ndarray, sees: Sees, ops: Ops) -> Where:
+    cos, sin = rope.cos_sin(c, frequencies, sees.query)
+    return Where(ops.array(cos), ops.array(sin), ops.plan(sees))
 
 
 def attention(
-    x: Array, w: BlockWeights, c: TextConfig, at: Positions, cache: KVCache, layer: int, ops: Ops, tap: Tap = no_tap
+    x: Array, w: LlamaBlock, c: TextConfig, at: Where, cache: Cache, layer: int, ops: Ops, tap: Tap = no_tap
 ) -> Array:
     T = x.shape[0]
-    q = tap("Qcur", ops.linear(x, w.q.weight, w.q.bias)).reshape((T, c.n_head, c.head_size))
-    k = tap("Kcur", ops.linear(x, w.k.weight, w.k.bias)).reshape((T, c.n_head_kv, c.head_size))
-    v = tap("Vcur", ops.linear(x, w.v.weight, w.v.bias)).reshape((T, c.n_head_kv, c.head_size))
-    q = tap("Qcur_rope", ops.rope(q, at.cos, at.sin))
-    k = tap("Kcur_rope", ops.rope(k, at.cos, at.sin))
-    keys, values = cache.append(layer, k, v)  # (S, Hkv, dh)
-    y = tap("kqv_out", attend(q, keys, values, c.attention_scale, at.mask, ops, tap))  # (T, H * dh)
-    return tap("attn_out", ops.linear(y, w.out.weight, w.out.bias))
+    q, k, v = ops.linears(x, (w.q, w.k, w.v))
+    q = tap("Qcur", q).reshape((T, c.n_head, c.head_size))
+    k = tap("Kcur", k).reshape((T, c.n_head_kv, c.head_size))
+    v = tap("Vcur", v).reshape((T, c.n_head_kv, c.head_size))
+    q = tap("Qcur_rope", ops.rope(q, at.cos, at.sin, "adjacent"))
+    k = tap("Kcur_rope", ops.rope(k, at.cos, at.sin, "adjacent"))
+    kv = cache.append(layer, k, v)  # (S, Hkv, dh)
+    y = tap("kqv_out", attend(q, kv, c.attention_scale, at.plan, ops, tap))  # (T, H * dh)
+    return tap("attn_out", ops.linear(y, w.out))
 
 
-def mlp(x: Array, w: BlockWeights, ops: Ops, tap: Tap = no_tap) -> Array:
-    gate = tap("ffn_gate", ops.linear(x, w.gate.weight, w.gate.bias))  # (T, F)
-    up = tap("ffn_up", ops.linear(x, w.up.weight, w.up.bias))
+def mlp(x: Array, w: LlamaBlock, ops: Ops, tap: Tap = no_tap) -> Array:
+    gate, up = ops.linears(x, (w.gate, w.up))
+    gate, up = tap("ffn_gate", gate), tap("ffn_up", up)  # (T, F)
     h = tap("ffn_swiglu", ops.activation(gate, "silu") * up)
-    return tap("ffn_out", ops.linear(h, w.down.weight, w.down.bias))
+    return tap("ffn_out", ops.linear(h, w.down))
 
 
 def block(
-    x: Array, w: BlockWeights, c: TextConfig, at: Positions, cache: KVCache, layer: int, ops: Ops, tap: Tap = no_tap
+    x: Array, w: LlamaBlock, c: TextConfig, at: Where, cache: Cache, layer: int, ops: Ops, tap: Tap = no_tap
 ) -> Array:
     n = tap("attn_norm", ops.rms_norm(x, w.attn_norm, c.eps))
     h = tap("ffn_inp", x + attention(n, w, c, at, cache, layer, ops, tap))
@@ -133,9 +168,8 @@ def block(
     return tap("out", h + mlp(n, w, ops, tap))
 
 
-def forward(x: Array, w: TextWeights, c: TextConfig, cache: KVCache, ops: Ops, tap: Tap = no_tap) -> Array:
-    """Rows (T, D) at the next T positions -> hidden states (T, D); their keys and values are in the cache."""
-    at = positions(c, w.frequencies, cache.length, x.shape[0], ops)
+def forward(x: Array, w: LlamaWeights, c: TextConfig, at: Where, cache: Cache, ops: Ops, tap: Tap = no_tap) -> Array:
+    """Run rows (T, D) at the next T positions -> hidden states (T, D); their keys and values are then in the cache."""
     x = tap("embd", x)
     for i, weights in enumerate(w.blocks):
         x = block(x, weights, c, at, cache, i, ops, scoped(tap, "blk", i))
@@ -143,7 +177,42 @@ def forward(x: Array, w: TextWeights, c: TextConfig, cache: KVCache, ops: Ops, t
     return x
 
 
-def logits(x: Array, w: TextWeights, c: TextConfig, ops: Ops, tap: Tap = no_tap) -> Array:
-    """Hidden states (T, D) -> (T, V)"""
+def logits(x: Array, w: LlamaWeights, c: TextConfig, ops: Ops, tap: Tap = no_tap) -> Array:
+    """Apply the final norm and the output matrix.  (T, D) -> (T, V)"""
     n = tap("result_norm", ops.rms_norm(x, w.norm, c.eps))
-    return tap("result_output", ops.linear(n, w.output.weight, w.output.bias))
+    return tap("result_output", ops.linear(n, w.output))
+
+
+@dataclass(frozen=True, slots=True)
+class Llama:
+    """The decoder with its weights: `family.TextModel`."""
+
+    ORIGINAL: ClassVar[str] = "llava"
+    WHOLE_PICTURES: ClassVar[bool] = False
+    file: GGUFFile
+    config: TextConfig
+    weights: LlamaWeights
+    ops: Ops
+
+    @classmethod
+    def load(cls, file: GGUFFile, ops: Ops, quirks: Quirks) -> "Llama":
+        config = plan(read_text(file, "llama"), quirks)
+        return cls(file, config, load(file, ops, config), ops)
+
+    @classmethod
+    def about(cls, file: GGUFFile, quirks: Quirks) -> dict[str, Any]:
+        return plan(read_text(file, "llama"), quirks).about()
+
+    def embed(self, ids: Sequence[int]) -> Array:
+        return self.weights.embd.rows(ids)
+
+    def forward(self, x: Array, sees: Sees, cache: Cache, ops: Ops, tap: Tap = no_tap) -> Array:
+        c, w = self.config, self.weights
+        at = where(c.rope, w.frequencies, replace(sees, window=c.window), ops)
+        return forward(x, w, c, at, cache, ops, tap)
+
+    def logits(self, x: Array, ops: Ops, tap: Tap = no_tap) -> Array:
+        return logits(x, self.weights, self.config, ops, tap)
+
+    def stages(self) -> tuple[Stage, ...]:
+        return tuple(TABLE.run(self.config.n_layer))

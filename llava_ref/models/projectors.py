@@ -1,36 +1,39 @@
-"""Patch features -> rows that stand among the decoder's token embeddings.   N patches, Dv tower width, D decoder width.
+"""Map a tower's features to rows that stand among the decoder's token embeddings.
 
-`mlp`: two linear maps with a GELU between them. Liu et al. 2023, https://arxiv.org/abs/2310.03744, section 3.2.
+N patches, Dv tower width, M middle, D decoder width.
 """
 
 from dataclasses import dataclass
 
-from ..ops.protocol import Activation, Array, Ops
-from ..profiles import Quirks
+from ..ops.protocol import Activation, Array, Linear, Ops
 from ..tracing.trace import Tap, no_tap, scoped
-from .weights import Affine, Weights
+from .stages import Stage
+from .weights import Weights
+
+MLP_STAGES = (
+    Stage("projector.mm_0", "N M", "matmul", "mm.0.weight", "node (ADD)", "multi_modal_projector.linear_1"),
+    Stage("projector.gelu", "N M", "table", None, "node (UNARY)", "multi_modal_projector.act"),
+    Stage("projector.out", "N D", "matmul", "mm.2.weight", "node (ADD), the last", "multi_modal_projector"),
+)
 
 
 @dataclass(frozen=True, slots=True)
-class ProjectorWeights:
-    first: Affine  # mm.0: (M, Dv)
-    second: Affine  # mm.2: (D, M)
-    activation: Activation
+class MlpWeights:
+    first: Linear  # mm.0: (M, Dv)
+    second: Linear  # mm.2: (D, M)
 
 
-def load(w: Weights, width: int, quirks: Quirks) -> ProjectorWeights:
-    """Takes the projector's tensors. GGUFError names what is missing or has the wrong shape."""
+def load_mlp(w: Weights, width: int) -> MlpWeights:
+    """Take the projector's tensors. Raises GGUFError for what is missing or has the wrong shape."""
     middle, out = (w.matrix_shape(name)[0] for name in ("mm.0.weight", "mm.2.weight"))
-    return ProjectorWeights(
-        first=w.affine("mm.0", (middle, width)),
-        second=w.affine("mm.2", (out, middle)),
-        activation="gelu_erf" if quirks.gelu == "erf" else "gelu_tanh",
-    )
+    return MlpWeights(first=w.linear("mm.0", (middle, width)), second=w.linear("mm.2", (out, middle)))
 
 
-def mlp(x: Array, w: ProjectorWeights, ops: Ops, tap: Tap = no_tap) -> Array:
-    """(N, Dv) -> (N, D)"""
+def mlp(x: Array, w: MlpWeights, gelu: Activation, ops: Ops, tap: Tap = no_tap) -> Array:
+    """Apply two linear maps with a GELU between them.  (N, Dv) -> (N, D)
+
+    Liu et al. 2023, https://arxiv.org/abs/2310.03744, section 3.2."""
     tap = scoped(tap, "projector")
-    h = tap("mm_0", ops.linear(x, w.first.weight, w.first.bias))  # (N, M)
-    h = tap("gelu", ops.activation(h, w.activation))
-    return tap("out", ops.linear(h, w.second.weight, w.second.bias))
+    h = tap("mm_0", ops.linear(x, w.first))  # (N, M)
+    h = tap("gelu", ops.activation(h, gelu))
+    return tap("out", ops.linear(h, w.second))

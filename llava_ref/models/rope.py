@@ -1,4 +1,4 @@
-"""Rotary position angles, in float64 and rounded once.   T positions, r = n_rot / 2 pairs of channels.
+"""Compute rotary position angles, in float64 and rounded once.   T positions, r = n_rot / 2 pairs of channels.
 
 Plain: Su et al. 2021, https://arxiv.org/abs/2104.09864. Linear: positions divided by `rope.scaling.factor`. YaRN: Peng
 et al. 2023, https://arxiv.org/abs/2309.00071, with ggml's rounding of the ramp (ggml_rope_yarn_corr_dims, llama.cpp
@@ -8,7 +8,7 @@ converter.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,6 +26,10 @@ class RopeConfig:
     yarn_attn_factor: float | None  # takes the place of YaRN's own 1 + 0.1 ln factor
     beta_fast: float  # YaRN's ramp begins at the pair that makes so many turns over the original context,
     beta_slow: float  # and ends at the one that makes so many
+
+    def about(self) -> dict[str, Any]:
+        """Return the settings as JSON."""
+        return {"base": self.base, "scaling": self.scaling, "factor": self.factor, "length": length(self)}
 
 
 def frequencies(c: RopeConfig, divisors: np.ndarray | None) -> np.ndarray:
@@ -60,8 +64,7 @@ def length(c: RopeConfig) -> float:
     return c.attn_factor * (own if c.yarn_attn_factor is None else c.yarn_attn_factor)
 
 
-def cos_sin(c: RopeConfig, per_position: np.ndarray, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return cosines and sines for positions first..first+count-1 and `frequencies`, each (T, r) float32, times
-    `length`."""
-    angle, scale = np.arange(first, first + count)[:, None] * per_position, length(c)
+def cos_sin(c: RopeConfig, per_position: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return cosines and sines of `positions` (T,) times `frequencies` (r,), each (T, r) float32, times `length`."""
+    angle, scale = positions[:, None] * per_position, length(c)
     return (np.cos(angle) * scale).astype(np.float32), (np.sin(angle) * scale).astype(np.float32)

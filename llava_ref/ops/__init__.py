@@ -1,9 +1,8 @@
-"""Backends: the operations of `ops.protocol.Ops`, once in numpy and once in torch, neither of which imports the other;
-and over either of them, the arithmetic of ggml."""
+"""Choose a backend: the operations of `protocol.Ops`, in numpy or in torch, neither of which imports the other; and
+over either of them, the arithmetic of ggml."""
 
 from ..errors import ParameterError
-from ..profiles import Quirks
-from .protocol import Ops
+from .protocol import CacheType, Ops
 from .threads import sleeping_openmp
 
 PRECISIONS = ("exact", "ggml")
@@ -15,22 +14,24 @@ def get_ops(
     threads: int | None,
     budget: int,
     precision: str = "exact",
-    quirks: Quirks = Quirks(),  # noqa: B008 - frozen
+    *,
+    kv_cache: CacheType = "f32",
+    flash_attention: bool = False,
 ) -> Ops:
-    """The backend by name: "torch" on "cpu" or "cuda", "numpy" on "cpu".
+    """Return the backend: "torch" on "cpu" or "cuda", "numpy" on "cpu".
 
-    `threads`: that many for every pass; None: as many as its size is worth (`ops.threads.worth`), at most what is
-    allowed. `budget`: bytes of float32 weights that may be kept once they are dequantised. `precision`: "exact" is
-    float32 throughout; "ggml" rounds as ggml's CPU backend does, its attention as `quirks.kv_cache` and
-    `.flash_attention` say. ParameterError for what is absent."""
+    `threads`: that many for every pass; None: as many as its size is worth (`threads.worth`), at most what is allowed.
+    `budget`: bytes of float32 weights that may be kept once they are dequantised. `precision`: "exact" is float32
+    throughout; "ggml" rounds as ggml's CPU backend does, where `kv_cache` and `flash_attention` say how its attention
+    goes. Raises ParameterError for what is absent."""
     if precision not in PRECISIONS:
         raise ParameterError("precision", repr(precision), "unknown, expected 'exact' or 'ggml'")
     ops = _backend(backend, device, threads, budget)
     if precision == "exact":
         return ops
-    from .ggml.ops import GgmlOps
+    from .ggml import ops as ggml
 
-    return GgmlOps(ops, quirks)
+    return ggml.over(ops, kv_cache, flash_attention)
 
 
 def _backend(backend: str, device: str, threads: int | None, budget: int) -> Ops:

@@ -1,4 +1,5 @@
-"""The operations in numpy alone, float32; the definitions are those of kernels/reference.py, letters as there."""
+"""Compute the operations in numpy alone, float32. The definitions are in kernels/reference.py, with the same
+letters."""
 
 import math
 from collections.abc import Sequence
@@ -9,23 +10,24 @@ from functools import cache
 import numpy as np
 
 from ..gguf.file import TensorView
+from .kv import GrowingCache
 from .numpy_quants import dequantize, dequantize_rows
-from .protocol import Activation
+from .protocol import KV, Activation, Linear, Norm, Pairs
+from .sees import Sees
 from .threads import blas, one_blas_thread, processors, worth
-from .weight_budget import Budget, CachedWeight
+from .weight_budget import Dequantised, WeightBudget
 
 F32 = np.ndarray
-NumpyWeight = CachedWeight[F32]
 
 
 class NumpyOps:
-    """`ops.protocol.Ops` on the CPU with numpy. Nothing here imports torch."""
+    """Implement `protocol.Ops` on the CPU with numpy. Nothing here imports torch."""
 
     name = "numpy"
     device = "cpu"
 
     def __init__(self, threads: int | None, budget: int) -> None:
-        self._budget = Budget(budget)
+        self._budget = WeightBudget(budget)
         self._threads, self._most = threads, min(processors(), blas()[1])
         self._pool = ThreadPoolExecutor(threads or self._most, "product")  # has no thread before it has work
 
@@ -34,7 +36,7 @@ class NumpyOps:
         return one_blas_thread()
 
     def product(self, x: F32, w: F32) -> F32:
-        """x w^T, (T, K) (N, K) -> (T, N), a share of the columns to each thread."""
+        """Return x w^T, (T, K) (N, K) -> (T, N), with a share of the columns for each thread."""
         parts = self._threads or worth(len(x), w.size, self._most)
         if parts == 1:
             return np.asarray(x @ w.T)
@@ -48,8 +50,11 @@ class NumpyOps:
         list(self._pool.map(share, ends[:-1], ends[1:]))
         return y
 
-    def weight(self, view: TensorView) -> NumpyWeight:
-        return CachedWeight(view, dequantize, self._budget)
+    def matrix(self, view: TensorView) -> Dequantised[F32]:
+        return Dequantised(view, dequantize, dequantize_rows, self.product, self._budget)
+
+    def vector(self, view: TensorView) -> F32:
+        return dequantize(view)
 
     def array(self, x: np.ndarray) -> F32:
         return np.array(x, np.float32)
@@ -57,30 +62,24 @@ class NumpyOps:
     def numpy(self, x: F32) -> np.ndarray:
         return x
 
-    def zeros(self, shape: tuple[int, ...]) -> F32:
-        return np.zeros(shape, np.float32)
+    def linear(self, x: F32, w: Linear) -> F32:
+        y: F32 = w.weight.product(x)
+        return y if w.bias is None else y + w.bias
 
-    def linear(self, x: F32, w: NumpyWeight, b: NumpyWeight | None = None) -> F32:
-        y = self.product(x, w.array())
-        return y if b is None else y + b.array()
+    def linears(self, x: F32, ws: Sequence[Linear]) -> tuple[F32, ...]:
+        return tuple(self.linear(x, w) for w in ws)
 
-    def embed(self, w: NumpyWeight, ids: Sequence[int]) -> F32:
-        return dequantize_rows(w.view, ids)
+    def patches(self, x: F32, w: Linear) -> F32:
+        (C, Y, X), P = x.shape, w.weight.shape[-1]
+        return self.linear(x.reshape(C, Y // P, P, X // P, P).transpose(1, 3, 0, 2, 4).reshape(-1, C * P * P), w)
 
-    def patches(self, x: F32, w: NumpyWeight, b: NumpyWeight | None = None) -> F32:
-        C, Y, X = x.shape
-        D, _, P, _ = w.shape
-        rows = x.reshape(C, Y // P, P, X // P, P).transpose(1, 3, 0, 2, 4).reshape(-1, C * P * P)
-        y = self.product(rows, w.array().reshape(D, -1))
-        return y if b is None else y + b.array()
-
-    def layer_norm(self, x: F32, w: NumpyWeight, b: NumpyWeight | None, eps: float) -> F32:
+    def layer_norm(self, x: F32, w: Norm, eps: float) -> F32:
         h = x - x.mean(-1, keepdims=True)
-        y = h / np.sqrt(np.square(h).mean(-1, keepdims=True) + np.float32(eps)) * w.array()
-        return y if b is None else y + b.array()
+        y = h / np.sqrt(np.square(h).mean(-1, keepdims=True) + np.float32(eps)) * w.weight
+        return np.asarray(y if w.bias is None else y + w.bias)
 
-    def rms_norm(self, x: F32, w: NumpyWeight, eps: float) -> F32:
-        return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + np.float32(eps)) * w.array()
+    def rms_norm(self, x: F32, gain: F32, eps: float) -> F32:
+        return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + np.float32(eps)) * gain
 
     def activation(self, x: F32, kind: Activation) -> F32:
         if kind == "gelu_erf":
@@ -91,39 +90,44 @@ class NumpyOps:
             return x * _sigmoid(1.702 * x)
         return x * _sigmoid(x)
 
-    def rope(self, x: F32, cos: F32, sin: F32) -> F32:
-        even, odd = x[..., 0::2], x[..., 1::2]
+    def rope(self, x: F32, cos: F32, sin: F32, pairs: Pairs) -> F32:
         c, s = cos[:, None, :], sin[:, None, :]
+        if pairs == "halves":
+            first, second = np.split(x, 2, -1)
+            return np.concatenate((first * c - second * s, first * s + second * c), -1)
+        even, odd = x[..., 0::2], x[..., 1::2]
         return np.stack((even * c - odd * s, even * s + odd * c), -1).reshape(x.shape)
 
-    def attention(self, q: F32, k: F32, v: F32, scale: float, mask: F32 | None) -> F32:
-        return self.attention_values(self.attention_weights(q, k, scale, mask), v)
+    def cache(self, n_layer: int, n_head_kv: int, head_size: int, limit: int) -> GrowingCache:
+        return GrowingCache(n_layer, n_head_kv, head_size, limit, lambda shape: np.zeros(shape, np.float32))
 
-    def attention_weights(self, q: F32, k: F32, scale: float, mask: F32 | None) -> F32:
+    def plan(self, sees: Sees) -> F32 | None:
+        mask = sees.mask()
+        return None if mask is None else mask.astype(np.float32)
+
+    def attention(self, q: F32, kv: KV, scale: float, plan: F32 | None) -> F32:
+        return self.attention_values(self.attention_weights(q, kv, scale, plan), kv)
+
+    def attention_weights(self, q: F32, kv: KV, scale: float, plan: F32 | None) -> F32:
+        k: F32 = kv.keys
         (T, H, dh), Hkv = q.shape, k.shape[1]
         queries = q.reshape(T, Hkv, H // Hkv, dh).transpose(1, 2, 0, 3)  # (Hkv, H/Hkv, T, dh)
         scores = queries @ k.transpose(1, 2, 0)[:, None] * np.float32(scale)  # (Hkv, H/Hkv, T, S)
-        if mask is not None:
-            scores += mask
+        if plan is not None:
+            scores += plan
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         return (scores / scores.sum(-1, keepdims=True)).reshape(H, T, -1)
 
-    def attention_values(self, weights: F32, v: F32) -> F32:
-        (H, T, S), (_, Hkv, dh) = weights.shape, v.shape
-        y = weights.reshape(Hkv, H // Hkv, T, S) @ v.transpose(1, 0, 2)[:, None]  # (Hkv, H/Hkv, T, dh)
-        return y.transpose(2, 0, 1, 3).reshape(T, H * dh)
+    def attention_values(self, weights: F32, kv: KV) -> F32:
+        (H, T, S), (_, Hkv, dh) = weights.shape, kv.values.shape
+        y = weights.reshape(Hkv, H // Hkv, T, S) @ kv.values.transpose(1, 0, 2)[:, None]  # (Hkv, H/Hkv, T, dh)
+        return np.asarray(y.transpose(2, 0, 1, 3).reshape(T, H * dh))
 
-    def add(self, x: F32, w: NumpyWeight) -> F32:
-        return x + w.array()
-
-    def concat(self, parts: Sequence[F32 | NumpyWeight]) -> F32:
-        return np.concatenate([p.array()[None] if isinstance(p, CachedWeight) else p for p in parts])
+    def concat(self, rows: Sequence[F32]) -> F32:
+        return np.concatenate(rows)
 
     def all_finite(self, x: F32) -> bool:
         return bool(np.isfinite(x).all())
-
-    def uncached(self) -> "NumpyOps":
-        return self
 
 
 def _sigmoid(x: F32) -> F32:
@@ -132,7 +136,8 @@ def _sigmoid(x: F32) -> F32:
 
 
 def erf(x: np.ndarray) -> np.ndarray:
-    """The error function to 1e-13, float64: numpy has none. Fourth-order Taylor steps from a table of `math.erf`."""
+    """Return the error function to 1e-13, float64: numpy has none. Fourth-order Taylor steps from a table of
+    `math.erf`."""
     table, step = _erf_table(), 1 / 128
     x = np.clip(np.asarray(x, np.float64), -6, 6)  # 1 - erf(6) is 2e-17
     nearest = np.rint(np.nan_to_num(x) / step)

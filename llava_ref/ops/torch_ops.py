@@ -1,4 +1,4 @@
-"""The operations in torch, float32, on any device; each is its definition in kernels/reference.py."""
+"""Compute the operations in torch, float32, on any device; each is its definition in kernels/reference.py."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,18 +10,25 @@ from torch import Tensor
 from ..errors import ParameterError
 from ..gguf.file import TensorView
 from ..kernels import reference
-from .protocol import Activation
+from .kv import GrowingCache
+from .protocol import KV, Activation, Linear, Norm
+from .sees import Sees
 from .threads import processors, worth
 from .torch_quants import dequantize, dequantize_rows
-from .weight_budget import Budget, CachedWeight
+from .weight_budget import Dequantised, WeightBudget
 
-TorchWeight = CachedWeight[Tensor]
+ACTIVATIONS = {
+    "gelu_erf": reference.gelu_erf,
+    "gelu_tanh": reference.gelu_tanh,
+    "gelu_quick": reference.gelu_quick,
+    "silu": reference.silu,
+}
 MOST = min(processors(), torch.get_num_threads())
 """Threads that were allowed when the first model was loaded: OMP_NUM_THREADS and torch.set_num_threads count."""
 
 
 class TorchOps:
-    """`ops.protocol.Ops` with torch. Weights are dequantised on the device they are used on."""
+    """Implement `protocol.Ops` with torch. Weights are dequantised on the device they are used on."""
 
     name = "torch"
 
@@ -31,7 +38,7 @@ class TorchOps:
         if device == "cuda" and not torch.cuda.is_available():
             raise ParameterError("device", "'cuda'", "torch finds no CUDA device here")
         self.device = device
-        self._budget = Budget(budget)
+        self._budget = WeightBudget(budget)
         self._threads = threads
 
     @contextmanager
@@ -43,8 +50,17 @@ class TorchOps:
         finally:
             torch.set_num_threads(before)
 
-    def weight(self, view: TensorView) -> TorchWeight:
-        return CachedWeight(view, lambda v: dequantize(v, self.device), self._budget)
+    def matrix(self, view: TensorView) -> Dequantised[Tensor]:
+        return Dequantised(
+            view,
+            lambda v: dequantize(v, self.device),
+            lambda v, ids: dequantize_rows(v, ids, self.device),
+            reference.linear,
+            self._budget,
+        )
+
+    def vector(self, view: TensorView) -> Tensor:
+        return dequantize(view, self.device)
 
     def array(self, x: np.ndarray) -> Tensor:
         return torch.tensor(x, dtype=torch.float32, device=self.device)
@@ -52,57 +68,43 @@ class TorchOps:
     def numpy(self, x: Tensor) -> np.ndarray:
         return x.cpu().numpy()
 
-    def zeros(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.zeros(shape, dtype=torch.float32, device=self.device)
+    def linear(self, x: Tensor, w: Linear) -> Tensor:
+        y: Tensor = w.weight.product(x)
+        return y if w.bias is None else y + w.bias
 
-    def linear(self, x: Tensor, w: TorchWeight, b: TorchWeight | None = None) -> Tensor:
-        return reference.linear(x, w.array(), _array(b))
+    def linears(self, x: Tensor, ws: Sequence[Linear]) -> tuple[Tensor, ...]:
+        return tuple(self.linear(x, w) for w in ws)
 
-    def embed(self, w: TorchWeight, ids: Sequence[int]) -> Tensor:
-        return dequantize_rows(w.view, ids, self.device)
+    def patches(self, x: Tensor, w: Linear) -> Tensor:
+        return self.linear(reference.squares(x, w.weight.shape[-1]), w)
 
-    def patches(self, x: Tensor, w: TorchWeight, b: TorchWeight | None = None) -> Tensor:
-        return reference.patches(x, w.array(), _array(b))
+    def layer_norm(self, x: Tensor, w: Norm, eps: float) -> Tensor:
+        return reference.layer_norm(x, w.weight, w.bias, eps)
 
-    def layer_norm(self, x: Tensor, w: TorchWeight, b: TorchWeight | None, eps: float) -> Tensor:
-        return reference.layer_norm(x, w.array(), _array(b), eps)
-
-    def rms_norm(self, x: Tensor, w: TorchWeight, eps: float) -> Tensor:
-        return reference.rms_norm(x, w.array(), eps)
+    rms_norm = staticmethod(reference.rms_norm)
+    rope = staticmethod(reference.rope)
 
     def activation(self, x: Tensor, kind: Activation) -> Tensor:
-        if kind == "gelu_erf":
-            return reference.gelu_erf(x)
-        if kind == "gelu_tanh":
-            return reference.gelu_tanh(x)
-        if kind == "gelu_quick":
-            return reference.gelu_quick(x)
-        return reference.silu(x)
+        return ACTIVATIONS[kind](x)
 
-    def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return reference.rope(x, cos, sin)
+    def cache(self, n_layer: int, n_head_kv: int, head_size: int, limit: int) -> GrowingCache:
+        return GrowingCache(n_layer, n_head_kv, head_size, limit, lambda shape: torch.zeros(shape, device=self.device))
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Tensor:
-        return reference.attention(q, k, v, scale, mask)
+    def plan(self, sees: Sees) -> Tensor | None:
+        mask = sees.mask()
+        return None if mask is None else self.array(mask)
 
-    def attention_weights(self, q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> Tensor:
-        return reference.attention_weights(q, k, scale, mask)
+    def attention(self, q: Tensor, kv: KV, scale: float, plan: Tensor | None) -> Tensor:
+        return reference.attention(q, kv.keys, kv.values, scale, plan)
 
-    def attention_values(self, weights: Tensor, v: Tensor) -> Tensor:
-        return reference.attention_values(weights, v)
+    def attention_weights(self, q: Tensor, kv: KV, scale: float, plan: Tensor | None) -> Tensor:
+        return reference.attention_weights(q, kv.keys, scale, plan)
 
-    def add(self, x: Tensor, w: TorchWeight) -> Tensor:
-        return x + w.array()
+    def attention_values(self, weights: Tensor, kv: KV) -> Tensor:
+        return reference.attention_values(weights, kv.values)
 
-    def concat(self, parts: Sequence[Tensor | TorchWeight]) -> Tensor:
-        return torch.cat([p.array()[None] if isinstance(p, CachedWeight) else p for p in parts])
+    def concat(self, rows: Sequence[Tensor]) -> Tensor:
+        return torch.cat(tuple(rows))
 
     def all_finite(self, x: Tensor) -> bool:
         return bool(torch.isfinite(x).all())
-
-    def uncached(self) -> "TorchOps":
-        return self
-
-
-def _array(w: TorchWeight | None) -> Tensor | None:
-    return None if w is None else w.array()

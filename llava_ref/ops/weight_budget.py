@@ -1,50 +1,79 @@
-"""Weights in float32: kept after the first use while a budget lasts, dequantised again at every use after that."""
+"""Keep matrices in float32 after their first use while a budget lasts; dequantise them again at every use after
+that."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Generic, TypeVar
 
-from ..gguf.file import TensorView
+from ..gguf.file import GGUFFile, TensorView
 
 A = TypeVar("A")
+UNKNOWN = 1 << 32  # bytes of memory supposed to be free where the system does not say
 
 
 @dataclass(slots=True)
-class Budget:
-    """Bytes of float32 weights that may still be kept."""
+class WeightBudget:
+    """Count the bytes of float32 weights that may still be kept."""
 
     left: int
 
     def take(self, n_bytes: int) -> bool:
-        """Whether `n_bytes` more fit; if so they are taken."""
+        """Take `n_bytes` if so many are left, and say whether they were."""
         if n_bytes > self.left:
             return False
         self.left -= n_bytes
         return True
 
 
-class CachedWeight(Generic[A]):
-    """A parameter of a model file. `array()` is float32 of `shape`; `dequantize` is the backend's own."""
+class Dequantised(Generic[A]):
+    """A matrix that is multiplied in float32: `protocol.Matrix` for every type, on the backend that made it."""
 
-    def __init__(self, view: TensorView, dequantize: Callable[[TensorView], A], budget: Budget) -> None:
-        self.view, self.shape = view, view.shape
-        self._dequantize, self._budget = dequantize, budget
+    def __init__(
+        self,
+        view: TensorView,
+        dequantize: Callable[[TensorView], A],
+        rows: Callable[[TensorView, Sequence[int]], A],
+        multiply: Callable[[A, A], A],
+        budget: WeightBudget,
+    ) -> None:
+        self.name, self.shape, self.type = view.name, view.shape, view.type
+        self._view = TensorView(view.name, view.type, (view.shape[0], prod(view.shape[1:])), view.data)
+        self._dequantize, self._rows, self._multiply, self._budget = dequantize, rows, multiply, budget
         self._kept: A | None = None
 
+    def product(self, x: A) -> A:
+        return self._multiply(x, self.array())
+
+    def rows(self, ids: Sequence[int]) -> A:
+        return self._rows(self._view, ids)
+
     def array(self) -> A:
+        """Return the weights, (N, K) float32."""
         if self._kept is not None:
             return self._kept
-        array = self._dequantize(self.view)
-        if len(self.shape) == 1 or self._budget.take(float32_bytes(self.view)):
+        array = self._dequantize(self._view)
+        if self._budget.take(float32_bytes(self._view)):
             self._kept = array
         return array
 
 
 def float32_bytes(view: TensorView) -> int:
-    """Memory that keeping this tensor in float32 takes: none for F32, which is read in place."""
-    if view.type == "F32":
-        return 0
-    n = 4
-    for axis in view.shape:
-        n *= axis
-    return n
+    """Return the memory that keeping this tensor in float32 takes: none for F32, which is read in place."""
+    return 0 if view.type == "F32" else 4 * prod(view.shape)
+
+
+def default_budget(files: Sequence[GGUFFile]) -> int:
+    """Return the bytes of weights to keep in float32: all if they take at most half of the free memory, else none."""
+    total = sum(float32_bytes(view) for file in files for view in file.tensors.values())
+    return total if total <= _free_memory() // 2 else 0
+
+
+def _free_memory() -> int:
+    """Return the bytes that are free, or a guess where the system does not say."""
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not Linux: half of what the machine has; Windows has no sysconf
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if hasattr(os, "sysconf") else UNKNOWN

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..generation.engine import Engine
+from ..generation.session import Session
+from ..models.family import TextModel, Tower, encode
 from ..tracing.distance import kl, rel_rms
 from ..tracing.trace import Probe, Probes
 from .cases import Case
@@ -44,16 +45,16 @@ class Spread:
     """Share of the positions where the likeliest token is the same."""
 
 
-def run(text: Engine | None, tower: Engine | None, case: Case, *probe: Probe) -> Outcome:
-    """A case through the engines that hold the two halves, shown to each probe. NumericsError."""
+def run(text: TextModel | None, tower: Tower | None, case: Case, *probe: Probe) -> Outcome:
+    """Run a case through both halves and show it to each probe. Raises NumericsError."""
     probes = Probes(*probe)
-    rows = tuple(tower.encode(x, probes.tap(x)) for x in case.pixels) if tower is not None else ()
+    rows = tuple(encode(tower, x, probes.tap(x)) for x in case.pixels) if tower is not None else ()
     return Outcome(rows, None if text is None else logits(text, case, rows, probes))
 
 
-def logits(text: Engine, case: Case, rows: Sequence[np.ndarray], probes: Probes | None = None) -> np.ndarray:
+def logits(text: TextModel, case: Case, rows: Sequence[np.ndarray], probes: Probes | None = None) -> np.ndarray:
     """(P, V) after each position that a token follows."""
-    every = text.session(len(case.next_ids), probes).feed(case.parts(rows), all_logits=True)
+    every = Session(text, len(case.next_ids), probes).feed(case.parts(rows), all_logits=True)
     return every[case.scored]
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..chat.chunks import ImageChunk, TextChunk
-from ..generation.answer import Request
-from ..generation.engine import Part
+from ..generation.request import Request
 from ..generation.sampler import Sampling
+from ..generation.units import Part
+from ..images import ImageSource
 from ..images.decoding import DecodedImage
-from ..model import ImageSource, Llava
+from ..model import Llava
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Case:
     question: str
     answer: str
     seen: tuple[np.ndarray, ...]  # (S, S, 3) uint8 each: the pictures as squares
-    pixels: tuple[np.ndarray, ...]  # (3, S, S) float32 each: the same, normalised
+    pixels: tuple[np.ndarray, ...]  # (1, 3, S, S) float32 each: the same, normalised
     chunks: tuple[TextChunk | ImageChunk, ...]
     n_prompt: int
     """Positions of the prompt, pictures included."""
@@ -69,4 +70,4 @@ Arrays = tuple[np.ndarray, ...]
 def _pictures(reference: Llava, images: Sequence[DecodedImage]) -> tuple[Arrays, Arrays]:
     """`seen` and `pixels` of a case."""
     prepared = [reference.preprocess(image) for image in images]
-    return tuple(p.seen for p in prepared), tuple(p.pixels[0] for p in prepared)
+    return tuple(p.seen for p in prepared), tuple(p.pixels for p in prepared)

@@ -3,9 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..generation.engine import Engine
+from ..gguf.file import GGUFFile
+from ..loading import operations
 from ..model import Llava
-from ..ops import get_ops
+from ..models import text_family, tower_family
+from ..models.family import TextModel, Tower
+from ..ops.protocol import Ops
+from ..ops.weight_budget import default_budget
 from .behaviour import Difference, Outcome, Spread, difference, run, spread
 from .cases import Case
 from .inside import TEXT_LAYERS, TOWER_LAYERS, Kept, Layers, Products, Sums
@@ -17,38 +21,40 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What is compared, and how engines for it are made. `reference` runs in precision `exact`."""
+    """What is compared, and how its halves are loaded. `reference` runs in precision `exact`."""
 
     reference: Llava
     quantised: Pair
     precision: str  # of the quantised pair
     threads: int | None  # as in `load`
-    weight_cache: int | None  # bytes for each engine, as in `load`
+    weight_cache: int | None  # bytes for each half, as in `load`
 
     @property
     def reference_pair(self) -> Pair:
-        return Pair(self.reference.engine.text_file, self.reference.engine.mmproj_file)
+        r = self.reference
+        return Pair(r.text.file if r.has_text else None, r.tower.file if r.has_tower else None)
 
-    def text(self, pair: Pair, precision: str) -> Engine | None:
-        """An engine for the pair's text model alone."""
-        return None if pair.text is None else self._engine(Pair(pair.text, None), precision)
+    def text(self, pair: Pair, precision: str) -> TextModel | None:
+        """Load the pair's text model, if it has one."""
+        file = pair.text
+        if file is None:
+            return None
+        return text_family(file).load(file, self._ops([file], precision), self.reference.quirks)
 
-    def tower(self, pair: Pair, precision: str) -> Engine | None:
-        """An engine for the pair's vision tower alone."""
-        return None if pair.mmproj is None else self._engine(Pair(None, pair.mmproj), precision)
+    def tower(self, pair: Pair, precision: str) -> Tower | None:
+        """Load the pair's vision tower, if it has one."""
+        file = pair.mmproj
+        if file is None:
+            return None
+        return tower_family(file).load(file, self._ops([file], precision), self.reference.quirks)
 
-    def _engine(self, pair: Pair, precision: str) -> Engine:
-        ops, quirks = self.reference.engine.ops, self.reference.engine.quirks
-        return Engine(
-            pair.text,
-            pair.mmproj,
-            backend=ops.name,
-            device=ops.device,
-            precision=precision,
-            threads=self.threads,
-            quirks=quirks,
-            weight_cache=self.weight_cache,
-        )
+    def ops(self, precision: str, budget: int) -> Ops:
+        """Return the reference's operations in another precision, with `budget` bytes of weights kept."""
+        ops = self.reference.ops
+        return operations(ops.name, ops.device, self.threads, budget, precision, self.reference.quirks)
+
+    def _ops(self, files: list[GGUFFile], precision: str) -> Ops:
+        return self.ops(precision, default_budget(files) if self.weight_cache is None else self.weight_cache)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +77,19 @@ class Behaviour:
 
 def behaviour(c: Comparison, cases: Sequence[Case], say: Say) -> Behaviour:
     """Four passes a case: the reference; the quantised pair fed by it, layer by layer; and by itself."""
-    engine, other = c.reference.engine, c.quantised
+    reference, other = c.reference, c.quantised
     text, tower = c.text(other, c.precision), c.tower(other, c.precision)
-    ops = get_ops(engine.ops.name, engine.ops.device, c.threads, 0, c.precision, engine.quirks)
     names = changed(other, c.reference_pair) if c.precision == "exact" else list(other.tensors())
     products, added, carried = Sums(), Sums(), Sums()
     globs = (*(TOWER_LAYERS if tower is not None else ()), *(TEXT_LAYERS if text is not None else ()))
+    at_work = Products(other.tensors(), names, c.ops(c.precision, 0), reference.ops, products)
+    want_text, want_tower = at_work.watched(text and reference.text), at_work.watched(tower and reference.tower)
     wanted, differences = [], []
     for done, case in enumerate(cases, 1):
-        kept = Kept(globs, engine.ops)
-        at_work = Products(engine, other.tensors(), names, ops, products)
-        want = run(engine if text else None, engine if tower else None, case, kept, at_work)
-        run(text, tower, case, Layers(kept, engine.ops, added, forced=True))
-        got = run(text, tower, case, Layers(kept, engine.ops, carried, forced=False))
+        kept = Kept(globs, reference.ops)
+        want = run(want_text, want_tower, case, kept)
+        run(text, tower, case, Layers(kept, reference.ops, added, forced=True))
+        got = run(text, tower, case, Layers(kept, reference.ops, carried, forced=False))
         wanted.append(want)
         differences.append(difference(case, got, want))
         say(f"{done} of {len(cases)} cases through both pairs")

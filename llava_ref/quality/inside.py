@@ -2,14 +2,18 @@
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
-from ..generation.engine import Engine
 from ..gguf.file import TensorView
-from ..ops.protocol import Array, Ops
+from ..models.family import TextModel, Tower
+from ..ops.probe import probed
+from ..ops.protocol import Array, Linear, Ops
 from ..tracing.trace import At, Probe
 
+Half = TypeVar("Half", TextModel | None, Tower | None)
 TOWER_LAYERS = ("vision.pos_embd", "vision.pre_ln", "vision.blk.*.layer_out", "projector.out")
 TEXT_LAYERS = ("embd", "blk.*.out", "result_output")
 """What is measured as a layer: from the output of one to the output of the next."""
@@ -32,45 +36,29 @@ class Sums:
         return {name: math.sqrt(off / size) if (size := self._size[name]) else 0.0 for name, off in self._off.items()}
 
 
-class Products(Probe):
-    """Set on the reference's pass: every product with a matrix in `names` is done again with the other pair's matrix.
-
-    The input of a product is the last array before it that is not a product (`kind` of stages.Stage)."""
+class Products:
+    """Do every product of the reference's pass with a matrix in `names` again, with the other pair's matrix."""
 
     def __init__(
-        self, reference: Engine, views: Mapping[str, TensorView], names: Collection[str], ops: Ops, sums: Sums
+        self, views: Mapping[str, TensorView], names: Collection[str], ops: Ops, host: Ops, sums: Sums
     ) -> None:
-        """`views`: all of the other pair's tensors. `ops`: computes with them, and keeps none of them."""
-        super().__init__(["*"])
-        self._stages = {stage.name: stage for stage in reference.stages()}
-        self._views, self._names, self._ops, self._sums = views, names, ops, sums
-        self._host = reference.ops
-        self._input: Array = None
+        """`views`: all of the other pair's tensors. `ops`: computes with them, and keeps none of them. `host`: the
+        reference's operations."""
+        self._views, self._names, self._ops, self._host, self._sums = views, names, ops, host, sums
 
-    def see(self, x: Array, at: At) -> Array:
-        stage = self._stages[at.name]
-        if stage.kind != "matmul" or stage.weight is None:
-            self._input = x
-            return x
-        name = self._stored(stage.weight)
-        if name in self._names:
-            self._sums.add(name, self._ops.numpy(self._product(name)), self._host.numpy(x))
-        return x
+    def watched(self, half: Half) -> Half:
+        """Return a half of the reference whose products are done again."""
+        return half and replace(half, ops=probed(half.ops, self._again))  # type: ignore[type-var]
 
-    def _stored(self, name: str) -> str:
-        """The name in the file: a tied output is the embedding, and old converters swapped two names in the tower."""
-        if name not in self._views:
-            return "token_embd.weight"
-        shape = self._views[name].shape
-        if len(shape) == 2 and shape[1] != self._input.shape[-1]:
-            return name.replace("ffn_up", "ffn_down") if "ffn_up" in name else name.replace("ffn_down", "ffn_up")
-        return name
-
-    def _product(self, name: str) -> Array:
+    def _again(self, w: Linear, x: Array, y: Array) -> None:
+        name = w.weight.name
+        if name not in self._names:
+            return
         bias = self._views.get(name.removesuffix("weight") + "bias")
-        w, b = self._ops.weight(self._views[name]), None if bias is None else self._ops.weight(bias)
-        product = self._ops.patches if len(self._views[name].shape) == 4 else self._ops.linear
-        return product(self._input, w, b)
+        view = replace(self._views[name], shape=w.weight.shape)
+        other = Linear(self._ops.matrix(view), None if bias is None else self._ops.vector(bias))
+        product = self._ops.patches if len(view.shape) == 4 else self._ops.linear
+        self._sums.add(name, self._ops.numpy(product(x, other)), self._host.numpy(y))
 
 
 class Kept(Probe):

@@ -67,12 +67,11 @@ def _alone(c: Comparison, cases: Sequence[Case], wanted: Sequence[Outcome], name
     """The reference with `names` alone quantised, in precision `exact`; the half they are not in is not run again."""
     ours = c.quantised.tensors()
     pair = c.reference_pair.with_tensors({name: ours[name] for name in names})
-    text = tower = c.reference.engine
     if c.quantised.text is not None and names[0] in c.quantised.text.tensors:
-        text = c.text(pair, "exact") or text
+        text = c.text(pair, "exact") or c.reference.text
         got = [Outcome(want.rows, logits(text, case, want.rows)) for case, want in zip(cases, wanted, strict=True)]
     else:
-        tower = c.tower(pair, "exact") or tower
+        text, tower = c.reference.text, c.tower(pair, "exact") or c.reference.tower
         got = [run(text, tower, case) for case in cases]
     return _spread(cases, got, wanted)
 

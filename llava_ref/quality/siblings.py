@@ -1,14 +1,14 @@
 """Two pairs of files that should be one model in different types."""
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from ..errors import PairError
 from ..gguf.file import GGUFFile, TensorView
-from ..models.config import TextConfig, VisionConfig, read_text, read_vision
-
-Config = TextConfig | VisionConfig
+from ..models import text_family, tower_family
+from ..profiles import Quirks
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +48,13 @@ def check(quantised: Pair, reference: Pair) -> None:
     """PairError naming the first tensor or setting that the two have not in common, or have in different shapes."""
     if quantised.text is not None and reference.text is not None:
         _check_tensors(quantised.text, reference.text)
-        _check_config(quantised.text, read_text(quantised.text), reference.text, read_text(reference.text))
+        _check_settings(quantised.text, reference.text, lambda file: text_family(file).about(file, Quirks()))
         key = "tokenizer.ggml.tokens"
         if list(quantised.text[key]) != list(reference.text[key]):
             raise PairError(quantised.text.path, key, f"differs from {reference.text.path}: another vocabulary")
     if quantised.mmproj is not None and reference.mmproj is not None:
         _check_tensors(quantised.mmproj, reference.mmproj)
-        _check_config(quantised.mmproj, read_vision(quantised.mmproj), reference.mmproj, read_vision(reference.mmproj))
+        _check_settings(quantised.mmproj, reference.mmproj, lambda file: tower_family(file).about(file, Quirks()))
 
 
 def _check_tensors(file: GGUFFile, other: GGUFFile) -> None:
@@ -69,8 +69,9 @@ def _check_tensors(file: GGUFFile, other: GGUFFile) -> None:
             raise PairError(file.path, name, f"missing tensor: {other.path} has it")
 
 
-def _check_config(file: GGUFFile, ours: Config, other: GGUFFile, theirs: Config) -> None:
-    for field in fields(ours):
-        a, b = getattr(ours, field.name), getattr(theirs, field.name)
-        if a != b and field.name != "name":
-            raise PairError(file.path, field.name, f"is {a}, but {b} in {other.path}: not the same model")
+def _check_settings(file: GGUFFile, other: GGUFFile, about: Callable[[GGUFFile], dict[str, Any]]) -> None:
+    ours, theirs = about(file), about(other)
+    for name in ours | theirs:
+        a, b = ours.get(name), theirs.get(name)
+        if a != b:
+            raise PairError(file.path, name, f"is {a}, but {b} in {other.path}: not the same model")

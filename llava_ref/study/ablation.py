@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import ParameterError
-from ..generation.answer import Request
-from ..generation.engine import Part
+from ..generation.request import Request
+from ..generation.units import Part
 from ..model import Llava
 from ..tracing.distance import log_softmax
 from ..tracing.trace import At
@@ -72,7 +72,5 @@ def window_of_patches(grid: int, cells: int, middle: tuple[int, int], window: in
 
 
 def picture_grid(model: Llava) -> int:
-    """Patches along a side. ParameterError without an mmproj file."""
-    if model.engine.vision is None:
-        raise ParameterError("mmproj", "missing", "a vision tower is needed for this")
-    return model.engine.vision.grid
+    """Return the patches along a side. Raises ParameterError without an mmproj file."""
+    return model.tower.config.grid

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..generation.answer import Request
+from ..generation.request import Request
 from ..model import Llava
 from ..ops.protocol import Array
 from ..tracing.trace import ON_REQUEST, At, Probe
@@ -28,9 +28,9 @@ def attention_to_picture(model: Llava, request: Request, answer: Sequence[int], 
 
 def picture_positions(request: Request, image: int = 0) -> range:
     """The positions of the prompt at which a picture's rows stand."""
-    n = request.tokens_per_image
-    start = [at for at, token in enumerate(request.token_ids) if token < 0][image * n]
-    return range(start, start + n)
+    before = sum(span.n_rows for span in request.spans[:image])
+    start = [at for at, token in enumerate(request.token_ids) if token < 0][before]
+    return range(start, start + request.spans[image].n_rows)
 
 
 class _Rows(Probe):
@@ -38,7 +38,7 @@ class _Rows(Probe):
 
     def __init__(self, rows: range, columns: range, model: Llava) -> None:
         super().__init__([f"blk.*.{ON_REQUEST}"])
-        self._rows, self._columns, self._ops = rows, columns, model.engine.ops
+        self._rows, self._columns, self._ops = rows, columns, model.ops
         self._kept: dict[str, list[np.ndarray]] = {}
 
     def see(self, x: Array, at: At) -> Array:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..generation.answer import Request
+from ..generation.request import Request
 from ..model import Llava
 from ..models.stages import residual
 from ..tracing.distance import log_softmax
@@ -32,8 +32,7 @@ class Lens:
 
 def logit_lens(model: Llava, request: Request, answer: Sequence[int] = (), *, top: int = 5) -> Lens:
     """Of a prompt and the tokens that were generated after it. The last layer is what the model itself says."""
-    assert model.engine.text is not None
-    layers = tuple(residual(range(model.engine.text.n_layer)))
+    layers = tuple(residual(range(model.text.config.n_layer)))
     with model.trace(*layers) as trace:
         model.forward([*model.parts(request), list(answer[:-1])])
     found = [_top(model, trace[layer], top) for layer in layers]

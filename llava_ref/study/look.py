@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from ..errors import PromptError
-from ..generation.answer import Request, too_long
-from ..images.preprocess import Preprocessed
+from ..generation.request import Request, too_long
+from ..images.fit import Preprocessed
 from ..model import Llava
 from ..tokenizer.tokenizer import Tokenizer
 from .ablation import picture_grid

@@ -7,7 +7,7 @@ Padding is not of the picture and is not shown; what was cropped away is left wi
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..images.preprocess import Preprocessed
+from ..images.fit import Preprocessed
 
 ANCHORS = ((0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164))
 """Colours from low to high, even steps apart, each lighter than the one before: points of matplotlib's `inferno`."""

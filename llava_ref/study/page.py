@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..html import data_uri, environment
-from ..images.preprocess import Preprocessed
+from ..images.fit import Preprocessed
 from .lens import Lens
 from .overlay import ANCHORS, heat, to_source
 

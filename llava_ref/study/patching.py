@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ..errors import ParameterError
-from ..generation.answer import Reply, Request
+from ..generation.request import Reply, Request
 from ..generation.sampler import Sampling
 from ..model import Llava
 from ..models.stages import residual
@@ -33,13 +33,13 @@ def transplant(model: Llava, stage: str, rows: Sequence[int], values: np.ndarray
         if at.run:
             return x
         positions = range(x.shape[0]) if at.positions is None else at.positions
-        changed = np.array(x if isinstance(x, np.ndarray) else model.engine.ops.numpy(x))
+        changed = np.array(x if isinstance(x, np.ndarray) else model.ops.numpy(x))
         for row in rows:
             if row in positions:
                 changed[row - positions.start] = values[row]
         return changed
 
-    return Edits({stage: put}, model.engine.ops)
+    return Edits({stage: put}, model.ops)
 
 
 def patched_logits(model: Llava, into: Request, source: Request, stage: str, rows: Sequence[int]) -> np.ndarray:
@@ -75,14 +75,13 @@ def sweep(
 
     `tokens`: the first token of the answer to `source`, and of that to `into`; what is measured is their difference in
     logits. `say` is told what begins. ParameterError if the two prompts do not differ in it."""
-    assert model.engine.text is not None
     _check(into, source)
     wanted, given = tokens
 
     def difference(logits: np.ndarray) -> float:
         return float(logits[-1, wanted]) - float(logits[-1, given])
 
-    stages = stages or residual(range(model.engine.text.n_layer))
+    stages = stages or residual(range(model.text.config.n_layer))
     with model.trace(*stages) as values:
         high = difference(model.request_logits(source))
     low = difference(model.request_logits(into))

@@ -43,7 +43,7 @@ class Conversation:
 
     def add_image(self, path: Path) -> None:
         """A picture for the next message. ImageError, PromptError."""
-        if self._model.engine.vision is None:
+        if not self._model.has_tower:
             raise PromptError(str(path), "image", "the model was loaded without an mmproj file and cannot see pictures")
         image = self._model.decode_image(path)
         for warning in image.warnings:

@@ -10,15 +10,17 @@ from ..chat.messages import ImagePart, Message, TextPart
 from ..chat.rendering import render_prompt
 from ..chat.templates import choose_template
 from ..errors import GGUFError, LlavaError, ParameterError, visible
-from ..generation.engine import Engine
 from ..gguf.file import GGUFFile
 from ..loading import embedded
+from ..models import text_family, tower_family
 from ..models.config import MAX_WIDTH
 from ..models.weights import without_ones
+from ..ops import get_ops
+from ..ops.protocol import Ops
 from ..profiles import PROFILES, Quirks
 from ..tokenizer.tokenizer import Tokenizer
 from . import options
-from .facts import blocks_run, image_pipeline, kind
+from .facts import image_pipeline, kind
 from .output import print_json
 
 SAMPLING = ("general.sampling.", "tokenizer.ggml.suppress_tokens")
@@ -91,10 +93,13 @@ def _attempt(what: str, question: Callable[[], tuple[bool | None, str]]) -> Find
 
 
 def _text(file: GGUFFile) -> tuple[bool | None, str]:
-    c = Engine(file, None, backend="numpy", quirks=Quirks()).text
-    assert c is not None
+    c = text_family(file).load(file, _numpy(), Quirks()).config
     shape = f"{c.n_layer} blocks, {c.n_head} heads over {c.n_head_kv}, width {c.width}"
-    return True, f"architecture llama, {shape}; every tensor has the shape that the metadata asks for"
+    return True, f"architecture {c.architecture}, {shape}; every tensor has the shape that the metadata asks for"
+
+
+def _numpy() -> Ops:
+    return get_ops("numpy", "cpu", None, 0)
 
 
 def _vocabulary(file: GGUFFile) -> tuple[bool | None, str]:
@@ -118,20 +123,19 @@ def _template(file: GGUFFile) -> tuple[bool | None, str]:
 
 
 def _tower(file: GGUFFile) -> tuple[bool | None, str]:
-    c = Engine(None, file, backend="numpy", quirks=Quirks()).vision
-    assert c is not None
+    c = tower_family(file).load(file, _numpy(), Quirks()).config
     tower = f"{c.n_stored} blocks of width {c.width}, {c.image_size} pixels in patches of {c.patch_size}"
     return True, f"{tower}; projector {c.projector}; every tensor has the shape that the metadata asks for"
 
 
 def _width(text: GGUFFile, mmproj: GGUFFile) -> tuple[bool | None, str]:
-    """A picture's rows stand among the token embeddings, so they must be as wide."""
-    name = "mm.2.weight"
+    """Compare the width of a picture's rows, which stand among the token embeddings, with theirs."""
+    name, axis = tower_family(mmproj).OUTPUT
     if name not in mmproj.tensors:
         return False, f"{name}: missing, so the width of a picture's rows is unknown"
     key = f"{text.string('general.architecture')}.embedding_length"
     shape, width = list(without_ones(mmproj.tensors[name].shape)), text.integer(key, 1, MAX_WIDTH)
-    rows = shape[0] if shape else 1
+    rows = shape[axis] if len(shape) > axis else 1
     left, right = f"the projector ends in {name} {shape}: rows of {rows}", f"the text model's {key} is {width}"
     if rows == width:
         return True, f"{left}; {right}: equal"
@@ -139,8 +143,10 @@ def _width(text: GGUFFile, mmproj: GGUFFile) -> tuple[bool | None, str]:
 
 
 def _layers(file: GGUFFile) -> tuple[bool | None, str]:
-    runs = blocks_run(file)
-    stored = image_pipeline(file, Quirks())["blocks_stored"]
+    about = image_pipeline(file, Quirks())
+    runs, stored = about.get("blocks_run_by_profile"), about["blocks_stored"]
+    if runs is None:
+        return True, f"every profile runs all {stored} blocks"
     by_profile = ", ".join(f"{name} {n}" for name, n in runs.items())
     if len(set(runs.values())) == 1:
         return True, f"clip.vision.feature_layer is stored: every profile runs {runs['llava']} of {stored} blocks"

@@ -89,8 +89,8 @@ def _reference(name: str, model: Llava) -> "Reference":
         from ..conformance.engines.llama_cpp.engine import LlamaCpp
         from ..conformance.engines.llama_cpp.oracle import EXACT
 
-        quirks = model.engine.quirks
-        rounded = model.engine.precision == "ggml"
+        quirks = model.quirks
+        rounded = model.settings["precision"] == "ggml"
         flash, half = rounded and quirks.flash_attention == "on", rounded and quirks.kv_cache == "f16"
         return LlamaCpp(replace(EXACT, flash_attention=int(flash), cache_type=int(half)))
     if name == "hf":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import ParameterError
 from ..gguf.types import TYPES
-from ..models.stages import place
+from ..models.order import place
 from ..tracing.distance import Distance, bad_numbers, distance, fitted, rounding
 from ..tracing.trace import ON_REQUEST, Probe
 from ..tracing.tracefile import TraceFile

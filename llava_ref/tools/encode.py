@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import ParameterError, visible
-from ..images.preprocess import save_png
+from ..images.fit import save_png
 from ..loading import embedded
 from . import options
 from .output import check_output, note, print_json, write_tensors
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     for warning in image.warnings:
         note(f"warning: {visible(warning)}")
     seen = model.preprocess(image)
-    tensors = {"pixels": seen.pixels, "image_embeddings": model.engine.encode(seen.pixels[0])}
+    tensors = {"pixels": seen.pixels, "image_embeddings": model.encode(seen.pixels)}
     facts = {"mmproj": mmproj.name, "image": source.name, "source": list(seen.source), "affine": asdict(seen.affine)}
     write_tensors(args.output, tensors, options.about(model, **facts))
     if args.save_seen is not None:

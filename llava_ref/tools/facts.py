@@ -6,26 +6,25 @@ from typing import Any, Literal
 from ..chat.templates import choose_template
 from ..errors import GGUFError
 from ..gguf.file import GGUFFile
-from ..models import llama as decoder
-from ..models.clip import VisionPlan, plan
-from ..models.config import read_text, read_vision
-from ..models.rope import length
+from ..models import text_family, tower_family
 from ..models.weights import without_ones
-from ..profiles import PROFILES, Quirks
+from ..profiles import Quirks
 from ..tokenizer.vocabulary import read_vocabulary
 
 Kind = Literal["text model", "mmproj", "vocabulary", "other"]
-SQUARE = {
+FITTED = {  # value of the quirk `square`, or `fit`
     "pad-resize": "padded to a square with the mean colour, then resized",
     "crop": "shortest side resized, then the centre cut out",
     "resize-pad": "resized to fit, then padded with (122, 116, 104)",
+    "stretch": "both sides resized, whatever the aspect",
+    "letterbox": "resized to fit, then padded with black",
 }
 ACTIVATION = {"gelu_erf": "GELU (erf)", "gelu_tanh": "GELU (tanh)", "gelu_quick": "quick GELU", "silu": "SiLU"}
 
 
 def kind(file: GGUFFile) -> Kind:
     """By what is in the file: a vision tower, or a vocabulary with an embedding for it, or without any tensor."""
-    if file.get("clip.has_vision_encoder") is True or "mm.0.weight" in file.tensors:
+    if file.get("clip.has_vision_encoder") is True or any(name.startswith("mm.") for name in file.tensors):
         return "mmproj"
     if "token_embd.weight" in file.tensors:
         return "text model"
@@ -45,54 +44,19 @@ def histogram(file: GGUFFile) -> dict[str, dict[str, int]]:
     return dict(sorted(found.items(), key=lambda item: -item[1]["bytes"]))
 
 
-def blocks_run(file: GGUFFile) -> dict[str, int]:
-    """Profile -> blocks of the tower it runs. GGUFError for a tower that is not supported."""
-    config = read_vision(file)
-    return {name: plan(config, quirks).n_layer for name, quirks in PROFILES.items()}
-
-
 def image_pipeline(file: GGUFFile, quirks: Quirks) -> dict[str, Any]:
-    """A picture's way from the decoded file to the decoder. GGUFError for a tower that is not supported."""
-    c = read_vision(file)
-    p: VisionPlan = plan(c, quirks)
-    rows = without_ones(file.tensors["mm.2.weight"].shape)[:1] if "mm.2.weight" in file.tensors else ()
-    return {
-        "image_size": c.image_size,
-        "patch_size": c.patch_size,
-        "grid": [c.grid, c.grid],
-        "tokens_per_image": c.n_patches,
-        "square": quirks.square,
-        "mean": list(c.mean),
-        "std": list(c.std),
-        "class_token": (quirks.class_token if "v.class_embd" in file.tensors else None),
-        "blocks_stored": c.n_stored,
-        "feature_layer": c.feature_layer,
-        "blocks_run": p.n_layer,
-        "blocks_run_by_profile": blocks_run(file),
-        "post_ln": "v.post_ln.weight" in file.tensors and quirks.post_ln,
-        "activation": p.activation,
-        "projector": c.projector,
-        "projector_activation": "gelu_erf" if quirks.gelu == "erf" else "gelu_tanh",
-        "output_width": rows[0] if rows else None,
-    }
+    """Return a picture's way from the decoded file to the decoder. Raises GGUFError for an unsupported tower."""
+    family = tower_family(file)
+    name, axis = family.OUTPUT
+    shape = without_ones(file.tensors[name].shape) if name in file.tensors else ()
+    return family.about(file, quirks) | {"output_width": shape[axis] if len(shape) > axis else None}
 
 
 def text_model(file: GGUFFile, quirks: Quirks) -> dict[str, Any]:
-    """A decoder's shape, vocabulary and chat template. GGUFError for one that is not supported."""
-    c = decoder.plan(read_text(file), quirks)
+    """Return a decoder's shape, vocabulary and chat template. Raises GGUFError for an unsupported one."""
     template, with_mmproj = (choose_template(file, has_mmproj=known) for known in (False, True))
     return {
-        "architecture": "llama",
-        "context": c.context,
-        "width": c.width,
-        "blocks": c.n_layer,
-        "heads": c.n_head,
-        "key_value_heads": c.n_head_kv,
-        "head_size": c.head_size,
-        "mlp_width": c.mlp_width,
-        "rope": {"base": c.rope.base, "scaling": c.rope.scaling, "factor": c.rope.factor, "length": length(c.rope)},
-        "attention_scale": c.attention_scale,
-        "sliding_window": c.window,
+        **text_family(file).about(file, quirks),
         **vocabulary(file),
         "template": template.name,
         "template_why": template.why,

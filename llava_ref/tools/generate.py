@@ -3,7 +3,7 @@
 import argparse
 
 from ..errors import visible
-from ..generation.answer import Request
+from ..generation.request import Request
 from ..model import Llava
 from . import options
 from .output import note, print_json, print_pieces, summary
@@ -46,7 +46,7 @@ def _show(model: Llava, request: Request, *, raw: bool) -> None:
     template = model.template
     note("template: none (--raw)" if raw else f"template: {template.name} ({visible(template.why)})")
     if request.prompt.images and not raw:
-        note(f"pictures: {model.engine.quirks.image_order} (quirk image_order)")
+        note(f"pictures: {model.quirks.image_order} (quirk image_order)")
     note(f"prompt:\n{visible(request.prompt.shown)}\nchunks:")
     for chunk in request.describe():
         if chunk["type"] == "text":

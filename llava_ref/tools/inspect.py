@@ -10,7 +10,7 @@ from ..errors import printable
 from ..gguf.file import GGUFFile
 from ..profiles import describe, resolve
 from . import options
-from .facts import ACTIVATION, SQUARE, histogram, kind, meaning
+from .facts import ACTIVATION, FITTED, histogram, kind, meaning
 from .output import print_json
 
 SHORT = 8  # elements of an array that are shown in full
@@ -121,14 +121,24 @@ def _text_rows(t: dict[str, Any]) -> dict[str, str]:
     scaling = "" if rope["scaling"] == "none" else f", {rope['scaling']} scaling by {rope['factor']:g}"
     scaling += "" if rope["length"] == 1 else f", q and k times {rope['length']:g}"
     return {
-        "context": f"{t['context']} positions" + (f", each sees {window}" if window else ""),
+        "context": f"{t['context']} positions"
+        + (f", each sees {window}" if window and "local_blocks" not in t else ""),
         "blocks": f"{t['blocks']} of width {t['width']}, MLP {t['mlp_width']}",
         "heads": f"{t['heads']} over {t['key_value_heads']} for keys and values, of {t['head_size']}",
         "rope": f"base {rope['base']:g}{scaling}",
+        **_local_rows(t),
         **_vocabulary_rows(t),
         "template": f"{t['template']}: {t['template_why']}",
         "with an mmproj": t["template_with_mmproj"],
     }
+
+
+def _local_rows(t: dict[str, Any]) -> dict[str, str]:
+    """Describe the blocks that see a window only, where a decoder has two kinds."""
+    if not t.get("local_blocks"):
+        return {}
+    n, window, base = len(t["local_blocks"]), t["sliding_window"], t["local_rope"]["base"]
+    return {"local blocks": f"{n} of {t['blocks']}: each position sees {window}, rope base {base:g}"}
 
 
 def _vocabulary_rows(t: dict[str, Any]) -> dict[str, str]:
@@ -140,20 +150,30 @@ def _vocabulary_rows(t: dict[str, Any]) -> dict[str, str]:
 
 def _image_rows(report: dict[str, Any]) -> dict[str, str]:
     p, quirks = report["image_pipeline"], report["quirks"]
-    by_profile = ", ".join(f"{name} {n}" for name, n in p["blocks_run_by_profile"].items())
-    key = (
-        f"clip.vision.feature_layer {p['feature_layer']}" if p["feature_layer"] is not None else "no feature_layer key"
-    )
-    return {
-        "picture": f"{SQUARE[p['square']]}, to {p['image_size']} x {p['image_size']} pixels",
+    fitted = FITTED[p["square"] if "square" in p else p["fit"]]
+    rows = {
+        "picture": f"{fitted}, to {p['image_size']} x {p['image_size']} pixels",
         "patches": f"{p['patch_size']} x {p['patch_size']} pixels: {p['grid'][0]} x {p['grid'][1]}",
         "positions": f"{p['tokens_per_image']} in the prompt for each picture",
+    }
+    if p["projector"] == "mlp":
+        rows |= _clip_rows(p)
+    return rows | {
+        "activation": ACTIVATION[p["activation"]],
+        "projector": f"{p['projector']}, rows of {p['output_width']}",
+        f"profile {report['profile']}": ", ".join(f"{name}={value}" for name, value in quirks.items()),
+    }
+
+
+def _clip_rows(p: dict[str, Any]) -> dict[str, str]:
+    by_profile = ", ".join(f"{name} {n}" for name, n in p["blocks_run_by_profile"].items())
+    feature = p["feature_layer"]
+    key = "no feature_layer key" if feature is None else f"clip.vision.feature_layer {feature}"
+    return {
         "class token": p["class_token"] or "none",
         "blocks run": f"{p['blocks_run']} of {p['blocks_stored']} stored ({key}; by profile: {by_profile})",
-        "activation": ACTIVATION[p["activation"]],
         "post_ln": p["post_ln"] or "not in the file",
-        "projector": f"{p['projector']}, {ACTIVATION[p['projector_activation']]}, rows of {p['output_width']}",
-        f"profile {report['profile']}": ", ".join(f"{name}={value}" for name, value in quirks.items()),
+        "projector's GELU": ACTIVATION[p["projector_activation"]],
     }
 
 

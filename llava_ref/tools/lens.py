@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from ..errors import ParameterError
-from ..generation.answer import Request
+from ..generation.request import Request
 from ..generation.sampler import Sampling
 from ..model import Llava
 from ..study.ablation import picture_grid

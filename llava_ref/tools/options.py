@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from dataclasses import fields
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from ..chat.rendering import parse_messages, render_prompt
 from ..chat.templates import TEMPLATES
 from ..errors import ParameterError
-from ..generation.answer import Request
+from ..generation.request import Request
 from ..generation.sampler import Sampling
 from ..loading import embedded, load
 from ..model import Llava
@@ -19,6 +20,16 @@ from ..profiles import PROFILES, QUIRKS, ImageOrder
 from ..tokenizer.quote import IMAGE
 
 GIB = 1 << 30
+FLAGS = {  # setting of `Sampling` -> its option
+    "temperature": "--temp",
+    "top_k": "--top-k",
+    "top_p": "--top-p",
+    "min_p": "--min-p",
+    "repeat_penalty": "--repeat-penalty",
+    "frequency_penalty": "--frequency-penalty",
+    "presence_penalty": "--presence-penalty",
+    "seed": "--seed",
+}
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -90,15 +101,12 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
     """Add how tokens are chosen and when to end, as a group of its own."""
     parser = command.add_argument_group("how tokens are chosen")
     parser.add_argument("-n", "--max-tokens", type=int, metavar="N", help="default: to the end of the context")
-    parser.add_argument("--temp", type=float, default=0.0, metavar="T", help="0 is greedy, the default")
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="0 is off, the default")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="1 is off, the default")
-    parser.add_argument("--min-p", type=float, default=0.0, metavar="P", help="0 is off, the default")
-    parser.add_argument("--repeat-penalty", type=float, default=1.0, metavar="X", help="1 is off, the default")
-    parser.add_argument("--frequency-penalty", type=float, default=0.0, metavar="X", help="0 is off, the default")
-    parser.add_argument("--presence-penalty", type=float, default=0.0, metavar="X", help="0 is off, the default")
+    for setting in fields(Sampling):
+        if setting.name in FLAGS:
+            kind = float if isinstance(setting.default, float) else int
+            does = setting.metadata["does"] + ("" if setting.default is None else f" (default: {setting.default:g})")
+            parser.add_argument(FLAGS[setting.name], dest=setting.name, type=kind, metavar="N", help=does)
     parser.add_argument("--logit-bias", action="append", default=[], metavar="ID=BIAS", help="repeatable")
-    parser.add_argument("--seed", type=int, metavar="N", help="default: a new one every time")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
 
 
@@ -111,17 +119,8 @@ def sampling(args: argparse.Namespace) -> Sampling:
             bias[int(token)] = float(number)
         except ValueError:
             raise ParameterError("--logit-bias", repr(pair), "expected ID=BIAS, as in 29871=-5") from None
-    return Sampling(
-        temperature=args.temp,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
-        repeat_penalty=args.repeat_penalty,
-        frequency_penalty=args.frequency_penalty,
-        presence_penalty=args.presence_penalty,
-        logit_bias=bias,
-        seed=args.seed,
-    )
+    given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
+    return Sampling(**given, logit_bias=bias)
 
 
 def quirks(args: argparse.Namespace) -> dict[str, str]:

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from ..errors import ParameterError, visible
-from ..generation.answer import Reply
+from ..generation.request import Reply
 from ..tracing.tracefile import whole_file
 
 

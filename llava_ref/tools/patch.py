@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ParameterError
-from ..generation.answer import Request
+from ..generation.request import Request
 from ..model import Llava
 from ..models.stages import residual
 from ..study.ablation import picture_grid, window_of_patches
@@ -94,8 +94,7 @@ def groups(request: Request, grid: int, cells: int) -> dict[str, Sequence[int]]:
 
 def stages_of(model: Llava) -> list[str]:
     """The rows that go in, and the blocks, some of them where they are many."""
-    assert model.engine.text is not None
-    n = model.engine.text.n_layer
+    n = model.text.config.n_layer
     chosen = sorted({round(i) for i in np.linspace(0, n - 1, min(n, MOST_STAGES - 1))})
     return residual(chosen)
 

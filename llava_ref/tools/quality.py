@@ -9,9 +9,9 @@ from pathlib import Path
 
 from .. import gguf
 from ..errors import ParameterError, visible
-from ..generation.engine import default_budget
 from ..loading import embedded
 from ..model import Llava
+from ..ops.weight_budget import default_budget
 from ..quality import cases, comparison, ranking, siblings, tensors
 from ..quality import page as quality_page
 from ..quality import words as quality_words
@@ -154,7 +154,7 @@ def _cases(args: argparse.Namespace, model: Llava, say: comparison.Say) -> list[
     found = []
     for done, (text, path) in enumerate(questions, 1):
         label = "" if path is None else path.name
-        if model.engine.text is None:
+        if not model.has_text:
             assert path is not None
             found.append(cases.look(model, label, path))
             continue
@@ -166,7 +166,7 @@ def _cases(args: argparse.Namespace, model: Llava, say: comparison.Say) -> list[
 
 def _questions(args: argparse.Namespace, model: Llava) -> list[Question]:
     """Question and picture. The embedded pictures bring their own questions."""
-    if model.engine.vision is None:
+    if not model.has_tower:
         if args.image:
             raise ParameterError("--image", str(args.image[0]), "expected --mmproj too, which sees pictures")
         if not args.prompt:

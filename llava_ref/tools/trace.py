@@ -67,11 +67,11 @@ def _record(args: argparse.Namespace, model: Llava, writer: Writer) -> dict[str,
             model.request_logits(request)
             generated = ()
     writer.add("token_ids", np.array([*request.token_ids, *generated[:-1]], np.int64))  # the last one was not fed
-    return {"prompt": request.prompt.shown, "generated": list(generated), "types": model.engine.types()}
+    return {"prompt": request.prompt.shown, "generated": list(generated), "types": model.types()}
 
 
 def _list(model: Llava, as_json: bool) -> int:
-    stages = model.engine.stages()
+    stages = model.stage_table()
     if as_json:
         print_json([{key: getattr(stage, key) for key in Stage.__slots__} for stage in stages])
         return 0

@@ -75,8 +75,8 @@ def measure(kinds: Sequence[str] | None = None) -> list[Row]:
 
 def _ours(ops: Ops, p: Product) -> np.ndarray:
     shape = (len(p.weights), p.x.shape[1])
-    weight = ops.weight(TensorView("weights", p.kind, shape, memoryview(bytearray(p.weights))))
-    return ops.numpy(ops.linear(ops.array(p.x), weight))
+    weight = ops.matrix(TensorView("weights", p.kind, shape, memoryview(bytearray(p.weights))))
+    return ops.numpy(weight.product(ops.array(p.x)))
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -1,130 +1,146 @@
-"""ggml's CPU arithmetic over another backend: what ggml rounds is rounded, then the other backend computes in float32.
+"""Compute as ggml's CPU backend does, over another backend: round what ggml rounds, then compute in float32.
 
 So a difference from llama.cpp that is left is a bug, or the order of a sum. docs/ggml.md lists what is followed and
-how far off each product is; the letters are those of `ops`. Sources: llama.cpp b10605, in each module ggml_*.
+how far off each product is; the letters are those of `ops.protocol`. Sources: llama.cpp b10605, in each module here.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
 from ...errors import ParameterError
 from ...gguf.file import TensorView
-from ...profiles import Quirks
-from ..protocol import Activation, Array, Ops, Weight
+from ..over import Over
+from ..protocol import KV, Activation, Array, Cache, CacheType, Matrix, Ops, Plan
+from ..sees import Sees
 from ..threads import one_blas_thread
-from . import gelu as ggml_gelu
+from . import gelu
 from .attention import one_by_one
 from .rounding import ROUNDING, half, minima, rounded, sum_errors
 
 TILE = 64  # queries from which flash attention computes in float32 tiles (ggml_fa_tile_config)
 
 
-class GgmlOps:
-    """`ops.protocol.Ops`. Rounding is done on the host, in numpy, for every backend alike."""
+def over(ops: Ops, kv_cache: CacheType, flash_attention: bool) -> Ops:
+    """Return ggml's arithmetic over `ops`: with that type of cache, and its fused attention or not."""
+    return cast(Ops, GgmlOps(ops, kv_cache, flash_attention))
 
-    def __init__(self, inner: Ops, quirks: Quirks) -> None:
-        self._inner, self._quirks = inner, quirks
-        self.name, self.device = inner.name, inner.device
-        self._flash = quirks.flash_attention == "on"
-        self._half_cache = self._flash or quirks.kv_cache == "f16"  # flash attention casts what it is given
 
-    def weight(self, view: TensorView) -> Weight:
-        """A patch kernel is rounded to float16 at once. ParameterError for a type that ggml cannot multiply by."""
+class GgmlOps(Over):
+    """Rounding is done on the host, in numpy, for every backend alike. What is not here is float32 in ggml too."""
+
+    def __init__(self, inner: Ops, kv_cache: CacheType, flash_attention: bool) -> None:
+        super().__init__(inner)
+        self._kv_cache, self._flash = kv_cache, flash_attention
+
+    def matrix(self, view: TensorView) -> Matrix:
+        """Round a patch kernel to float16 at once. Raises ParameterError for a type that ggml cannot multiply by."""
         if view.type not in (ROUNDING if len(view.shape) < 4 else ("F32", "F16")):
             problem = f"cannot run {view.name}: ggml's CPU backend has no kernel for {view.type} there"
             raise ParameterError("precision", "'ggml'", problem)
-        if len(view.shape) == 4 and view.type == "F32":
+        if len(view.shape) == 4 and view.type == "F32":  # ggml.c:4690-4712: both sides of a convolution are float16
             data = np.frombuffer(view.data, np.float32).astype(np.float16)
             view = TensorView(view.name, "F16", view.shape, memoryview(bytearray(data.tobytes())))
-        return self._inner.weight(view)
-
-    def linear(self, x: Array, w: Weight, b: Weight | None = None) -> Array:
-        """ggml-cpu.c:1254-1390: activations become the type that the weights' kernel wants, row by row."""
-        view: TensorView = w.view
-        rounding = ROUNDING[view.type]
-        if rounding == "F32":
-            return self._inner.linear(x, w, b)
-        host = self.numpy(x)
-        y = self._inner.linear(self.array(rounded(host, rounding)), w, b)
-        if rounding == "Q8_1":
-            y = y + self.array(sum_errors(host) @ minima(view.data, view.type, view.shape[0]).T)
-        return y
-
-    def patches(self, x: Array, w: Weight, b: Weight | None = None) -> Array:
-        """ggml.c:4690-4712: both sides of a convolution are float16."""
-        return self._inner.patches(self._half(x), w, b)
+        return RoundedMatrix(self._inner, view)
 
     def activation(self, x: Array, kind: Activation) -> Array:
         if kind == "gelu_tanh":
-            return self.array(ggml_gelu.gelu_tanh(self.numpy(x)))
+            return self.array(gelu.gelu_tanh(self.numpy(x)))
         if kind == "gelu_quick":
-            return self.array(ggml_gelu.gelu_quick(self.numpy(x)))
+            return self.array(gelu.gelu_quick(self.numpy(x)))
         return self._inner.activation(x, kind)
 
-    def attention(self, q: Array, k: Array, v: Array, scale: float, mask: Array | None) -> Array:
+    def cache(self, n_layer: int, n_head_kv: int, head_size: int, limit: int) -> Cache:
+        cache = self._inner.cache(n_layer, n_head_kv, head_size, limit)
+        if self._kv_cache == "f16":
+            cache = HalfCache(cache, self._inner)
+        return cache
+
+    def plan(self, sees: Sees) -> Plan:
+        return HostPlan(self._inner.plan(sees), sees)
+
+    def attention(self, q: Array, kv: KV, scale: float, plan: Plan) -> Array:
         if self._flash and not _in_tiles(q):
-            rows = mask if mask is None else self.numpy(mask)
-            q, k, v = (half(self.numpy(x)) for x in (q, k, v))
+            mask = plan.sees.mask()
+            rows = None if mask is None else mask.astype(np.float32)
+            q, k, v = (half(self.numpy(x)) for x in (q, kv.keys, kv.values))
             return self.array(one_by_one(q, k, v, scale, rows))
-        return self.attention_values(self.attention_weights(q, k, scale, mask), v)
+        return self.attention_values(self.attention_weights(q, kv, scale, plan), kv)
 
-    def attention_weights(self, q: Array, k: Array, scale: float, mask: Array | None) -> Array:
-        """A product with a float16 cache has float16 queries, but in tiles of flash attention."""
-        if self._half_cache:
-            q, k = q if self._flash and _in_tiles(q) else self._half(q), self._half(k)
-        return self._inner.attention_weights(q, k, scale, mask)
+    def attention_weights(self, q: Array, kv: KV, scale: float, plan: Plan) -> Array:
+        """Round the queries to float16 for a product with float16 keys, except in tiles of flash attention."""
+        if self._flash or kv.type == "f16":
+            q = q if self._flash and _in_tiles(q) else self._half(q)
+            kv = replace(kv, keys=self._half(kv.keys))
+        return self._inner.attention_weights(q, kv, scale, plan.inner)
 
-    def attention_values(self, weights: Array, v: Array) -> Array:
-        """The weights of flash attention are never float16."""
-        if self._half_cache:
-            weights, v = weights if self._flash else self._half(weights), self._half(v)
-        return self._inner.attention_values(weights, v)
+    def attention_values(self, weights: Array, kv: KV) -> Array:
+        """Round the values to float16, and the weights with them; flash attention never rounds the weights."""
+        if self._flash or kv.type == "f16":
+            weights = weights if self._flash else self._half(weights)
+            kv = replace(kv, values=self._half(kv.values))
+        return self._inner.attention_values(weights, kv)
 
     def _half(self, x: Array) -> Array:
         return self.array(half(self.numpy(x)))
-
-    def uncached(self) -> "GgmlOps":
-        return GgmlOps(self._inner, replace(self._quirks, kv_cache="f32"))
 
     @contextmanager
     def running(self, rows: int, weights: int) -> Iterator[None]:
         with one_blas_thread(), self._inner.running(rows, weights):
             yield
 
-    # The rest is float32 in ggml too.
 
-    def array(self, x: np.ndarray) -> Array:
-        return self._inner.array(x)
+class RoundedMatrix:
+    """A matrix whose product rounds its input as the kernel of its type does, row by row (ggml-cpu.c:1254-1390)."""
 
-    def numpy(self, x: Array) -> np.ndarray:
-        return self._inner.numpy(x)
+    def __init__(self, ops: Ops, view: TensorView) -> None:
+        self._ops, self._matrix, self._data = ops, ops.matrix(view), view.data
+        self.name, self.shape, self.type = view.name, view.shape, view.type
 
-    def zeros(self, shape: tuple[int, ...]) -> Array:
-        return self._inner.zeros(shape)
+    def product(self, x: Array) -> Array:
+        rounding = ROUNDING[self.type]
+        if rounding == "F32":
+            return self._matrix.product(x)
+        host = self._ops.numpy(x)
+        y = self._matrix.product(self._ops.array(rounded(host, rounding)))
+        if rounding == "Q8_1":
+            y = y + self._ops.array(sum_errors(host) @ minima(self._data, self.type, self.shape[0]).T)
+        return y
 
-    def embed(self, w: Weight, ids: Sequence[int]) -> Array:
-        return self._inner.embed(w, ids)
+    def rows(self, ids: Sequence[int]) -> Array:
+        return self._matrix.rows(ids)
 
-    def layer_norm(self, x: Array, w: Weight, b: Weight | None, eps: float) -> Array:
-        return self._inner.layer_norm(x, w, b, eps)
 
-    def rms_norm(self, x: Array, w: Weight, eps: float) -> Array:
-        return self._inner.rms_norm(x, w, eps)
+class HalfCache:
+    """A cache that rounds what it stores to float16."""
 
-    def rope(self, x: Array, cos: Array, sin: Array) -> Array:
-        return self._inner.rope(x, cos, sin)
+    def __init__(self, inner: Cache, ops: Ops) -> None:
+        self._inner, self._ops = inner, ops
 
-    def add(self, x: Array, w: Weight) -> Array:
-        return self._inner.add(x, w)
+    @property
+    def length(self) -> int:
+        return self._inner.length
 
-    def concat(self, parts: Sequence[Array | Weight]) -> Array:
-        return self._inner.concat(parts)
+    def append(self, layer: int, k: Array, v: Array) -> KV:
+        k, v = (self._ops.array(half(self._ops.numpy(x))) for x in (k, v))
+        return replace(self._inner.append(layer, k, v), type="f16")
 
-    def all_finite(self, x: Array) -> bool:
-        return self._inner.all_finite(x)
+    def advance(self, count: int) -> None:
+        self._inner.advance(count)
+
+    def truncate(self, length: int) -> None:
+        self._inner.truncate(length)
+
+
+@dataclass(frozen=True, slots=True)
+class HostPlan:
+    """The other backend's plan, and the description it was made from."""
+
+    inner: Plan
+    sees: Sees
 
 
 def _in_tiles(q: Array) -> bool:

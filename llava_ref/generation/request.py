@@ -1,0 +1,148 @@
+"""A prompt ready to run, and the answer to it with its figures.   V vocabulary, n rows of a picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from ..chat.chunks import ImageChunk, Prompt, TextChunk
+from ..errors import ParameterError, PromptError
+from ..images.decoding import DecodedImage
+from ..models.family import Span
+from .scores import Score
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One token of an answer."""
+
+    token_id: int
+    text: str
+    """The text that can be shown now. Empty while a character is incomplete or a stop string may be beginning."""
+    finish_reason: FinishReason | None
+    """On the last step only: "stop" for an end-of-generation token or a stop string, "length" for a limit."""
+    seconds: float
+    """Time this token took; the first one's is the prompt's."""
+    score: Score | None = None
+    """Its log-probability, where `Sampling.top_logprobs` asks for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt ready to run: its chunks, and the pictures they name with their places in the sequence."""
+
+    prompt: Prompt
+    chunks: tuple[TextChunk | ImageChunk, ...]
+    images: tuple[DecodedImage, ...] = ()
+    spans: tuple[Span, ...] = ()
+    """One for each picture."""
+    decode_s: float = 0.0
+    """Seconds spent on reading the pictures."""
+    continues: bool = False
+    """The answer goes on in the middle of a text, so that a space it begins with is shown."""
+    notes: tuple[str, ...] = ()
+    """Settings that had no effect, one sentence each."""
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Return one number a position: a token's id, or -1 where a picture stands."""
+        return token_ids(self.chunks, self.spans)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return the chunks as JSON; a picture's width and height are those of the source, in pixels."""
+        return [self._describe(chunk) for chunk in self.chunks]
+
+    def _describe(self, chunk: TextChunk | ImageChunk) -> dict[str, Any]:
+        if isinstance(chunk, TextChunk):
+            return {"type": "text", "token_ids": list(chunk.token_ids)}
+        height, width, _ = self.images[chunk.index].rgb.shape
+        return {"type": "image", "n_tokens": self.spans[chunk.index].n_rows, "width": width, "height": height}
+
+
+def token_ids(chunks: Sequence[TextChunk | ImageChunk], spans: Sequence[Span]) -> list[int]:
+    """Return one number a position: a token's id, or -1 where a picture stands."""
+    ids: list[int] = []
+    for chunk in chunks:
+        ids.extend(chunk.token_ids if isinstance(chunk, TextChunk) else [-1] * spans[chunk.index].n_rows)
+    return ids
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer and its figures."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    """Every token generated, an end-of-generation token at the end included."""
+    finish_reason: FinishReason | None
+    """None if the answer was cut off by its reader."""
+    prompt: str
+    """The prompt as rendered, `<image>` where a picture stands."""
+    chunks: list[dict[str, Any]]
+    usage: dict[str, Any]
+    """As OpenAI's, picture positions counted as prompt tokens."""
+    timings: dict[str, float | None]
+    """Seconds of each stage and tokens a second; None where there is nothing to divide."""
+    warnings: tuple[str, ...]
+    """Notes for the reader about the pictures, and about parts of the messages that had no effect."""
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds of the stages, and the work that was reused; filled in as the answer comes."""
+
+    load_s: float = 0.0
+    preprocess_s: float = 0.0
+    encode_s: float = 0.0
+    cached_tokens: int = 0
+    """Positions of the prompt that an earlier answer had left: `reuse`."""
+    cached_rows: list[np.ndarray] = field(default_factory=list)
+    """The pictures' rows among them."""
+
+    def timings(self, n_prompt: int, seconds: Sequence[float]) -> dict[str, float | None]:
+        """Return `Reply.timings`. `seconds`: of each token; the first one's is the prompt's."""
+        prefill, decode = sum(seconds[:1], 0.0), sum(seconds[1:], 0.0)
+        return {
+            "load_s": self.load_s,
+            "preprocess_s": self.preprocess_s,
+            "encode_s": self.encode_s,
+            "prefill_s": prefill,
+            "decode_s": decode,
+            "prefill_tok_s": n_prompt / prefill if prefill else None,
+            "decode_tok_s": (len(seconds) - 1) / decode if decode else None,
+        }
+
+
+def usage(prompt_ids: Sequence[int], completion: int, cached: int = 0) -> dict[str, Any]:
+    """Return OpenAI's usage object for the prompt's ids (-1 at picture positions) and the number of tokens
+    generated."""
+    images = sum(token < 0 for token in prompt_ids)
+    details = {"text_tokens": len(prompt_ids) - images, "image_tokens": images, "cached_tokens": cached}
+    return {
+        "prompt_tokens": len(prompt_ids),
+        "completion_tokens": completion,
+        "total_tokens": len(prompt_ids) + completion,
+        "prompt_tokens_details": details,
+    }
+
+
+def too_long(n: int, n_context: int, more: str = "") -> PromptError:
+    """Return the error of a prompt of `n` positions, in OpenAI's words: by them routers of clients recognise it."""
+    why = f"This model's maximum context length is {n_context} tokens, but the prompt has {n}"
+    return PromptError("prompt", "tokens", f"{why}, {more}" if more else why, code="context_length_exceeded")
+
+
+def remaining(n_prompt: int, n_context: int, max_tokens: int | None) -> int:
+    """Return the tokens that may be generated: `max_tokens`, or fewer where the context ends first (None: to its end).
+
+    Raises PromptError if the prompt leaves no room for one; ParameterError if `max_tokens` is no whole number above
+    0."""
+    if max_tokens is not None and (isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1):
+        raise ParameterError("max_tokens", repr(max_tokens), "expected a whole number above 0")
+    if n_prompt >= n_context:
+        raise too_long(n_prompt, n_context, "and an answer needs room")
+    left = n_context - n_prompt
+    return left if max_tokens is None else min(max_tokens, left)

@@ -1,0 +1,165 @@
+"""Feed token ids and rows of pictures to a decoder: one sequence, its keys and values, its logits.
+
+D decoder width, V vocabulary, T positions fed.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
+
+import numpy as np
+
+from ..errors import ParameterError, PromptError
+from ..models.family import TextModel
+from ..ops.protocol import Array
+from ..ops.sees import Sees
+from ..tracing.finite import RefuseNotFinite
+from ..tracing.trace import Probes, Tap
+from .units import Part, by_units, units
+
+ROWS = 64  # positions whose logits `each` computes at once
+
+
+class Session:
+    """One sequence: the positions fed so far and their keys and values."""
+
+    def __init__(self, text: TextModel, n_context: int | None = None, probes: Probes | None = None) -> None:
+        """Begin an empty sequence of at most `n_context` positions (default: what the model was trained for)."""
+        c = text.config
+        self._text, self._ops = text, text.ops
+        self.n_context = n_context or c.context
+        self._cache = text.ops.cache(c.n_layer, c.n_head_kv, c.head_size, self.n_context)
+        self._run_units: list[tuple[Part, int]] = []  # and the position behind each
+        self._probes = probes or Probes()
+        self.watched = False
+        """Whether a probe may have changed what is kept here, so that nobody else may go on from it."""
+
+    @property
+    def n_past(self) -> int:
+        """Return the positions fed so far."""
+        return self._cache.length
+
+    def feed(self, parts: Sequence[Part], *, all_logits: bool = False) -> np.ndarray:
+        """Run token ids and image rows, in order, at the next positions.
+
+        Return the logits of the last position (V,), or of every one fed, (T, V), float32. Raises PromptError, before
+        any work, where they do not fit the context; NumericsError where a NaN or infinity appears, naming the first
+        tensor to hold one."""
+        self._check(parts)
+        first = self.n_past
+        hidden = [self._forward(run) for run in self._runs(parts)]
+        if all_logits:
+            return self._logits(self._ops.concat(hidden), first)
+        return self._logits(hidden[-1][-1:], self.n_past - 1)[-1]
+
+    def each(self, parts: Sequence[Part]) -> Iterator[np.ndarray]:
+        """Yield logits (V,) of every position fed, one after the other: memory holds those of `ROWS` at once."""
+        self._check(parts)
+        for run in self._runs(parts):
+            first, hidden = self.n_past, self._forward(run)
+            ends = _ends(run, ROWS)
+            if self._probes.whole:
+                yield from self._logits(hidden, first, ends)
+                continue
+            for start, end in pairwise([0, *ends]):
+                yield from self._logits(hidden[start:end], first + start)
+
+    def rewind(self, parts: Sequence[Part]) -> list[Part]:
+        """Truncate to the longest common prefix with `parts`; return the rest of them, at least one unit.
+
+        What is kept is bit for bit what would be computed again, because a unit's result depends on no other split."""
+        wanted, same = self._units(parts), 0
+        while same < min(len(self._run_units), len(wanted) - 1) and _equal(self._run_units[same][0], wanted[same]):
+            same += 1
+        del self._run_units[same:]
+        self._cache.truncate(self._run_units[-1][1] if self._run_units else 0)
+        return wanted[same:]
+
+    def _units(self, parts: Sequence[Part]) -> list[Part]:
+        return units(parts, self._text.WHOLE_PICTURES)
+
+    def _runs(self, parts: Sequence[Part]) -> list[list[Part]]:
+        """Return what is run at once: a unit, or everything where a probe must see it whole."""
+        found = self._units(parts)
+        return [found] if self._probes.whole else [[unit] for unit in found]
+
+    def _check(self, parts: Sequence[Part]) -> None:
+        count, c = sum(map(len, parts)), self._text.config
+        if not count:
+            raise PromptError("prompt", "tokens", "there are none")
+        if self.n_past + count > self.n_context:
+            problem = f"{self.n_past + count} positions do not fit the context of {self.n_context}"
+            raise PromptError("prompt", "tokens", problem, code="context_length_exceeded")
+        for part in parts:
+            if isinstance(part, np.ndarray):
+                if part.ndim != 2 or part.shape[1] != c.width:
+                    raise PromptError("prompt", "image rows", f"{part.shape}, expected (n, {c.width})")
+            elif not all(0 <= token < c.n_vocab for token in part):
+                raise PromptError("prompt", "tokens", f"an id is not in 0..{c.n_vocab - 1}")
+
+    def _forward(self, run: Sequence[Part]) -> Array:
+        """Return hidden states (n, D) of units run at once, which are then part of the sequence."""
+        ops, first, c = self._ops, self.n_past, self._text.config
+        largest = c.width * max(c.mlp_width, c.n_head * c.head_size)
+        ends = list(accumulate(map(len, run)))
+        self.watched |= self._probes.complete
+        # bad numbers are found by `all_finite`, not by numpy's warnings
+        with np.errstate(all="ignore"), ops.running(max(map(len, run)), largest):
+            rows = [ops.array(unit) if isinstance(unit, np.ndarray) else self._text.embed(unit) for unit in run]
+            tap, apart = self._tap(first, first + ends[-1]), by_units(ops, first, ends, largest)
+            hidden = self._text.forward(ops.concat(rows), self._sees(run, first), self._cache, apart, tap)
+        self._run_units += [(unit, first + end) for unit, end in zip(run, ends, strict=True)]
+        return hidden
+
+    def _sees(self, run: Sequence[Part], first: int) -> Sees:
+        """Describe what the rows of `run` see: all before them, and the rows of a picture one another where they do."""
+        key = np.arange(first + sum(map(len, run)))
+        if not self._text.WHOLE_PICTURES:
+            return Sees(key[first:], key)
+        numbers = [np.full(len(unit), i if isinstance(unit, np.ndarray) else -1) for i, unit in enumerate(run)]
+        picture = np.concatenate([np.full(first, -1), *numbers])
+        return Sees(key[first:], key, pictures=(picture[first:], picture))
+
+    def _logits(self, hidden: Array, first: int, ends: Sequence[int] = ()) -> np.ndarray:
+        """Return (n, V) of hidden states (n, D) at positions from `first` on, computed apart up to each of `ends`."""
+        n, c = hidden.shape[0], self._text.config
+        tap = self._tap(first, first + n)
+        largest = c.n_vocab * c.width
+        ops = by_units(self._ops, first, ends or [n], largest)
+        with np.errstate(all="ignore"), ops.running(n, largest):
+            logits = self._text.logits(hidden, ops, tap)
+        if not self._ops.all_finite(logits):
+            self._refuse()
+        return self._ops.numpy(logits)
+
+    def _refuse(self) -> None:
+        """Run everything again to name the first tensor that is not finite; an edit may have brought it in."""
+        again = Session(self._text, self.n_context, Probes(RefuseNotFinite(self._ops, self._text.file.path)))
+        deque(again.each([unit for unit, _ in self._run_units]), maxlen=0)
+        if self._probes.whole:
+            raise ParameterError("intervene", "result_output", "holds NaN or infinity, which an edit brought in")
+
+    def _tap(self, first: int, end: int) -> Tap:
+        return self._probes.tap(self, range(first, end))
+
+
+def unembed(text: TextModel, hidden: np.ndarray) -> np.ndarray:
+    """Apply the final norm and the output matrix to hidden states of any layer.  (T, D) -> (T, V) float32"""
+    c = text.config
+    with text.ops.running(len(hidden), c.n_vocab * c.width):
+        return text.ops.numpy(text.logits(text.ops.array(hidden), text.ops))
+
+
+def _ends(run: Sequence[Part], rows: int) -> list[int]:
+    """Return where stretches of at most `rows` end, each in one unit."""
+    at, ends = 0, list[int]()
+    for unit in run:
+        ends += [*range(at + rows, at + len(unit), rows), at + len(unit)]
+        at += len(unit)
+    return ends
+
+
+def _equal(a: Part, b: Part) -> bool:
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return np.array_equal(a, b)
+    return not isinstance(a, np.ndarray) and not isinstance(b, np.ndarray) and list(a) == list(b)

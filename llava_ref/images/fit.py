@@ -1,0 +1,129 @@
+"""Fit a picture into the square that a tower takes, normalise it, and keep the way back to its own pixels.
+
+S is the side of the square. The rules, for a picture of w x h:
+
+- `pad_resize` (haotian-liu/LLaVA v1.2.2, mm_utils.py `expand2square`, then CLIPImageProcessor): on a square of the
+  longer side, filled with one colour, then one bicubic resize to S.
+- `crop` (transformers' CLIPImageProcessor on Pillow): the shorter side to S, the longer to int(S * long / short), then
+  the S x S in the middle; what lies outside is never seen.
+- `resize_pad` (llama.cpp b10605, mtmd-image.cpp:39-93): scaled to fit into S x S, new sides rounded up, the horizontal
+  pass first, then centred on one colour.
+- `stretch` (transformers' Gemma3ImageProcessor): both sides to S, whatever the aspect.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from ..errors import ImageError
+from ..ops.threads import one_blas_thread
+from .resample import BICUBIC, Kernel, resize, resize_padded
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PictureMap:
+    """Map the model's picture to the source picture, in continuous coordinates: pixel i covers i..i + 1.
+
+    So the centre of the model's top left pixel is (0.5, 0.5), and the source is 0..width by 0..height. Points of the
+    padding fall outside of that. The source is the picture as `images.load` gives it, after a turn by EXIF.
+    """
+
+    scale_x: float  # source pixels per model pixel
+    scale_y: float
+    shift_x: float  # source coordinates of the model's (0, 0)
+    shift_y: float
+
+    def to_source(self, x: float, y: float) -> tuple[float, float]:
+        """Return the same point of the source."""
+        return x * self.scale_x + self.shift_x, y * self.scale_y + self.shift_y
+
+    def to_model(self, x: float, y: float) -> tuple[float, float]:
+        """Return the same point of the model's picture (outside 0..S where it was cropped off)."""
+        return (x - self.shift_x) / self.scale_x, (y - self.shift_y) / self.scale_y
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessed:
+    """A picture as a tower takes it."""
+
+    pixels: np.ndarray  # (tiles = 1, 3, S, S) float32, normalised
+    seen: np.ndarray  # (S, S, 3) uint8, the same before normalising
+    affine: PictureMap
+    source: tuple[int, int]  # width, height
+
+
+def normalise(seen: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Return (u8 / 255 - mean) / std, each of the three operations in float32.  (S, S, 3) uint8 -> (1, 3, S, S)
+
+    As llama.cpp does it (clip-impl.h:714-742). transformers multiplies by 1 / 255 in float64 and rounds after that,
+    which gives the same float32 for all 256 levels.
+    """
+    x = (seen.astype(np.float32) / np.float32(255) - np.array(mean, np.float32)) / np.array(std, np.float32)
+    return np.ascontiguousarray(x.transpose(2, 0, 1)[None])
+
+
+@one_blas_thread()
+def pad_resize(rgb: np.ndarray, size: int, fill: Colour) -> tuple[np.ndarray, PictureMap]:
+    """Pad to a square with `fill`, then resize.  (h, w, 3) uint8 -> (S, S, 3) uint8"""
+    h, w = rgb.shape[:2]
+    long = max(h, w)
+    scale = long / size
+    return resize_padded(rgb, size, fill, BICUBIC), PictureMap(scale, scale, -((long - w) // 2), -((long - h) // 2))
+
+
+@one_blas_thread()
+def crop(rgb: np.ndarray, size: int) -> tuple[np.ndarray, PictureMap]:
+    """Resize the shorter side, then cut out the middle.  (h, w, 3) uint8 -> (S, S, 3) uint8"""
+    h, w = rgb.shape[:2]
+    short = min(h, w)
+    width, height = int(size * w / short), int(size * h / short)
+    left, top = (width - size) // 2, (height - size) // 2
+    window = (left, top, left + size, top + size)
+    seen = resize(rgb, width, height, kernel=BICUBIC, order="pillow", window=window)
+    return seen, _placed(rgb, width, height, -left, -top)
+
+
+@one_blas_thread()
+def resize_pad(rgb: np.ndarray, size: int, fill: Colour, kernel: Kernel) -> tuple[np.ndarray, PictureMap]:
+    """Resize to fit, then centre on a square of `fill`.  (h, w, 3) uint8 -> (S, S, 3) uint8"""
+    h, w = rgb.shape[:2]
+    scale = min(np.float32(size) / np.float32(w), np.float32(size) / np.float32(h))  # float32 decides some sizes
+    width, height = (min(int(np.ceil(np.float32(n) * scale)), size) for n in (w, h))
+    left, top = (size - width) // 2, (size - height) // 2
+    seen = np.empty((size, size, 3), np.uint8)
+    seen[:] = fill
+    seen[top : top + height, left : left + width] = resize(rgb, width, height, kernel=kernel)
+    return seen, _placed(rgb, width, height, left, top)
+
+
+@one_blas_thread()
+def stretch(rgb: np.ndarray, size: int, kernel: Kernel) -> tuple[np.ndarray, PictureMap]:
+    """Resize both sides, whatever the aspect.  (h, w, 3) uint8 -> (S, S, 3) uint8"""
+    return resize(rgb, size, size, kernel=kernel, order="pillow"), _placed(rgb, size, size, 0, 0)
+
+
+def _placed(rgb: np.ndarray, width: int, height: int, left: int, top: int) -> PictureMap:
+    """Map the whole picture, resized to width x height, with its corner at (left, top) of the model's picture."""
+    h, w = rgb.shape[:2]
+    x, y = w / width, h / height
+    return PictureMap(x, y, -left * x, -top * y)
+
+
+def save_png(preprocessed: Preprocessed, path: str | Path) -> None:
+    """Write the picture that the model saw; a text chunk `llava_ref` holds the way back to the source, as JSON.
+
+    `{"affine": {"scale_x": ..., "scale_y": ..., "shift_x": ..., "shift_y": ...}, "source": [width, height]}`.
+    Raises ImageError where the file cannot be written.
+    """
+    text = PngImagePlugin.PngInfo()
+    text.add_text("llava_ref", json.dumps({"affine": asdict(preprocessed.affine), "source": preprocessed.source}))
+    try:
+        Image.fromarray(preprocessed.seen).save(path, "PNG", pnginfo=text)
+    except OSError as error:
+        raise ImageError(path, "file", f"cannot be written: {error.strerror or error}") from None

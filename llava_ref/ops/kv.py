@@ -1,0 +1,41 @@
+"""Keep keys and values of the positions already run.   S positions so far, Hkv key/value heads, dh head size."""
+
+from collections.abc import Callable
+
+from .protocol import KV, Array
+
+FIRST_ROOM = 256
+
+
+class GrowingCache:
+    """One pair of float32 arrays a layer, (room, Hkv, dh); room doubles as positions come, up to `limit`."""
+
+    def __init__(
+        self, n_layer: int, n_head_kv: int, head_size: int, limit: int, zeros: Callable[[tuple[int, ...]], Array]
+    ) -> None:
+        self.limit, self.length = limit, 0
+        self._row, self._zeros = (n_head_kv, head_size), zeros
+        self._keys: list[Array] = [zeros((0, *self._row)) for _ in range(n_layer)]
+        self._values: list[Array] = [zeros((0, *self._row)) for _ in range(n_layer)]
+
+    def append(self, layer: int, k: Array, v: Array) -> KV:
+        end = self.length + k.shape[0]
+        self._keys[layer] = self._fit(self._keys[layer], end)
+        self._values[layer] = self._fit(self._values[layer], end)
+        self._keys[layer][self.length : end] = k
+        self._values[layer][self.length : end] = v
+        return KV(self._keys[layer][:end], self._values[layer][:end])
+
+    def advance(self, count: int) -> None:
+        self.length += count
+
+    def truncate(self, length: int) -> None:
+        self.length = min(self.length, length)
+
+    def _fit(self, old: Array, end: int) -> Array:
+        if end <= old.shape[0]:
+            return old
+        room = min(self.limit, max(FIRST_ROOM, end, 2 * old.shape[0]))
+        new = self._zeros((room, *self._row))
+        new[: self.length] = old[: self.length]
+        return new
