@@ -96,8 +96,8 @@ def _check_pair(model: Llava) -> None:
         problem = f"has {tower.width} {side}, but the text model's embedding_length is {width}"
         raise PairError(tower.file.path, name, problem)
     for marker in tower.MARKERS:
-        if marker not in model.tokenizer.control_texts:
-            problem = f"has no {marker}, which stands beside every picture of {tower.file.path}"
+        if len(model.tokenizer.encode(marker, prefix=False)) != 1:
+            problem = f"has no token {marker}, which stands beside every picture of {tower.file.path}"
             raise PairError(text.file.path, "tokenizer.ggml.tokens", problem)
 
 

@@ -15,7 +15,7 @@ from ..errors import GGUFError
 from ..gguf.file import GGUFFile
 from ..images import fit
 from ..images.resample import BILINEAR
-from ..ops.protocol import Array, Linear, Norm, Ops
+from ..ops.protocol import Activation, Array, Linear, Norm, Ops
 from ..profiles import Quirks
 from ..tracing.trace import Tap, no_tap, scoped
 from . import vit
@@ -56,14 +56,17 @@ class SiglipWeights:
     projection: Linear  # (D, Dv), stored the other way round
 
 
+def activation(c: VisionConfig) -> Activation:
+    """Return the tower's activation. Its GELU is the approximation by tanh in llama.cpp and in transformers."""
+    return "gelu_tanh" if c.activation == "gelu" else c.activation
+
+
 def read(file: GGUFFile) -> tuple[VisionConfig, int]:
     """Return the tower's settings, and the patches along one side of a row's square. Raises GGUFError."""
     c = read_vision(file, obeyed=[MERGE])
     merge = file.integer(MERGE, 1, 64, 4)
     if c.grid % merge:
         raise GGUFError(file.path, MERGE, f"{merge} does not divide the {c.grid} patches of a side")
-    if c.activation != "gelu":
-        raise GGUFError(file.path, "clip.use_gelu", "not true, and Gemma 3's tower has no other activation")
     if c.feature_layer not in (None, c.n_stored):
         raise GGUFError(file.path, "clip.vision.feature_layer", f"{c.feature_layer}, expected no such key")
     return c, merge
@@ -90,7 +93,7 @@ def encode(pixels: Array, w: SiglipWeights, c: VisionConfig, ops: Ops, tap: Tap 
     tap = scoped(tap, "vision")
     x = tap("patch_embd", ops.patches(tap("pixels", pixels), w.patch))
     x = tap("pos_embd", x + w.position)
-    x = vit.blocks(x, w.blocks, c, "gelu_tanh", ops, tap)
+    x = vit.blocks(x, w.blocks, c, activation(c), ops, tap)
     return tap("post_ln", ops.layer_norm(x, w.post_ln, c.eps))
 
 
@@ -137,7 +140,7 @@ class Siglip:
             "merge": merge,
             "fit": quirks.fit,
             "blocks_run": c.n_stored,
-            "activation": "gelu_tanh",
+            "activation": activation(c),
         }
 
     @property
