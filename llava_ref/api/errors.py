@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from ..errors import Code, ImageError, LlavaError, NumericsError, PromptError, printable
+from ..errors import Code, LlavaError, NumericsError, printable
 
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 STEP = re.compile(r"\.?([A-Za-z_][A-Za-z0-9_]*)|\[([0-9]{1,9})\]")
@@ -90,7 +90,7 @@ def from_library(error: LlavaError, body: Any, default: str | None) -> ApiError:
     """Convert a LlavaError to an ApiError whose `param` is its path in `body`, or `default` if it has none there."""
     if isinstance(error, NumericsError):
         return ApiError(500, f"the model gave no numbers: {error.field}: {error.problem}", code=error.code)
-    return ApiError(400, str(error), param=json_path(body, error, default), code=_code(error))
+    return ApiError(400, str(error), param=json_path(body, error, default), code=error.code)
 
 
 @contextmanager
@@ -100,15 +100,6 @@ def library_errors(body: Any, default: str) -> Iterator[None]:
         yield
     except LlavaError as error:
         raise from_library(error, body, default) from None
-
-
-def _code(error: LlavaError) -> Code:
-    """Return the error's code. Two kinds of errors are raised without theirs as yet."""
-    if isinstance(error, ImageError) and error.field == "size" and error.code == "invalid_image":
-        return "image_too_large"
-    if isinstance(error, PromptError) and error.field == "tokens" and "context" in error.problem:
-        return "context_length_exceeded"
-    return error.code
 
 
 def json_path(body: Any, error: LlavaError, default: str | None) -> str | None:
