@@ -1,4 +1,4 @@
-"""What stands beside the pixels: damage there never hides a good picture."""
+"""Test damage beside the pixels, such as in texts or profiles: it never hides a good picture."""
 
 import struct
 import zlib
@@ -16,6 +16,7 @@ DAMAGED = ("image: EXIF data cannot be read, orientation taken as 1",)
 
 
 def ifd(*entries, end=bytes(4)):
+    """Make the EXIF data of one image file directory."""
     table = b"".join(struct.pack("<HHII", *entry) for entry in entries)
     return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + table + end
 
@@ -25,7 +26,7 @@ UPSIDE_DOWN = ifd((0x0112, 3, 1, 3))
 
 # PNG
 
-SIDE = {
+METADATA = {
     "rendering intent": chunk(b"sRGB"),
     "profile, method": chunk(b"iCCP", b"a\0\5xx"),
     "profile, empty": chunk(b"iCCP"),
@@ -51,18 +52,18 @@ SIDE = {
 }
 
 
-@pytest.mark.parametrize("kind", SIDE)
-def test_a_png_is_read_whatever_stands_beside_its_pixels(kind):
+@pytest.mark.parametrize("kind", METADATA)
+def test_a_png_is_read_whatever_its_metadata(kind):
     raw = b"".join(b"\0" + row.tobytes() for row in RGB)
-    data = png(7, 9, 8, 2, raw, SIDE[kind])
-    after = png(7, 9, 8, 2, raw)[:-12] + SIDE[kind] + chunk(b"IEND")
+    data = png(7, 9, 8, 2, raw, METADATA[kind])
+    after = png(7, 9, 8, 2, raw)[:-12] + METADATA[kind] + chunk(b"IEND")
     for file in (data, after):
         got = images.load(file)
         assert np.array_equal(got.rgb, RGB) and got.warnings == (), file
         assert images.measure(file) == (7, 9)
 
 
-def test_pixels_of_a_png_may_be_apart():
+def test_other_chunks_may_stand_between_the_pixels_of_a_png():
     packed = zlib.compress(b"".join(b"\0" + row.tobytes() for row in RGB))
     apart = chunk(b"IDAT", packed[:50]) + chunk(b"tEXt", b"a\0b") + chunk(b"IDAT", packed[50:])
     data = png(7, 9, 8, 2, b"".join(b"\0" + row.tobytes() for row in RGB))
@@ -87,22 +88,22 @@ SEGMENTS = {
 
 
 @pytest.mark.parametrize("kind", SEGMENTS)
-def test_a_jpeg_is_read_whatever_stands_beside_its_pixels(kind):
+def test_a_jpeg_is_read_whatever_its_metadata(kind):
     data = encode(RGB, "JPEG")
     got = images.load(data[:2] + SEGMENTS[kind] + data[2:])
     assert np.array_equal(got.rgb, images.decode(data)) and got.warnings == ()
 
 
 def renamed(data, names):
-    """A JPEG of three components with other identities for them."""
+    """Give the three components of a JPEG other identifiers."""
     frame, scan = data.index(b"\xff\xc0") + 10, data.index(b"\xff\xda") + 5
     file = bytearray(data)
     file[frame : frame + 9 : 3], file[scan : scan + 6 : 2] = names, names
     return bytes(file)
 
 
-def test_what_says_how_a_jpeg_is_coloured_is_kept():
-    """Without Adobe's segment, components 1, 2, 3 are taken for YCbCr; without JFIF's, R, G, B for RGB."""
+def test_segments_that_tell_the_colours_of_a_jpeg_are_kept():
+    """Check both: without Adobe's segment, components 1, 2, 3 count as YCbCr; without JFIF's, R, G, B as RGB."""
     options = {"quality": 100, "subsampling": 0}
     adobe = renamed(encode(RGB, "JPEG", keep_rgb=True, **options), b"\1\2\3")
     jfif = renamed(encode(RGB, "JPEG", **options), b"RGB")
@@ -122,7 +123,7 @@ def test_what_says_how_a_jpeg_is_coloured_is_kept():
         (b"", 1, ()),
     ],
 )
-def test_damaged_exif_data_are_told(exif, orientation, damaged):
+def test_damaged_exif_data_are_a_warning(exif, orientation, damaged):
     jpeg, webp = encode(RGB, "JPEG"), encode(RGB, "WEBP", lossless=True, exif=exif or b"\0")
     files = [jpeg[:2] + segment(0xE1, b"Exif\0\0" + exif) + jpeg[2 + 18 :]]
     if exif:
@@ -132,7 +133,7 @@ def test_damaged_exif_data_are_told(exif, orientation, damaged):
         assert (got.rgb.shape, got.orientation, got.warnings) == ((9, 7, 3), orientation, damaged)
 
 
-def test_the_orientation_is_found_where_pillow_finds_it():
+def test_the_orientation_is_read_from_every_place_that_pillow_reads():
     raw, jpeg = b"".join(b"\0" + row.tobytes() for row in RGB), encode(RGB, "JPEG")
     xmp = b'<x tiff:Orientation="3"/>'
     text = b"Raw profile type exif\0\nexif\n      26\n" + UPSIDE_DOWN.hex().encode()
@@ -156,7 +157,7 @@ def test_the_orientation_is_found_where_pillow_finds_it():
 # GIF, WebP, and the frames after the first
 
 
-def test_a_gif_is_read_whatever_stands_before_its_first_frame():
+def test_a_gif_is_read_whatever_comes_before_its_first_frame():
     whole = images.decode(gif(4, 2, [0, 1, 2, 3] * 2))
     for before in (b"!\xf9\2\1\0\0", b"!\xf9\1\0\0", b"!\xff\x0bNETSCAPE2.0\1\1\0", b"!\xfe\0", b"\0\7", b"!\1\1x\0"):
         got = images.load(gif(4, 2, [0, 1, 2, 3] * 2, before=before))
@@ -176,6 +177,6 @@ def test_damage_after_the_first_frame_changes_nothing(kind):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_no_warning_of_pillows_is_heard(kind, recwarn):
+def test_pillow_warns_of_nothing(kind, recwarn):
     images.load(encode(RGB, kind))
     assert not recwarn.list

@@ -1,4 +1,4 @@
-"""Decoding: five formats by content, limits before pixels, one rule for alpha, palettes, 16 bits, CMYK and EXIF."""
+"""Test decoding: five formats by content, limits before pixels; alpha, palettes, 16 bits, CMYK and EXIF."""
 
 import io
 import os
@@ -37,23 +37,23 @@ def test_every_format_decodes_as_pillow_does(kind):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_the_label_is_not_looked_at(kind, tmp_path):
+def test_the_name_of_a_file_does_not_matter(kind, tmp_path):
     path = tmp_path / "picture.tiff"
     path.write_bytes(encode(noise(4, 3), kind))
     assert images.load(path).format == images.load(str(path)).format == kind
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "PPM", "ICO", "PCX", "DIB", "SGI", "TGA", "EPS"])
-def test_other_formats_are_refused_though_pillow_reads_them(kind):
+def test_other_formats_that_pillow_reads_are_refused(kind):
     refused(encode(noise(16, 16), kind), "image: format: .*expected PNG, JPEG, WebP, GIF or BMP")
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_pillow_is_given_one_format(kind, monkeypatch):
-    asked, pillows = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda file, formats: asked.append(formats) or pillows(file, formats=formats))
+def test_pillow_may_read_only_one_format(kind, monkeypatch):
+    opened, original = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda file, formats: opened.append(formats) or original(file, formats=formats))
     images.decode(encode(noise(4, 4), kind))
-    assert asked and all(formats == [kind] for formats in asked)
+    assert opened and all(formats == [kind] for formats in opened)
 
 
 def test_only_the_decoder_of_the_magic_bytes_runs():
@@ -73,12 +73,12 @@ def test_a_jpeg_with_a_broken_multi_picture_index_is_still_a_jpeg():
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"\x89PNG", b"RIFF", b"RIFF\0\0\0\0WAVE", b"\x1b[31m\n"])
-def test_what_is_no_picture_is_refused_on_one_printable_line(data):
+def test_other_bytes_are_refused_on_one_printable_line(data):
     refused(data, "^image: format: starts with|^image: format: no bytes")
 
 
 def box(brand, others=b""):
-    """The first box of an ISO file."""
+    """Make the first box of an ISO file."""
     return struct.pack(">I", 16 + len(others)) + b"ftyp" + brand + bytes(4) + others
 
 
@@ -99,12 +99,12 @@ NAMED = {
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_a_format_that_is_not_read_is_named(name):
+def test_an_unsupported_format_is_named(name):
     for data in NAMED[name]:
-        refused(data, f"^image: format: {name} is not read, expected PNG, JPEG, WebP, GIF or BMP$")
+        refused(data, f"^image: format: {name} is not supported, expected PNG, JPEG, WebP, GIF or BMP$")
 
 
-def test_pillows_own_words_and_classes_are_never_shown():
+def test_pillows_messages_and_classes_are_never_shown():
     rgb = noise(9, 9)
     broken = [encode(rgb, kind)[:-30] for kind in FORMATS]
     broken += [data[:40] + bytes(20) + data[60:] for data in map(encode, [rgb] * 5, FORMATS)]
@@ -232,7 +232,7 @@ def test_white_changes_no_opaque_picture(kind):
 
 
 @pytest.mark.parametrize("damage", ["short", "checksum", "long"])
-def test_damaged_transparency_is_told_where_it_counts(damage):
+def test_damaged_transparency_is_a_warning_if_it_matters(damage):
     rgb = noise(2, 2)
     whole = chunk(b"tRNS", b"\0\1\0\2\0\3")
     extra = {"short": chunk(b"tRNS", b"\0\1\0"), "checksum": whole[:-1] + b"x", "long": chunk(b"tRNS", bytes(257))}
@@ -245,7 +245,7 @@ def test_damaged_transparency_is_told_where_it_counts(damage):
 
 
 def gif(background, screen=(6, 4)):
-    """4 x 2 pixels of the indices 0 1 2 3, of which 2 is transparent, at (1, 1) of the screen."""
+    """Make a GIF of 4 x 2 pixels at (1, 1) of the screen, with indices 0 1 2 3, of which 2 is transparent."""
     image = Image.new("P", (4, 2))
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120])
     image.putdata([0, 1, 2, 3] * 2)
@@ -256,19 +256,19 @@ def gif(background, screen=(6, 4)):
     return bytes(data)
 
 
-def test_a_gif_is_blank_where_its_first_frame_draws_nothing():
-    """As measured against stb_image in llama.cpp b11548: BGR around the frame included."""
+def test_pixels_that_a_gifs_first_frame_does_not_draw():
+    """Check the colours measured with stb_image in llama.cpp b11548, including BGR around the frame."""
     convert = images.decode(gif(3))
     drop, plain = images.decode(gif(3), alpha="drop"), images.decode(gif(0), alpha="drop")
     assert convert[1, 3].tolist() == convert[0, 0].tolist() == [70, 80, 90], "the transparent index's colour"
-    assert images.decode(gif(3), alpha="white")[1, 3].tolist() == [255, 255, 255], "what is transparent is white"
+    assert images.decode(gif(3), alpha="white")[1, 3].tolist() == [255, 255, 255], "transparent pixels are white"
     assert drop[1, 3].tolist() == [0, 0, 0] and drop[0, 0].tolist() == [120, 110, 100]
     assert plain[1, 3].tolist() == plain[0, 0].tolist() == [0, 0, 0]
     assert drop[1, 1].tolist() == convert[1, 1].tolist() == [10, 20, 30]
     assert images.decode(gif(200), alpha="drop")[0, 0].tolist() == [0, 0, 0], "no such colour"
 
 
-def test_cmyk_jpegs_are_converted_the_adobe_way_round():
+def test_cmyk_jpegs_are_inverted_as_adobe_writes_them():
     cmyk = Image.new("CMYK", (16, 16), (255, 0, 0, 0))  # cyan
     for options in ({}, {"progressive": True}):
         r, g, b = images.decode(encode(cmyk, "JPEG", quality=95, **options))[8, 8].tolist()
@@ -291,13 +291,13 @@ def test_exif_orientation(kind, orientation):
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
-def test_an_orientation_that_does_not_exist_is_1(value):
+def test_an_invalid_orientation_counts_as_1(value):
     exif = Image.Exif()
     exif[0x0112] = value
     assert images.load(encode(noise(2, 3), "PNG", exif=exif), exif="apply").orientation == 1
 
 
-def test_broken_exif_data_is_a_warning_and_no_error():
+def test_broken_exif_data_are_a_warning():
     got = images.load(encode(noise(2, 3), "PNG", exif=b"Exif\0\0rubbish"), where="a\nb")
     assert got.orientation == 1
     assert got.warnings == ("a\\nb: EXIF data cannot be read, orientation taken as 1",)

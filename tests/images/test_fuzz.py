@@ -1,7 +1,7 @@
-"""Broken pictures: whatever the bytes, the answer is an array within limits or one ImageError, soon, in little memory.
+"""Fuzz the decoding of pictures: any bytes give an array within limits or one ImageError, soon, in little memory.
 
-Small valid files of all five formats are flipped, cut, spliced, repeated, and given large numbers. Run longer with
-`python -m tests.images.test_fuzz --seconds 600 --seed 1`; a failing file is written next to its message.
+Small valid files of all five formats are flipped, cut, spliced, repeated, and given large numbers. For a longer run:
+`python -m tests.images.test_fuzz --seconds 600 --seed 1`. A failing file is saved, and the message names it.
 """
 
 import argparse
@@ -22,13 +22,14 @@ from PIL import Image
 from llava_ref.errors import ImageError
 from llava_ref.images import decoding as images
 
+ROOT = Path(__file__).parents[2]
 MEMORY = 3 << 30  # bytes of address space for the whole process
-SLOW = 30.0  # seconds for one picture: two orders above what they take
+SLOW = 30.0  # seconds for one picture: a hundred times what they take
 NUMBERS = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 60_000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]
 
 
 def seeds():
-    """Small files that between them use most of what the formats can do."""
+    """Yield small files that together use most features of the formats."""
     rng = np.random.default_rng(0)
     rgba = rng.integers(0, 256, (11, 13, 4), dtype=np.uint8)
     exif = Image.Exif()
@@ -118,7 +119,7 @@ def judge(data, exif, alpha):
 
 
 def fuzz(seconds, seed, most=None):
-    """Counts of outcomes. A file with any other outcome is kept, and the error raised again with its place."""
+    """Count the outcomes. A file with any other error is saved, and the error is raised again with its path."""
     corpus, rng, counts = list(seeds()), np.random.default_rng(seed), Counter()
     end = time.monotonic() + seconds
     while time.monotonic() < end and counts.total() != most:
@@ -140,15 +141,15 @@ def test_the_seeds_are_pictures():
 
 
 def test_mutated_pictures_give_an_array_or_an_image_error():
-    """In a child with limited memory, so that a claimed size that is believed fails here and not the machine."""
-    command = [sys.executable, __file__, "--seconds", "4", "--seed", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    """Fuzz in a process with limited memory, so that a file with a false size fails here and not the machine."""
+    command = [sys.executable, "-m", __name__, "--seconds", "4", "--seed", "0"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "an array" in done.stdout and "refused" in done.stdout
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Feeds broken pictures to llava_ref.images.decoding.")
+    parser = argparse.ArgumentParser(description="Decode mutated pictures with llava_ref.images.decoding.")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What is refused before a pixel is decoded: too large, cut short, or made to cost time."""
+"""Test files that are refused before a pixel is decoded: too large, cut short, or made to cost time."""
 
 import struct
 import warnings
@@ -17,7 +17,7 @@ from ..support.image_files import FORMATS, chunk, encode, noise, png, refused
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_cut_file_is_refused_unless_every_pixel_was_there(kind):
+def test_a_cut_file_is_refused_unless_it_has_every_pixel(kind):
     data = encode(noise(9, 7), kind)
     whole, accepted = images.decode(data), 0
     for length in range(len(data)):
@@ -39,23 +39,23 @@ def test_bytes_after_the_end_change_nothing(kind, garbage):
 # Limits
 
 
-def test_the_limits_are_the_promised_ones():
+def test_the_limits_are_those_promised():
     assert (images.MAX_ENCODED, images.MAX_PIXELS, images.MAX_IMAGES) == (20 * 2**20, 40_000_000, 16)
 
 
-def test_encoded_size(tmp_path):
+def test_the_limit_on_encoded_bytes(tmp_path):
     data = encode(noise(4, 4), "PNG")
     padded = data + bytes(images.MAX_ENCODED - len(data))
     assert images.decode(padded).shape == (4, 4, 3)
     refused(padded + b"\0", "image: size: over 20971520 bytes")
     path = tmp_path / "big"
     with open(path, "wb") as file:
-        file.truncate(10**12)  # sparse: only the limit may be read
+        file.truncate(10**12)  # sparse: no more than the limit may be read
     refused(path, "size: over 20971520 bytes")
 
 
 def liars(w, h):
-    """Small files that say they are w x h."""
+    """Yield small files whose headers claim w x h pixels."""
     yield "PNG", png(w, h, 8, 2)
     jpeg = bytearray(encode(noise(8, 8), "JPEG"))
     at = jpeg.index(b"\xff\xc0") + 5
@@ -96,15 +96,15 @@ def test_the_side_limit_is_exact():
     refused(encode(Image.new("1", (1, 65_536)), "PNG"), "1 x 65536 pixels")
 
 
-def test_no_warning_of_pillows_escapes_and_none_is_muted_for_others():
-    with warnings.catch_warnings(record=True) as seen:
+def test_pillows_warnings_are_caught_and_those_of_others_are_not():
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         before = list(warnings.filters)
         refused(png(10_000, 10_000, 8, 0), "size: 10000 x 10000 pixels")
-        assert seen == [] and warnings.filters == before
+        assert caught == [] and warnings.filters == before
 
 
-def test_threads_may_decode_at_once():
+def test_several_threads_may_decode():
     data = [encode(noise(50, 60, seed=i), "PNG") for i in range(8)]
     with ThreadPoolExecutor(4) as pool:
         got = list(pool.map(images.decode, data * 4))
@@ -112,7 +112,7 @@ def test_threads_may_decode_at_once():
 
 
 @pytest.mark.parametrize("w, h", [(0, 4), (4, 0), (0, 0)])
-def test_no_pixels(w, h):
+def test_pictures_without_pixels_are_refused(w, h):
     for kind, data in [("PNG", png(w, h, 8, 2)), *liars(max(w, 1), max(h, 1))][:1]:
         refused(data, kind)
     bmp = bytearray(encode(noise(8, 8), "BMP"))
@@ -130,7 +130,7 @@ def jpeg_with(segments):
     return data[:2] + segments + data[2:]
 
 
-def test_structures_that_cost_time_and_hold_no_pixels(monkeypatch):
+def test_long_structures_without_pixels_are_refused(monkeypatch):
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
     exif = b"\xff\xe1\0\x09Exif\0\0x"
     comment = chunk(b"tEXt", b"a\0b")
@@ -138,7 +138,7 @@ def test_structures_that_cost_time_and_hold_no_pixels(monkeypatch):
     at = gif.index(b"\x2c\0\0\0\0")
     progressive = encode(noise(40, 40), "JPEG", progressive=True)
     scan = progressive[progressive.rindex(b"\xff\xda") : -2]
-    for data, what in [
+    for data, problem in [
         (jpeg_with(exif * 100_000), "over 100,000 header segments"),
         (jpeg_with(b"\xff\x01" * 100_000), "over 100,000 header segments"),
         (jpeg_with(b"\xff\xfe\0\2junk\xff\xf0\xff\xd0" + exif * 100_000), "over 100,000 header segments"),
@@ -151,7 +151,7 @@ def test_structures_that_cost_time_and_hold_no_pixels(monkeypatch):
         (gif[: at + 11] + b"\x01x" * 100_001 + gif[at + 11 :], "over 100,000 blocks in"),
         (riff(b"VP8X\x0a\0\0\0" + bytes(10) + b"junk\0\0\0\0" * 100_000), "over 100,000 chunks"),
     ]:
-        refused(data, what)
+        refused(data, problem)
     monkeypatch.undo()
     assert images.decode(jpeg_with(exif * 900)).shape == (4, 4, 3)
     assert images.decode(gif[:at] + b"\x21\xfe" + b"\x01x" * 1000 + b"\0" + gif[at:]).shape == (4, 4, 3)
@@ -166,15 +166,15 @@ def test_a_picture_is_measured_without_decoding(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("data", [b"", b"words", png(8_000, 8_000, 8, 2), bytes(images.MAX_ENCODED + 1)])
-def test_what_is_refused_is_refused_by_measuring(data):
+def test_measuring_refuses_what_decoding_refuses(data):
     with pytest.raises(ImageError, match="here"):
         images.measure(data, "here")
 
 
-def test_memory_goes_back_after_a_large_picture(monkeypatch):
-    given = []
-    monkeypatch.setattr(images, "give_back", lambda: given.append(1))
+def test_memory_is_returned_after_a_large_picture(monkeypatch):
+    calls = []
+    monkeypatch.setattr(images, "give_back", lambda: calls.append(1))
     images.decode(encode(Image.new("L", (2000, 1000)), "PNG"))
-    assert given == []
+    assert calls == []
     images.decode(encode(Image.new("L", (2000, 1001)), "PNG"))
-    assert given == [1]
+    assert calls == [1]

@@ -1,6 +1,6 @@
-"""Pixels that a file promises and does not hold: refused where other readers refuse, told where they show something.
+"""Test files without all their pixels: an error if other readers refuse them, a warning if these show something.
 
-docs/pictures.md has the table. Each kind has a control: the same file with all its pixels is read without a word.
+docs/pictures.md has the table. Each kind has a control: the same file with all its pixels is read without a warning.
 """
 
 import io
@@ -42,7 +42,7 @@ PLTE = chunk(b"PLTE", bytes(range(256)) * 3)
 
 @pytest.mark.parametrize("kind", PNGS)
 @pytest.mark.parametrize("interlaced", [False, True])
-def test_a_png_needs_every_row(kind, interlaced):
+def test_a_png_without_all_rows_is_refused(kind, interlaced):
     colour, depth, channels = PNGS[kind]
     extra = PLTE if colour == 3 and depth == 8 else chunk(b"PLTE", bytes(48)) if colour == 3 else b""
     for w, h in [(13, 11), (1, 9), (3, 1), (5, 4)]:
@@ -68,23 +68,23 @@ def split_png(raw, pieces, end=b"IEND"):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 8, 2, 0, 0, 0)) + data + chunk(end)
 
 
-def test_a_png_may_be_in_many_chunks_and_lack_the_end_of_its_stream():
+def test_the_pixels_of_a_png_are_counted_across_chunks_and_to_the_checksum():
     raw = b"".join(rows(16, 48))
     for pieces in (1, 2, 7, 100):
         assert images.load(split_png(raw, pieces)).warnings == ()
         refused(split_png(raw[:-49], pieces), "the pixel data end early: 735 bytes, expected 784")
     packed = zlib.compress(raw)
-    for lacking in (1, 4):  # bytes of the stream's checksum
-        data = png(16, 16, 8, 2, raw).replace(chunk(b"IDAT", packed), chunk(b"IDAT", packed[:-lacking]))
+    for lost in (1, 4):  # bytes of the stream's checksum
+        data = png(16, 16, 8, 2, raw).replace(chunk(b"IDAT", packed), chunk(b"IDAT", packed[:-lost]))
         assert images.load(data).warnings == ()
     refused(data.replace(chunk(b"IDAT", packed[:-4]), chunk(b"IDAT", packed[:-40])), "end early")
     refused(data.replace(chunk(b"IDAT", packed[:-4]), chunk(b"IDAT")), "end early: 0 bytes, expected 784")
     refused(data.replace(chunk(b"IDAT", packed[:-4]), chunk(b"IDAT", packed[:-1] + b"x")), "the pixel data are damaged")
-    assert images.load(png(16, 16, 8, 2, raw + bytes(10**6))).warnings == (), "more than is needed"
+    assert images.load(png(16, 16, 8, 2, raw + bytes(10**6))).warnings == (), "surplus data"
 
 
-def test_a_large_png_is_counted_in_little_memory(monkeypatch):
-    """The rows beyond what is asked for are not unpacked either."""
+def test_counting_a_large_png_takes_little_memory(monkeypatch):
+    """Check that rows beyond those of the header are not even decompressed."""
     bomb = png(16, 16, 8, 2, bytes(50_000_000))
     sizes = []
     inflate = zlib.decompressobj
@@ -105,7 +105,7 @@ def test_a_large_png_is_counted_in_little_memory(monkeypatch):
     assert 784 <= sum(sizes) <= 2 * 2**16 and max(sizes) <= 2**16
 
 
-def test_a_png_with_a_palette_needs_one():
+def test_a_png_without_its_palette_is_refused():
     raw = b"".join(b"\0" + bytes(i % 4 for i in range(8)) for _ in range(8))
     assert images.load(png(8, 8, 8, 3, raw, chunk(b"PLTE", bytes(12)))).warnings == ()
     refused(png(8, 8, 8, 3, raw), "PNG: the palette is missing")
@@ -132,11 +132,11 @@ GREYS = b"".join(bytes([40 + i, 40 + i, 40 + i, 0]) for i in range(16))
         ("GIF", lambda top: gif(4, 1, [0, 1, 2, top], colours=16, own=8)),
         ("BMP", lambda top: bmp(4, 1, 8, bytes([0, 1, 2, top]), GREYS[:32], used=8)),
         ("BMP", lambda top: bmp(4, 1, 4, bytes([0x01, 0x20 | top, 0, 0]), GREYS[:32], used=8)),
-        ("BMP", lambda top: bmp(4, 1, 8, bytes([0, 1, 2, top]), GREYS[:32])),  # says 256, holds 8
+        ("BMP", lambda top: bmp(4, 1, 8, bytes([0, 1, 2, top]), GREYS[:32])),  # claims 256, has 8
         ("BMP", lambda top: bmp(4, 1, 8, b"\2\1" + bytes([2, top]) + b"\0\1", GREYS[:32], 1, 8)),
     ],
 )
-def test_a_colour_that_the_palette_lacks_is_told(kind, file):
+def test_a_colour_outside_the_palette_is_a_warning(kind, file):
     assert images.load(file(7)).warnings == ()
     warning = f"photo: {kind}: pixels of colour 9, which is not in the palette of 8"
     assert images.load(file(9), where="photo").warnings == (warning,)
@@ -167,7 +167,7 @@ EARLY = "image: JPEG: the coded data end early: some pixels are not in the file"
 
 
 def scans(data):
-    """Where the coded data of each scan begin."""
+    """Return the offset of the coded data of each scan."""
     starts, at = [], data.find(b"\xff\xda")
     while at >= 0:
         starts.append(at + 2 + int.from_bytes(data[at + 2 : at + 4], "big"))
@@ -177,8 +177,8 @@ def scans(data):
 
 @pytest.mark.parametrize("kind", JPEGS)
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_a_jpeg_that_ends_early_is_told_wherever_it_is_cut(kind, mode):
-    """Behind the cut stands the marker that ends a picture. Where no pixel changes, nothing is missing."""
+def test_a_jpeg_cut_anywhere_is_a_warning(kind, mode):
+    """Cut a JPEG and add the marker that ends a picture. If no pixel changes, none is missing."""
     for picture in (smooth(45, 37, mode), Image.new(mode, (32, 32), "white")):
         data = encode(picture, "JPEG", **JPEGS[kind])
         whole = images.load(data)
@@ -194,7 +194,7 @@ def test_a_jpeg_that_ends_early_is_told_wherever_it_is_cut(kind, mode):
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (17, 9), (64, 3), (100, 75)])
 @pytest.mark.parametrize("kind", JPEGS)
-def test_a_whole_jpeg_is_read_without_a_word(kind, size):
+def test_a_whole_jpeg_gives_no_warning(kind, size):
     for picture in (smooth(*size), Image.fromarray(noise(*size[::-1])), Image.new("RGB", size, (128, 128, 128))):
         data = encode(picture, "JPEG", **JPEGS[kind])
         got = images.load(data)
@@ -204,7 +204,7 @@ def test_a_whole_jpeg_is_read_without_a_word(kind, size):
         assert images.load(longer).warnings == () and np.array_equal(images.decode(longer), got.rgb)
 
 
-def test_a_jpeg_without_all_its_restarts_is_told():
+def test_a_jpeg_without_all_restarts_is_a_warning():
     data = encode(smooth(64, 48), "JPEG", restart_marker_blocks=2)
     marks = [at for at in range(len(data)) if data[at] == 0xFF and 0xD0 <= data[at + 1] <= 0xD7]
     lost = data[: marks[1]] + data[marks[2] :]
@@ -213,7 +213,7 @@ def test_a_jpeg_without_all_its_restarts_is_told():
     assert images.load(short).warnings == (EARLY,)
 
 
-def test_a_jpeg_without_all_its_scans_is_told():
+def test_a_jpeg_without_all_scans_is_a_warning():
     data = encode(smooth(64, 48), "JPEG", progressive=True)
     tables = [at for at in range(len(data)) if data[at : at + 2] in (b"\xff\xc4", b"\xff\xda")]
     ends = [at for at in tables if at > scans(data)[0]]
@@ -227,7 +227,7 @@ def test_a_jpeg_without_all_its_scans_is_told():
     assert images.load(only).warnings[0] == warning, "one of three components"
 
 
-def test_a_jpeg_taller_than_its_data_is_told():
+def test_a_jpeg_taller_than_its_data_is_a_warning():
     data = bytearray(encode(smooth(64, 48), "JPEG"))
     at = data.index(b"\xff\xc0") + 5
     for height, warnings in [(48, ()), (41, ()), (49, (EARLY,)), (480, (EARLY,))]:
@@ -246,21 +246,21 @@ def test_a_gif_with_too_few_codes_is_refused():
             refused(gif(16, 16, indices[:count], after=after), "GIF: the pixel data are damaged, or cut short")
 
 
-def test_a_gif_is_read_up_to_the_end_of_its_first_frame(monkeypatch):
-    """Pillow reads on into what follows a frame that is short, for codes."""
-    opened, pillows = [], Image.open
+def test_pillow_gets_a_gif_up_to_the_end_of_its_first_frame(monkeypatch):
+    """Check the bytes that Pillow gets: after a short frame it would take what follows for codes."""
+    opened, original = [], Image.open
     monkeypatch.setattr(
-        Image, "open", lambda file, formats: opened.append(file.getvalue()) or pillows(file, formats=formats)
+        Image, "open", lambda file, formats: opened.append(file.getvalue()) or original(file, formats=formats)
     )
     images.load(gif(4, 4, [1] * 16, after=b"," + bytes(100)))
     assert opened == [gif(4, 4, [1] * 16)]
 
 
-def test_a_first_frame_smaller_than_the_picture_is_told():
+def test_a_first_frame_smaller_than_the_picture_is_a_warning():
     assert images.load(gif(8, 8, [1] * 64)).warnings == ()
     got = images.load(gif(8, 6, [1] * 16, frame=(2, 2, 4, 4)))
-    told = "GIF: the first frame has 4 x 4 of 8 x 6 pixels, the others are not in the file"
-    assert got.rgb.shape == (6, 8, 3) and got.warnings == (f"image: {told}",)
+    note = "GIF: the first frame has 4 x 4 of 8 x 6 pixels, the others are not in the file"
+    assert got.rgb.shape == (6, 8, 3) and got.warnings == (f"image: {note}",)
     frames = [Image.fromarray(noise(16, 16, seed=i)) for i in range(2)]
     webp = encode(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
     assert images.load(webp).warnings == ()
@@ -270,7 +270,7 @@ def test_a_first_frame_smaller_than_the_picture_is_told():
 
 
 @pytest.mark.parametrize("lossless", [True, False])
-def test_a_webp_whose_chunk_ends_early_is_refused_or_whole(lossless):
+def test_a_webp_whose_chunk_ends_early_is_refused_or_complete(lossless):
     data = encode(smooth(40, 30), "WEBP", lossless=lossless)
     whole = images.decode(data)
     for size in range(1, len(data) - 20):
@@ -286,7 +286,7 @@ def test_a_webp_whose_chunk_ends_early_is_refused_or_whole(lossless):
 # BMP
 
 
-def test_a_bmp_needs_every_row():
+def test_a_bmp_without_all_rows_is_refused():
     for bits, header in [(24, 40), (8, 40), (8, 12), (4, 12), (1, 40), (32, 40), (16, 40), (8, 124)]:
         stride = (6 * bits + 31) // 32 * 4
         palette = bytes(range(256)) * 4 if bits <= 8 else b""
@@ -299,7 +299,7 @@ def test_a_bmp_needs_every_row():
     refused(bmp(6, 5, 24, bytes(100), offset=20), "BMP: the pixels begin at byte 20, within the header")
 
 
-def test_a_run_length_coded_bmp_needs_every_row():
+def test_a_run_length_coded_bmp_without_all_rows_is_refused_or_a_warning():
     palette = GREYS * 16
     line = {1: b"\x06\7\0\0", 2: b"\x06\x77\0\0"}
     for compression, bits in [(1, 8), (2, 4)]:
@@ -308,14 +308,14 @@ def test_a_run_length_coded_bmp_needs_every_row():
         absolute = b"\0\6" + bytes(6 if bits == 8 else 4) + b"\0\0"
         assert images.load(bmp(6, 5, bits, absolute * 5 + b"\0\1", table, compression)).warnings == ()
         refused(bmp(6, 5, bits, code * 4 + b"\0\1", table, compression), "damaged, or cut short")
-        told = ("image: BMP: rows end early: some pixels are not in the file",)
+        notes = ("image: BMP: rows end early: some pixels are not in the file",)
         for early in (code * 4 + b"\5\7\0\0\0\1", b"\0\2\1\1" + code * 4 + b"\0\1", b"\5\7\0\0" * 5 + b"\0\1"):
-            assert images.load(bmp(6, 5, bits, early, table, compression)).warnings == told, early
+            assert images.load(bmp(6, 5, bits, early, table, compression)).warnings == notes, early
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_bmp_with_a_palette_of_few_greys_keeps_its_depth(bits):
-    """Pillow takes black and white for 1 bit, whatever the depth."""
+    """Read black and white, which Pillow takes for 1 bit whatever the depth."""
     data = bytes([0, 1, 1, 0]) if bits == 8 else bytes([0x01, 0x10, 0, 0])
     got = images.load(bmp(4, 1, bits, data, b"\0\0\0\0\xff\xff\xff\0", used=2))
     assert got.rgb[0, :, 0].tolist() == [0, 255, 255, 0] and got.warnings == ()
