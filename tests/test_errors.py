@@ -6,7 +6,8 @@ from typing import get_args
 
 import pytest
 
-from llava_ref.errors import Code, LlavaError
+import llava_ref
+from llava_ref.errors import Code, LlavaError, PromptError
 
 CLASSES = [LlavaError, *LlavaError.__subclasses__()]
 
@@ -35,3 +36,18 @@ def test_the_code_is_a_keyword():
 def test_each_class_s_own_code():
     own = {kind.__name__: kind.code for kind in CLASSES if kind.code != "invalid_value"}
     assert own["ImageError"] == "invalid_image" and own["NumericsError"] == "model_error" and len(own) == 2
+
+
+def test_a_prompt_over_the_context_has_its_code():
+    text, _ = llava_ref.embedded()
+    model = llava_ref.load(text, backend="numpy", n_context=8)
+    for ask in (
+        lambda: model.forward([[1] * 9]),
+        lambda: model.chat([{"role": "user", "content": "a " * 9}], max_tokens=1),
+    ):
+        with pytest.raises(PromptError) as caught:
+            ask()
+        assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(PromptError) as caught:
+        model.forward([[]])
+    assert caught.value.code == "invalid_value"
