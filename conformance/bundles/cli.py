@@ -35,7 +35,8 @@ from llava_ref.errors import LlavaError, ParameterError
 from llava_ref.tracing.distance import distance
 from llava_ref.tracing.tracefile import TraceFile, Writer, hashes
 
-from ..pairs import pairs
+from ..pairs.gemma3 import Gemma3Spec, SiglipSpec, build_gemma3
+from ..pairs.pairs import Pair, TextSpec, VisionSpec, build
 from .case import FORMAT, MARGINS, Expected, expected
 from .pictures import picture, png
 from .recipes import Bundle, bundles
@@ -68,11 +69,21 @@ def _write(folder: Path, bundle: Bundle) -> dict[str, Any]:
 
 def make(folder: Path, bundle: Bundle) -> list[Path]:
     """The files that an engine is given: the pair and the pictures. The same bytes on every machine."""
-    pair = pairs.build(folder, bundle.text, bundle.vision, bundle.seed)
+    pair = _build(folder, bundle)
     paths = [folder / p.name for p in bundle.pictures]
     for i, (path, p) in enumerate(zip(paths, bundle.pictures, strict=True)):
         path.write_bytes(png(picture(p.height, p.width, p.bands, bundle.seed + i)))
     return [pair.text, pair.mmproj, *paths]
+
+
+def _build(folder: Path, bundle: Bundle) -> Pair:
+    match bundle.text, bundle.vision:
+        case TextSpec() as text, VisionSpec() as vision:
+            return build(folder, text, vision, bundle.seed)
+        case Gemma3Spec() as gemma, SiglipSpec() as siglip:
+            return build_gemma3(folder, gemma, siglip, bundle.seed)
+        case halves:
+            raise TypeError(f"{bundle.name}: no pair is made of {halves}")
 
 
 def confirm(folder: Path, chosen: Sequence[Bundle]) -> None:

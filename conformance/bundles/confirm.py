@@ -22,6 +22,7 @@ from ..compare.conform import conform
 from ..engines.hf.engine import Transformers
 from ..engines.llama_cpp.engine import LlamaCpp
 from ..engines.reference import Case, ReferenceError, Run
+from ..pairs.pairs import VisionSpec
 from .recipes import EVERY_STAGE, N_GREEDY, Bundle
 
 
@@ -54,7 +55,7 @@ def confirm(folder: Path, bundle: Bundle, case: Mapping[str, Any]) -> list[Confi
     if bundle.profiles == ("hf",):
         run = Transformers(stages=EVERY_STAGE).run(question, n_greedy=N_GREEDY)
         found.append(_compared(run, stored, case, "float32", None))
-    elif "llava" in bundle.profiles and bundle.vision.class_token:
+    elif "llava" in bundle.profiles and isinstance(bundle.vision, VisionSpec) and bundle.vision.class_token:
         found.append(_compared(_from_pixels(question, stored), stored, case, "float32", None))
     return found
 

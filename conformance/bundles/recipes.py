@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from llava_ref.gguf.types import TYPES
 
+from ..pairs.gemma3 import Gemma3Spec, SiglipSpec
 from ..pairs.pairs import TextSpec, VisionSpec
 from ..pairs.random_blocks import KINDS
 
@@ -39,8 +40,8 @@ class Bundle:
 
     name: str
     about: str
-    text: TextSpec
-    vision: VisionSpec
+    text: TextSpec | Gemma3Spec
+    vision: VisionSpec | SiglipSpec
     pictures: tuple[Picture, ...]
     prompt: str
     profiles: tuple[str, ...]
@@ -120,6 +121,27 @@ ARCHITECTURE = (
 )  # fmt: skip
 
 
+GEMMA = Gemma3Spec(width=20, n_layer=6, head_size=6, mlp_width=28, window=3, rope_factor=8.0)
+SIGLIP = SiglipSpec(width=20, n_block=2, n_head=2, mlp_width=28, image_size=20, patch_size=5)
+TURN = "<bos><start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n"
+
+GEMMA3 = (
+    Bundle(
+        "gemma3-hf",
+        "Gemma 3: grouped queries, five local blocks and a global one with linear rope scaling, a window smaller than "
+        "a picture; two pictures, wide and tall, stretched; line feeds around their markers",
+        GEMMA, SIGLIP, (WIDE, TALL), TURN.format("what<image>is <image>\n\nred"), HF, seed=9,
+    ),
+    Bundle(
+        "gemma3-llama.cpp",
+        "Gemma 3: one head of keys and values, another period, no rope scaling; a wide picture first, fitted and "
+        "centred on black; no line feeds around its markers; one row for a square of 4 x 4 patches",
+        replace(GEMMA, n_head_kv=1, pattern=3, n_layer=4, rope_factor=None, rope_base_swa=500.0),
+        replace(SIGLIP, merge=4), (WIDE,), TURN.format("<image>what is"), LLAMA_CPP, seed=10,
+    ),
+)  # fmt: skip
+
+
 def _of_type(kind: str) -> Bundle:
     """One block a tower. Its rows are as short as its blocks allow, two of them where they are small: a set of pairs is
     as large as the blocks of its largest type."""
@@ -157,6 +179,7 @@ MIXED_TOWER = {
 def _mixed() -> Bundle:
     """All fifteen types of blocks of 256, and the tower's attention and MLP in them."""
     spec = _of_type("Q2_K")
+    assert isinstance(spec.text, TextSpec) and isinstance(spec.vision, VisionSpec)
     text = replace(spec.text, kinds=tuple((f"blk.0.{part}.weight", kind) for part, kind in MIXED_TEXT.items()))
     kinds = tuple((f"{name}.weight", kind) for name, kind in MIXED_TOWER.items())
     vision = replace(spec.vision, width=256, mlp_width=512, middle=256, kinds=kinds)
@@ -166,5 +189,6 @@ def _mixed() -> Bundle:
 def bundles() -> Iterator[Bundle]:
     """All of them, in the order of the manifest."""
     yield from ARCHITECTURE
+    yield from GEMMA3
     yield from (_of_type(kind) for kind in KINDS)
     yield _mixed()

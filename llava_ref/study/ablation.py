@@ -1,11 +1,11 @@
-"""What an answer owes to each part of a picture: the part is covered and the answer scored again.
+"""Measure how much an answer depends on each part of a picture: cover the part and score the answer again.
 
-A window of the picture that the tower sees is painted in the source's median colour, everything is computed anew, and
-the window moves on (Zeiler, Fergus 2013, https://arxiv.org/abs/1311.2901, section 4.2). Pixels are covered, and not
-rows behind the tower, because the tower spreads what it sees: on the embedded model an answer survives when all rows of
-a shape are replaced by those of a blank picture. For the same reason windows overlap: half a red square is enough to
-say that it is red. What it cannot tell: parts that say the same stand in for each other, and neither then seems to
-matter; and what is painted over is itself something to see.
+A window of the picture that the tower gets is painted in the source's median colour, everything is computed anew, and
+the window moves on (Zeiler, Fergus 2013, https://arxiv.org/abs/1311.2901, section 4.2). Pixels are covered, not the
+rows behind the tower, because the tower spreads information: on the embedded model an answer survives when all rows of
+a shape are replaced by those of a blank picture. Windows overlap for the same reason: half a red square is enough to
+say that it is red. The method has two limits: parts with the same content replace each other, so that neither seems to
+matter; and the covered area is itself a visible object.
 """
 
 from collections.abc import Sequence
@@ -19,17 +19,18 @@ from ..model import Llava
 from ..tracing.distance import log_softmax
 from ..tracing.trace import At
 
-MOST = 8  # cells along a side: 64 runs
+MOST = 8  # cells along a side by default: 64 runs
 
 
 def ablation(
     model: Llava, request: Request, answer: Sequence[int], *, image: int = 0, cells: int | None = None, window: int = 3
 ) -> np.ndarray:
-    """(A, cells, cells) float32: nats of log-probability that each token of the answer loses with a window of the
-    picture covered, by the cell in its middle, from the top left, row by row. Below 0: the token is likelier without.
+    """Measure the loss of log-probability, in nats, of each token of the answer with a window of the picture covered.
 
-    The answer is given token by token as it was. `cells`: along a side, by default 8 or as many as patches; one run
-    each. `window`: cells along a side of the window, an odd number."""
+    (A, cells, cells) float32, by the cell in the middle of the window, from the top left, row by row; below 0 if the
+    token is likelier with the window covered. The answer is teacher-forced. `cells` along a side, by default 8 or the
+    number of patches if that is less; each takes one run. `window`: cells along a side of the window, an odd number.
+    Raises ParameterError."""
     grid = picture_grid(model)
     cells = min(grid, MOST) if cells is None else cells
     if not 1 <= cells <= grid:
@@ -38,39 +39,45 @@ def ablation(
         raise ParameterError("window", str(window), "expected an odd number of cells from 1")
     parts = model.parts(request)
     at = [i for i, part in enumerate(parts) if isinstance(part, np.ndarray)][image]
-    whole = _score(model, parts, answer)
+    uncovered = _score(model, parts, answer)
     lost = np.empty((len(answer), cells, cells), np.float32)
     for y, x in np.ndindex(cells, cells):
         covered = _covered(model, request.images[image].rgb, window_of_patches(grid, cells, (y, x), window))
-        lost[:, y, x] = whole - _score(model, [*parts[:at], covered, *parts[at + 1 :]], answer)
+        lost[:, y, x] = uncovered - _score(model, [*parts[:at], covered, *parts[at + 1 :]], answer)
     return lost
 
 
 def _score(model: Llava, parts: Sequence[Part], answer: Sequence[int]) -> np.ndarray:
-    """Log-probability (A,) of each token of the answer, given those before it."""
+    """Return the log-probability (A,) of each token of the answer, given the tokens before it."""
     logprobs = log_softmax(model.forward([*parts, list(answer[:-1])])[-len(answer) :])
     return np.asarray(logprobs[np.arange(len(answer)), list(answer)])
 
 
 def _covered(model: Llava, rgb: np.ndarray, patches: np.ndarray) -> np.ndarray:
-    """Rows (N, D) of a picture (height, width, 3) with some of its patches, a (grid, grid) mask, painted over."""
+    """Encode a picture (height, width, 3) with the patches of a (grid, grid) mask painted over; return rows (N, D)."""
     colour = np.median(rgb.reshape(-1, 3), 0).astype(np.uint8)
 
-    def cover(seen: np.ndarray, at: At) -> np.ndarray:
-        size = seen.shape[0] // len(patches)
-        return np.where(patches.repeat(size, 0).repeat(size, 1)[..., None], colour, seen)
+    def cover(square: np.ndarray, at: At) -> np.ndarray:
+        size = square.shape[0] // len(patches)
+        return np.where(patches.repeat(size, 0).repeat(size, 1)[..., None], colour, square)
 
     with model.intervene({"image.seen": cover}):
         return model.encode_image(rgb)
 
 
 def window_of_patches(grid: int, cells: int, middle: tuple[int, int], window: int) -> np.ndarray:
-    """(grid, grid) bool: the patches of the cells around one. Cells differ by one patch along a side at most."""
+    """Mark the patches of the cells around one cell: (grid, grid) bool.
+
+    The numbers of patches along the sides of two cells differ by one at most."""
     along = np.arange(grid) * cells // grid  # the cell that each patch belongs to
     rows, columns = (np.abs(along - cell) <= window // 2 for cell in middle)
     return np.asarray(rows[:, None] & columns[None, :])
 
 
 def picture_grid(model: Llava) -> int:
-    """Return the patches along a side. Raises ParameterError without an mmproj file."""
-    return model.tower.config.grid
+    """Count the squares along a side of a picture that have a row in the sequence: patches, or squares of patches.
+
+    Raises ParameterError without an mmproj file."""
+    rows, columns = model.span(1, 1).grid
+    assert rows == columns, "towers of square pictures only"
+    return rows

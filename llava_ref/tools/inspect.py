@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import gguf
-from ..errors import printable
+from ..errors import GGUFError, printable
 from ..gguf.file import GGUFFile
+from ..loading import meant
 from ..profiles import describe, resolve
 from . import options
 from .facts import ACTIVATION, FITTED, histogram, kind, meaning
@@ -24,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    quirks = resolve(args.profile, options.quirks(args))
     file = gguf.read(args.file)
+    quirks = resolve(_meant(args.profile, file), options.quirks(args))
     report = inspect(file) | {"profile": args.profile, "quirks": describe(quirks)}
     means, problem = meaning(file, quirks)
     report |= {**means, "supported": problem is None, "problem": problem}
@@ -34,6 +35,14 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join(_pages(report)))
     return 0
+
+
+def _meant(profile: str, file: GGUFFile) -> str:
+    """Return the profile that `load` takes for this file; the one asked for where the file is not supported."""
+    try:
+        return meant(profile, *((None, file) if kind(file) == "mmproj" else (file, None)))
+    except GGUFError:
+        return profile
 
 
 def inspect(file: GGUFFile) -> dict[str, Any]:
