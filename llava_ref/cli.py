@@ -1,6 +1,6 @@
-"""The command line: finds the command, and turns errors into exit codes. argparse, because the standard library does.
+"""Run a command of the command line, and turn errors into exit codes. Uses argparse to need no other package.
 
-Exit codes: 0 done, 1 a comparison failed, 2 something the user can fix, 130 interrupted, 141 nobody reads the output.
+Exit codes: 0 done, 1 a comparison failed, 2 an error that the user can fix, 130 interrupted, 141 output pipe closed.
 """
 
 import argparse
@@ -52,11 +52,11 @@ Without -m and --mmproj the small pair inside the package is used.
 
 
 class UsageError(Exception):
-    """Arguments that cannot be parsed."""
+    """Raised for arguments that cannot be parsed."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises for wrong arguments, instead of printing the usage."""
+    """A parser that raises UsageError for wrong arguments instead of printing the usage."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message.removeprefix("argument "))
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Only a bug leaves a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # what the terminal cannot show is escaped, never an error
+        if hasattr(stream, "reconfigure"):  # characters that the terminal lacks are escaped, and never an error
             stream.reconfigure(errors="backslashreplace")
     try:
         args = _parsed(arguments or ["--help"])
@@ -88,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def versions() -> str:
     """Return the versions of this package, Python, torch, numpy and the platform, one a line. Imports none of them."""
     packages = {name: _version(name) for name in ("llava-ref", "torch", "numpy")}
-    found = {"llava-ref": packages.pop("llava-ref"), "python": platform.python_version(), **packages}
-    return "\n".join(f"{name} {version}" for name, version in {**found, "platform": platform.platform()}.items())
+    rows = {"llava-ref": packages.pop("llava-ref"), "python": platform.python_version(), **packages}
+    return "\n".join(f"{name} {version}" for name, version in {**rows, "platform": platform.platform()}.items())
 
 
 def _version(package: str) -> str:
@@ -100,7 +100,7 @@ def _version(package: str) -> str:
 
 
 def _give_up_output() -> None:
-    """Drop what cannot be written now: the interpreter would try again at its exit, and complain."""
+    """Discard output that cannot be written. The interpreter would try again at exit, and print an error."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -113,7 +113,7 @@ def _fail(message: str) -> int:
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
-    """Return what a command's arguments say. Raises UsageError and ParameterError."""
+    """Parse the command line. Raises UsageError and ParameterError."""
     first, *rest = arguments
     if not first.startswith("-"):
         return _command_parser(first).parse_args(rest)
@@ -153,7 +153,7 @@ def _command_parser(name: str) -> Parser:
 
 
 def _overview() -> str:
-    """Return the commands, a group at a time, and where to begin."""
+    """Return the list of commands by group, and how to begin."""
     lines = []
     for title, commands in GROUPS.items():
         lines += [f"{title}:", *(f"  {name:10}{text}" for name, text in commands.items()), ""]

@@ -1,4 +1,4 @@
-"""Pages of HTML with everything in them: what the studies, `quality` and `conform` have in common."""
+"""Make self-contained HTML pages: the functions that `study`, `quality` and `conform` share."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ from .errors import visible
 
 
 def environment(**filters: Callable[..., Any]) -> Environment:
-    """jinja2 for templates of our own. Everything from files and models is escaped in what it makes."""
+    """Return a jinja2 environment for our own templates. It escapes all text from files and models."""
     made = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_visible
     )
@@ -22,12 +22,12 @@ def environment(**filters: Callable[..., Any]) -> Environment:
 
 
 def data_uri(rgb: np.ndarray) -> str:
-    """A picture as PNG inside a page."""
+    """Return a data URI with a picture as PNG, (h, w, 3) uint8."""
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _visible(value: Any) -> Any:
-    """Control characters, those that turn text around among them, shown as escapes. Markup is of our own making."""
+    """Show control characters of a text, such as those that reverse it, as escapes. Markup is our own, and kept."""
     return visible(value) if type(value) is str else value

@@ -1,4 +1,4 @@
-"""Memory back to the system: the C library keeps what is freed, in a heap for each thread."""
+"""Return freed memory to the system. The C library would keep it, in a heap for each thread."""
 
 import ctypes
 import gc
@@ -14,6 +14,6 @@ def give_back() -> None:
 
 
 def collect() -> None:
-    """Free what only cycles hold, then return freed memory to the system."""
+    """Free objects in reference cycles, then return freed memory to the system."""
     gc.collect()
     give_back()

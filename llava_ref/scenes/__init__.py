@@ -1,10 +1,10 @@
-"""Pictures of coloured shapes, digits and short words, and questions about them with exactly one right answer.
+"""Draw pictures of coloured shapes, digits and short words, and ask questions with exactly one right answer.
 
     for image, question in fresh_questions(n=10, seed=0):    # PIL image, Question(kind, text, answer)
         ...
 
-Everything follows from the seed alone, on every machine: integers and IEEE arithmetic, a stroke font of our own.
-`fresh_questions` draws from a stream that the training of the embedded model never touches. No torch here.
+The seed alone determines everything, on every machine: integers and IEEE arithmetic, a stroke font of our own.
+`fresh_questions` draws from a stream that the training of the embedded model never uses. Imports no torch.
 """
 
 from .asking import WAYS, Asked, fresh_asked

@@ -1,7 +1,7 @@
-"""Ways to ask the same question about a picture, so that each can be measured on the same pictures.
+"""Ask the same question about a picture in several ways, so that each can be measured on the same pictures.
 
-A way differs in what stands around the question: the order of picture and text, a system message, an earlier turn, or
-a JSON schema that the answer must follow.
+The ways differ around the question: in the order of picture and text, a system message, an earlier turn, or a JSON
+schema that the answer must follow.
 """
 
 import json
@@ -16,7 +16,7 @@ from .stream import fresh_scene
 
 SYSTEM = "You are a helpful assistant that can answer questions about the image."
 WAYS = ("picture-first", "text-first", "system", "system-text-first", "second-turn", "json")
-KEYS = {"what at": "what"}  # of a JSON answer; others: the question's kind
+KEYS = {"what at": "what"}  # the key of a JSON answer, unless it is the question's kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Asked:
     question: Question
 
     def right(self, text: str) -> bool:
-        """Say whether `text` is the right answer, to the letter; as JSON, whether it holds that answer alone."""
+        """Say whether `text` is exactly the right answer, or with a schema, JSON with this answer alone."""
         if self.schema is None:
             return text.strip() == self.question.answer
         try:
@@ -46,7 +46,7 @@ def fresh_asked(n: int, seed: int, way: str = "picture-first") -> Iterator[Asked
 
 
 def ask(picture: Image.Image, question: Question, way: str, earlier: Question) -> Asked:
-    """Build the conversation. A second turn follows `earlier` with its right answer."""
+    """Build a conversation. In "second-turn" the question follows `earlier` and its right answer."""
     show = {"type": "image", "image": picture}
     first = earlier if way == "second-turn" else question
     parts = [show, {"type": "text", "text": first.text}]
@@ -59,14 +59,17 @@ def ask(picture: Image.Image, question: Question, way: str, earlier: Question) -
 
 
 def _key(question: Question) -> str:
+    """Return the key of a JSON answer."""
     return KEYS.get(question.kind, question.kind)
 
 
 def _value(question: Question) -> str | int:
+    """Return the value of the right JSON answer."""
     return int(question.answer) if question.kind == "count" else question.answer
 
 
 def _schema(question: Question) -> dict[str, Any]:
+    """Return the JSON schema of the answer."""
     kind = "integer" if question.kind == "count" else "string"
     key = _key(question)
     return {"type": "object", "properties": {key: {"type": kind}}, "required": [key], "additionalProperties": False}

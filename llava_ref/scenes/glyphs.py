@@ -1,4 +1,4 @@
-"""A stroke font: every glyph is a few polylines on a grid 4 wide and 6 high, y down."""
+"""Define a stroke font: every glyph is a few polylines on a grid 4 wide and 6 high, y down."""
 
 Stroke = tuple[tuple[float, float], ...]
 
@@ -33,16 +33,17 @@ _STROKES = {
     "8": "1,3 .2,2.1 .2,.9 1,0 3,0 3.8,.9 3.8,2.1 3,3 1,3 0,3.9 0,5.1 1,6 3,6 4,5.1 4,3.9 3,3",
     "9": ".4,5.6 1.6,6 3,5.4 4,3.6 4,1.2 3,0 1,0 0,1.1 0,2.3 1,3.3 3,3.3 4,2.4",
 }
-WIDTH, HEIGHT, GAP = 4.0, 6.0, 1.7  # of a glyph, and between two
+WIDTH, HEIGHT, GAP = 4.0, 6.0, 1.7  # of a glyph; GAP is between two
 
 
 def _point(text: str) -> tuple[float, float]:
+    """Parse "x,y"."""
     x, y = text.split(",")
     return float(x), float(y)
 
 
 def strokes(text: str) -> list[Stroke]:
-    """The polylines of a string, centred on (0, 0), in units of the grid."""
+    """Return the polylines of a string, centred on (0, 0), in units of the grid."""
     left = -(len(text) * (WIDTH + GAP) - GAP) / 2
     out: list[Stroke] = []
     for i, char in enumerate(text):

@@ -1,4 +1,4 @@
-"""How much of each pixel a thing covers: signed distances from +, -, *, / and sqrt, the same on every machine."""
+"""Compute how much of each pixel a thing covers, by signed distances from +, -, *, / and sqrt: the same everywhere."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -27,6 +27,7 @@ TURNS = len(_HALF_TURNS)
 
 
 def _segment_distance(x: Floats, y: Floats, a: Point, b: Point) -> Floats:
+    """Return the distance of each point to the segment a-b."""
     dx, dy = b[0] - a[0], b[1] - a[1]
     length2 = dx * dx + dy * dy
     t = np.clip(((x - a[0]) * dx + (y - a[1]) * dy) / length2, 0.0, 1.0)
@@ -35,7 +36,7 @@ def _segment_distance(x: Floats, y: Floats, a: Point, b: Point) -> Floats:
 
 
 def _polygon(x: Floats, y: Floats, points: list[Point]) -> Floats:
-    """Signed distance to a polygon, positive inside."""
+    """Return the signed distance of each point to a polygon, positive inside."""
     edges = list(zip(points, points[1:] + points[:1], strict=True))
     distance = np.minimum.reduce([_segment_distance(x, y, a, b) for a, b in edges])
     inside = np.zeros(x.shape, bool)
@@ -47,12 +48,13 @@ def _polygon(x: Floats, y: Floats, points: list[Point]) -> Floats:
 
 
 def _disc(x: Floats, y: Floats, centre: Point, radius: float) -> Floats:
+    """Return the signed distance of each point to a disc, positive inside."""
     dx, dy = x - centre[0], y - centre[1]
     return radius - np.sqrt(dx * dx + dy * dy)
 
 
 def _shape(name: str, x: Floats, y: Floats) -> Floats:
-    """Signed distance to a shape of radius about 1, positive inside."""
+    """Return the signed distance of each point to a shape of radius about 1, positive inside."""
     match name:
         case "circle":
             return _disc(x, y, (0.0, 0.0), 0.93)
@@ -71,7 +73,7 @@ def _shape(name: str, x: Floats, y: Floats) -> Floats:
 
 
 def _grid(half_width: int, half_height: int, turn: int) -> tuple[Floats, Floats]:
-    """Pixel centres relative to the middle of the mask, turned by one of the TURNS angles."""
+    """Return x and y of the pixel centres relative to the middle of the mask, turned by one of the TURNS angles."""
     t = _HALF_TURNS[turn]
     cos, sin = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
     y, x = np.mgrid[-half_height:half_height, -half_width:half_width] + 0.5
@@ -79,26 +81,26 @@ def _grid(half_width: int, half_height: int, turn: int) -> tuple[Floats, Floats]
 
 
 def _coverage(distance: Floats) -> NDArray[np.int32]:
-    """Signed distance in pixels -> 0..255."""
+    """Convert signed distances in pixels to coverage 0..255."""
     return np.floor(np.clip(distance + 0.5, 0.0, 1.0) * 255 + 0.5).astype(np.int32)
 
 
 @lru_cache(maxsize=4096)
 def shape_mask(name: str, radius: int, turn: int) -> NDArray[np.int32]:
-    """(2 h, 2 h) coverage 0..255 of a shape, its middle at the middle of the mask, h = 1.15 radius + 2."""
+    """Return the coverage 0..255 of a shape, (2 h, 2 h) with h = 1.15 radius + 2 and the shape in the middle."""
     half = radius + radius * 3 // 20 + 2
     x, y = _grid(half, half, turn)
     return _coverage(_shape(name, x / radius, y / radius) * radius)
 
 
 def text_half_width(text: str, half_height: int) -> int:
-    """Pixels from the middle of a text to the end of its outermost stroke's core."""
+    """Return the pixels from the middle of a text to the centre line of its outermost stroke."""
     return int(max(abs(x) for line in strokes(text) for x, _ in line) * 2 * half_height / HEIGHT)
 
 
 @lru_cache(maxsize=4096)
 def text_mask(text: str, half_height: int, turn: int) -> NDArray[np.int32]:
-    """(2 h, 2 w) coverage 0..255 of a digit or a word whose letters are 2 half_height pixels high."""
+    """Return the coverage 0..255, (2 h, 2 w), of a digit or a word with letters 2 half_height pixels high."""
     unit = 2 * half_height / HEIGHT
     lines = strokes(text)
     half_width = text_half_width(text, half_height) + 8

@@ -1,4 +1,4 @@
-"""Questions about a scene, each with exactly one right answer."""
+"""Ask questions about a scene, each with exactly one right answer."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from .scene import COLOURS, SHAPES, Draw, Scene, Thing
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked and the one right answer, to the letter."""
+    """A question and its one right answer, to the letter."""
 
     kind: str  # a key of KINDS
     text: str
@@ -20,7 +20,7 @@ class Question:
 def questions(
     scene: Scene, rng: np.random.Generator, n: int = 1, weights: Mapping[str, int] | None = None
 ) -> list[Question]:
-    """`n` questions, no text twice, their kinds drawn by `weights` (those of KINDS) among those the scene allows."""
+    """Draw up to `n` questions with different texts, their kinds by `weights` (default: those of KINDS)."""
     draw = Draw(rng)
     kinds = list(KINDS)
     ends = np.cumsum([weights[kind] if weights else KINDS[kind][0] for kind in kinds])
@@ -39,15 +39,17 @@ Made = tuple[str, str] | None  # question and answer; None: this scene has no su
 
 
 def _shapes(scene: Scene) -> list[Thing]:
+    """Return the shapes of a scene."""
     return [t for t in scene.things if t.kind == "shape"]
 
 
 def _article(words: str) -> str:
+    """Put "a" or "an" before `words`."""
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
-def _alone(scene: Scene, thing: Thing) -> list[str]:
-    """The ways to point at a thing that fit nothing else in the scene."""
+def _names(scene: Scene, thing: Thing) -> list[str]:
+    """Return the phrases that name a thing and nothing else in the scene. A repeated one is drawn more often."""
     if thing.kind != "shape":  # at most one digit and one word to a scene
         return [f"the {thing.kind}"]
     twins = [t for t in _shapes(scene) if t.name == thing.name]
@@ -58,18 +60,20 @@ def _alone(scene: Scene, thing: Thing) -> list[str]:
     return []
 
 
-def _pointable(scene: Scene) -> list[Thing]:
-    return [t for t in scene.things if _alone(scene, t)]
+def _nameable(scene: Scene) -> list[Thing]:
+    """Return the things that a phrase can name."""
+    return [t for t in scene.things if _names(scene, t)]
 
 
 def describe(thing: Thing, with_size: bool = False) -> str:
-    """Say "a red circle", "the digit 7", "the word CAT"; for a caption "a large red circle", "the blue digit 7"."""
+    """Describe a thing: "a red circle", "the digit 7"; with its size "a large red circle", "the blue digit 7"."""
     if thing.kind == "shape":
         return _article(f"{thing.size} {thing.colour} {thing.name}" if with_size else f"{thing.colour} {thing.name}")
     return f"the {thing.colour} {thing.kind} {thing.name}" if with_size else f"the {thing.kind} {thing.name}"
 
 
 def _colour(scene: Scene, draw: Draw) -> Made:
+    """Ask for the colour of a thing."""
     named = [t for t in scene.things if t.kind != "shape" or sum(o.name == t.name for o in scene.things) == 1]
     if not named:
         return None
@@ -80,22 +84,24 @@ def _colour(scene: Scene, draw: Draw) -> Made:
 
 
 def _shape(scene: Scene, draw: Draw) -> Made:
+    """Ask for the shape of a colour."""
     shapes = _shapes(scene)
-    lone = [t for t in shapes if sum(o.colour == t.colour for o in shapes) == 1]
-    if not lone:
+    unique = [t for t in shapes if sum(o.colour == t.colour for o in shapes) == 1]
+    if not unique:
         return None
-    thing = draw.pick(lone)
+    thing = draw.pick(unique)
     forms = ["What shape is {}?", "Which shape is {}?", "What is the {} shape?"]
     return draw.pick(forms).format(thing.colour), thing.name
 
 
 def _count(scene: Scene, draw: Draw) -> Made:
+    """Ask for the number of shapes, of a colour or a kind."""
     shapes = _shapes(scene)
     thing = draw.pick(shapes)
-    which = draw.between(0, 3)
-    if which == 0:
+    choice = draw.between(0, 3)
+    if choice == 0:
         return draw.pick(["How many shapes are there?", "Count the shapes."]), str(len(shapes))
-    if which == 1:
+    if choice == 1:
         colour = thing.colour if draw.chance(0.75) else draw.pick(list(COLOURS))
         text, n = f"{colour} shapes", sum(t.colour == colour for t in shapes)
     else:
@@ -105,39 +111,43 @@ def _count(scene: Scene, draw: Draw) -> Made:
 
 
 def _plural(name: str) -> str:
+    """Return the plural of a shape's name."""
     return "crosses" if name == "cross" else name + "s"
 
 
 def _exists(scene: Scene, draw: Draw) -> Made:
+    """Ask whether a thing is in the scene."""
     shapes = _shapes(scene)
-    have = [f"{t.colour} {t.name}" for t in shapes] + [t.name for t in shapes]
+    present = [f"{t.colour} {t.name}" for t in shapes] + [t.name for t in shapes]
     thing = draw.pick(shapes)
     if draw.chance(0.5):
-        what = draw.pick(have)
-    else:  # near misses: one attribute of a thing that is there, one changed
+        phrase = draw.pick(present)
+    else:  # near misses: a thing of the scene with one attribute changed
         near = [f"{c} {thing.name}" for c in COLOURS] + [f"{thing.colour} {s}" for s in SHAPES] + list(SHAPES) * 2
-        what = draw.pick([text for text in near if text not in have])
-    return draw.pick(["Is there {}?", "Can you see {}?"]).format(_article(what)), "yes" if what in have else "no"
+        phrase = draw.pick([text for text in near if text not in present])
+    return draw.pick(["Is there {}?", "Can you see {}?"]).format(_article(phrase)), "yes" if phrase in present else "no"
 
 
 def _where(scene: Scene, draw: Draw) -> Made:
-    things = _pointable(scene)
+    """Ask for the place of a thing."""
+    things = _nameable(scene)
     if not things:
         return None
     thing = draw.pick(things)
     form = draw.pick(["Where is {}?", "Tell me where {} is."])
-    return form.format(draw.pick(_alone(scene, thing))), scene.place(thing)
+    return form.format(draw.pick(_names(scene, thing))), scene.place(thing)
 
 
 def _what_at(scene: Scene, draw: Draw) -> Made:
+    """Ask for the thing at a place, which may be empty."""
     if draw.chance(0.8):
         thing = draw.pick(scene.things)
         place, answer = scene.place(thing), describe(thing)
     else:
-        full = {(t.row, t.column) for t in scene.things}
+        taken = {(t.row, t.column) for t in scene.things}
         word_rows = {t.row for t in scene.things if t.kind == "word"}
         cells = [(r, c) for r in range(scene.rows) for c in range(scene.columns)]
-        free = [cell for cell in cells if cell not in full and cell[0] not in word_rows]
+        free = [cell for cell in cells if cell not in taken and cell[0] not in word_rows]
         if not free:
             return None
         place, answer = scene.cell_name(*draw.pick(free)), "nothing"
@@ -145,39 +155,43 @@ def _what_at(scene: Scene, draw: Draw) -> Made:
 
 
 def _size(scene: Scene, draw: Draw) -> Made:
-    things = [t for t in _pointable(scene) if t.size]
+    """Ask for the size of a thing."""
+    things = [t for t in _nameable(scene) if t.size]
     if not things:
         return None
     thing = draw.pick(things)
-    return draw.pick(["Is {} small or large?", "How big is {}?"]).format(draw.pick(_alone(scene, thing))), thing.size
+    return draw.pick(["Is {} small or large?", "How big is {}?"]).format(draw.pick(_names(scene, thing))), thing.size
 
 
 def _digit(scene: Scene, draw: Draw) -> Made:
+    """Ask for the digit."""
     digits = [t for t in scene.things if t.kind == "digit"]
     forms = ["Which digit is shown?", "What is the digit?", "Read the digit."]
     return (draw.pick(forms), digits[0].name) if digits else None
 
 
 def _word(scene: Scene, draw: Draw) -> Made:
+    """Ask for the word."""
     words = [t for t in scene.things if t.kind == "word"]
     forms = ["What does the word say?", "What is the word?", "Read the word."]
     return (draw.pick(forms), words[0].name) if words else None
 
 
 def caption(scene: Scene) -> str:
-    """The things in reading order: row by row from the top, each from the left."""
-    parts = [describe(t, with_size=True) for t in scene.things]
-    return ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else parts[0]
+    """Describe all things in reading order: row by row from the top, each row from the left."""
+    phrases = [describe(t, with_size=True) for t in scene.things]
+    return ", ".join(phrases[:-1]) + " and " + phrases[-1] if len(phrases) > 1 else phrases[0]
 
 
 CAPTIONS = ("Describe the picture.", "What is in the picture?")
-CAPTIONS_ELSEWHERE = (  # as pages of vision services ask for it; their words are not all in the embedded vocabulary
+CAPTIONS_ELSEWHERE = (  # as the pages of vision services ask; some words are not in the embedded vocabulary
     "Describe this image.", "Can you describe this image?", "What is in this image?", "What's in this image?",
     "What’s in this image?", "what is in the image", "What do you see?",
 )  # fmt: skip
 
 
 def _caption(scene: Scene, draw: Draw) -> Made:
+    """Ask for a caption."""
     return draw.pick((*CAPTIONS, *CAPTIONS_ELSEWHERE)), caption(scene)
 
 

@@ -1,4 +1,4 @@
-"""A picture as a list of things on a grid of cells, how one is made up and how it is drawn."""
+"""Describe a picture as things on a grid of cells; sample such scenes and draw them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ COLOURS = {
 BACKGROUNDS = ((252, 251, 247), (232, 240, 248), (238, 246, 234), (250, 236, 236), (240, 234, 247), (226, 228, 230))
 GRIDS = ((3, 3), (2, 3), (3, 2))  # rows, columns
 RADII = {"small": (18, 21), "large": (27, 33)}  # pixels, both ends included
-DIGIT_MAX = 29  # a turned digit's corners stay in the cell
-LETTERS = (20, 24)  # half the height of a word's letters
+DIGIT_MAX = 29  # pixels: the corners of a turned digit stay in its cell
+LETTERS = (20, 24)  # pixels: half the height of a word's letters
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """A shape, a digit or a word. A word takes a whole row and counts as standing in its middle cell."""
+    """A shape, a digit or a word. A word takes a whole row, and its place is the middle cell."""
 
     kind: Literal["shape", "digit", "word"]
     name: str  # "circle", "7", "CAT"
@@ -50,10 +50,11 @@ class Thing:
     rgb: tuple[int, int, int]  # `colour`, a shade off
 
     def half_width(self) -> int:
+        """Return the pixels from the middle to the left or right end."""
         return self.radius if self.kind == "shape" else text_half_width(self.name, self.radius)
 
     def mask(self) -> NDArray[np.int32]:
-        """(h, w) coverage 0..255, centred on (x, y)."""
+        """Return the coverage 0..255 of pixels, (h, w), centred on (x, y)."""
         draw = shape_mask if self.kind == "shape" else text_mask
         return draw(self.name, self.radius, self.turn)
 
@@ -68,7 +69,7 @@ class Scene:
     things: tuple[Thing, ...]
 
     def draw(self) -> Image.Image:
-        """RGB, 80 pixels to a cell: 240x240, 240x160 or 160x240."""
+        """Draw the scene in RGB with 80 pixels to a cell: 240x240, 240x160 or 160x240."""
         canvas = np.empty((self.rows * CELL, self.columns * CELL, 3), np.int32)
         canvas[:] = self.background
         for thing in self.things:
@@ -76,20 +77,23 @@ class Scene:
         return Image.fromarray(canvas.astype(np.uint8))
 
     def cell_name(self, row: int, column: int) -> str:
-        """What a cell is called: "top left", "top", ... "centre"."""
+        """Return the name of a cell: "top left", "top", ... "centre"."""
         vertical = _third(row, self.rows, ("top", "", "bottom"))
         horizontal = _third(column, self.columns, ("left", "", "right"))
-        return " ".join(part for part in (vertical, horizontal) if part) or "centre"
+        return " ".join(word for word in (vertical, horizontal) if word) or "centre"
 
     def place(self, thing: Thing) -> str:
+        """Return the name of a thing's cell."""
         return self.cell_name(thing.row, thing.column)
 
 
 def _third(index: int, count: int, names: tuple[str, str, str]) -> str:
+    """Return the name of the first, a middle or the last index."""
     return names[0] if index == 0 else names[2] if index == count - 1 else names[1]
 
 
 def _blend(canvas: NDArray[np.int32], thing: Thing) -> None:
+    """Draw a thing onto the canvas, (h, w, 3)."""
     mask = thing.mask()
     top, left = thing.y - mask.shape[0] // 2, thing.x - mask.shape[1] // 2
     height, width = canvas.shape[:2]
@@ -100,28 +104,30 @@ def _blend(canvas: NDArray[np.int32], thing: Thing) -> None:
 
 
 class Draw:
-    """The few kinds of random choice that making a scene needs."""
+    """The random choices of a scene."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
 
     def between(self, low: int, high: int) -> int:
-        """Both ends included."""
+        """Draw an integer from low to high, both included."""
         return int(self.rng.integers(low, high + 1))
 
     def chance(self, p: float) -> bool:
+        """Return True with probability p."""
         return bool(self.rng.random() < p)
 
     def pick(self, options: Sequence[T]) -> T:
+        """Draw one of the options."""
         return options[self.between(0, len(options) - 1)]
 
     def take(self, options: list[T]) -> T:
-        """Removes what it picks."""
+        """Draw one of the options and remove it."""
         return options.pop(self.between(0, len(options) - 1))
 
 
 def sample_scene(rng: np.random.Generator, max_shapes: int = 3) -> Scene:
-    """1 to `max_shapes` shapes, now and then a digit, now and then a word; never more than five things."""
+    """Sample a scene with 1 to `max_shapes` shapes, sometimes a digit and sometimes a word, of at most five things."""
     draw = Draw(rng)
     rows, columns = draw.pick(GRIDS[1:]) if draw.chance(0.2) else GRIDS[0]
     cells = [(r, c) for r in range(rows) for c in range(columns)]
@@ -143,22 +149,25 @@ def sample_scene(rng: np.random.Generator, max_shapes: int = 3) -> Scene:
 
 
 def _shade(draw: Draw, rgb: tuple[int, int, int], amount: int) -> tuple[int, int, int]:
+    """Change each channel of a colour by up to `amount`."""
     r, g, b = (min(max(value + draw.between(-amount, amount), 0), 255) for value in rgb)
     return r, g, b
 
 
 def _thing(draw: Draw, kind: Literal["shape", "digit"], name: str, colour: str, cell: tuple[int, int]) -> Thing:
+    """Sample size, position, turn and shade of a shape or digit."""
     size = draw.pick(SIZES)
     radius = min(draw.between(*RADII[size]), DIGIT_MAX if kind == "digit" else CELL)
     reach = radius + radius * (6 if kind == "digit" else 3) // 20 + 2  # of a turned corner
-    room = max(CELL // 2 - reach, 0)
-    x = cell[1] * CELL + CELL // 2 + draw.between(-room, room)
-    y = cell[0] * CELL + CELL // 2 + draw.between(-room, room)
+    play = max(CELL // 2 - reach, 0)  # from the middle of the cell
+    x = cell[1] * CELL + CELL // 2 + draw.between(-play, play)
+    y = cell[0] * CELL + CELL // 2 + draw.between(-play, play)
     rgb = _shade(draw, COLOURS[colour], 10)
     return Thing(kind, name, colour, size, cell[0], cell[1], x, y, radius, draw.between(0, TURNS - 1), rgb)
 
 
 def _word(draw: Draw, row: int) -> Thing:
+    """Sample a word for a row."""
     colour, half = draw.pick(list(COLOURS)), draw.between(*LETTERS)
     x, y = 3 * CELL // 2 + draw.between(-28, 28), row * CELL + CELL // 2 + draw.between(-4, 4)
     rgb = _shade(draw, COLOURS[colour], 10)

@@ -1,4 +1,4 @@
-"""The same questions asked in several ways: only what stands around them differs."""
+"""Test the ways to ask: questions and pictures are the same, only the conversation around them differs."""
 
 import pytest
 
@@ -7,6 +7,7 @@ from llava_ref.scenes.asking import SYSTEM, ask
 
 
 def kinds(message):
+    """Return "text" for a string, else the types of the parts."""
     content = message["content"]
     return "text" if isinstance(content, str) else [part["type"] for part in content]
 
@@ -33,7 +34,7 @@ def test_every_way_asks_the_same_questions_about_the_same_pictures():
         ("json", [("user", ["image", "text"])]),
     ],
 )
-def test_a_way_is_the_order_of_messages_and_parts(way, shape):
+def test_the_messages_and_parts_of_each_way(way, shape):
     (asked,) = fresh_asked(1, 0, way)
     assert [(m["role"], kinds(m)) for m in asked.messages] == shape
     if way.startswith("system"):

@@ -1,4 +1,4 @@
-"""The generator of pictures and questions: the same everywhere, honest, and within the embedded vocabulary."""
+"""Test scenes and questions: the same pixels everywhere, right answers, words of the embedded vocabulary."""
 
 import hashlib
 import re
@@ -42,7 +42,7 @@ def test_pixels_are_the_same_on_every_machine():
     assert digest.hexdigest() == PIXELS
 
 
-def test_a_picture_does_not_depend_on_how_many_are_asked_for():
+def test_a_picture_does_not_depend_on_the_number_of_pictures():
     few, many = list(fresh_questions(3, 4)), list(fresh_questions(6, 4))
     for (image, question), (same_image, same_question) in zip(few, many[:3], strict=True):
         assert image.tobytes() == same_image.tobytes() and question == same_question
@@ -80,29 +80,29 @@ def test_a_shade_is_nearest_to_its_own_colour():
 
 
 def matching(scene: Scene, words: str) -> list[Thing]:
-    """The things that a phrase such as "the red circle", "circles", "red shapes" or "the word" fits."""
-    found = list(scene.things)
+    """Return the things that fit a phrase such as "the red circle", "circles", "red shapes" or "the word"."""
+    fitting = list(scene.things)
     for word in words.split():
         singular = {"crosses": "cross"}.get(word, word[:-1] if word.endswith("s") and word != "cross" else word)
         if word in COLOURS:
-            found = [t for t in found if t.colour == word]
+            fitting = [t for t in fitting if t.colour == word]
         elif singular in ("shape", "digit", "word"):
-            found = [t for t in found if t.kind == singular]
+            fitting = [t for t in fitting if t.kind == singular]
         elif singular in SHAPES:
-            found = [t for t in found if t.name == singular]
+            fitting = [t for t in fitting if t.name == singular]
         else:
             assert word in ("the", "a", "an"), words
-    return found
+    return fitting
 
 
 def only(scene: Scene, words: str) -> Thing:
-    found = matching(scene, words)
-    assert len(found) == 1, (words, scene)
-    return found[0]
+    """Return the one thing that fits."""
+    (thing,) = matching(scene, words)
+    return thing
 
 
 def at(scene: Scene, place: str) -> list[Thing]:
-    """What stands in a cell, worked out from pixels."""
+    """Return the things in a cell, by their positions in pixels."""
     row = 0 if "top" in place else scene.rows - 1 if "bottom" in place else 1
     column = 0 if "left" in place else scene.columns - 1 if "right" in place else 1
     wide = [t for t in scene.things if t.kind == "word" and t.y // 80 == row]
@@ -118,8 +118,8 @@ def in_words(t: Thing, size: str = "", colour: str = "") -> str:
 
 
 def caption(scene: Scene) -> str:
-    parts = [in_words(t, t.size, t.colour) for t in sorted(scene.things, key=lambda t: (t.y // 80, t.x // 80))]
-    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+    phrases = [in_words(t, t.size, t.colour) for t in sorted(scene.things, key=lambda t: (t.y // 80, t.x // 80))]
+    return " and ".join(filter(None, [", ".join(phrases[:-1]), phrases[-1]]))
 
 
 def place_of(scene: Scene, t: Thing) -> str:
@@ -146,15 +146,15 @@ CHECKS = {  # pattern of the question: the answer, from the scene and the groups
 
 
 def test_answers_follow_from_the_scene():
-    seen = Counter()
+    counts = Counter()
     for scene, rng in scenes():
         for q in questions(scene, rng, 8):
             matches = [(m, answer) for pattern, answer in CHECKS.items() if (m := re.fullmatch(pattern, q.text))]
             assert len(matches) == 1, q
             m, answer = matches[0]
             assert answer(scene, next(filter(None, m.groups()))) == q.answer, (q, scene)
-            seen[q.kind] += 1
-    assert set(seen) == set(KINDS) and min(seen.values()) >= 30
+            counts[q.kind] += 1
+    assert set(counts) == set(KINDS) and min(counts.values()) >= 30
 
 
 def test_no_kind_and_no_answer_dominates():
