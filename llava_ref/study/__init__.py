@@ -1,1 +1,1 @@
-"""What a researcher does with the inside of a model: lens, attention, ablation, patching. Arrays in, arrays out."""
+"""Study the inside of a model: logit lens, attention, ablation, patching. Arrays in, arrays out."""

@@ -1,8 +1,9 @@
-"""Attention of generated tokens to the patches of a picture.   N patches, L layers, A tokens of the answer, H heads.
+"""Read the attention of generated tokens to the patches of a picture.
 
-Raw attention is a poor attribution: heads also park it where nothing is to be had, what a position holds after a few
-layers is no longer the patch it began as, and models keep their answers when attention is shuffled (Jain, Wallace 2019,
-https://arxiv.org/abs/1902.10186). It says where was looked, not what it was for; `ablation` asks the latter.
+N patches, L layers, A tokens of the answer, H heads. Raw attention is a poor attribution: heads also park it on
+positions that carry no information, after a few layers a position no longer holds the patch it began as, and models
+keep their answers when attention is shuffled (Jain, Wallace 2019, https://arxiv.org/abs/1902.10186). It says where the
+model looked, not what it used; `ablation` measures the latter.
 """
 
 from collections.abc import Sequence
@@ -16,25 +17,26 @@ from ..tracing.trace import ON_REQUEST, At, Probe
 
 
 def attention_to_picture(model: Llava, request: Request, answer: Sequence[int], *, image: int = 0) -> np.ndarray:
-    """(L, A, N) float32: the weights, averaged over heads, of the position that predicts each token of the answer.
+    """Return the attention weights of the position that predicts each token of the answer: (L, A, N) float32.
 
-    The rest of a row, which sums to 1 over all positions, is on text and on other pictures."""
+    They are averaged over heads. The rest of a row, which sums to 1 over all positions, is on text and on other
+    pictures."""
     first = len(request.token_ids) - 1
     probe = _Rows(range(first, first + len(answer)), picture_positions(request, image), model)
     with model.probed(probe):
         model.forward([*model.parts(request), list(answer[:-1])])
-    return probe.found()
+    return probe.weights()
 
 
 def picture_positions(request: Request, image: int = 0) -> range:
-    """The positions of the prompt at which a picture's rows stand."""
+    """Return the positions of the prompt that hold a picture's rows."""
     before = sum(span.n_rows for span in request.spans[:image])
     start = [at for at, token in enumerate(request.token_ids) if token < 0][before]
     return range(start, start + request.spans[image].n_rows)
 
 
 class _Rows(Probe):
-    """Keeps, of every layer's weights (H, T, S), the mean over heads at some rows and columns."""
+    """Keeps the mean over heads of every layer's attention weights (H, T, S) at some rows and columns."""
 
     def __init__(self, rows: range, columns: range, model: Llava) -> None:
         super().__init__([f"blk.*.{ON_REQUEST}"])
@@ -49,5 +51,6 @@ class _Rows(Probe):
             self._kept.setdefault(at.name, []).append(weights.mean(0))
         return x
 
-    def found(self) -> np.ndarray:
+    def weights(self) -> np.ndarray:
+        """Return the weights kept (L, rows, columns)."""
         return np.stack([np.concatenate(pieces) for pieces in self._kept.values()])

@@ -1,7 +1,7 @@
-"""Numbers over the patches of a picture, laid over the picture itself: through resize and padding back to the source.
+"""Lay numbers of patches over the source picture, back through resize, padding and cropping.
 
-Every source pixel has the number of the patch it went into, without smoothing: a patch is all the model tells apart.
-Padding is not of the picture and is not shown; what was cropped away is left without colour.
+Every source pixel gets the number of its patch, without smoothing: a patch is the finest detail that the model
+distinguishes. Padding is not part of the picture and is not shown; pixels that were cropped away get no colour.
 """
 
 import numpy as np
@@ -11,12 +11,14 @@ from ..images.fit import Preprocessed
 
 ANCHORS = ((0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164))
 """Colours from low to high, even steps apart, each lighter than the one before: points of matplotlib's `inferno`."""
-GREY, BAR, MARGIN = 0.35, 14, 10
+GREY = 0.35  # share of the grey picture in the mixture with the colours
+BAR, MARGIN = 14, 10  # pixels: height of the colour bar, and the distance between the elements of a panel
 
 
 def to_source(grid: np.ndarray, seen: Preprocessed) -> np.ndarray:
-    """Numbers of cells over the model's picture, (gy, gx), to the source's pixels, (height, width) float32; NaN where a
-    pixel was not seen."""
+    """Map numbers of cells over the model's picture (gy, gx) to the source's pixels (height, width), float32.
+
+    Pixels that the model did not get are NaN."""
     width, height = seen.source
     size = seen.seen.shape[0]
     across, down = (np.arange(n, dtype=np.float64) + 0.5 for n in (width, height))
@@ -29,7 +31,7 @@ def to_source(grid: np.ndarray, seen: Preprocessed) -> np.ndarray:
 
 
 def colours(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """(...) to RGB uint8 (..., 3), `low` darkest and `high` lightest, what lies outside cut off."""
+    """Map values (...) to RGB uint8 (..., 3): `low` is darkest, `high` lightest; values outside are clipped."""
     spread = (high - low) or 1.0
     at = np.clip((np.nan_to_num(values, nan=low) - low) / spread, 0, 1) * (len(ANCHORS) - 1)
     table, below = np.array(ANCHORS, np.float64), np.minimum(at.astype(int), len(ANCHORS) - 2)
@@ -38,18 +40,18 @@ def colours(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def heat(rgb: np.ndarray, values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """The picture (H, W, 3) in grey beneath the colours of its numbers (H, W); unchanged where there are none."""
+    """Colour a grey version of a picture (H, W, 3) by numbers (H, W); leave pixels whose number is NaN unchanged."""
     grey = rgb.astype(np.float64).mean(-1, keepdims=True)
     mixed = GREY * grey + (1 - GREY) * colours(values, low, high)
-    seen = np.isfinite(values)[..., None]
-    return np.asarray(np.where(seen, np.rint(mixed), rgb), np.uint8)
+    coloured = np.isfinite(values)[..., None]
+    return np.asarray(np.where(coloured, np.rint(mixed), rgb), np.uint8)
 
 
 def panel(rgb: np.ndarray, values: np.ndarray, caption: str, unit: str, least: float, side: int = 360) -> Image.Image:
-    """One map with its caption, its colours and the numbers at their ends; the longer side of the picture is `side`.
+    """Draw one map with its caption, a colour bar and the numbers at its ends; the picture's longer side is `side`.
 
-    The scale is from 0, or the least number if that is below, to the largest, but at least to `least`."""
-    low, high = (float(found) for found in (np.nanmin(values, initial=0.0), np.nanmax(values, initial=least)))
+    The scale goes from 0, or the smallest number if that is below 0, to the largest, but at least to `least`."""
+    low, high = float(np.nanmin(values, initial=0.0)), float(np.nanmax(values, initial=least))
     over = Image.fromarray(heat(rgb, values, low, high))
     wide, tall = (max(1, round(n * side / max(over.size))) for n in over.size)
     over = over.resize((wide, tall), Image.Resampling.NEAREST)
@@ -68,7 +70,7 @@ def panel(rgb: np.ndarray, values: np.ndarray, caption: str, unit: str, least: f
 
 
 def beside(panels: list[Image.Image]) -> Image.Image:
-    """Pictures in a row."""
+    """Join pictures in a row."""
     page = Image.new("RGB", (sum(p.width for p in panels), max(p.height for p in panels)), "white")
     at = 0
     for part in panels:

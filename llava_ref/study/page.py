@@ -1,4 +1,4 @@
-"""Pages of the studies: one HTML file each, with everything in it, that loads nothing from anywhere."""
+"""Render the pages of the studies: one HTML file each that contains everything and loads nothing."""
 
 from dataclasses import dataclass
 from importlib.resources import files
@@ -12,18 +12,18 @@ from .lens import Lens
 from .overlay import ANCHORS, heat, to_source
 
 LEAST_ATTENTION, LEAST_LOST = 0.01, 0.1
-"""A scale reaches at least so far: below that nothing worth a colour happens."""
+"""Smallest upper end of a scale: smaller values do not deserve a colour."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attended:
-    """An answer over one picture. A tokens, L layers; the maps are in the patches' order, row by row."""
+    """Holds an answer and its maps over one picture. A tokens, L layers; patches row by row."""
 
     picture: Preprocessed
     rgb: np.ndarray  # (height, width, 3) uint8: the source
     prompt: str
     answer: str
-    pieces: tuple[str, ...]  # what each token shows
+    pieces: tuple[str, ...]  # text of each token
     attention: np.ndarray  # (L, A, grid, grid) float32
     lost: np.ndarray  # (A, cells, cells) float32, nats
     settings: dict[str, Any]
@@ -39,7 +39,7 @@ class Attended:
 
 
 def attend_page(attended: Attended) -> str:
-    """Tokens to click on, a layer to choose, both maps over the source picture."""
+    """Render a page with tokens to click on, a layer to choose, and both maps over the source picture."""
     data = {
         "pieces": attended.pieces,
         "maps": {"attention": _rounded(attended.attention), "lost": _rounded(attended.lost)},
@@ -53,8 +53,8 @@ def attend_page(attended: Attended) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture of a prompt, and where its rows stand."""
+class LensPicture:
+    """Holds a picture of a prompt and the position of its rows."""
 
     picture: Preprocessed
     rgb: np.ndarray
@@ -64,12 +64,12 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Lensed:
-    """A lens with the words to show it."""
+    """Holds a lens and the texts that its page shows."""
 
     lens: Lens
-    names: dict[int, str]  # what each token in it shows
-    n_prompt: int  # positions of the prompt; the answer's are behind
-    pictures: tuple[Picture, ...]
+    names: dict[int, str]  # token id -> text, for every token in the lens
+    n_prompt: int  # positions of the prompt; the answer's follow
+    pictures: tuple[LensPicture, ...]
     prompt: str
     answer: str
     settings: dict[str, Any]
@@ -80,7 +80,7 @@ class Lensed:
 
 
 def lens_page(lensed: Lensed) -> str:
-    """Layers by positions of text as a table; pictures' positions as grids over them, a layer at a time."""
+    """Render layers by positions of text as a table, and each picture's positions as a grid, one layer at a time."""
     lens = lensed.lens
     pictures = [
         {"uri": data_uri(p.rgb), "first": p.first, "grid": p.grid, **_geometry(p.picture)} for p in lensed.pictures
@@ -98,14 +98,14 @@ def lens_page(lensed: Lensed) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Patched:
-    """A sweep over two runs, the source and the one it is put into."""
+    """Holds a sweep of patches from a source run into another run."""
 
     pictures: tuple[Preprocessed, ...]
     rgbs: tuple[np.ndarray, ...]
     prompts: tuple[str, str]
-    names: tuple[str, str]  # the first token that each would say
+    names: tuple[str, str]  # the first token of each run's answer
     stages: tuple[str, ...]
-    effects: np.ndarray  # (stages, cells * cells + 2): parts of the picture, the text, the last position
+    effects: np.ndarray  # (stages, cells * cells + 2): cells of the picture, the text, the last position
     cells: int
     settings: dict[str, Any]
 
@@ -116,7 +116,7 @@ class Patched:
 
 
 def patch_page(patched: Patched) -> str:
-    """Both runs, a map of the picture for each stage, and the text positions as a table."""
+    """Render both runs, a map of the picture for each stage, and the text positions as a table."""
     picture, cells = patched.pictures[1], patched.cells
     grids = patched.effects[:, :-2].reshape(-1, cells, cells)
     maps = [heat(patched.rgbs[1], to_source(grid, picture), 0, 1) for grid in grids]
@@ -144,7 +144,7 @@ def _geometry(picture: Preprocessed) -> dict[str, Any]:
 
 
 def _rounded(x: np.ndarray) -> Any:
-    """Five figures are more than a page shows."""
+    """Round to five figures, more than a page shows."""
     return np.vectorize(lambda value: float(f"{value:.5g}"))(x).tolist()
 
 

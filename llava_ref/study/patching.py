@@ -1,4 +1,4 @@
-"""Activation patching: arrays of one run put into another, to see which of them carry what differs.
+"""Patch activations: put arrays of one run into another, to see which of them carry the difference.
 
 Two prompts of the same length, one with each of two pictures (or of two questions). Rows of a stage are copied from the
 `source` run into the `into` run, and the rest is computed from there (Meng et al. 2022, https://arxiv.org/abs/2202.05262,
@@ -19,15 +19,16 @@ from ..tracing.trace import At, Edits
 
 
 def record(model: Llava, source: Request, stage: str) -> np.ndarray:
-    """All rows of one stage, of a prompt."""
+    """Return all rows of one stage of a prompt's run."""
     with model.trace(stage) as trace:
         model.request_logits(source)
     return trace[stage]
 
 
 def transplant(model: Llava, stage: str, rows: Sequence[int], values: np.ndarray) -> Edits:
-    """An edit that puts `values[row]` in the place of those rows of `stage`: positions of the sequence, or, in the
-    tower and the projector, the rows of the first picture."""
+    """Make an edit that replaces `rows` of `stage` by `values[row]`.
+
+    Rows are positions of the sequence or, in the tower and the projector, rows of the first picture."""
 
     def put(x: Array, at: At) -> Array:
         if at.run:
@@ -43,7 +44,9 @@ def transplant(model: Llava, stage: str, rows: Sequence[int], values: np.ndarray
 
 
 def patched_logits(model: Llava, into: Request, source: Request, stage: str, rows: Sequence[int]) -> np.ndarray:
-    """Logits (T, V) of `into` with rows of one stage taken from `source`. ParameterError if they differ in length."""
+    """Return the logits (T, V) of `into` with rows of one stage taken from `source`.
+
+    Raises ParameterError if the prompts differ in length or in the positions of pictures."""
     _check(into, source)
     values = record(model, source, stage)
     with model.probed(transplant(model, stage, rows, values)):
@@ -53,7 +56,9 @@ def patched_logits(model: Llava, into: Request, source: Request, stage: str, row
 def patched_answer(
     model: Llava, into: Request, source: Request, stage: str, rows: Sequence[int], *, max_tokens: int = 16
 ) -> Reply:
-    """The same, as an answer: what the model says after the patched prompt."""
+    """Return the model's greedy answer to `into` with rows of one stage taken from `source`.
+
+    Raises ParameterError if the prompts differ in length or in the positions of pictures."""
     _check(into, source)
     values = record(model, source, stage)
     with model.probed(transplant(model, stage, rows, values)):
@@ -68,18 +73,19 @@ def sweep(
     tokens: tuple[int, int],
     *,
     stages: Sequence[str] | None = None,
-    say: Callable[[str], None] = lambda done: None,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> np.ndarray:
-    """(stages, groups) float32: how far patching each group of positions at each stage, by default the input and every
-    block, moves the next token from that of `into` to that of `source`: 0 not at all, 1 all the way.
+    """Measure how far patching moves the next token from that of `into` to that of `source`: 0 not at all, 1 fully.
 
-    `tokens`: the first token of the answer to `source`, and of that to `into`; what is measured is their difference in
-    logits. `say` is told what begins. ParameterError if the two prompts do not differ in it."""
+    (stages, groups) float32, for each group of positions at each stage, by default the input and every block. `tokens`:
+    the first token of the answer to `source` and of that to `into`; the measure is their difference in logits.
+    `progress` is called at the start of each stage. Raises ParameterError if the difference is the same in both
+    prompts."""
     _check(into, source)
-    wanted, given = tokens
+    theirs, ours = tokens
 
     def difference(logits: np.ndarray) -> float:
-        return float(logits[-1, wanted]) - float(logits[-1, given])
+        return float(logits[-1, theirs]) - float(logits[-1, ours])
 
     stages = stages or residual(range(model.text.config.n_layer))
     with model.trace(*stages) as values:
@@ -89,7 +95,7 @@ def sweep(
         raise ParameterError("tokens", str(tokens), "the two prompts do not differ in these tokens")
     effects = np.empty((len(stages), len(groups)), np.float32)
     for i, stage in enumerate(stages):
-        say(f"{i + 1} of {len(stages)} stages: {stage}")
+        progress(f"{i + 1} of {len(stages)} stages: {stage}")
         for j, rows in enumerate(groups.values()):
             with model.probed(transplant(model, stage, rows, values[stage])):
                 effects[i, j] = (difference(model.request_logits(into)) - low) / (high - low)
@@ -97,6 +103,7 @@ def sweep(
 
 
 def _check(into: Request, source: Request) -> None:
+    """Check that two prompts have the same layout. Raises ParameterError."""
     a, b = into.token_ids, source.token_ids
     if len(a) != len(b) or [token < 0 for token in a] != [token < 0 for token in b]:
         raise ParameterError("patching", "prompts", f"{len(a)} and {len(b)} positions, expected the same layout")

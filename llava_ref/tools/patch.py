@@ -67,7 +67,7 @@ def patch(model: Llava, into: Request, source: Request, cells: int) -> Patched:
             "--from-image", "answer", f"begins with {token!r} in both runs, so there is nothing to follow"
         )
     stages = stages_of(model)
-    effects = sweep(model, into, source, groups(into, grid, cells), (theirs, ours), stages=stages, say=note)
+    effects = sweep(model, into, source, groups(into, grid, cells), (theirs, ours), stages=stages, progress=note)
     return Patched(
         pictures=tuple(model.preprocess(request.images[0]) for request in (source, into)),
         rgbs=tuple(request.images[0].rgb for request in (source, into)),
