@@ -66,7 +66,9 @@ def load(
     alpha: Alpha = "convert",
     where: str = "image",
 ) -> DecodedImage:
-    """Convert a file's bytes, a path, a PIL image, or an array (h, w, 3) uint8 to RGB. Raises ImageError with `where`.
+    """Convert a file's bytes, a path, a PIL image, or an array (h, w, 3) uint8 to RGB.
+
+    Raises ImageError that names the file, or `where` if there is none.
 
     `exif`: an orientation other than 1 is ignored with a warning, or applied. `alpha`: the colours stored under
     transparency, as Pillow's `convert("RGB")` takes them; the picture laid over white; or as stb_image decodes to three
@@ -77,13 +79,13 @@ def load(
         case bytes() | bytearray() | memoryview():
             image = _decode(bytes(source), exif, alpha, where)
         case str() | Path():
-            image = _decode(_read(Path(source), where), exif, alpha, where)
+            image = _decode(_read(Path(source)), exif, alpha, str(source))
         case Image.Image():
             image = _convert(source, exif, alpha, where)
         case np.ndarray():
             image = _from_array(source, where)
         case _:
-            raise ImageError(where, "type", f"{type(source).__name__}, expected bytes, a path, a PIL image or an array")
+            raise _no_picture(source, where)
     if image.width * image.height > LARGE:
         give_back()
     return image
@@ -92,15 +94,21 @@ def load(
 def measure(source: ImageSource, where: str = "image") -> tuple[int, int]:
     """Return width and height in pixels, of a file from its header: nothing is decoded. Raises ImageError as `load`."""
     match source:
+        case bytes() | bytearray() | memoryview():
+            return _open(*_parts(bytes(source), where), where).size
         case np.ndarray():
             image = _from_array(source, where)
             return image.width, image.height
         case Image.Image():
             return source.size
         case str() | Path():
-            return measure(_read(Path(source), where), str(source))
+            return measure(_read(Path(source)), str(source))
         case _:
-            return _open(*_parts(bytes(source), where), where).size
+            raise _no_picture(source, where)
+
+
+def _no_picture(source: object, where: str) -> ImageError:
+    return ImageError(where, "type", f"{type(source).__name__}, expected bytes, a path, a PIL image or an array")
 
 
 def _from_array(rgb: np.ndarray, where: str) -> DecodedImage:
@@ -111,16 +119,16 @@ def _from_array(rgb: np.ndarray, where: str) -> DecodedImage:
     return DecodedImage(np.ascontiguousarray(rgb), "array", 1, ())
 
 
-def _read(path: Path, where: str) -> bytes:
+def _read(path: Path) -> bytes:
     """Read a regular file; never wait on a FIFO, never read more than one byte over the limit."""
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(handle, "rb") as file:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise ImageError(where, str(path), "not a regular file")
+                raise ImageError(path, "file", "not a regular file")
             return file.read(MAX_ENCODED + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte in it
-        raise ImageError(where, str(path), getattr(error, "strerror", None) or str(error)) from None
+        raise ImageError(path, "file", getattr(error, "strerror", None) or str(error)) from None
 
 
 def _decode(data: bytes, exif: Exif, alpha: Alpha, where: str) -> DecodedImage:
