@@ -12,13 +12,6 @@ from ..profiles import Quirks
 from ..tokenizer.vocabulary import read_vocabulary
 
 Kind = Literal["text model", "mmproj", "vocabulary", "other"]
-FITTED = {  # value of the quirk `square`, or `fit`
-    "pad-resize": "padded to a square with the mean colour, then resized",
-    "crop": "shortest side resized, then the centre cut out",
-    "resize-pad": "resized to fit, then padded with (122, 116, 104)",
-    "stretch": "both sides resized, whatever the aspect",
-    "letterbox": "resized to fit, then padded with black",
-}
 ACTIVATION = {"gelu_erf": "GELU (erf)", "gelu_tanh": "GELU (tanh)", "gelu_quick": "quick GELU", "silu": "SiLU"}
 
 

@@ -9,9 +9,9 @@ from .. import gguf
 from ..errors import GGUFError, printable
 from ..gguf.file import GGUFFile
 from ..loading import meant
-from ..profiles import describe, resolve
+from ..profiles import QUIRKS, describe, resolve
 from . import options
-from .facts import ACTIVATION, FITTED, histogram, kind, meaning
+from .facts import ACTIVATION, histogram, kind, meaning
 from .output import print_json
 
 SHORT = 8  # elements of an array that are shown in full
@@ -159,9 +159,9 @@ def _vocabulary_rows(t: dict[str, Any]) -> dict[str, str]:
 
 def _image_rows(report: dict[str, Any]) -> dict[str, str]:
     p, quirks = report["image_pipeline"], report["quirks"]
-    fitted = FITTED[p["square"] if "square" in p else p["fit"]]
+    fit = "square" if "square" in p else "fit"
     rows = {
-        "picture": f"{fitted}, to {p['image_size']} x {p['image_size']} pixels",
+        "picture": f"{p['image_size']} x {p['image_size']} pixels; the profile {QUIRKS[fit].values[p[fit]]}",
         "patches": f"{p['patch_size']} x {p['patch_size']} pixels: {p['grid'][0]} x {p['grid'][1]}",
         "positions": f"{p['tokens_per_image']} in the prompt for each picture",
     }
