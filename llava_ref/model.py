@@ -6,20 +6,18 @@ N rows of a picture, D decoder width, T positions, V vocabulary, S the tower's p
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
 import numpy as np
 
-from . import images
-from .chat.chunks import Prompt, TextChunk, chunks, raw
-from .chat.messages import ImagePart, unheard
-from .chat.rendering import ChatTemplate, choose_template, parse_messages, render_prompt
-from .errors import ParameterError, PromptError, printable
+from .chat.chunks import Prompt, TextChunk
+from .chat.templates import ChatTemplate, choose_template
+from .errors import ParameterError, PromptError
 from .generation.answer import Answer, Stream
-from .generation.request import Clock, Reply, Request, Step, remaining, too_long
+from .generation.prompts import Messages, Prompts, decode_image
+from .generation.request import Clock, Reply, Request, Step, remaining
 from .generation.reuse import Reuse, cached_positions
 from .generation.sampler import Sampler, Sampling, SamplingOptions
 from .generation.session import Session, unembed
@@ -35,7 +33,6 @@ from .profiles import Quirks
 from .tokenizer.tokenizer import Tokenizer
 from .tracing.trace import Edit, Edits, Probe, Probes, Sink, Tap, Trace, no_tap
 
-Messages = Sequence[Mapping[str, Any]]
 P = TypeVar("P", bound=Probe)
 
 
@@ -51,8 +48,7 @@ class Llava:
         n_context: int | None,
         template: str | Path | None,
     ) -> None:
-        """Put two halves together, one of which may be missing. Raises ParameterError where the context is too
-        small."""
+        """Put the halves together; one may be missing. Raises ParameterError for a context that is too long."""
         self._text, self._tower, self.quirks, self.settings = text, tower, quirks, settings
         self.load_s = 0.0
         self.n_context = 0
@@ -60,14 +56,14 @@ class Llava:
         self.reuse: Reuse | None = None
         """Set to a `Reuse`, the work for one answer serves the next. The answers are the same, bit for bit."""
         self._probes = Probes()
-        self._tokenizer: Tokenizer | None = None
-        self._template: ChatTemplate | None = None
+        self._prompts: Prompts | None = None
         if text is not None:
             if n_context is not None and n_context > text.config.context:
                 raise ParameterError("n_context", str(n_context), f"the model has {text.config.context} positions")
             self.n_context = n_context or text.config.context
-            self._tokenizer = Tokenizer.from_gguf(text.file)
-            self._template = choose_template(text.file, has_mmproj=tower is not None, template=template)
+            tokenizer = Tokenizer.from_gguf(text.file)
+            chosen = choose_template(text.file, has_mmproj=tower is not None, template=template)
+            self._prompts = Prompts(tokenizer, chosen, tower, quirks, self.n_context)
 
     @property
     def text(self) -> TextModel:
@@ -96,18 +92,21 @@ class Llava:
         return self.text.ops if self._text is not None else self.tower.ops
 
     @property
+    def prompts(self) -> Prompts:
+        """Return what makes prompts of conversations. Raises PromptError if there is no text model."""
+        if self._prompts is None:
+            raise _no_text()
+        return self._prompts
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer. Raises PromptError if there is no text model."""
-        if self._tokenizer is None:
-            raise _no_text()
-        return self._tokenizer
+        return self.prompts.tokenizer
 
     @property
     def template(self) -> ChatTemplate:
-        """Return the chat template in use: its name, source, and why it was chosen. Raises PromptError without text."""
-        if self._template is None:
-            raise _no_text()
-        return self._template
+        """Return the chat template in use. Raises PromptError if there is no text model."""
+        return self.prompts.template
 
     def chat(
         self,
@@ -136,49 +135,19 @@ class Llava:
 
     def request(self, messages: Messages) -> Request:
         """Return a conversation as a prompt ready to run, its pictures decoded. Nothing is run."""
-        notes = tuple(f"{printable(path)}: has no effect here" for path in unheard(messages))
-        return replace(self.prepared(self._rendered(messages)), notes=notes)
-
-    def _rendered(self, messages: Messages) -> Prompt:
-        order = self.quirks.image_order
-        return render_prompt(parse_messages(messages), self.template, self.tokenizer, image_order=order)
+        return self.prompts.request(messages)
 
     def raw_request(self, prompt: str, sources: Sequence[ImageSource] = ()) -> Request:
         """Take a prompt as it stands, control tokens included; each `<image>` is one of the pictures, in order."""
-        parts = tuple(ImagePart(source, f"images[{i}]") for i, source in enumerate(sources))
-        return self.prepared(replace(raw(prompt, len(parts), self.tokenizer), images=parts))
+        return self.prompts.raw(prompt, sources)
 
     def prepared(self, prompt: Prompt) -> Request:
-        """Make a request of a rendered prompt: its pictures decoded, its text as tokens. Nothing is run.
-
-        Raises PromptError where it does not fit the context, before any picture is decoded."""
-        request = self._undecoded(prompt)
-        if len(request.token_ids) > self.n_context:
-            raise too_long(len(request.token_ids), self.n_context)
-        began = time.perf_counter()
-        decoded = tuple(self._decoded(part) for part in prompt.images)
-        return replace(request, images=decoded, decode_s=time.perf_counter() - began)
+        """Make a request of a rendered prompt. Raises PromptError, before a picture is decoded, for one too long."""
+        return self.prompts.prepared(prompt)
 
     def count_tokens(self, messages: Messages) -> int:
         """Return the positions that the prompt takes, pictures included. Nothing is decoded or run."""
-        return len(self._undecoded(self._rendered(messages)).token_ids)
-
-    def _undecoded(self, prompt: Prompt) -> Request:
-        """Return a request without its pictures: their places are known from their sizes."""
-        if prompt.images and not self.has_tower:
-            where = prompt.images[0].where
-            raise PromptError(where, "image", "the model was loaded without an mmproj file and cannot see pictures")
-        spans = tuple(self.tower.span(*images.measure(part.source, part.where)) for part in prompt.images)
-        markers = [(span.before, span.after) for span in spans]
-        return Request(prompt, tuple(chunks(prompt, self.tokenizer, self.quirks, markers)), spans=spans)
-
-    def _decoded(self, part: ImagePart) -> DecodedImage:
-        image = self.decode_image(part.source, part.where)
-        if part.detail is None:
-            return image
-        detail = printable(part.detail, 40)
-        warning = f"{part.where}: detail {detail!r} has no effect, every picture is seen at one size"
-        return replace(image, warnings=(*image.warnings, warning))
+        return self.prompts.count(messages)
 
     def answer(
         self, request: Request, sampling: Sampling, *, max_tokens: int | None = None, stop: Sequence[str] = ()
@@ -252,17 +221,15 @@ class Llava:
         yield from self.session().each(self.parts(request))
 
     def forward(self, parts: Sequence[Part]) -> np.ndarray:
-        """Return logits at every position of token ids and image rows (n, D), in order, from an empty context: (T,
-        V)."""
+        """Return logits (T, V) at every position of token ids and image rows (n, D), from an empty context."""
         return self.session().feed(parts, all_logits=True)
 
     def decode_image(self, source: ImageSource, where: str = "image") -> DecodedImage:
         """Read a picture as the profile does. Raises ImageError with the file, or `where` if there is none."""
-        return images.load(source, exif=self.quirks.exif, alpha=self.quirks.alpha, where=where)
+        return decode_image(source, self.quirks, where)
 
     def preprocess(self, image: DecodedImage, tap: Tap = no_tap) -> Preprocessed:
-        """Return the picture as the tower takes it: `pixels` (1, 3, S, S) float32. Raises ParameterError without
-        one."""
+        """Return a picture as the tower takes it. Raises ParameterError if there is no tower."""
         return self.tower.preprocess(image.rgb, tap)
 
     def encode(self, pixels: np.ndarray, tap: Tap = no_tap) -> np.ndarray:
@@ -311,12 +278,12 @@ class Llava:
 
     @contextmanager
     def probed(self, probe: P) -> Iterator[P]:
-        """Show everything that runs inside the block to `probe`. Raises ParameterError for a name that fits no
-        stage."""
+        """Show everything that runs inside the block to `probe`. Raises ParameterError for an unknown name."""
         names = self.stages()
         for glob in probe.globs:
             if not any(fnmatchcase(name, glob) for name in names):
-                raise ParameterError("stage", repr(glob), f"fits none of this model's, which are {_examples(names)}")
+                some = f"{', '.join(names[:3])}, ... {names[-1]} ({len(names)} in all)"
+                raise ParameterError("stage", repr(glob), f"fits none of this model's, which are {some}")
         self._probes.add(probe)
         try:
             yield probe
@@ -330,7 +297,3 @@ class Llava:
 
 def _no_text() -> PromptError:
     return PromptError("model", "text", "loaded without a text model, so there is nothing to ask")
-
-
-def _examples(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + f", ... {names[-1]} ({len(names)} in all)"
