@@ -1,4 +1,4 @@
-"""Chromium without a window, driven over the pipe of its own DevTools protocol: no package, no port."""
+"""Drives headless Chromium over a pipe, with its DevTools protocol; this needs no package and no port."""
 
 import base64
 import fcntl
@@ -33,8 +33,8 @@ SHOWS = """(element => {
 })([...document.querySelectorAll(%s)].at(-1))"""
 
 
-class Page:
-    """One page. Chromium reads commands from descriptor 3 and writes to 4, JSON with a zero byte behind each."""
+class BrowserPage:
+    """One page. Chromium reads commands from descriptor 3 and writes to 4: JSON, each followed by a zero byte."""
 
     def __init__(self, profile: Path) -> None:
         assert CHROMIUM is not None
@@ -47,14 +47,14 @@ class Page:
         os.close(their_out)
         self._left, self._number, self._session = b"", 0, None
         self.complaints: list[str] = []
-        """What the page's console was told: errors of its own and of the Content-Security-Policy."""
+        """Errors in the page's console: those of its scripts and of the Content-Security-Policy."""
         targets = self("Target.getTargets")["targetInfos"]
         target = next(t["targetId"] for t in targets if t["type"] == "page")
         self._session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self(f"{domain}.enable")
 
-    def __enter__(self) -> "Page":
+    def __enter__(self) -> "BrowserPage":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -64,7 +64,7 @@ class Page:
         os.close(self._out)
 
     def __call__(self, method: str, **params: Any) -> dict[str, Any]:
-        """One command and its result."""
+        """Send one command and return its result."""
         self._number += 1
         command = {"id": self._number, "method": method, "params": params}
         if self._session is not None:
@@ -77,7 +77,7 @@ class Page:
 
     def _message(self) -> dict[str, Any]:
         while b"\0" not in self._left:
-            assert select.select([self._in], [], [], 30)[0], "Chromium says nothing"
+            assert select.select([self._in], [], [], 30)[0], "Chromium does not answer"
             data = os.read(self._in, 2**20)
             assert data, "Chromium has ended"
             self._left += data
@@ -91,10 +91,10 @@ class Page:
             self.complaints.append(str(event["params"]["exceptionDetails"]))
 
     def js(self, expression: str) -> Any:
-        """The value of an expression, awaited."""
-        found = self("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
+        """Return the value of an expression, after awaiting it."""
+        answer = self("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
 
     def until(self, expression: str, seconds: float = 15.0) -> None:
         end = time.monotonic() + seconds
@@ -103,7 +103,7 @@ class Page:
             time.sleep(0.02)
 
     def frame(self) -> None:
-        """Wait until what has changed has been laid out and drawn."""
+        """Wait until all changes have been laid out and drawn."""
         self.js("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def open(self, url: str, width: int = 1200, height: int = 800, dark: bool = False) -> None:
@@ -117,32 +117,32 @@ class Page:
         self("Emulation.setEmulatedMedia", features=[scheme])
 
     def click(self, selector: str) -> None:
-        """As a person does, with the mouse: nothing happens where something else lies over it."""
+        """Click an element with the mouse, as a user does: it gets no click if something else covers it."""
         self.js(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center'}})")
         box = self.js(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({_box(selector)})")
         for kind in ("mousePressed", "mouseReleased"):
             self("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
 
     def press(self, key: str) -> None:
-        """Press a key as a person does, where the focus is."""
+        """Press a key as a user does; the focused element gets it."""
         text = {"Enter": "\r", " ": " "}.get(key)
         names = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": KEYS[key]}
         self("Input.dispatchKeyEvent", type="keyDown", **names, **({} if text is None else {"text": text}))
         self("Input.dispatchKeyEvent", type="keyUp", **names)
 
     def wheel(self, pixels: int) -> None:
-        """Turn the mouse's wheel over the middle of the window; down is positive."""
+        """Turn the mouse wheel over the window; positive is down."""
         width, height = self.js("[innerWidth, innerHeight]")
         self("Input.dispatchMouseEvent", type="mouseWheel", x=width / 4, y=height / 3, deltaX=0, deltaY=pixels)
 
     def drop(self, *files: tuple[str, bytes]) -> None:
-        """Drop files on the page: names and contents."""
+        """Drop files on the page. `files`: (name, content)."""
         before = self.js("document.querySelectorAll('#attached > *').length")
         self.js(DROP % json.dumps([(name, base64.b64encode(data).decode()) for name, data in files]))
         self.until(f"document.querySelectorAll('#attached > *').length === {before + len(files)}")
 
     def shows(self, selector: str) -> bool:
-        """Return whether the last such element is in the window as a whole, with nothing over it."""
+        """Return whether the last matching element is completely visible, with nothing over it."""
         return self.js(SHOWS % json.dumps(selector))
 
     def type(self, selector: str, text: str) -> None:
@@ -150,7 +150,7 @@ class Page:
         self("Input.insertText", text=text)
 
     def png(self) -> bytes:
-        """Return what the window shows."""
+        """Return a screenshot of the window."""
         return base64.b64decode(self("Page.captureScreenshot")["data"])
 
     def screenshot(self, path: Path) -> None:
@@ -165,7 +165,7 @@ def _box(selector: str) -> str:
 
 
 def _high(descriptor: int) -> int:
-    """The same pipe at a number that is neither 3 nor 4."""
+    """Duplicate a descriptor to a number from 10, so that it is neither 3 nor 4."""
     copy = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
     os.close(descriptor)
     return copy

@@ -1,4 +1,4 @@
-"""One server for the tests that change nothing about it."""
+"""Provides servers for all tests that do not change their state."""
 
 import pytest
 
@@ -8,3 +8,28 @@ def server():
     running = pytest.importorskip("tests.api.running")
     with running.serving() as it:
         yield it
+
+
+@pytest.fixture(scope="session")
+def strict():
+    """The same with the option `--strict`."""
+    running = pytest.importorskip("tests.api.running")
+    with running.serving(strict=True) as it:
+        yield it
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """Headless Chromium with one page."""
+    from .browser import BrowserPage
+
+    with BrowserPage(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+@pytest.fixture
+def page(browser, server):
+    """The freshly opened page, in the wide layout."""
+    from .conversing import opened
+
+    return opened(browser, server.url)

@@ -1,9 +1,10 @@
-"""Many clients at once, for minutes: are their answers those that one client gets, and does the server stay its size?
+"""Runs many clients at once for minutes; checks that answers equal those of a single client and memory does not grow.
 
     python -m tests.api.crowd --clients 8 --minutes 5
 
-Prints throughput, latency and the server's memory, descriptors and threads after each tenth of the time; the last line
-is JSON. Exit code 1 if an answer differed, or if it grew by more than 5% after the first tenth.
+Prints the number of answers and the server's memory, descriptors and threads after each tenth of the time. The last
+line is JSON, with throughput and latency. Exit code 1 if an answer differed, or if the server grew by more than 5%
+after the first tenth.
 """
 
 import argparse
@@ -22,7 +23,7 @@ SHOWN = json.loads((PICTURES / "pictures.json").read_text())
 
 
 def requests():
-    """Bodies of different lengths and kinds, over and over the same."""
+    """Return request bodies of different lengths and kinds."""
     bodies = []
     for i, shown in enumerate(SHOWN):
         url = data_uri((PICTURES / shown["file"]).read_bytes())
@@ -33,14 +34,14 @@ def requests():
 
 
 def size(pid):
-    """Resident bytes, descriptors and threads of the server."""
+    """Return resident bytes, descriptors and threads of a process."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
     return int(status["VmRSS"].split()[0]) * 1024, descriptors, int(status["Threads"])
 
 
 class Crowd:
-    """Clients that ask until the time is over."""
+    """Clients that send requests until `over` is set."""
 
     def __init__(self, url, bodies, expected):
         self.url, self.bodies, self.expected = url, bodies, expected

@@ -1,4 +1,4 @@
-// OpenAI's npm package as a client: node openai_npm.mjs URL PICTURE (of count.png)
+// Uses the server through OpenAI's npm package: node openai_npm.mjs URL PICTURE (the path of count.png)
 import assert from "node:assert";
 import fs from "node:fs";
 import OpenAI from "openai";

@@ -1,4 +1,4 @@
-"""A server on a socket of this machine, in a thread of the test's own process, with the embedded pair."""
+"""Starts servers for the tests: on a local socket in a thread of the test's process, or as a process of their own."""
 
 import asyncio
 import base64
@@ -39,7 +39,7 @@ def load(text, mmproj, n_context):
 
 
 class Running:
-    """A server that has started. `client` speaks to it."""
+    """A running server, and an HTTP client for it."""
 
     def __init__(self, api: Api, models: Models, worker: Worker, url: str, connections: set) -> None:
         self.api, self.models, self.worker, self.url = api, models, worker, url
@@ -54,7 +54,7 @@ class Running:
         return self.post("/v1/chat/completions", body)
 
     def error(self, answer: httpx2.Response) -> tuple[int, str, str]:
-        """Status, param and code of an answer that must be an error in OpenAI's form."""
+        """Check that an answer is an error in OpenAI's form; returns its status, param and code."""
         error = answer.json()["error"]
         assert set(error) == {"message", "type", "param", "code"} and error["message"]
         assert answer.headers["x-request-id"].startswith("req_")
@@ -63,7 +63,7 @@ class Running:
     def until(self, condition, seconds: float = 10.0) -> None:
         end = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < end, "it has not happened"
+            assert time.monotonic() < end, "the condition did not become true in time"
             time.sleep(0.005)
 
 
@@ -71,7 +71,9 @@ class Running:
 def serving(
     *, limits=None, api_key=None, origins=(), folders=(), hosts=(), names=(), pair=None, n_context=None, strict=False
 ):
-    """`hosts`: for pictures; `names`: that the server answers to, beside this machine's own; None: to every one."""
+    """Run a server with the embedded pair, or `pair`, inside the block.
+
+    `hosts`: allowed for pictures. `names`: host names that it answers to besides the local ones; None allows all."""
     limits = limits or Limits()
     models, worker = Models(load, tuple(folders)), Worker()
     models.start(*(pair or llava_ref.embedded()), n_context)
@@ -98,7 +100,7 @@ def serving(
 
 
 class Process:
-    """`llava-ref serve` as a process; with `no_files`, every write to a file fails, as on a full disk."""
+    """Runs `llava-ref serve` as a process. `no_files`: every write to a file fails, as on a full disk."""
 
     def __init__(self, *options, no_files=False):
         self.process = subprocess.Popen(
@@ -131,7 +133,7 @@ def _no_files() -> None:
 
 
 def connect(server, buffer: int | None = None) -> socket.socket:
-    """`buffer`: bytes that the system may hold for a client that does not read."""
+    """Open a connection to a server. `buffer`: size in bytes of the receive buffer of a client that does not read."""
     host, port = server.url.removeprefix("http://").split(":")
     sock = socket.socket()
     if buffer is not None:
@@ -142,7 +144,7 @@ def connect(server, buffer: int | None = None) -> socket.socket:
 
 
 def message(method: str, target: str, body: bytes = b"", *headers: str, version="1.1", length=True) -> bytes:
-    """A request as bytes, with a Host and the length of its body unless they are given or left out."""
+    """Build a request as bytes. Adds Host and Content-Type unless given, Content-Length unless `length` is False."""
     given = {header.partition(":")[0].lower() for header in headers}
     lines = [f"{method} {target} HTTP/{version}", *headers]
     lines += ["Host: localhost"] if "host" not in given else []
@@ -151,19 +153,19 @@ def message(method: str, target: str, body: bytes = b"", *headers: str, version=
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
 
-def rest(sock: socket.socket) -> bytes:
-    """All that comes until the other side ends the connection."""
+def read_all(sock: socket.socket) -> bytes:
+    """Read until the other side closes the connection."""
     return b"".join(iter(lambda: sock.recv(65536), b""))
 
 
-def said(answer: bytes) -> tuple[int, dict]:
-    """Status and JSON of an answer as bytes, {} for other bodies."""
+def parse_response(answer: bytes) -> tuple[int, dict]:
+    """Return the status and the JSON of a response given as bytes; {} for other bodies."""
     head, _, body = answer.rpartition(b"\r\n\r\n")
     return int(head.rpartition(b"HTTP/1.1 ")[2][:3]), json.loads(body) if body.startswith(b"{") else {}
 
 
 def events(answer) -> list:
-    """The JSON of each event of a stream, "[DONE]" as it is."""
+    """Return the JSON of each event of a stream, and "[DONE]" as a string."""
     lines = [line for line in answer.iter_lines() if line]
     return [_event(line) for line in lines if not line.startswith(":")]
 

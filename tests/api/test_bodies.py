@@ -1,4 +1,4 @@
-"""A request's bytes: content encodings, the byte order mark, and text that is none."""
+"""Tests how the bytes of a request are read: content encodings, byte order marks, invalid text."""
 
 import gzip
 import json
@@ -45,7 +45,7 @@ def post(server, content, coding=None, path=CHAT):
         ("", HI),
     ],
 )
-def test_encodings_that_are_undone(server, coding, content):
+def test_supported_encodings_are_decoded(server, coding, content):
     assert post(server, content, coding).status_code == 200
 
 
@@ -72,27 +72,27 @@ def test_encodings_that_are_undone(server, coding, content):
         ("deflate", gzip.compress(HI), 400),
     ],
 )
-def test_encodings_that_are_refused_by_name(server, coding, content, status):
+def test_bad_encodings_are_refused_by_name(server, coding, content, status):
     answer = post(server, content, coding)
     code = {400: "invalid_content_encoding", 415: "unsupported_content_encoding"}[status]
     assert server.error(answer) == (status, None, code)
     assert answer.json()["error"]["message"].startswith(f"content-encoding: {coding}: ")
 
 
-def test_a_body_is_within_the_limit_before_and_after():
+def test_encoded_and_decoded_size_are_both_limited():
     with serving(limits=Limits(max_body=100_000)) as server:
         fits = HI + b" " * (100_000 - len(HI))
         assert post(server, gzip.compress(fits), "gzip").status_code == 200
         for coding, squeezed in (("gzip", gzip.compress), ("deflate", zlib.compress), ("deflate", bare)):
             assert server.error(post(server, squeezed(fits + b" "), coding)) == (413, None, "request_too_large")
         assert server.error(post(server, gzip.compress(b" " * 10**8), "gzip"))[0] == 413
-        stored = gzip.compress(HI, 0) + gzip.compress(b"", 0) * 5000  # large as sent, small as meant
+        stored = gzip.compress(HI, 0) + gzip.compress(b"", 0) * 5000  # large when encoded, small when decoded
         assert len(stored) > 100_000 and server.error(post(server, stored, "gzip"))[0] == 413
         assert server.error(post(server, iter([stored]), "gzip"))[0] == 413, "without a length too"
         server.until(lambda: server.api._body_bytes.taken == 0)
 
 
-def test_what_is_undone_comes_in_pieces():
+def test_decoded_data_comes_in_pieces():
     data = bytes(3 * PIECE + 5)
     for coding, squeezed in (("gzip", gzip.compress(data)), ("deflate", zlib.compress(data)), ("deflate", bare(data))):
         undo = content_decoder([coding])
@@ -106,7 +106,7 @@ def test_what_is_undone_comes_in_pieces():
 @pytest.mark.parametrize(
     "path, body", [(CHAT, HI), ("/tokenize", b'{"content": "x"}'), ("/completions", b'{"prompt": "x"}')]
 )
-def test_a_byte_order_mark_is_no_part_of_the_text(server, path, body):
+def test_a_byte_order_mark_is_ignored(server, path, body):
     assert post(server, b"\xef\xbb\xbf" + body, path=path).status_code == 200
     assert post(server, gzip.compress(b"\xef\xbb\xbf" + body), "gzip", path).status_code == 200
 
@@ -114,7 +114,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(server, path, body):
 @pytest.mark.parametrize(
     "body", ["\ufeff\ufeff{}".encode(), HI.decode().encode("utf-16"), HI.decode().encode("utf-32")]
 )
-def test_other_marks_are_refused(server, body):
+def test_a_second_mark_and_other_encodings_of_text_are_refused(server, body):
     assert server.error(post(server, body)) == (400, None, "invalid_json")
 
 
@@ -148,21 +148,21 @@ ROUTES = [
 
 @pytest.mark.parametrize("path, body, param", ROUTES)
 @pytest.mark.parametrize("half", [HALF, HALF.upper().replace("A\\U", "a\\u"), r'"a\udc00z"', r'"a\ude00\ud83d"'])
-def test_half_a_surrogate_pair_is_refused_alike_everywhere(server, path, body, param, half):
+def test_half_a_surrogate_pair_is_refused_on_every_route(server, path, body, param, half):
     answer = post(server, (body % half).encode(), path=path)
     assert server.error(answer) == (400, param, "invalid_value")
     place = param or "a name"
     assert answer.json()["error"]["message"] == f"{place}: character 1: half of a surrogate pair, which is not text"
 
 
-def test_every_route_that_takes_json_is_among_them(server):
-    """`ROUTES` names each handler that reads a body."""
+def test_every_route_with_a_json_body_is_listed(server):
+    """Check that `ROUTES` covers each handler that reads a body."""
     readers = {route.path for route in server.api.routes() if "GET" not in route.methods}
     from llava_ref.api.server import CHAT as CHATS
 
     assert readers == {path for path, _, _ in ROUTES} | set(CHATS)
 
 
-def test_a_whole_pair_is_text(server):
+def test_a_complete_surrogate_pair_is_accepted(server):
     answer = post(server, rb'{"content": "a\ud83d\ude00 \\ud800"}', path="/tokenize")
     assert server.post("/detokenize", answer.json()).json() == {"content": "a\U0001f600 \\ud800"}

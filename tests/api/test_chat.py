@@ -1,4 +1,4 @@
-"""Chat completions: what is asked, in every shape, and the fields of the answer."""
+"""Tests chat completions: every form of a request, and the fields of the response."""
 
 import base64
 import json
@@ -15,7 +15,7 @@ COUNT, COLOUR = picture("count.png"), picture("colour.png")
 HOW_MANY = {"type": "text", "text": "Count the stars."}
 WHICH = {"type": "text", "text": "What colour is the circle?"}
 URL = data_uri(COUNT)
-GO_ON = {"logit_bias": {"2": -100}}  # never the token that ends an answer
+GO_ON = {"logit_bias": {"2": -100}}  # forbids the end token
 B64 = base64.b64encode(COUNT).decode()
 
 
@@ -23,7 +23,7 @@ def image(url=URL, **more):
     return {"type": "image_url", "image_url": {"url": url} | more}
 
 
-def test_the_fields_of_an_answer(server):
+def test_the_fields_of_a_response(server):
     reply = server.chat([image(), HOW_MANY], model="gpt-4-vision-preview")
     body = reply.json()
     assert reply.headers["content-type"] == "application/json"
@@ -59,11 +59,11 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("part", SHAPES.values(), ids=SHAPES)
-def test_every_shape_of_a_picture(server, part):
+def test_every_form_of_an_image_part(server, part):
     assert server.chat([part, HOW_MANY]).json()["choices"][0]["message"]["content"] == "3"
 
 
-def test_a_detail_that_has_no_effect_is_said(server):
+def test_a_detail_without_effect_gives_a_warning(server):
     answers = [server.chat([image(detail=detail), HOW_MANY]).json() for detail in ("auto", None, "low", "x\n" * 50)]
     assert ["warnings" in answer for answer in answers] == [False, False, True, True]
     (warning,) = answers[2]["warnings"]
@@ -71,7 +71,7 @@ def test_a_detail_that_has_no_effect_is_said(server):
     assert "\n" not in answers[3]["warnings"][0] and len(answers[3]["warnings"][0]) < 200
 
 
-def test_a_picture_after_the_text_and_several(server):
+def test_pictures_after_the_text_and_several_pictures(server):
     assert server.chat([HOW_MANY, image()]).json()["usage"]["prompt_tokens_details"]["image_tokens"] == 64
     several = server.chat([image(), HOW_MANY, image(data_uri(COLOUR)), image()]).json()
     assert several["usage"]["prompt_tokens_details"]["image_tokens"] == 192
@@ -107,7 +107,7 @@ def test_a_stream_has_chunks_in_the_order_that_clients_check(server):
     "asked", [{}, {"n": 2}, {"logprobs": True}, {"stop": "3"}, {"response_format": {"type": "text"}}]
 )
 def test_each_answer_of_a_stream_begins_with_its_role_and_empty_content(server, asked):
-    """As OpenAI's: clients that add up the content have a text then, for an answer without one too."""
+    """OpenAI does the same: a client that concatenates the content then gets a string even for an empty answer."""
     body = {"messages": [{"role": "user", "content": [image(), HOW_MANY]}], "stream": True} | asked
     with server.client.stream("POST", "/v1/chat/completions", json=body) as answer:
         choices = [chunk["choices"][0] for chunk in events(answer)[:-1]]
@@ -118,7 +118,7 @@ def test_each_answer_of_a_stream_begins_with_its_role_and_empty_content(server, 
         assert "".join(c["delta"].get("content", "") for c in mine) == ("" if "stop" in asked else "3")
 
 
-def test_usage_comes_last_and_only_when_asked_for(server):
+def test_usage_comes_last_and_only_on_request(server):
     body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, "n": 2, "stream": True} | GO_ON
     body["stream_options"] = {"include_usage": True}
     with server.client.stream("POST", "/v1/chat/completions", json=body) as answer:
@@ -128,7 +128,7 @@ def test_usage_comes_last_and_only_when_asked_for(server):
     assert {chunk["choices"][0]["index"] for chunk in chunks} == {0, 1}
 
 
-def test_the_stream_says_what_the_whole_answer_says(server):
+def test_a_streamed_answer_equals_the_whole_one(server):
     asked = {"temperature": 1.5, "seed": 5, "max_tokens": 40, "logprobs": True, "top_logprobs": 2, "stop": ["left"]}
     whole = server.chat([image(), WHICH], **asked).json()["choices"][0]
     body = {"messages": [{"role": "user", "content": [image(), WHICH]}], "stream": True} | asked
@@ -142,30 +142,30 @@ def test_the_stream_says_what_the_whole_answer_says(server):
 def test_logprobs(server):
     asked = {"logprobs": True, "top_logprobs": 3, "max_tokens": 5}
     content = server.chat([image(), HOW_MANY], **asked).json()["choices"][0]["logprobs"]["content"]
-    assert len(content) == 1, "the token that ends the answer is none of its text"
+    assert len(content) == 1, "the end token is not listed"
     (entry,) = content
     assert entry["token"].strip() == "3" and bytes(entry["bytes"]).decode() == entry["token"]
     assert entry["top_logprobs"][0] == {key: entry[key] for key in ("token", "logprob", "bytes")}, (
-        "greedy: the likeliest"
+        "greedy: the most likely token"
     )
     top = [other["logprob"] for other in entry["top_logprobs"]]
     assert len(top) == 3 and top == sorted(top, reverse=True) and sum(map(math.exp, top)) <= 1 + 1e-9
 
 
-def test_choices_differ_by_seed_and_repeat(server):
+def test_choices_differ_by_seed_and_are_repeatable(server):
     asked = {"temperature": 3.0, "seed": 11, "max_tokens": 12, "n": 3} | GO_ON
     first = [c["message"]["content"] for c in server.chat("Hello", **asked).json()["choices"]]
     assert len(set(first)) == 3
     assert first == [c["message"]["content"] for c in server.chat("Hello", **asked).json()["choices"]]
     alone = server.chat("Hello", **asked | {"seed": 12, "n": 1}).json()["choices"][0]["message"]["content"]
-    assert alone == first[1], "answer i has seed + i"
+    assert alone == first[1], "answer i uses seed + i"
 
 
-def test_limits_of_an_answer(server):
+def test_max_tokens_and_stop_end_an_answer(server):
     one = server.chat(
         [image(), {"type": "text", "text": "Describe the picture."}], max_tokens=50, max_completion_tokens=1
     )
-    assert one.json()["usage"]["completion_tokens"] == 1, "max_completion_tokens goes before max_tokens"
+    assert one.json()["usage"]["completion_tokens"] == 1, "max_completion_tokens takes precedence over max_tokens"
     assert one.json()["choices"][0]["finish_reason"] == "length"
     stopped = server.chat([image(), {"type": "text", "text": "Describe the picture."}], stop="orange").json()[
         "choices"
@@ -187,7 +187,7 @@ def test_prompt_logprobs_score_a_given_answer(server):
         ]
         body = {"messages": turns, "prompt_logprobs": 1, "max_tokens": 1}
         scores = server.post("/v1/chat/completions", body).json()["prompt_logprobs"]
-        assert scores[0] is None and scores.count(None) == 65, "the first position, and 64 of a picture"
+        assert scores[0] is None and scores.count(None) == 65, "the first position and 64 of the picture"
         (given,) = [e for entry in scores if entry for e in entry.values() if e["decoded_token"].strip() == answer]
         return given["logprob"]
 
@@ -213,7 +213,7 @@ def test_json_schema(server):
         assert choice["finish_reason"] == "stop" and set(answer) == {"count", "colour"} and 0 <= answer["count"] <= 9
 
 
-def test_json_object_begins_as_one(server):
+def test_json_object_begins_with_a_brace(server):
     pytest.importorskip("llguidance")
     content = server.chat("Hi", response_format={"type": "json_object"}, max_tokens=5).json()
     assert content["choices"][0]["message"]["content"].startswith("{")
@@ -229,7 +229,7 @@ def test_json_object_begins_as_one(server):
         "/inferences/LlamaCPP/Chat_Completion",
     ],
 )
-def test_other_paths(server, path):
+def test_chat_answers_on_all_its_paths(server, path):
     body = {"messages": [{"role": "user", "content": [image(), HOW_MANY]}]}
     assert server.post(path, body).json()["choices"][0]["message"]["content"] == "3"
 
@@ -259,5 +259,5 @@ HARMLESS = {
 }
 
 
-def test_what_changes_nothing_is_accepted(server):
+def test_parameters_without_effect_are_accepted(server):
     assert server.chat([image(), HOW_MANY], **HARMLESS).json()["choices"][0]["message"]["content"] == "3"

@@ -1,4 +1,4 @@
-"""Clients that keep a place without using it: half-sent requests, answers that nobody reads."""
+"""Tests clients that occupy the server without using it: half-sent requests and unread answers (backpressure)."""
 
 import json
 from contextlib import ExitStack, contextmanager
@@ -14,7 +14,7 @@ from llava_ref.api import protocol, worker
 from llava_ref.api.limits import Allowance, Limits
 
 from .running import connect, message, serving
-from .test_stress import held, idle
+from .test_stress import holding, idle
 
 CHAT = "/v1/chat/completions"
 HI = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}).encode()
@@ -32,8 +32,8 @@ PARTS = {
 
 
 @pytest.fixture
-def tight(monkeypatch):
-    """Small buffers, so that little has to be made until they are full."""
+def small_buffers(monkeypatch):
+    """Shrink the buffers, so that few events fill them."""
     monkeypatch.setattr(worker, "MAX_BEHIND", 8)
     monkeypatch.setattr(protocol, "WRITE_BUFFER", 4096)
     monkeypatch.setattr(protocol, "SEND_BUFFER", 4096)
@@ -49,8 +49,8 @@ def many(server, count, data):
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_half_sent_requests_keep_nobody_out(part, monkeypatch):
-    """200 of them, four times what the server holds; the limits on time are far off."""
+def test_half_sent_requests_do_not_block_others(part, monkeypatch):
+    """200 connections, four times the limit; the timeouts are too long to matter."""
     monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 50)
     with serving(limits=Limits(read_seconds=600)) as server, many(server, 100, PARTS[part]):
         assert httpx2.get(f"{server.url}/health", timeout=10).status_code == 200
@@ -63,15 +63,15 @@ def test_half_sent_requests_keep_nobody_out(part, monkeypatch):
             assert len(server.connections) <= 51
 
 
-def test_200_half_sent_requests_as_it_stands():
+def test_400_half_sent_requests_with_default_limits():
     with serving() as server, many(server, 200, PARTS["body"]), many(server, 200, PARTS["header"]):
         assert httpx2.get(f"{server.url}/health", timeout=10).status_code == 200
         assert server.chat("Hi", max_tokens=1).status_code == 200
 
 
-def test_a_request_being_answered_makes_no_room(monkeypatch):
+def test_a_connection_being_answered_is_not_closed_for_others(monkeypatch):
     monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 10)
-    with serving(limits=Limits(read_seconds=600)) as server, held(server) as hold, connect(server) as sock:
+    with serving(limits=Limits(read_seconds=600)) as server, holding(server) as hold, connect(server) as sock:
         sock.sendall(message("POST", CHAT, HI, "Connection: close"))
         assert hold.reached.wait(10)
         with many(server, 40, PARTS["header"]):
@@ -80,7 +80,7 @@ def test_a_request_being_answered_makes_no_room(monkeypatch):
             assert sock.recv(100).startswith(b"HTTP/1.1 200")
 
 
-def test_few_files_mean_few_connections(monkeypatch):
+def test_the_file_limit_bounds_the_connections(monkeypatch):
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 4096))
     assert protocol.most_connections() == 50
@@ -89,12 +89,12 @@ def test_few_files_mean_few_connections(monkeypatch):
 
 
 def unread(server, count=1, **more):
-    """Clients that ask for megabytes and read nothing."""
+    """Connect clients that request megabytes and read nothing."""
     return many(server, count, message("POST", CHAT, json.dumps(UNREAD | more).encode()))
 
 
-def test_an_answer_that_nobody_reads_holds_no_model():
-    """It is set aside after what the buffers hold: far from its end, and with all limits on time far off."""
+def test_an_unread_answer_does_not_block_the_model():
+    """It is paused when the buffers are full, long before its end; the timeouts are too long to matter."""
     with serving(limits=Limits(write_seconds=600)) as server, unread(server):
         server.until(lambda: server.worker.busy)
         answer = server.chat("Hi", max_tokens=1)
@@ -105,7 +105,7 @@ def test_an_answer_that_nobody_reads_holds_no_model():
         assert server.chat("Hi", max_tokens=1).status_code == 200
 
 
-def test_what_was_set_aside_goes_on_and_is_what_it_would_have_been(server, tight):
+def test_a_paused_stream_resumes_with_the_same_content(server, small_buffers):
     body = UNREAD | {"n": 2, "max_tokens": 40, "temperature": 2.0, "seed": 3}
     with server.client.stream("POST", CHAT, json=body) as answer:
         whole = [_pieces(line) for line in answer.iter_lines() if line.startswith("data: {")]
@@ -123,16 +123,16 @@ def _pieces(line):
     return [(choice["index"], choice["delta"], choice["finish_reason"]) for choice in json.loads(line[6:])["choices"]]
 
 
-def test_one_answer_is_set_aside_and_the_one_before_it_given_up(tight):
-    """Each keeps the memory of a sequence."""
+def test_pausing_a_second_stream_cancels_the_first(small_buffers):
+    """Only one stream may be paused, because each keeps the memory of a sequence."""
     with serving(limits=Limits(write_seconds=600)) as server, unread(server, 3):
         server.until(lambda: server.api._queue_places.taken == 1 and server.worker._paused is not None, 60)
         assert idle(server) and server.chat("Hi", max_tokens=1).status_code == 200
 
 
 @pytest.mark.parametrize("settings", [{"stream": False, "max_tokens": 8}, {"max_tokens": 20}], ids=["whole", "stream"])
-def test_unread_answers_leave_the_queue(settings, tight, monkeypatch):
-    """The model is done with them: their places are free, however long the sending takes."""
+def test_finished_but_unread_answers_free_their_queue_places(settings, small_buffers, monkeypatch):
+    """The model has finished them, so their places are free, however long it takes to send them."""
     monkeypatch.setattr(worker, "MAX_BEHIND", 1000)
     with serving(limits=Limits(write_seconds=600, max_queue=0)) as server:
         for _ in range(3):
@@ -146,7 +146,7 @@ def _stalled(server):
     return any(connection.flow.write_paused for connection in server.connections)
 
 
-def test_a_client_that_goes_while_set_aside_leaves_nothing(tight):
+def test_a_disconnect_while_paused_frees_everything(small_buffers):
     with serving(limits=Limits(write_seconds=600)) as server:
         with unread(server):
             server.until(lambda: server.worker._paused is not None, 60)
@@ -155,7 +155,7 @@ def test_a_client_that_goes_while_set_aside_leaves_nothing(tight):
         assert server.chat("Hi", max_tokens=1).status_code == 200
 
 
-def test_the_end_of_the_server_ends_what_is_set_aside(tight):
+def test_shutdown_cancels_a_paused_stream(small_buffers):
     with serving(limits=Limits(write_seconds=600)) as server, unread(server):
         server.until(lambda: server.worker._paused is not None, 60)
         job = server.worker._paused
@@ -164,8 +164,8 @@ def test_the_end_of_the_server_ends_what_is_set_aside(tight):
         assert job.cancelled.is_set() and not server.worker.alive
 
 
-def test_few_may_leave_their_answers_unread(monkeypatch, tight):
-    """Each holds the bytes of an answer; the one that has waited longest goes."""
+def test_the_number_of_stalled_connections_is_limited(monkeypatch, small_buffers):
+    """Each holds the bytes of an answer; the one that has waited longest is closed."""
     monkeypatch.setattr(protocol, "MAX_STALLED", 3)
     tokens = json.dumps({"content": "a " * 10_000, "with_pieces": True}).encode()
     with serving(limits=Limits(write_seconds=600)) as server, many(server, 8, message("POST", "/tokenize", tokens)):
@@ -185,7 +185,7 @@ def test_a_share_is_given_back_once():
     assert allowance.taken == 0
 
 
-def test_a_reader_that_keeps_up_is_never_set_aside(server, monkeypatch):
+def test_a_client_that_keeps_reading_is_never_paused(server, monkeypatch):
     aside = []
     monkeypatch.setattr(worker.Worker, "_pause", lambda _, job: aside.append(job))
     with server.client.stream("POST", CHAT, json=UNREAD | {"max_tokens": 25}) as answer:

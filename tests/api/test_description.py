@@ -1,4 +1,4 @@
-"""schemathesis makes requests of the server's own description, right ones and wrong ones."""
+"""Tests /openapi.json against the server: schemathesis generates valid and invalid requests from it."""
 
 import subprocess
 import sys
@@ -17,12 +17,14 @@ CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
     "negative_data_rejection,unsupported_method,ignored_auth"
 )
-OTHER_PATHS = "unloadmodel|^/chat|^/completions|^/models|/openai/|/inference/|chat_completion"  # aliases; unloading
+OTHER_PATHS = "unloadmodel|^/chat|^/completions|^/models|/openai/|/inference/|chat_completion"  # aliases, and unloading
 
 
-def test_the_description_is_true(tmp_path):
-    """No 5xx, no status or content type that is not described, nothing wrong accepted. What is right may be refused:
-    whether a picture is one, and whether a conversation fits the context, no schema says."""
+def test_the_description_matches_the_server(tmp_path):
+    """Check that there is no 5xx, no undescribed status or content type, and that no invalid request is accepted.
+
+    A request that is valid by the schema may still be refused: a schema cannot say whether bytes are a picture, or
+    whether a conversation fits the context."""
     with Process("--api-key", "key", "--ctx-size", "48") as server:
         command = [str(Path(sys.executable).with_name("st")), "run", f"{server.url}/openapi.json"]
         command += ["--header", "Authorization: Bearer key", "--checks", CHECKS, "--max-examples", "5", "--seed", "1"]

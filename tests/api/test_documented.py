@@ -1,4 +1,4 @@
-"""Requests as five services document them: only the host is another, and pictures of ours stand for theirs.
+"""Tests requests as five services document them, with only the host and the pictures replaced.
 
 The services are Nitro, Inference.net, AI/ML API, Gravix Layer and DeepInfra; the bodies are those of their pages.
 """
@@ -22,7 +22,7 @@ B64 = base64.b64encode(COUNT).decode()
 WHATS_IN_IT = "What’s in this image?"
 
 
-class Pictures(BaseHTTPRequestHandler):
+class PictureHost(BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
@@ -34,8 +34,8 @@ class Pictures(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def host():
-    """Where the pictures are that the pages give by URL."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Pictures) as it:
+    """Serve the pictures that the documentation gives by URL."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), PictureHost) as it:
         it.daemon_threads = True
         thread = threading.Thread(target=it.serve_forever)
         thread.start()

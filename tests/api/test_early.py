@@ -1,5 +1,6 @@
-"""Answers that come before a request has: they reach the client, whatever it is still sending. And clients that end
-their side once they have asked."""
+"""Tests answers sent before the whole request has arrived, which must reach a client that is still sending.
+
+Also tests clients that half-close their connection after the request, and how a disconnect is told apart from that."""
 
 import gzip
 import http.client
@@ -18,13 +19,13 @@ pytest.importorskip("httpx2", reason="a test client is not installed")
 from llava_ref.api import protocol
 from llava_ref.api.limits import Limits
 
-from .running import connect, message, rest, said, serving
-from .test_stress import held, idle
+from .running import connect, message, parse_response, read_all, serving
+from .test_stress import holding, idle
 
 HERE = Path(__file__).parent
 CHAT = "/v1/chat/completions"
 JSON = {"content-type": "application/json"}
-LARGE = 30 * 2**20  # far more than the sockets between hold
+LARGE = 30 * 2**20  # far more than the socket buffers hold
 HI = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}).encode()
 LONG = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "logit_bias": {"2": -100}, "n": 8}).encode()
 
@@ -36,7 +37,7 @@ def small():
 
 
 def ask(server, body, path=CHAT, method="POST", **headers):
-    """As http.client does: all is sent before the answer is looked at."""
+    """Send a whole request before reading the answer, as http.client does; returns status, code, connection header."""
     connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
@@ -67,27 +68,27 @@ def pieces():
     ],
 )
 @pytest.mark.parametrize("body", [lambda: bytes(LARGE), pieces], ids=["length", "chunked"])
-def test_an_early_answer_reaches_who_sends_first(small, body, status, code, settings):
+def test_an_early_answer_reaches_a_client_that_is_still_sending(small, body, status, code, settings):
     assert ask(small, body(), **settings) == (status, code, "close")
 
 
-def test_a_bomb_is_answered(small):
+def test_a_decompression_bomb_is_answered(small):
     bomb = gzip.compress(bytes(2**20)) * 2 + bytes(LARGE)
     assert ask(small, bomb, content_encoding="gzip") == (413, "request_too_large", "close")
 
 
-def test_what_is_not_http_is_answered_whatever_follows(small):
+def test_invalid_http_is_answered_whatever_follows(small):
     with connect(small) as sock:
         sock.sendall(b"\x16\x03 hello\r\n\r\n" + bytes(LARGE))
-        status, body = said(rest(sock))
+        status, body = parse_response(read_all(sock))
     assert status == 400 and body["error"]["code"] == "invalid_http"
     with connect(small) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * LARGE)
-        assert said(rest(sock))[0] == 400, "a header without an end"
+        assert parse_response(read_all(sock))[0] == 400, "a header without an end"
 
 
-def test_a_whole_request_keeps_its_connection(small):
-    """The connection ends only where a part of the request is left."""
+def test_a_complete_request_keeps_its_connection_open(small):
+    """The connection is closed only if a part of the request is unread."""
     connection = http.client.HTTPConnection(small.url.removeprefix("http://"), timeout=30)
     for key, path, status in (("", "/health", 200), ("sesame", "/no", 404), ("sesame", CHAT, 405), ("", CHAT, 401)):
         connection.request("GET", path, headers={"x-api-key": key})
@@ -97,8 +98,8 @@ def test_a_whole_request_keeps_its_connection(small):
     connection.close()
 
 
-def test_a_client_that_asks_first_is_told_before_it_sends(small):
-    """`Expect: 100-continue`: the answer comes instead of 100, and after 100 where the body is wanted."""
+def test_expect_100_continue_is_answered_before_the_body(small):
+    """An early answer comes instead of 100 (Continue); if the body is wanted, 100 comes first."""
     head = [
         "Authorization: Bearer sesame",
         "Expect: 100-continue",
@@ -107,13 +108,13 @@ def test_a_client_that_asks_first_is_told_before_it_sends(small):
     ]
     with connect(small) as sock:
         sock.sendall(message("POST", CHAT, b"", *head, f"Content-Length: {LARGE}"))
-        answer = rest(sock)
-    assert answer.startswith(b"HTTP/1.1 413") and said(answer)[1]["error"]["code"] == "request_too_large"
+        answer = read_all(sock)
+    assert answer.startswith(b"HTTP/1.1 413") and parse_response(answer)[1]["error"]["code"] == "request_too_large"
     with connect(small) as sock:
         sock.sendall(message("POST", CHAT, b"", *head, f"Content-Length: {len(HI)}"))
         assert sock.recv(100).startswith(b"HTTP/1.1 100")
         sock.sendall(HI)
-        assert said(rest(sock))[0] == 200
+        assert parse_response(read_all(sock))[0] == 200
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
@@ -153,80 +154,83 @@ def test_openais_npm_client(small):
     assert done.stdout == "413 request_too_large 1\n", done.stderr
 
 
-def test_what_is_left_is_taken_within_limits(monkeypatch):
-    """Seconds, and bytes: a client that goes on and on is cut off."""
+def test_the_rest_of_a_request_is_read_within_limits(monkeypatch):
+    """Both time and bytes are limited: a client that sends on and on is disconnected."""
     monkeypatch.setattr(protocol.PatientProtocol, "_drain_remaining", 2**20)
     with serving(limits=Limits(max_body=1000, read_seconds=1.0)) as server:
         with connect(server) as sock:
             sock.sendall(message("POST", CHAT, b"", "Content-Type: application/json", f"Content-Length: {LARGE}"))
-            assert said(rest(sock))[0] == 413, "the answer does not wait for the rest"
+            assert parse_response(read_all(sock))[0] == 413, "the answer does not wait for the rest"
             server.until(lambda: not server.connections, 5)
         with connect(server) as sock, pytest.raises(ConnectionError):
             sock.sendall(message("POST", CHAT, bytes(LARGE)))
 
 
 def half(server, data):
-    """All that comes back to a client that ends its side once it has asked."""
+    """Send data, half-close the connection, and return everything that comes back."""
     with connect(server) as sock:
         sock.sendall(data)
         sock.shutdown(1)
-        return rest(sock)
+        return read_all(sock)
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_a_half_closed_connection_gets_its_answer(server, version):
-    assert said(half(server, message("GET", "/health", version=version)))[1]["status"] == "ok"
-    assert said(half(server, message("POST", CHAT, HI, version=version)))[1]["object"] == "chat.completion"
-    assert said(half(server, message("POST", CHAT, b"{}", version=version)))[0] == 400
+    assert parse_response(half(server, message("GET", "/health", version=version)))[1]["status"] == "ok"
+    assert parse_response(half(server, message("POST", CHAT, HI, version=version)))[1]["object"] == "chat.completion"
+    assert parse_response(half(server, message("POST", CHAT, b"{}", version=version)))[0] == 400
     streamed = half(server, message("POST", CHAT, HI[:-1] + b', "stream": true}', version=version))
     assert b"data: [DONE]\n\n" in streamed
 
 
-def test_requests_one_after_the_other_and_then_the_end(server):
+def test_pipelined_requests_before_a_half_close_are_all_answered(server):
     answers = half(server, message("GET", "/health") + message("POST", CHAT, HI) + message("GET", "/v1/models"))
     assert answers.count(b"HTTP/1.1 200") == 3
     assert answers.index(b'"status"') < answers.index(b'"chat.completion"') < answers.index(b'"list"')
 
 
-def test_a_half_closed_connection_ends_with_its_answer(server, monkeypatch):
-    """At once, and not when an idle one would."""
+def test_a_half_closed_connection_is_closed_after_its_answer(server, monkeypatch):
+    """It is closed at once, not after the keep-alive timeout."""
     monkeypatch.setattr(protocol.PatientProtocol, "timeout_keep_alive_handler", lambda _: None)
-    with held(server) as hold, connect(server) as sock:
+    with holding(server) as hold, connect(server) as sock:
         sock.sendall(message("POST", CHAT, HI))
         sock.shutdown(1)
         assert hold.reached.wait(10)
         server.until(lambda: any(connection._half_closed_at for connection in server.connections))
         hold.go.set()
-        assert said(rest(sock))[0] == 200
+        assert parse_response(read_all(sock))[0] == 200
 
 
 @pytest.mark.parametrize("part", [b"", b"GET /hea", message("POST", CHAT, HI)[:-5]])
-def test_half_a_request_gets_none(server, part):
+def test_an_incomplete_request_gets_no_answer(server, part):
     assert half(server, part) == b""
 
 
 @pytest.mark.parametrize("stream", [b"", b', "stream": true'], ids=["whole", "stream"])
-def test_a_half_closed_connection_waits_as_long_as_it_takes(server, stream, monkeypatch):
-    """Asked several times whether it is still there, it hears nothing that changes the answer."""
+def test_a_half_closed_connection_is_kept_while_the_answer_is_computed(server, stream, monkeypatch):
+    """It is probed several times, and the probes do not change the answer."""
     monkeypatch.setattr(protocol, "PROBE_SECONDS", 0.1)
-    with held(server) as hold, connect(server) as sock:
+    with holding(server) as hold, connect(server) as sock:
         sock.sendall(message("POST", CHAT, HI[:-1] + stream + b"}"))
         sock.shutdown(1)
         assert hold.reached.wait(10)
         time.sleep(1.0)
         hold.go.set()
-        answer = rest(sock)
+        answer = read_all(sock)
     if stream:
         lines = [line for line in answer.split(b"\n") if line.startswith(b": keep-alive")]
         assert len(lines) > 3 and b"data: [DONE]\n\n" in answer
     else:
-        assert answer.count(b"HTTP/1.1 100 Continue\r\n\r\n") > 3 and said(answer)[1]["object"] == "chat.completion"
+        assert (
+            answer.count(b"HTTP/1.1 100 Continue\r\n\r\n") > 3
+            and parse_response(answer)[1]["object"] == "chat.completion"
+        )
 
 
-def test_http_client_reads_over_what_is_asked(server, monkeypatch):
+def test_http_client_ignores_the_probes(server, monkeypatch):
     monkeypatch.setattr(protocol, "PROBE_SECONDS", 0.05)
     connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
-    with held(server) as hold:
+    with holding(server) as hold:
         connection.request("POST", CHAT, HI, JSON)
         connection.sock.shutdown(1)
         assert hold.reached.wait(10)
@@ -238,10 +242,10 @@ def test_http_client_reads_over_what_is_asked(server, monkeypatch):
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 @pytest.mark.parametrize("stream", [b"", b', "stream": true'], ids=["whole", "stream"])
-def test_a_client_that_has_gone_is_found_all_the_same(monkeypatch, version, stream):
-    """It looks like one that has half closed, until something is written to it."""
+def test_a_disconnect_is_detected_although_it_looks_like_a_half_close(monkeypatch, version, stream):
+    """It looks like a half-close until something is written to it."""
     monkeypatch.setattr(protocol, "PROBE_SECONDS", 0.1)
-    with serving(limits=Limits(ping_seconds=0.5)) as server, held(server) as hold:
+    with serving(limits=Limits(ping_seconds=0.5)) as server, holding(server) as hold:
         with connect(server) as sock:
             sock.sendall(message("POST", CHAT, LONG[:-1] + stream + b"}", version=version))
             assert hold.reached.wait(10)
@@ -251,9 +255,9 @@ def test_a_client_that_has_gone_is_found_all_the_same(monkeypatch, version, stre
         server.until(lambda: idle(server) and not server.connections)
 
 
-def test_a_client_that_goes_later_is_found_too(monkeypatch):
+def test_a_disconnect_after_a_half_close_is_detected(monkeypatch):
     monkeypatch.setattr(protocol, "PROBE_SECONDS", 0.1)
-    with serving() as server, held(server) as hold:
+    with serving() as server, holding(server) as hold:
         sock = connect(server)
         sock.sendall(message("POST", CHAT, LONG))
         sock.shutdown(1)
@@ -265,10 +269,10 @@ def test_a_client_that_goes_later_is_found_too(monkeypatch):
         server.until(job.cancelled.is_set, 5)
 
 
-def test_the_end_of_the_server_waits_for_no_leftovers():
-    """A connection whose rest is being taken does not hold up the end."""
+def test_shutdown_does_not_wait_for_unread_rests():
+    """A connection whose remaining request is still being read does not delay the shutdown."""
     with serving(limits=Limits(max_body=1000)) as server, connect(server) as sock:
         sock.sendall(message("POST", CHAT, b"", "Content-Type: application/json", f"Content-Length: {LARGE}"))
-        assert said(rest(sock))[0] == 413
+        assert parse_response(read_all(sock))[0] == 413
         began = time.monotonic()
     assert time.monotonic() - began < 5 and threading.active_count() < 50

@@ -91,7 +91,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("body, param, code", BAD, ids=[f"{i}-{row[1]}" for i, row in enumerate(BAD)])
-def test_a_bad_request_names_the_place(server, body, param, code):
+def test_a_bad_request_names_the_json_path(server, body, param, code):
     answer = server.post("/v1/chat/completions", body)
     assert server.error(answer) == (400, param, code)
     assert answer.headers["x-should-retry"] == "false"
@@ -120,7 +120,7 @@ LONG = "word " * 5000
         ),
     ],
 )
-def test_a_prompt_that_is_too_long_is_said_in_openais_words(server, path, body):
+def test_a_too_long_prompt_is_refused_in_openais_words(server, path, body):
     """Routers of clients recognise it by them, and send the request to a model with a longer context."""
     answer = server.post(path, body)
     assert server.error(answer)[::2] == (400, "context_length_exceeded")
@@ -137,7 +137,7 @@ def test_a_prompt_that_is_too_long_is_said_in_openais_words(server, path, body):
         ({"$ref": "http://127.0.0.1/schema"}, "retriev"),
     ],
 )
-def test_a_schema_that_cannot_be_kept_is_refused(server, schema, word):
+def test_an_unsupported_schema_is_refused(server, schema, word):
     pytest.importorskip("llguidance")
     answer = server.chat("x", response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema}})
     assert server.error(answer) == (400, "response_format.json_schema.schema", "invalid_value")
@@ -159,19 +159,19 @@ def test_a_schema_that_cannot_be_kept_is_refused(server, schema, word):
     ],
     ids=["empty", "cut", "NaN", "infinity", "UTF-8", "digits", "brackets", "deep", "many"],
 )
-def test_json_that_is_none_or_too_much(server, body):
+def test_invalid_or_excessive_json(server, body):
     answer = server.client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
     status, _, code = server.error(answer)
     assert status == 400 and code in ("invalid_json", "invalid_value")
 
 
-def test_64_deep_is_not_too_deep(server):
+def test_64_levels_are_not_too_deep(server):
     value = json.loads('{"a":' * 63 + "1" + "}" * 63)
     assert server.post("/v1/chat/completions", {"messages": HI, "metadata": value, "max_tokens": 1}).status_code == 200
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", None])
-def test_what_a_page_could_send_unasked_is_refused(server, content_type):
+def test_content_types_without_a_preflight_are_refused(server, content_type):
     headers = {} if content_type is None else {"content-type": content_type}
     answer = server.client.post("/v1/chat/completions", content=b"{}", headers=headers)
     assert server.error(answer) == (415, None, "unsupported_media_type")
@@ -184,7 +184,7 @@ def test_paths_and_methods(server):
     assert server.error(server.client.get("/v1/models/other")) == (404, "model", "model_not_found")
 
 
-def test_a_model_that_gives_no_numbers(tmp_path):
+def test_a_model_that_produces_nan(tmp_path):
     from ..support.tiny_pair import VICUNA, Tiny, write_pair
 
     pair = write_pair(tmp_path, Tiny(template=VICUNA, poisoned="blk.1.ffn_down.weight"))
@@ -198,7 +198,7 @@ def test_a_model_that_gives_no_numbers(tmp_path):
         assert server.client.get("/health").status_code == 200
 
 
-def test_bodies_and_pictures_over_the_limits():
+def test_bodies_and_pictures_beyond_the_limits():
     one = {"type": "image_url", "image_url": {"url": data_uri(picture("count.png"))}}
     with serving(limits=Limits(max_body=50_000, max_images=2, max_pixels=60_000)) as server:
         answer = server.chat("x" * 50_000)
@@ -261,7 +261,7 @@ def test_a_library_s_error_keeps_its_code():
     assert ApiError(400, "odd", code="timeout").body()["error"]["code"] == "timeout"
 
 
-def test_what_is_not_http_gets_an_error_too(server):
+def test_invalid_http_gets_an_error_too(server):
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), 10) as sock:
         sock.sendall(b"\x16\x03\x01 hello\r\n\r\n")

@@ -1,4 +1,4 @@
-"""Pictures at URLs: from hosts that were named only, from public addresses only, and never for long."""
+"""Tests pictures given by URL: only from allowed hosts and public addresses, and with a timeout."""
 
 import ipaddress
 import shutil
@@ -25,13 +25,13 @@ WHERE = "messages[0].content[0].image_url.url"
 PNG = picture("count.png")
 
 
-class Pictures(BaseHTTPRequestHandler):
+class PictureSite(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.asked.append((self.path, self.headers["Host"]))
         try:
             getattr(self, self.path.strip("/").partition("?")[0].replace(".", "_"))()
         except OSError:
-            pass  # the other side has had enough
+            pass  # the client has closed the connection
 
     def count_png(self, length=None):
         self.send_response(200)
@@ -69,7 +69,7 @@ class Pictures(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def pictures():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Pictures) as host:
+    with ThreadingHTTPServer(("127.0.0.1", 0), PictureSite) as host:
         host.daemon_threads = True
         host.asked = []
         thread = threading.Thread(target=host.serve_forever)
@@ -90,7 +90,7 @@ def ask(server, url, **more):
     return server.chat([{"type": "image_url", "image_url": {"url": url} | more}, HOW_MANY])
 
 
-def test_a_picture_from_an_address_given_literally(fetching, pictures):
+def test_a_picture_from_a_literal_address(fetching, pictures):
     for url in (f"{pictures.url}/count.png?a=b%20c#d", f" {pictures.url.upper().replace('HTTP', 'http')}/count.png\n"):
         assert ask(fetching, url).json()["choices"][0]["message"]["content"] == "3"
     assert pictures.asked[0] == ("/count.png?a=b%20c", f"127.0.0.1:{pictures.server_port}")
@@ -105,31 +105,32 @@ def test_a_picture_from_an_address_given_literally(fetching, pictures):
         ("endless", "over 10,485,760 bytes"),
     ],
 )
-def test_answers_that_are_no_picture(fetching, pictures, path, words):
+def test_responses_without_a_picture_are_refused(fetching, pictures, path, words):
     answer = ask(fetching, f"{pictures.url}/{path}")
-    assert fetching.error(answer)[:2] == (400, WHERE) and words in answer.json()["error"]["message"]
+    code = "image_too_large" if path == "endless" else "invalid_image"
+    assert fetching.error(answer) == (400, WHERE, code) and words in answer.json()["error"]["message"]
 
 
-def test_a_slow_host_is_given_up(fetching, pictures, monkeypatch):
+def test_a_slow_host_times_out(fetching, pictures, monkeypatch):
     monkeypatch.setattr(fetch, "FETCH_SECONDS", 0.3)
     began = time.monotonic()
     assert fetching.error(ask(fetching, f"{pictures.url}/slow"))[:2] == (400, WHERE)
     assert time.monotonic() - began < 2
 
 
-def test_nobody_there(fetching):
+def test_a_closed_port(fetching):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     assert fetching.error(ask(fetching, f"http://127.0.0.1:{port}/"))[:2] == (400, WHERE)
 
 
-def test_tls_that_is_none(fetching, pictures):
+def test_https_to_a_plain_http_port(fetching, pictures):
     assert fetching.error(ask(fetching, f"https://127.0.0.1:{pictures.server_port}/count.png"))[:2] == (400, WHERE)
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """(certificate, key) for pictures.example, signed by itself."""
+    """Return paths of a self-signed certificate for pictures.example and of its key."""
     folder = tmp_path_factory.mktemp("tls")
     made = folder / "made.pem", folder / "key.pem"
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=pictures.example"
@@ -139,8 +140,8 @@ def certificate(tmp_path_factory):
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate with")
-def test_tls_is_held_to_the_name(certificate, pictures, monkeypatch):
-    """The connection goes to the address that was checked; certificate, SNI and Host are the name's."""
+def test_tls_verifies_the_host_name(certificate, pictures, monkeypatch):
+    """The connection goes to the checked address; certificate, SNI and Host use the name."""
     names, context = [], ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
     context.sni_callback = lambda _, name, __: names.append(name)
@@ -149,7 +150,7 @@ def test_tls_is_held_to_the_name(certificate, pictures, monkeypatch):
     monkeypatch.setattr(fetch, "is_public", lambda address: str(address) == "127.0.0.1")
     trusting, strange = (Fetcher(("pictures.example", "other.example")) for _ in range(2))
     trusting._tls.load_verify_locations(certificate[0])
-    with ThreadingHTTPServer(("127.0.0.1", 0), Pictures) as host:
+    with ThreadingHTTPServer(("127.0.0.1", 0), PictureSite) as host:
         host.asked, host.socket = [], context.wrap_socket(host.socket, server_side=True)
         thread = threading.Thread(target=host.serve_forever)
         thread.start()
@@ -188,7 +189,7 @@ def test_tls_is_held_to_the_name(certificate, pictures, monkeypatch):
         "http://127。0。0。1/a.png",
     ],
 )
-def test_other_hosts_and_doubtful_addresses_are_refused(fetching, pictures, url):
+def test_other_hosts_and_ambiguous_urls_are_refused(fetching, pictures, url):
     before = len(pictures.asked)
     answer = ask(fetching, url)
     assert fetching.error(answer)[:2] == (400, WHERE)
@@ -201,7 +202,7 @@ def test_a_name_must_have_public_addresses_only(fetching, pictures):
     assert fetching.error(answer)[:2] == (400, WHERE) and "not public" in answer.json()["error"]["message"]
 
 
-def test_one_private_address_among_public_ones_is_enough(monkeypatch):
+def test_one_private_address_refuses_the_host(monkeypatch):
     def resolved(*addresses):
         entries = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in addresses]
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: entries)
@@ -221,7 +222,7 @@ def test_one_private_address_among_public_ones_is_enough(monkeypatch):
     resolved("93.184.216.34")
     with pytest.raises(ImageError, match="could not be fetched"):
         fetcher("https://PICTURES.example:8443/a.png", "here")
-    assert connected == [("93.184.216.34", 8443)], "the address that was checked, not the name once more"
+    assert connected == [("93.184.216.34", 8443)], "the checked address, without resolving the name again"
 
 
 @pytest.mark.parametrize(
@@ -230,16 +231,16 @@ def test_one_private_address_among_public_ones_is_enough(monkeypatch):
     "240.0.0.1 192.0.0.10 ::1 :: fe80::1 fc00::1 fec0::1 ff02::1 ::ffff:10.0.0.1 ::127.0.0.1 64:ff9b::10.0.0.1 "
     "2002:7f00:1:: 2001:0:0:0:0:0:0:1 2001:db8::1 64:ff9b:1::1".split(),
 )
-def test_addresses_that_are_not_public(address):
+def test_private_addresses(address):
     assert not is_public(ipaddress.ip_address(address))
 
 
 @pytest.mark.parametrize("address", "93.184.216.34 8.8.8.8 2606:4700::1111 ::ffff:8.8.8.8 64:ff9b::8.8.8.8".split())
-def test_addresses_that_are(address):
+def test_public_addresses(address):
     assert is_public(ipaddress.ip_address(address))
 
 
-def test_nothing_is_fetched_for_a_request_that_is_refused(fetching, pictures):
+def test_a_refused_request_fetches_nothing(fetching, pictures):
     before = len(pictures.asked)
     url = {"type": "image_url", "image_url": {"url": f"{pictures.url}/count.png"}}
     assert fetching.chat([url, {"type": "audio"}]).status_code == 400

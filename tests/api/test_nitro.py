@@ -1,4 +1,4 @@
-"""Nitro's routes: another pair takes the first one's place, and the prompts mean what their documentation says."""
+"""Tests Nitro's routes: another pair replaces the first, and the prompts have their documented meaning."""
 
 import errno
 import json
@@ -19,7 +19,7 @@ from llava_ref.memory import collect
 
 from ..support.tiny_pair import VICUNA, Tiny, write_pair
 from .running import Process, data_uri, picture, serving
-from .test_stress import begin, held
+from .test_stress import holding, send_request
 
 LOAD = "/inferences/llamacpp/loadmodel"
 
@@ -65,11 +65,11 @@ def test_load_status_unload(nitro_server, pair):
     assert json.loads(status(nitro_server)["model_data"])["n_ctx"] == 64
 
 
-def test_the_pair_that_comes_with_us_can_be_loaded_again(nitro_server):
+def test_the_embedded_pair_can_be_loaded_again(nitro_server):
     text, mmproj = llava_ref.embedded()
     assert load(nitro_server, (text, mmproj)).status_code == 409
     nitro_server.client.get("/inferences/llamacpp/unloadmodel")
-    assert load(nitro_server, (text, mmproj), ctx_len=100_000).status_code == 200, "never more than the model has"
+    assert load(nitro_server, (text, mmproj), ctx_len=100_000).status_code == 200, "clamped to the model's context"
     see = [
         {"type": "image_url", "image_url": {"url": data_uri(picture("count.png"))}},
         {"type": "text", "text": "Count the stars."},
@@ -102,8 +102,8 @@ def test_the_old_model_answers_while_the_new_one_loads(nitro_server, pair, monke
 
 
 def test_a_request_keeps_the_model_it_was_prepared_for(nitro_server, pair):
-    with held(nitro_server) as hold:
-        connection = begin(nitro_server, {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1})
+    with holding(nitro_server) as hold:
+        connection = send_request(nitro_server, {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1})
         assert hold.reached.wait(10)
         fingerprint = nitro_server.models.current.fingerprint
         assert load(nitro_server, pair).status_code == 200
@@ -140,7 +140,7 @@ def test_a_failed_load_leaves_the_old_model(nitro_server, pair, tmp_path):
         (RuntimeError("a fault of ours"), 500, "internal_error", "internal"),
     ],
 )
-def test_a_load_that_breaks_leaves_the_old_model(nitro_server, pair, monkeypatch, fault, status, code, words):
+def test_an_exception_while_loading_leaves_the_old_model(nitro_server, pair, monkeypatch, fault, status, code, words):
     def breaks(*_):
         raise fault
 
@@ -150,11 +150,11 @@ def test_a_load_that_breaks_leaves_the_old_model(nitro_server, pair, monkeypatch
         assert nitro_server.error(answer) == (status, None, code)
         assert words in answer.text and "a fault of ours" not in answer.text
     assert nitro_server.chat("Hi", max_tokens=1).status_code == 200
-    assert load(nitro_server, pair).status_code == 200, "and the next load is free to go"
+    assert load(nitro_server, pair).status_code == 200, "the next load is possible"
 
 
-def test_a_full_disk(tmp_path, pair):
-    """A copy that the full disk cut off is refused, and the old model stays; loading and answering write no files."""
+def test_loading_and_answering_with_a_full_disk(tmp_path, pair):
+    """A truncated copy is refused and the old model stays; loading and answering write no files."""
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(pair[0].read_bytes()[:-4096])
     asked = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
@@ -168,7 +168,7 @@ def test_a_full_disk(tmp_path, pair):
     assert old.json()["system_fingerprint"] != new.json()["system_fingerprint"]
 
 
-def test_files_elsewhere_are_not_opened(nitro_server, tmp_path, pair):
+def test_files_outside_the_allowed_folders_are_not_opened(nitro_server, tmp_path, pair):
     link = tmp_path / "link.gguf"
     link.symlink_to("/etc/passwd")
     for path in ("/etc/passwd", "/etc/absent", f"{tmp_path}/../x.gguf", str(link), "relative.gguf"):
@@ -179,8 +179,8 @@ def test_files_elsewhere_are_not_opened(nitro_server, tmp_path, pair):
     assert nitro_server.error(nitro_server.post(LOAD, {"llama_model_path": "a\0b"}))[0] == 400
 
 
-def test_a_folder_is_a_folder_and_no_beginning_of_a_name(tmp_path):
-    """`models` allows nothing in `models-private`, nor a file that is called `models.gguf`."""
+def test_a_folder_allows_no_other_path_with_the_same_prefix(tmp_path):
+    """`models` does not allow files in `models-private`, nor a file named `models.gguf`."""
     for name in ("models", "models-private", "models/inner"):
         (tmp_path / name).mkdir()
     inside = write_pair(tmp_path / "models/inner", Tiny(template=VICUNA))
@@ -209,7 +209,7 @@ def test_a_folder_is_a_folder_and_no_beginning_of_a_name(tmp_path):
         ({"llama_model_path": "x", "model_type": "embedding"}, "model_type"),
     ],
 )
-def test_bad_loads(server, body, param):
+def test_invalid_load_requests(server, body, param):
     assert server.error(server.post(LOAD, body))[:2] == (400, param)
 
 
@@ -234,7 +234,7 @@ def test_the_prompts_have_their_documented_meaning():
     assert nitro.template(nitro.LoadRequest(llama_model_path="x")) is None, "the file's own template"
 
 
-def test_an_answer_ends_before_the_users_prompt(nitro_server, pair):
+def test_an_answer_stops_before_the_user_prompt(nitro_server, pair):
     load(nitro_server, pair, user_prompt="\n### Instruction:\n", ai_prompt="\n### Response:\n", system_prompt="")
     assert nitro_server.models.current.stops == ("### Instruction:",)
     see = [{"type": "image_url", "image_url": {"url": data_uri(picture("count.png"))}}, {"type": "text", "text": "the"}]
@@ -242,8 +242,8 @@ def test_an_answer_ends_before_the_users_prompt(nitro_server, pair):
     assert usage["prompt_tokens_details"]["image_tokens"] == 16
 
 
-def test_memory_is_given_back(tmp_path, nitro_server):
-    """Two models of 60 MB in turn, several times: the process does not grow with them."""
+def test_memory_of_replaced_models_is_freed(tmp_path, nitro_server):
+    """Load two models of 60 MB in turn, several times; the process must not grow."""
     pairs = []
     for name in "ab":
         (tmp_path / name).mkdir()

@@ -1,4 +1,4 @@
-"""OpenAI's Python package as a client, its strict checks of answers switched on."""
+"""Tests the server with OpenAI's Python package as a client, with strict validation of the responses."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def client(server):
         yield it
 
 
-def test_whole(client):
+def test_a_chat_completion(client):
     asked = {"logprobs": True, "top_logprobs": 2, "n": 2, "seed": 3, "temperature": 0.5, "max_completion_tokens": 4}
     completion = client.chat.completions.create(model="m", messages=SEE, **asked)
     assert [choice.message.content for choice in completion.choices] == ["3", "3"]
@@ -37,14 +37,14 @@ def test_whole(client):
     assert completion._request_id.startswith("req_")
 
 
-def test_stream(client):
+def test_a_streamed_chat_completion(client):
     options = {"stream": True, "stream_options": {"include_usage": True}}
     *chunks, last = client.chat.completions.create(model="m", messages=SEE, **options)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "3"
     assert last.choices == [] and last.usage.prompt_tokens_details.image_tokens == 64
 
 
-def test_stream_helper(client):
+def test_the_stream_helper(client):
     with client.chat.completions.stream(model="m", messages=SEE, logprobs=True) as stream:
         kinds = {event.type for event in stream}
         completion = stream.get_final_completion()
@@ -52,13 +52,13 @@ def test_stream_helper(client):
     assert completion.choices[0].message.content == "3" and completion.choices[0].finish_reason == "stop"
 
 
-def test_an_empty_answer_is_a_text(client):
+def test_an_empty_answer_is_an_empty_string(client):
     with client.chat.completions.stream(model="m", messages=SEE, stop="3") as stream:
         assert stream.get_final_completion().choices[0].message.content == ""
     assert client.chat.completions.create(model="m", messages=SEE, stop="3").choices[0].message.content == ""
 
 
-def test_parsed(client):
+def test_a_parsed_completion(client):
     pytest.importorskip("llguidance")
     from pydantic import BaseModel
 
@@ -69,7 +69,7 @@ def test_parsed(client):
     assert isinstance(completion.choices[0].message.parsed, Shapes)
 
 
-def test_breaking_off_a_stream_frees_the_server(client, server):
+def test_closing_a_stream_early_frees_the_server(client, server):
     stream = client.chat.completions.create(model="m", messages=HI, stream=True, logit_bias={"2": -100})
     for _, chunk in zip(range(3), stream, strict=False):
         assert chunk.choices
@@ -80,7 +80,9 @@ def test_breaking_off_a_stream_frees_the_server(client, server):
 def test_completions_and_models(client, server):
     completion = client.completions.create(model="m", prompt="USER: Hi ASSISTANT:", max_tokens=2, logprobs=1)
     assert len(completion.choices[0].logprobs.token_logprobs) == completion.usage.completion_tokens
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any") as lenient:  # its types lack the nulls OpenAI sends
+    with openai.OpenAI(
+        base_url=f"{server.url}/v1", api_key="any"
+    ) as lenient:  # its types lack the nulls that OpenAI sends
         _echoed_and_streamed(lenient)
     (model,) = client.models.list().data
     assert client.models.retrieve(model.id) == model
@@ -93,7 +95,7 @@ def _echoed_and_streamed(lenient):
     assert list(streamed)[-1].choices[0].finish_reason
 
 
-def test_null_is_the_default_of_all_that_the_sdk_knows(server):
+def test_null_is_accepted_for_every_parameter_of_the_sdk(server):
     chat = openai.types.chat.completion_create_params.CompletionCreateParamsBase
     older = openai.types.completion_create_params.CompletionCreateParamsBase
     for path, params, asked in (
@@ -106,7 +108,7 @@ def test_null_is_the_default_of_all_that_the_sdk_knows(server):
         assert answer.status_code == 200, answer.text
 
 
-def test_errors_have_their_class_and_place(client):
+def test_errors_have_the_right_class_and_param(client):
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="m", messages=[{"role": "user", "content": [{"type": "text"}]}])
     assert (caught.value.param, caught.value.code) == ("messages[0].content[0].text", "invalid_value")
@@ -114,16 +116,16 @@ def test_errors_have_their_class_and_place(client):
         client.models.retrieve("other")
 
 
-def test_what_will_not_change_is_not_tried_again(server, caplog):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any") as client:  # with its two retries
+def test_a_deterministic_error_is_not_retried(server, caplog):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any") as client:  # retries twice by default
         caplog.set_level("INFO", "llava_ref.server")
         with pytest.raises(openai.BadRequestError):
             client.chat.completions.create(model="m", messages=HI, max_tokens=-2)
-        server.until(lambda: " 400 " in caplog.text)  # the log comes behind the answer
+        server.until(lambda: " 400 " in caplog.text)  # the log line is written after the answer
     assert caplog.text.count(" 400 ") == 1
 
 
-def test_the_wrong_key():
+def test_a_wrong_key():
     with serving(api_key="right") as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong") as client:
         with pytest.raises(openai.AuthenticationError):
             client.models.list()

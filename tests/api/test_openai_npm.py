@@ -1,4 +1,4 @@
-"""OpenAI's npm package as a client, where it is installed: npm install --no-save --prefix tests/api openai"""
+"""Tests the server with OpenAI's npm package, if installed: npm install --no-save --prefix tests/api openai"""
 
 import shutil
 import subprocess
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.oracle
 absent = shutil.which("node") is None or not (HERE / "node_modules" / "openai").is_dir()
 
 
-@pytest.mark.skipif(absent, reason="no Node.js, or its openai package is not installed in tests/api")
+@pytest.mark.skipif(absent, reason="no Node.js, or no npm package openai in tests/api")
 def test_openais_npm_package(server):
     command = ["node", str(HERE / "openai_npm.mjs"), server.url, str(PICTURES / "count.png")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

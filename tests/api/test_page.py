@@ -1,4 +1,4 @@
-"""The page at /, what it asks of the server, and the page in a browser."""
+"""Tests the page at /, /page.json, /v1/look, and the page in a browser."""
 
 import base64
 import io
@@ -24,14 +24,14 @@ from llava_ref.study.attention import attention_to_picture
 from llava_ref.study.look import answer_pieces
 
 from ..support.gguf_files import build, write
-from .browser import CHROMIUM, Page
+from .browser import CHROMIUM, BrowserPage
 from .running import PICTURES, Process, data_uri, load, picture, serving
 
 SAMPLES = json.loads((PICTURES / "pictures.json").read_text())
 
 
 def wide() -> bytes:
-    """Return a sample picture with its own ground at both sides: 260 x 240."""
+    """Return a sample picture widened to 260 x 240 with its own background colour."""
     source = Image.open(io.BytesIO(picture("caption.png"))).convert("RGB")
     assert source.size == (240, 240)
     page = Image.new("RGB", (260, 240), source.getpixel((1, 1)))
@@ -48,7 +48,7 @@ def asked(data: bytes, question: str) -> dict:
 
 @cache
 def caption() -> str:
-    """Return what the embedded pair says of the wide picture, be it right or not."""
+    """Return the embedded pair's description of the wide picture, right or wrong."""
     return load(*llava_ref.embedded(), None).chat([{"role": "user", "content": asked_here()}]).text
 
 
@@ -62,7 +62,7 @@ def model():
     return load(*llava_ref.embedded(), None)
 
 
-def test_what_was_seen_and_where_was_looked(server, model):
+def test_the_picture_seen_and_the_attention_of_the_tokens(server, model):
     body = server.post("/v1/look", {"messages": conversation()}).json()
     seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(body["seen"].partition(",")[2]))))
     shown = model.preprocess(model.decode_image(wide()))
@@ -77,8 +77,8 @@ def test_what_was_seen_and_where_was_looked(server, model):
     assert "".join(t["text"] for t in body["tokens"]) == reply.text
 
 
-def test_the_picture_is_shown_as_it_was_read(server):
-    """A browser would turn this one; the model did not."""
+def test_the_picture_is_returned_without_exif_rotation(server):
+    """A browser would rotate this picture; the model did not."""
     source, out = Image.new("RGB", (1500, 31), "teal"), io.BytesIO()
     exif = source.getexif()
     exif[0x0112] = 6
@@ -93,7 +93,7 @@ def asked_here() -> list:
     return [{"type": "image", "image": wide()}, {"type": "text", "text": "Describe the picture."}]
 
 
-def test_the_last_of_several_pictures_in_a_later_turn(server):
+def test_the_last_of_several_pictures_is_returned(server):
     first = asked(picture("count.png"), "Count the stars.")
     turns = [first, {"role": "assistant", "content": "3"}, *conversation("a star")]
     assert server.post("/v1/look", {"messages": turns}).json()["source"] == [260, 240]
@@ -103,7 +103,7 @@ def test_the_last_of_several_pictures_in_a_later_turn(server):
 
 
 @pytest.mark.parametrize("text", ["4", " 4", "a  b\n", "</s> is text", "naïve 雪 🂡!"])
-def test_pieces_are_the_answer(model, text):
+def test_pieces_join_to_the_answer(model, text):
     pieces = answer_pieces(model.tokenizer, text)
     assert not {piece.token_id for piece in pieces} & model.tokenizer.vocabulary.control
     assert "".join(piece.text for piece in pieces) == text
@@ -122,7 +122,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("messages, param, code", WRONG.values(), ids=WRONG)
-def test_what_is_wrong_is_refused(server, messages, param, code):
+def test_wrong_look_requests_are_refused(server, messages, param, code):
     status, found_param, found_code = server.error(server.post("/v1/look", {"messages": messages}))
     assert status == 400
     if param is None:
@@ -136,7 +136,7 @@ def test_other_parameters_are_answered_with_a_warning(server):
     assert "warnings" not in server.post("/v1/look", {"messages": conversation()}).json()
 
 
-def test_limits():
+def test_look_requests_are_within_the_limits():
     with serving(limits=Limits(max_pixels=260 * 240 - 1), n_context=100) as small:
         assert small.error(small.post("/v1/look", {"messages": conversation()}))[2] == "image_too_large"
         here = [asked(picture("count.png"), "How many?"), {"role": "assistant", "content": "red " * 40}]
@@ -144,7 +144,7 @@ def test_limits():
         assert small.api._pixels.taken == 0
 
 
-def test_the_page_loads_nothing_from_elsewhere_and_needs_no_key():
+def test_the_page_loads_nothing_from_other_hosts_and_needs_no_key():
     with serving(api_key="key") as locked:
         for path, (_, kind) in FILES.items():
             answer = locked.client.get(path)
@@ -156,7 +156,7 @@ def test_the_page_loads_nothing_from_elsewhere_and_needs_no_key():
         assert locked.error(locked.post("/v1/look", {}))[0] == 401
 
 
-def test_what_the_model_is(server, tmp_path):
+def test_page_json_describes_the_model(server, tmp_path):
     body = server.client.get("/page.json").json()
     assert [(s["name"], s["question"]) for s in body["samples"]] == [(s["file"], s["question"]) for s in SAMPLES]
     assert body["vision"] and body["description"].endswith("knows drawn shapes, digits and words, nothing else")
@@ -184,13 +184,13 @@ NAMES = {
 
 
 @pytest.mark.parametrize("keys, expected", NAMES.values(), ids=NAMES)
-def test_what_a_file_says_of_itself(keys, expected, tmp_path):
+def test_a_file_s_own_description(keys, expected, tmp_path):
     file = llava_ref.gguf.file.read(write(tmp_path, build(keys)))
-    loaded = SimpleNamespace(pair=(file.path, None), model=SimpleNamespace(engine=SimpleNamespace(text_file=file)))
+    loaded = SimpleNamespace(pair=(file.path, None), model=SimpleNamespace(text=SimpleNamespace(file=file)))
     assert described(loaded) == expected
 
 
-def test_the_first_line_of_serve_says_what_the_model_is():
+def test_the_first_line_of_serve_describes_the_model():
     command = [sys.executable, "-m", "llava_ref", "serve", "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         line = process.stderr.readline()
@@ -212,8 +212,8 @@ STRONGEST = """(() => {
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_the_page_in_a_browser(tmp_path: Path, server):
-    """A key given, a picture dropped, a question asked and answered, a word clicked, and where it looked drawn."""
-    with Process("--api-key", "secret") as locked, Page(tmp_path / "profile") as page:
+    """Enter the key, drop a picture, ask, click a word of the answer, and check the attention map."""
+    with Process("--api-key", "secret") as locked, BrowserPage(tmp_path / "profile") as page:
         page.open(locked.url)
         page.until("!document.getElementById('key').hidden")
         page.type("#secret", "secret")
@@ -252,5 +252,5 @@ def test_the_page_in_a_browser(tmp_path: Path, server):
 
 
 def strongest(attention: list) -> int:
-    """The patch of the largest number."""
+    """Return the index of the patch with the highest attention."""
     return int(np.argmax(attention))

@@ -1,8 +1,8 @@
-"""The page in a browser: what a person sees of a conversation, whatever happens in it. The model's answers are its own
-where only places are looked at, and given by the test where words matter."""
+"""Tests what a user sees of a conversation in a browser.
+
+Where only the layout is checked, the model answers; where the words matter, the test supplies the answers."""
 
 import io
-import json
 
 import pytest
 from PIL import Image
@@ -10,84 +10,15 @@ from PIL import Image
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
-from llava_ref.api.limits import Limits
-
-from .browser import CHROMIUM, Page
-from .running import PICTURES, Process, picture, serving
+from .browser import CHROMIUM
+from .conversing import NARROW, SAMPLES, SIZES, answers, ask, fits, noise, opened, read, send
+from .running import picture
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-SAMPLES = json.loads((PICTURES / "pictures.json").read_text())
-WIDE, NARROW = {"width": 1200, "height": 800}, {"width": 360, "height": 740, "dark": True}
-SIZES = pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow and dark"])
-
-ANSWERS = """(() => {
-  const real = window.real ??= window.fetch, wait = () => new Promise(done => setTimeout(done, 10));
-  const [pieces, ending, more] = %s, frame = event => new TextEncoder().encode(`data: ${JSON.stringify(event)}\\n\\n`);
-  window.fetch = async (path, options) => {
-    if (path !== "v1/chat/completions") return real(path, options);
-    window.asked = JSON.parse(options.body).messages;
-    return new Response(new ReadableStream({ async start(out) {
-      options.signal.addEventListener("abort", () => out.error(new DOMException("", "AbortError")));
-      for (const content of pieces) {
-        out.enqueue(frame({ model: "shapes-text.q8_0", choices: [{ delta: { content } }], ...more }));
-        await wait();
-      }
-      while (ending === "go on" && !window.enough) await wait();
-      if (ending === "error") out.enqueue(frame({ error: more.error }));
-      if (ending === "done" || window.enough) out.enqueue(new TextEncoder().encode("data: [DONE]\\n\\n"));
-      out.close();
-    } }));
-  };
-})()"""
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with Page(tmp_path_factory.mktemp("profile")) as page:
-        yield page
-
-
-@pytest.fixture
-def page(browser, server):
-    """The page as it is when it is opened, wide."""
-    return opened(browser, server.url)
-
-
-def opened(browser, url, size=WIDE):
-    browser.open(url, **size)
-    browser.until("document.querySelectorAll('#samples img').length === 8")
-    return browser
-
-
-def answers(page, *pieces, ending="done", **more):
-    """Let the next answers be these pieces, and end "done", "cut", with an "error", or not at all: "go on"."""
-    page.js(ANSWERS % json.dumps([pieces, ending, more]))
-
-
-def ask(page, text):
-    """Type a question and press Enter, and wait until it is answered or refused."""
-    send(page, text)
-    page.until("document.getElementById('stop').hidden")
-    page.frame()
-
-
-def send(page, text):
-    page.js("document.getElementById('question').focus()")
-    page("Input.insertText", text=text)
-    page.press("Enter")
-
-
-def read(page, selector):
-    """The text of the last such element."""
-    return page.js(f"[...document.querySelectorAll({json.dumps(selector)})].at(-1)?.textContent")
-
-
-def fits(page):
-    return page.js("document.documentElement.scrollWidth <= innerWidth")
 
 
 @SIZES
-def test_the_newest_turn_stays_in_sight(browser, server, size):
+def test_the_newest_turn_stays_in_view(browser, server, size):
     page = opened(browser, server.url, size)
     for n in range(20):
         sample = SAMPLES[n % len(SAMPLES)]
@@ -120,65 +51,6 @@ def test_a_reader_who_scrolled_up_stays_there(browser, server, size):
     assert page.js("document.querySelector('#talk').getBoundingClientRect().bottom - innerHeight") <= 1
 
 
-@SIZES
-def test_errors_stand_beside_the_composer_until_the_next_send(browser, server, size):
-    page = opened(browser, server.url, size)
-    answers(page, "A star. " * 200)
-    ask(page, "Tell me a story.")
-    page.js("window.fetch = window.real")
-    page.drop(("star.png", picture("shape.png")), ("holiday notes.txt", b"words, and no picture"))
-    ask(page, "What is this?")
-    error = read(page, "#error")
-    assert page.shows("#error") and page.shows("#ask") and fits(page)
-    assert error.startswith("“holiday notes.txt” cannot be read as a picture.") and "messages[" not in error
-    assert page.js("document.getElementById('question').value") == "What is this?", "given back"
-    assert page.js("document.querySelectorAll('.user').length") == 1, "not part of the conversation"
-    page.click("#attached > :last-child button")
-    page.wheel(-300)
-    page.until("!document.getElementById('newest').hidden")
-    assert page.shows("#error"), "still there"
-    answers(page, "A cross.")
-    page.js("document.getElementById('question').focus()")
-    page.press("Enter")
-    page.until("document.querySelectorAll('.answer').length === 2 && document.getElementById('stop').hidden")
-    assert read(page, "#error") == "" and [part["type"] for part in page.js("asked")[-1]["content"]] == [
-        "image_url",
-        "text",
-    ]
-
-
-PLACES = {
-    "a picture of an earlier turn": ("messages[0].content[1].image_url.url", "“two.png”"),
-    "the first of this turn": ("messages[2].content[0].image_url.url", "“two.png (2)”"),
-    "the text": ("messages[2].content[1].text", "The question"),
-    "an earlier text": ("messages[0].content[2].text", "An earlier question"),
-    "an answer": ("messages[1].content", "The answer"),
-}
-
-
-@pytest.mark.parametrize("place, name", PLACES.values(), ids=PLACES)
-def test_places_are_told_by_name(page, place, name):
-    answers(page, "Two pictures.")
-    page.drop(("one.png", picture("shape.png")), ("two.png", picture("count.png")))
-    ask(page, "What are these?")
-    page.drop(("x.png", picture("word.png")))
-    page.click("#attached button")
-    page.drop(("two.png", picture("word.png")), ("two.png", picture("digit.png")))
-    page.click("#attached button")
-    answers(page, ending="error", error={"message": f"{place}: size: too odd", "code": "odd", "param": place})
-    ask(page, "And this?")
-    assert read(page, "#error p:first-child") == f"{name}: too odd"
-
-
-def test_pictures_that_are_too_large_together(browser):
-    with serving(limits=Limits(max_body=20_000)) as server:
-        page = opened(browser, server.url)
-        page.drop(("noise.png", noise(300, 300)))
-        ask(page, "What is this?")
-        assert read(page, "#error").startswith("The pictures are too large together: send fewer, or smaller ones.")
-        assert page.shows("#error") and page.js("document.querySelectorAll('#attached img').length") == 1
-
-
 def test_warnings_name_the_file(page):
     source, out = Image.new("RGB", (90, 60), "teal"), io.BytesIO()
     exif = source.getexif()
@@ -190,13 +62,7 @@ def test_warnings_name_the_file(page):
     assert "“turned.jpg”" in note and "orientation 6" in note and "messages[" not in note
 
 
-def test_a_conversation_that_is_too_long(page):
-    ask(page, "word " * 3000)
-    assert read(page, "#error").startswith("This conversation is longer than the model can hold.")
-    assert page.shows("#error") and page.shows("#send")
-
-
-def test_an_empty_answer_is_said(page):
+def test_an_empty_answer_is_announced(page):
     answers(page)
     ask(page, "Are you there?")
     assert read(page, ".answer p") == "(empty answer)" and read(page, "#said") == "The answer is empty."
@@ -217,7 +83,7 @@ def test_a_stopped_answer_stays(page):
     assert read(page, "#error") == ""
 
 
-def test_stopped_before_it_began(page):
+def test_an_answer_stopped_before_its_first_token(page):
     answers(page, ending="go on")
     send(page, "Describe it.")
     page.until("!document.getElementById('stop').hidden")
@@ -226,55 +92,6 @@ def test_stopped_before_it_began(page):
     assert page.js("document.getElementById('question').value") == "Describe it." and read(page, "#error") == ""
     assert page.js("document.getElementById('turns').childElementCount") == 0 and page.shows("#start")
     assert page.js("document.activeElement.id") == "question", "the button that had the focus is gone"
-
-
-def test_a_server_that_goes_in_mid_answer(page):
-    answers(page, "A small ", "red ", ending="cut")
-    page.drop(("star.png", picture("shape.png")))
-    send(page, "Describe it.")
-    page("Input.insertText", text="Meanwhile")
-    page.until("document.querySelector('#error p')")
-    assert read(page, "#error") == "The connection ended before the answer did. Is the server still running?"
-    assert "not part of the conversation" in read(page, ".answer .note") and page.shows("#error")
-    assert page.js("document.getElementById('question').value") == "Describe it.\nMeanwhile", "nothing typed is lost"
-    assert page.js("document.querySelectorAll('#attached img').length") == 1
-
-
-def test_a_server_that_has_gone(browser):
-    with Process() as process:
-        page = opened(browser, process.url)
-        process.process.kill()
-        process.process.wait()
-        ask(page, "Anybody there?")
-    assert read(page, "#error") == "The server does not answer. Is it still running?" and page.shows("#error")
-    assert page.js("document.getElementById('question').value") == "Anybody there?"
-
-
-def test_a_model_that_was_unloaded(browser):
-    with serving() as server:
-        page = opened(browser, server.url)
-        assert "knows drawn shapes, digits and words, nothing else" in read(page, "#model")
-        server.models.drop()
-        ask(page, "Anybody there?")
-        assert read(page, "#error").startswith("No model is loaded on this server.") and page.shows("#error")
-        page.until("document.getElementById('model').textContent === 'no model is loaded'")
-
-
-def test_a_key_that_is_wrong(browser):
-    with serving(api_key="right") as server:
-        browser.open(server.url, **WIDE)
-        browser.until("document.activeElement.id === 'secret'")
-        assert read(browser, "#error") == ""
-        browser("Input.insertText", text="wrong")
-        browser.press("Enter")
-        browser.until("document.querySelector('#error p')")
-        assert read(browser, "#error").startswith("The server refused the API key.") and browser.shows("#secret")
-
-
-def noise(width, height):
-    out = io.BytesIO()
-    Image.effect_noise((width, height), 60).save(out, "PNG")
-    return out.getvalue()
 
 
 @SIZES
@@ -293,7 +110,7 @@ def test_long_words_and_large_pictures_stay_inside(browser, server, size):
     assert fits(page) and page.shows("#error") and page.shows("#send")
 
 
-def test_a_telephone_on_its_side(browser, server):
+def test_a_phone_in_landscape(browser, server):
     page = opened(browser, server.url, {"width": 740, "height": 360})
     answers(page, "A star. " * 100)
     ask(page, "Tell me a story.")
@@ -321,7 +138,7 @@ def test_by_keyboard_alone(page):
     assert page.js("document.activeElement.id") == "question" and page.shows("#start")
 
 
-def test_where_it_looked_on_a_telephone(browser, server):
+def test_the_attention_map_on_a_phone(browser, server):
     page = opened(browser, server.url, NARROW)
     for name in ("count.png", "caption.png"):
         page.drop((name, picture(name)))
@@ -342,7 +159,7 @@ def test_where_it_looked_on_a_telephone(browser, server):
     assert page.shows("#last") and page.shows("#lookname"), "where not all of it fits, its beginning"
 
 
-def test_everything_has_a_name(page):
+def test_every_control_has_an_accessible_name(page):
     page("Accessibility.enable")
     page.drop(("caption.png", picture("caption.png")))
     answers(page, "a red star")

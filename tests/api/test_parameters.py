@@ -1,4 +1,4 @@
-"""Parameters of other servers: accepted in silence, with a warning that names them, or refused; the same everywhere."""
+"""Tests undeclared parameters: accepted silently, with a warning, or refused, the same on every route."""
 
 import re
 from pathlib import Path
@@ -21,12 +21,6 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 OWN = {CHAT: set(ChatRequest.model_fields), TEXT: set(CompletionRequest.model_fields)}
 
 
-@pytest.fixture(scope="module")
-def strict():
-    with serving(strict=True) as it:
-        yield it
-
-
 def body(path, asked):
     given = {"messages": HI} if path == CHAT else {"prompt": "Hi"}
     return given | {"max_tokens": 1} | asked
@@ -41,7 +35,7 @@ def warnings(answer):
     return answer.json().get("warnings", [])
 
 
-def test_each_name_is_in_one_table_and_no_parameter_of_ours():
+def test_each_name_is_in_one_table_and_undeclared():
     names = [*SILENT, *WARNED, *REFUSED]
     assert len(names) == len(set(names)) > 150
     assert not set(names) & OWN[CHAT] & OWN[TEXT]
@@ -52,14 +46,14 @@ PLAIN = {path: [n for n in REQUESTS.silent if "." not in n and n not in OWN[path
 
 
 @pytest.mark.parametrize("path", OWN)
-def test_what_asks_for_nothing_is_accepted_in_silence(server, strict, path):
+def test_silent_parameters_give_no_warning(server, strict, path):
     for value in ("x", True, {"a": [1]}):
         asked = dict.fromkeys(PLAIN[path], value)
         assert warnings(ask(server, path, **asked)) == warnings(ask(strict, path, **asked)) == []
 
 
 @pytest.mark.parametrize("path", OWN)
-def test_values_that_ask_for_the_default_are_accepted_in_silence(server, strict, path):
+def test_default_values_give_no_warning(server, strict, path):
     defaults = [(name, value) for table in (WARNED, REFUSED) for name, values in table.items() for value in values]
     defaults = [(name, value) for name, value in defaults if "." not in name and name not in OWN[path]]
     for batch in range(3):
@@ -68,34 +62,34 @@ def test_values_that_ask_for_the_default_are_accepted_in_silence(server, strict,
 
 
 def some(path):
-    """Names that are warned of on this route, a few at a time: an answer has no more than MAX_WARNINGS warnings."""
+    """Return the names that this route warns of, in groups of MAX_WARNINGS, the most that one answer reports."""
     names = [n for n in [*WARNED, "frobnicate"] if n not in OWN[path] and "." not in n]
     return [names[i : i + MAX_WARNINGS] for i in range(0, len(names), MAX_WARNINGS)]
 
 
 @pytest.mark.parametrize("path", OWN)
-def test_what_has_no_effect_is_said(server, strict, path):
+def test_parameters_without_effect_give_a_warning(server, strict, path):
     for names in some(path):
-        said = warnings(ask(server, path, **dict.fromkeys(names, "something")))
-        assert [w.partition(":")[0] for w in said] == names
-        assert all("has no effect here" in w and INSTEAD.get(n, "") in w for n, w in zip(names, said, strict=True))
+        texts = warnings(ask(server, path, **dict.fromkeys(names, "something")))
+        assert [w.partition(":")[0] for w in texts] == names
+        assert all("has no effect here" in w and INSTEAD.get(n, "") in w for n, w in zip(names, texts, strict=True))
         for name in names:
             code = "unsupported_value" if WARNED.get(name) else "unsupported_parameter"
             assert strict.error(ask(strict, path, **{name: "something"})) == (400, name, code)
 
 
-def test_a_default_is_one_of_its_type(server):
+def test_a_default_value_has_the_right_type(server):
     assert warnings(ask(server, CHAT, typical_p=1, xtc_probability=0.0, mirostat=0.0)) == []
     assert len(warnings(ask(server, CHAT, store=0, n_keep=False, mirostat=False))) == 3
     assert server.error(ask(server, CHAT, use_beam_search=0)) == (400, "use_beam_search", "unsupported_value")
 
 
-def test_parts_of_parameters(server, strict):
+def test_nested_parameters(server, strict):
     for name in ("include_obfuscation", "continuous_usage_stats", "frobnicate"):
         asked = {"stream": True, "stream_options": {"include_usage": True, name: True}}
         with server.client.stream("POST", CHAT, json=body(CHAT, asked)) as answer:
-            said = [w for chunk in events(answer)[:-1] for w in chunk.get("warnings", [])]
-        assert said == [f"stream_options.{name}: has no effect here"]
+            texts = [w for chunk in events(answer)[:-1] for w in chunk.get("warnings", [])]
+        assert texts == [f"stream_options.{name}: has no effect here"]
         assert strict.error(ask(strict, CHAT, **asked))[1] == f"stream_options.{name}"
         asked["stream_options"][name] = False if name != "frobnicate" else None
         assert ask(strict, CHAT, **asked).status_code == 200
@@ -104,7 +98,7 @@ def test_parts_of_parameters(server, strict):
 
 
 @pytest.mark.parametrize("path", OWN)
-def test_what_would_change_the_meaning_is_refused(server, path):
+def test_parameters_that_change_the_meaning_are_refused(server, path):
     names = [name for name in REFUSED if name not in OWN[path]]
     for name in names:
         code = "unsupported_value" if REFUSED[name] else "unsupported_parameter"
@@ -114,8 +108,8 @@ def test_what_would_change_the_meaning_is_refused(server, path):
     assert warnings(ask(server, path, **dict.fromkeys(names))) == []
 
 
-def test_what_other_servers_clients_send(server):
-    """Requests as their documentation has them."""
+def test_requests_of_other_servers_clients(server):
+    """The requests are those of the servers' documentation."""
     for asked, names in [
         ({"reasoning_effort": "high", "verbosity": "low", "store": True}, ["reasoning_effort", "store", "verbosity"]),
         ({"reasoning_effort": "none", "verbosity": "medium", "store": False, "service_tier": "auto"}, []),
@@ -134,13 +128,13 @@ def test_what_other_servers_clients_send(server):
         assert sorted(w.partition(":")[0] for w in warnings(ask(server, CHAT, **asked))) == names
 
 
-def test_a_warning_is_short_and_there_are_few(server):
-    said = warnings(ask(server, CHAT, **{f"p{i}\n" + "x" * 500: i for i in range(1000)}))
-    assert len(said) == MAX_WARNINGS + 1 and said[-1] == "980 more parameters have no effect here"
-    assert all(len(w) < 200 and "\n" not in w for w in said)
+def test_the_length_and_number_of_warnings_are_limited(server):
+    texts = warnings(ask(server, CHAT, **{f"p{i}\n" + "x" * 500: i for i in range(1000)}))
+    assert len(texts) == MAX_WARNINGS + 1 and texts[-1] == "980 more parameters have no effect here"
+    assert all(len(w) < 200 and "\n" not in w for w in texts)
 
 
-def test_a_whole_number_may_be_written_as_5_0(server):
+def test_an_integer_may_be_written_as_5_0(server):
     asked = {"max_tokens": 2.0, "n": 1.0, "seed": 3.0, "top_k": -1.0, "logit_bias": [[2.0, -100]]}
     assert ask(server, CHAT, **asked, top_logprobs=2.0, logprobs=True).json()["usage"]["completion_tokens"] == 2
     assert ask(server, TEXT, **asked, logprobs=2.0).json()["usage"]["completion_tokens"] == 2
@@ -150,7 +144,7 @@ def test_a_whole_number_may_be_written_as_5_0(server):
         assert server.error(ask(server, CHAT, **wrong))[1] == next(iter(wrong))
 
 
-def test_minus_one_is_no_limit():
+def test_minus_one_means_no_limit():
     with serving(n_context=40) as server:
         for path, name in ((CHAT, "max_tokens"), (CHAT, "max_completion_tokens"), (TEXT, "max_tokens")):
             for limit in (-1, -1.0):
@@ -158,7 +152,7 @@ def test_minus_one_is_no_limit():
                 assert usage["total_tokens"] == 40
 
 
-def test_an_empty_stop_string_stops_nothing(server):
+def test_an_empty_stop_string_has_no_effect(server):
     wanted = ask(server, CHAT, max_tokens=5).json()["choices"]
     for stop in ("", [""], ["", ""], []):
         assert ask(server, CHAT, max_tokens=5, stop=stop).json()["choices"] == wanted
@@ -190,7 +184,7 @@ SCHEMA = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": [
         {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "description": "b", "schema": SCHEMA}},
     ],
 )
-def test_a_schema_in_any_of_its_places(server, form):
+def test_a_schema_is_accepted_in_each_of_its_fields(server, form):
     pytest.importorskip("llguidance")
     answer = ask(server, CHAT, response_format=form, max_tokens=50)
     assert warnings(answer) == [] and answer.json()["choices"][0]["finish_reason"] == "stop"
@@ -207,72 +201,12 @@ def test_a_schema_in_any_of_its_places(server, form):
         ({"type": "grammar", "grammar": "root"}, "response_format.type"),
     ],
 )
-def test_a_schema_in_the_wrong_place(server, form, param):
+def test_a_schema_in_the_wrong_field_is_refused(server, form, param):
     pytest.importorskip("llguidance")
     assert server.error(ask(server, CHAT, response_format=form))[:2] == (400, param)
 
 
-ADA = {"role": "user", "content": "Hi", "name": "ada"}
-THOUGHT = {"role": "assistant", "content": "3", "reasoning_content": "one, two", "refusal": None, "tool_calls": []}
-
-
-def test_fields_of_messages(server, strict):
-    answer = ask(server, CHAT, messages=[ADA, THOUGHT, *HI])
-    assert warnings(answer) == [
-        "messages[0].name: has no effect here",
-        "messages[1].reasoning_content: has no effect here",
-    ]
-    assert strict.error(ask(strict, CHAT, messages=[ADA])) == (400, "messages[0].name", "unsupported_parameter")
-    assert warnings(ask(strict, CHAT, messages=[THOUGHT | {"reasoning_content": ""}, *HI])) == []
-    look = {
-        "messages": [ADA | {"content": [{"type": "image_url", "image_url": data_uri(picture("count.png"))}]}, THOUGHT]
-    }
-    assert len(server.post("/v1/look", look).json()["warnings"]) == 2
-    model = llava_ref.load(*llava_ref.embedded())
-    assert model.chat([ADA], max_tokens=1).warnings == ("messages[0].name: has no effect here",)
-
-
-START = [{"role": "user", "content": "How many are there?"}, {"role": "assistant", "content": "There are"}]
-
-
-def prompt_of(server, **asked):
-    """The prompt's tokens as text, as the answer's `prompt_logprobs` has them, and the answer."""
-    answer = ask(server, CHAT, prompt_logprobs=0, **asked).json()
-    return "".join(next(iter(e.values()))["decoded_token"] for e in answer["prompt_logprobs"][1:]), answer
-
-
-def test_an_assistants_message_that_is_last_is_continued(server):
-    prompt, answer = prompt_of(server, messages=START, max_tokens=8)
-    assert prompt.endswith("ASSISTANT: There are")
-    (note,) = answer["warnings"]
-    assert note.startswith("messages[1]: the answer continues this message")
-    asked = {"continue_final_message": True, "add_generation_prompt": False}
-    again, told = prompt_of(server, messages=START, max_tokens=8, **asked)
-    assert again == prompt and "warnings" not in told and told["choices"] == answer["choices"]
-    only = prompt_of(server, messages=START, max_tokens=8, continue_final_message=True)[1]
-    assert only["choices"] == answer["choices"]
-    last = server.post("/tokenize", {"content": "a red"}).json()["tokens"][-1]
-    biased = ask(server, CHAT, messages=START, logit_bias=[[last, 100]])
-    assert biased.json()["choices"][0]["message"]["content"] == " red", "its space is not lost"
-
-
-def test_or_followed_by_a_new_one(server):
-    prompt, answer = prompt_of(server, messages=START, add_generation_prompt=True)
-    assert prompt.endswith("ASSISTANT: There are</s>ASSISTANT:") and "warnings" not in answer
-    assert prompt_of(server, messages=START, continue_final_message=False)[0] == prompt
-    closed = prompt_of(server, messages=START, add_generation_prompt=False)[0]
-    assert closed.endswith("There are</s>")
-    bad = ask(server, CHAT, messages=START, add_generation_prompt=True, continue_final_message=True)
-    assert server.error(bad)[:2] == (400, "continue_final_message")
-
-
-def test_an_empty_one_is_the_answer_to_come(server):
-    for content in (None, "", " \n", []):
-        prompt, answer = prompt_of(server, messages=[START[0], {"role": "assistant", "content": content}])
-        assert prompt == prompt_of(server, messages=START[:1])[0] and "warnings" not in answer
-
-
-def test_loadmodel(tmp_path):
+def test_parameters_of_loadmodel(tmp_path):
     text, mmproj = (tmp_path / path.name for path in llava_ref.embedded())
     for path, copy in zip(llava_ref.embedded(), (text, mmproj), strict=True):
         copy.write_bytes(path.read_bytes())
@@ -282,11 +216,11 @@ def test_loadmodel(tmp_path):
         for name, values in LOADS.refused.items():
             code = "unsupported_value" if values else "unsupported_parameter"
             assert server.error(server.post(route, pair | {name: "x.gbnf"})) == (400, name, code)
-        said = server.post(
+        answer = server.post(
             route, pair | {"ngl": 100, "grp_attn_n": 2, "repeat_last_n": 32, "model_type": "llm", "foo": 1}
         )
-        assert said.json()["message"] == "Model loaded successfully"
-        assert [w.partition(":")[0] for w in said.json()["warnings"]] == ["grp_attn_n", "repeat_last_n", "foo"]
+        assert answer.json()["message"] == "Model loaded successfully"
+        assert [w.partition(":")[0] for w in answer.json()["warnings"]] == ["grp_attn_n", "repeat_last_n", "foo"]
         assert server.models.current.model.n_context == 256
     with serving(folders=[tmp_path], strict=True) as server:
         assert server.error(server.post(route, pair | {"foo": 1})) == (400, "foo", "unsupported_parameter")
@@ -295,7 +229,7 @@ def test_loadmodel(tmp_path):
         )
 
 
-def test_the_small_routes(server, strict):
+def test_parameters_of_tokenize_and_detokenize(server, strict):
     for route, asked in (("/tokenize", {"content": "a"}), ("/detokenize", {"tokens": [300]})):
         assert (
             server.post(route, asked | {"model": "m", "x": None}).json().keys()
@@ -305,7 +239,7 @@ def test_the_small_routes(server, strict):
         assert strict.error(strict.post(route, asked | {"x": 1})) == (400, "x", "unsupported_parameter")
 
 
-def test_the_command_line_knows_strict():
+def test_serve_has_the_option_strict():
     with Process("--strict") as process:
         import httpx2
 
@@ -327,7 +261,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "server.md"
 
 
 def documented(heading):
-    """The names in backquotes of the list item that begins so."""
+    """Return the names in backquotes in the list item with this heading."""
     (item,) = [item for item in re.split(r"\n(?=- |\n)", DOCS.read_text()) if item.startswith(f"- **{heading}")]
     return re.findall(r"`([^`]+)`", item)
 
@@ -335,14 +269,14 @@ def documented(heading):
 @pytest.mark.parametrize(
     "heading, names",
     [
-        ("In silence", SILENT),
+        ("Accepted silently", SILENT),
         ("With a warning", WARNED),
         ("Refused", REFUSED),
-        ("`loadmodel`, in silence", LOADS.silent),
+        ("`loadmodel`, accepted silently", LOADS.silent),
         ("`loadmodel`, with a warning", LOADS.warned),
         ("`loadmodel`, refused", LOADS.refused),
     ],
 )
-def test_the_manual_has_every_name(heading, names):
+def test_the_documentation_lists_every_name(heading, names):
     found = documented(heading)
     assert sorted(set(found) - {"loadmodel"}) == sorted(names)

@@ -1,4 +1,4 @@
-"""What one request leaves for the next is counted, and changes no answer."""
+"""Tests that positions reused from an earlier request are counted as cached, and do not change an answer."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def ask(server, name, question, **settings):
     return body["choices"], body["usage"]["prompt_tokens_details"]["cached_tokens"]
 
 
-def test_answers_are_the_same_with_and_without(server):
+def test_answers_are_the_same_with_and_without_reuse(server):
     model = server.models.current.model
     kept, model.reuse = model.reuse, None
     plain = {(name, question): ask(server, name, question) for name in PICTURES for question in QUESTIONS}
@@ -29,13 +29,13 @@ def test_answers_are_the_same_with_and_without(server):
     saved = []
     for _ in range(2):
         for (name, question), (choices, _) in plain.items():
-            found, cached = ask(server, name, question)
-            assert found == choices  # every log-probability of every token
+            reused, cached = ask(server, name, question)
+            assert reused == choices  # every log-probability of every token
             saved.append(cached)
     assert saved[0] == 0 and min(saved[1:3]) > 64 and min(saved[6:]) >= 64
 
 
-def test_completions_count_what_they_reuse(server):
+def test_completions_count_cached_tokens(server):
     server.models.current.model.reuse.clear()
     body = {"prompt": [7] * 600, "n": 2, "max_tokens": 1, "temperature": 0}
     answers = [server.post("/v1/completions", body).json() for _ in range(2)]
@@ -44,7 +44,7 @@ def test_completions_count_what_they_reuse(server):
     assert answers[0]["choices"] == answers[1]["choices"]
 
 
-def test_a_client_that_leaves_spoils_nothing(server):
+def test_a_disconnect_does_not_spoil_the_cache(server):
     model = server.models.current.model
     model.reuse.clear()
     expected, _ = ask(server, "count.png", QUESTIONS[2])

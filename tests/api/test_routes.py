@@ -1,4 +1,4 @@
-"""Everything but chat: completions, models, tokens, health, metrics, the description, pages of other origins."""
+"""Tests the routes other than chat: completions, models, tokens, health, metrics, the description; and CORS headers."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_a_completion(server):
     assert body["usage"]["completion_tokens"] == 3
 
 
-def test_a_completion_as_a_stream(server):
+def test_a_streamed_completion(server):
     whole = complete(server, n=2, temperature=2.0, seed=1).json()["choices"]
     asked = {"prompt": PROMPT, "max_tokens": 3, "stream": True, "n": 2, "temperature": 2.0, "seed": 1} | GO_ON
     with server.client.stream("POST", "/v1/completions", json=asked) as answer:
@@ -41,7 +41,7 @@ def test_a_completion_as_a_stream(server):
 
 
 def test_echo_scores_a_prompt(server):
-    """What evaluation harnesses ask: the log-probabilities of a prompt of token ids."""
+    """Evaluation harnesses request the log-probabilities of a prompt of token ids like this."""
     ids = server.post("/tokenize", {"content": PROMPT, "add_special": True}).json()["tokens"]
     scored = complete(server, prompt=ids, echo=True, logprobs=1, max_tokens=1).json()["choices"][0]["logprobs"]
     assert len(scored["tokens"]) == len(ids) + 1 and scored["token_logprobs"][0] is None
@@ -52,8 +52,8 @@ def test_echo_scores_a_prompt(server):
     assert -math.inf < total < 0
 
 
-def test_the_scores_of_a_prompt_are_those_of_an_answer(server):
-    """An answer generated and the same tokens given: one log-probability."""
+def test_prompt_tokens_score_like_generated_ones(server):
+    """Generated tokens and the same tokens given in a prompt have the same log-probabilities."""
     made = complete(server, logprobs=0).json()["choices"][0]["logprobs"]["token_logprobs"]
     ids = server.post("/tokenize", {"content": PROMPT, "add_special": True}).json()["tokens"]
     text = complete(server).json()["choices"][0]["text"]
@@ -88,7 +88,7 @@ def test_several_prompts(server):
         ({"messages": []}, "messages"),
     ],
 )
-def test_bad_completions(server, body, param):
+def test_invalid_completions(server, body, param):
     status, where, _ = server.error(complete(server, **body))
     assert (status, where) == (400, param)
 
@@ -100,7 +100,7 @@ def test_models(server):
     assert server.client.get(f"/v1/models/{model['id']}").json() == model
 
 
-def test_tokens_and_back(server):
+def test_tokenize_and_detokenize(server):
     text = "a red circle </s>, Grüße \u4f60"
     ids = server.post("/tokenize", {"content": text}).json()["tokens"]
     assert 2 in ids and server.post("/detokenize", {"tokens": ids}).json() == {"content": text}
@@ -126,7 +126,7 @@ def test_metrics(server):
 
     before = value("llava_ref_completion_tokens_total")
     complete(server)
-    server.until(lambda: value("llava_ref_completion_tokens_total") == before + 3)  # counted behind the answer
+    server.until(lambda: value("llava_ref_completion_tokens_total") == before + 3)  # counted after the answer
     server.until(lambda: value('llava_ref_requests_total{route="/v1/completions",status="200"}') >= 1)
     server.until(lambda: value("llava_ref_busy ") == 0)
 
@@ -145,7 +145,7 @@ def test_the_description_names_every_route(server):
     assert {"messages", "prompt_logprobs", "response_format"} <= set(fields)
 
 
-def test_pages_of_other_origins():
+def test_an_allowed_origin_may_read_answers():
     with serving(origins=["https://good.example"], api_key="k") as server:
         asks = {"origin": "https://good.example", "access-control-request-method": "POST"}
         allowed = server.client.options("/v1/chat/completions", headers=asks)

@@ -1,4 +1,4 @@
-"""Log-probabilities that programs align with text: tokens joined are the text, and each offset is its token's place."""
+"""Tests that log-probabilities align with the text: joined tokens are the text, offsets their positions."""
 
 import math
 
@@ -13,7 +13,7 @@ from llava_ref.tracing.distance import log_softmax
 from .running import data_uri, events, picture
 
 CONTEXT = "USER: What colour is the circle? ASSISTANT:"
-GO_ON = {"logit_bias": {"2": -100}}  # never the token that ends an answer
+GO_ON = {"logit_bias": {"2": -100}}  # forbids the end token
 
 
 def complete(server, prompt, **settings):
@@ -24,7 +24,7 @@ def complete(server, prompt, **settings):
 
 
 def agree(choice):
-    """The tables of a choice against its text."""
+    """Check the log-probability lists of a choice against its text; returns the choice."""
     scores, text = choice["logprobs"], choice["text"]
     tokens, offsets = scores["tokens"], scores["text_offset"]
     assert len({len(column) for column in scores.values()}) == 1
@@ -32,27 +32,27 @@ def agree(choice):
     assert offsets == sorted(offsets) and (not offsets or offsets[0] == 0)
     ends = [*offsets[1:], len(text)]
     assert [text[start:end] for start, end in zip(offsets, ends, strict=True)] == tokens
-    for token, logprob, likeliest in zip(tokens, scores["token_logprobs"], scores["top_logprobs"], strict=True):
-        assert (logprob is None) == (likeliest is None)
-        assert likeliest is None or likeliest[token] >= logprob, "the token's own is among the likeliest"
+    for token, logprob, top in zip(tokens, scores["token_logprobs"], scores["top_logprobs"], strict=True):
+        assert (logprob is None) == (top is None)
+        assert top is None or top[token] >= logprob, "the chosen token is included"
     return choice
 
 
 def harness(choice, context):
-    """The log-likelihood of what stands behind the context, as evaluation harnesses take it from an echo.
+    """Return the log-likelihood of the text after the context, as evaluation harnesses compute it from an echo.
 
-    They add up the tokens that begin behind the context's last character, without the last token, which the model was
-    made to give; and call it greedy where every token is the likeliest of its place, by its text."""
+    They add up the tokens that begin after the context's last character, without the last token, which was generated.
+    They call it greedy if every token is, by its text, the most likely one at its position."""
     scores = choice["logprobs"]
     first = next(i for i, offset in enumerate(scores["text_offset"]) if offset >= len(context))
     places = zip(scores["tokens"][first:-1], scores["top_logprobs"][first:-1], strict=True)
-    greedy = all(max(likeliest, key=likeliest.get) == token for token, likeliest in places)
+    greedy = all(max(top, key=top.get) == token for token, top in places)
     return sum(scores["token_logprobs"][first:-1]), greedy
 
 
 def truth(server, context, continuation):
-    """The same from the model's logits, and whether each token is the likeliest of all."""
-    server.until(lambda: not server.worker.busy)  # its probe would stop this pass, too
+    """Compute the same from the model's logits, and whether each token is the most likely one."""
+    server.until(lambda: not server.worker.busy)  # its cancel probe would stop this pass too
     model = server.models.current.model
     ids = model.raw_request(context + continuation).token_ids
     n_context = len(model.raw_request(context).token_ids)
@@ -70,7 +70,7 @@ def test_a_harness_aligns_by_offsets(server, context, continuation):
     assert total == pytest.approx(expected, abs=1e-4) and greedy == expected_greedy
 
 
-def test_the_models_own_answer_is_greedy_and_another_is_not(server):
+def test_only_the_models_own_answer_is_greedy(server):
     (answer,) = complete(server, CONTEXT, echo=False, max_tokens=4)
     own = answer["text"]
     assert harness(*[complete(server, CONTEXT + own)[0], CONTEXT])[1]
@@ -90,14 +90,16 @@ PROMPTS = {
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
 @pytest.mark.parametrize("echo", [True, False])
 @pytest.mark.parametrize("settings", [{}, {"stop": ["e", "rc"]}, {"temperature": 4.0, "seed": 3}], ids=str)
-def test_tokens_and_offsets_are_the_text(server, prompt, echo, settings):
+def test_tokens_and_offsets_match_the_text(server, prompt, echo, settings):
     asked = {"max_tokens": 24, "echo": echo, "logprobs": 5} | GO_ON | settings
     (choice,) = complete(server, prompt, **asked)
     agree(choice)
     ids = server.models.current.model.raw_request(prompt).token_ids
     (again,) = complete(server, ids, **asked)
     agree(again)
-    assert again["logprobs"]["token_logprobs"] == choice["logprobs"]["token_logprobs"], "the same ids, however given"
+    assert again["logprobs"]["token_logprobs"] == choice["logprobs"]["token_logprobs"], (
+        "the same ids, given as text or as ids"
+    )
     body = {"prompt": [prompt, ids], "stream": True} | asked
     with server.client.stream("POST", "/v1/completions", json=body) as answer:
         pieces = [chunk["choices"][0] for chunk in events(answer)[:-1]]
@@ -110,17 +112,17 @@ def test_tokens_and_offsets_are_the_text(server, prompt, echo, settings):
         assert all("".join(p["logprobs"]["tokens"]) == p["text"] for p in mine if p["logprobs"])
 
 
-def test_an_answer_goes_on_with_its_prompt(server):
-    """The first space of a completion is text: prompt and answer, joined, are what the model said."""
+def test_a_completion_continues_its_prompt(server):
+    """The leading space of a completion is text, so that prompt and answer, joined, are the model's whole text."""
     (choice,) = complete(server, CONTEXT, max_tokens=2, echo=False)
-    assert choice["text"].startswith(" "), "as llama.cpp's and vLLM's"
+    assert choice["text"].startswith(" "), "as in llama.cpp and vLLM"
     (echoed,) = complete(server, CONTEXT, max_tokens=2)
     assert echoed["text"] == CONTEXT + choice["text"]
     (alone,) = complete(server, "", max_tokens=1, echo=False, **GO_ON)
-    assert not alone["text"].startswith(" "), "nothing stands before it"
+    assert not alone["text"].startswith(" "), "no text before it"
 
 
-def test_the_token_that_ends_an_answer_has_its_score(server):
+def test_the_end_token_has_a_score(server):
     (choice,) = complete(server, CONTEXT, max_tokens=40, logprobs=2)
     assert choice["finish_reason"] == "stop" and choice["logprobs"]["tokens"][-1] == ""
     assert choice["logprobs"]["token_logprobs"][-1] > -1
@@ -128,12 +130,12 @@ def test_the_token_that_ends_an_answer_has_its_score(server):
 
 
 @pytest.mark.parametrize("n", [0, 1, 5, 6, 10, 20])
-def test_up_to_twenty_of_the_likeliest(server, n):
+def test_up_to_twenty_most_likely_tokens(server, n):
     (choice,) = complete(server, CONTEXT, logprobs=n, max_tokens=3, echo=False)
-    for likeliest in choice["logprobs"]["top_logprobs"]:
-        assert n <= len(likeliest) <= max(n, 1)
-        assert list(likeliest.values()) == sorted(likeliest.values(), reverse=True)
-        assert sum(map(math.exp, likeliest.values())) <= 1 + 1e-9
+    for top in choice["logprobs"]["top_logprobs"]:
+        assert n <= len(top) <= max(n, 1)
+        assert list(top.values()) == sorted(top.values(), reverse=True)
+        assert sum(map(math.exp, top.values())) <= 1 + 1e-9
     answer = server.post("/v1/completions", {"prompt": "a", "logprobs": 21})
     assert server.error(answer) == (400, "logprobs", "invalid_value")
 
@@ -158,7 +160,7 @@ CHATS = {
     ],
     ids=["greedy", "random", "stops", "bytes"],
 )
-def test_the_tokens_of_a_chat_are_its_content(server, content, settings):
+def test_the_tokens_of_a_chat_join_to_its_content(server, content, settings):
     asked = {"logprobs": True, "top_logprobs": 3, "max_tokens": 24} | settings
     choice = server.chat(content, **asked).json()["choices"][0]
     entries, text = choice["logprobs"]["content"], choice["message"]["content"]
@@ -176,7 +178,7 @@ def test_the_tokens_of_a_chat_are_its_content(server, content, settings):
             assert "".join(entry["token"] for entry in c["logprobs"]["content"]) == c["delta"]["content"]
 
 
-def test_no_space_before_the_first_token_nor_before_what_could_stand_there(server):
+def test_the_first_token_and_its_alternatives_have_no_leading_space(server):
     choice = server.chat(CHATS["picture"], logprobs=True, top_logprobs=20).json()["choices"][0]
     (entry,) = choice["logprobs"]["content"]
     assert entry["token"] == choice["message"]["content"] == "3" and entry["bytes"] == [ord("3")]
@@ -185,7 +187,7 @@ def test_no_space_before_the_first_token_nor_before_what_could_stand_there(serve
     assert all(bytes(other["bytes"]).decode("utf-8", "replace") == other["token"] for other in others.values())
 
 
-def test_none_of_the_likeliest_need_no_scores(server):
+def test_zero_top_logprobs_do_not_require_logprobs(server):
     assert server.chat("Hi", top_logprobs=0, max_tokens=1).json()["choices"][0]["logprobs"] is None
     refused = server.chat("Hi", top_logprobs=1, max_tokens=1)
     assert server.error(refused) == (400, "top_logprobs", "invalid_value")

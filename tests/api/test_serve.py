@@ -1,4 +1,4 @@
-"""The command: what is wrong with its options is said on one line before anything is listened to."""
+"""Tests the command `serve`: a wrong option is reported in one line before the server listens."""
 
 import socket
 
@@ -41,14 +41,14 @@ def test_wrong_options(options, words, capsys):
     assert error.startswith(f"error: {words}") and error.count("\n") == 1
 
 
-def test_a_port_that_is_taken(capsys):
+def test_a_port_in_use(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert main(["serve", "--port", port]) == 2
     assert capsys.readouterr().err == f"error: --port: 127.0.0.1:{port}: Address already in use\n"
 
 
-def test_without_the_extra(monkeypatch, capsys):
+def test_without_the_server_extra(monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "starlette", None)
     assert main(["serve", "--port", "0"]) == 2
     assert "pip install 'llava-ref[server]'" in capsys.readouterr().err
@@ -61,7 +61,7 @@ def test_options_reach_the_server():
 
 
 @pytest.mark.parametrize("key, warned", [([], True), (["--api-key", "k"], False)])
-def test_a_server_for_everybody_without_a_key_says_so(key, warned):
+def test_a_public_server_without_a_key_prints_a_warning(key, warned):
     with Process("--host", "0.0.0.0", *key) as server:
         pass
     assert ("no --api-key" in "".join(server.log)) == warned
@@ -81,7 +81,7 @@ def test_a_server_for_everybody_without_a_key_says_so(key, warned):
         ("fe80::1%eth0", False),
     ],
 )
-def test_who_can_reach_an_address(address, here):
+def test_loopback_addresses(address, here):
     assert is_loopback(address) == here
 
 
@@ -97,7 +97,7 @@ def test_who_can_reach_an_address(address, here):
     ],
     ids=" ".join,
 )
-def test_the_names_a_server_answers_to(options, names):
+def test_the_host_names_that_serve_accepts(options, names):
     with Process(*options) as server:
         url = server.url.replace("0.0.0.0", "127.0.0.1")
         for name, status in names.items():
@@ -107,7 +107,7 @@ def test_the_names_a_server_answers_to(options, names):
     assert ("no --api-key" in "".join(server.log)) == ("0.0.0.0" in options)
 
 
-def test_model_files_may_go_while_they_are_served(tmp_path):
+def test_model_files_may_be_deleted_while_they_are_served(tmp_path):
     pair = write_pair(tmp_path, Tiny(template=VICUNA))
     with serving(pair=pair) as server:
         before = server.chat("the", max_tokens=3).json()

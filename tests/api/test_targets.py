@@ -1,4 +1,4 @@
-"""One route, many ways to write it; and a path that leads nowhere says what exists."""
+"""Tests the forms of a request target that reach one route, and the errors for unknown paths and methods."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
-from .running import connect, message, rest, said, serving
+from .running import connect, message, parse_response, read_all, serving
 
 HI = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}).encode()
 PROMPT = json.dumps({"prompt": "Hi", "max_tokens": 1}).encode()
@@ -16,7 +16,7 @@ PROMPT = json.dumps({"prompt": "Hi", "max_tokens": 1}).encode()
 def ask(server, method, target, body=b"", *headers):
     with connect(server) as sock:
         sock.sendall(message(method, target, body, "Connection: close", *headers))
-        return said(rest(sock))
+        return parse_response(read_all(sock))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_forms_of_a_target(server, target):
         "*",
     ],
 )
-def test_what_is_none(server, target):
+def test_targets_that_are_not_a_route(server, target):
     status, body = ask(server, "POST", target, HI)
     assert status in (404, 405) and body["error"]["code"] in ("not_found", "method_not_allowed")
 
@@ -70,8 +70,8 @@ def test_routes_without_v1(server):
     assert texts[0] == texts[1]
 
 
-def test_the_key_is_asked_for_in_every_form():
-    """A path's other forms are no way around what is asked of it."""
+def test_every_form_of_a_target_needs_the_key():
+    """No form of a path bypasses the key."""
     with serving(api_key="sesame") as server:
         for target in (
             "//v1/models",
@@ -86,7 +86,7 @@ def test_the_key_is_asked_for_in_every_form():
 
 
 @pytest.mark.parametrize("target", ["/v1/embeddings", "/v1/responses", "/api/chat", "/v2/models", "/" + "x" * 5000])
-def test_an_unknown_route_says_what_exists(server, target):
+def test_an_unknown_route_names_the_existing_ones(server, target):
     status, body = ask(server, "POST", target, b"{}")
     words = body["error"]["message"]
     assert status == 404 and body["error"]["code"] == "not_found" and len(words) < 1000
@@ -101,7 +101,7 @@ def test_an_unknown_route_says_what_exists(server, target):
         assert f" {path}," in words
 
 
-def test_another_method_says_which_are_taken(server):
+def test_a_wrong_method_names_the_allowed_ones(server):
     status, body = ask(server, "DELETE", "/v1//models/")
     assert (
         status == 405 and "/v1/models does not accept 'DELETE', expected one of GET, HEAD" in body["error"]["message"]
@@ -109,8 +109,8 @@ def test_another_method_says_which_are_taken(server):
     assert "POST" in ask(server, "GET", "/v1/chat/completions")[1]["error"]["message"]
 
 
-def test_metrics_and_log_name_routes_and_never_what_clients_write(server, caplog):
-    """A client that invents paths makes neither page grow, and writes nothing into them."""
+def test_metrics_and_log_contain_routes_but_no_client_text(server, caplog):
+    """A client that invents paths does not make the metrics grow, and writes nothing into metrics or log."""
     strange = [
         "/v1/models/secret-one",
         "/models/se%22cret%0a2",

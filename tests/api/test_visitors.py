@@ -1,4 +1,4 @@
-"""A web page must not reach the server of somebody who visits it: `Host`, `Origin`, `Sec-Fetch-Site`, preflights."""
+"""Tests that a web page cannot use its visitor's server: `Host`, `Origin`, `Sec-Fetch-Site`, preflights."""
 
 import json
 
@@ -9,13 +9,13 @@ pytest.importorskip("httpx2", reason="a test client is not installed")
 
 from llava_ref.api.visitors import AccessRules, as_origin, is_host, is_origin
 
-from .running import connect, message, rest, said, serving
+from .running import connect, message, parse_response, read_all, serving
 
 UNLOAD = "/inferences/llamacpp/unloadmodel"
 CHAT = "/v1/chat/completions"
 HI = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}).encode()
 EVIL = "http://evil.example"
-ONLY_READ = {  # by GET and HEAD; every other route and method changes something, or takes the machine's time
+ONLY_READ = {  # by GET and HEAD; every other route and method changes state or runs the model
     "/v1/models",
     "/models",
     "/v1/models/{name}",
@@ -36,7 +36,7 @@ def alone():
 
 
 def endpoints(server):
-    """Every route with every method that it takes."""
+    """Return every route with every method that it accepts."""
     return [(method, route.path) for route in server.api.routes() for method in sorted(route.methods)]
 
 
@@ -56,12 +56,12 @@ def is_file(path):
     ],
     ids=lambda headers: " ".join(headers.values()),
 )
-def test_no_route_is_changed_by_another_page(alone, headers):
+def test_a_foreign_page_can_change_nothing(alone, headers):
     for method, path in endpoints(alone):
         answer = alone.client.request(method, path.replace("{name}", "x"), headers=headers)
         reads = method in ("GET", "HEAD") and (path in ONLY_READ or is_file(path))
         assert (answer.status_code == 403) == (not reads), (method, path, answer.status_code)
-        assert "access-control-allow-origin" not in answer.headers, "and what it reads it is not given"
+        assert "access-control-allow-origin" not in answer.headers, "the page cannot read the answer either"
         if method != "HEAD" and not reads:
             assert alone.error(answer) == (403, None, "origin_not_allowed")
     assert alone.models.current_or_none is not None
@@ -70,8 +70,8 @@ def test_no_route_is_changed_by_another_page(alone, headers):
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:3928", "localhost.evil.example", "127.0.0.1.evil.example"]
 )
-def test_no_route_answers_to_another_name(alone, host):
-    """A name that an attacker's DNS server points at this machine."""
+def test_no_route_answers_to_a_foreign_host_name(alone, host):
+    """An attacker's DNS server may point such a name at this machine."""
     for method, path in [*endpoints(alone), ("GET", "/nothing"), ("DELETE", "/"), ("OPTIONS", CHAT)]:
         headers = {"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"}
         answer = alone.client.request(method, path.replace("{name}", "x"), headers=headers)
@@ -112,20 +112,20 @@ def test_no_route_answers_to_another_name(alone, host):
         ("", False),
     ],
 )
-def test_names_the_server_answers_to(host, answered):
+def test_allowed_host_names(host, answered):
     with serving(names=["gpu-box.lan"]) as server, connect(server) as sock:
         sock.sendall(message("GET", "/health", b"", f"Host: {host}", "Connection: close"))
-        assert said(rest(sock))[0] == (200 if answered else 403)
+        assert parse_response(read_all(sock))[0] == (200 if answered else 403)
 
 
-def test_a_host_that_is_missing_or_told_twice(alone):
+def test_a_missing_or_repeated_host(alone):
     for head in ("GET /health HTTP/1.1\r\n", "GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n"):
         with connect(alone) as sock:
             sock.sendall(f"{head}Connection: close\r\n\r\n".encode())
-            assert said(rest(sock))[0] == 400
+            assert parse_response(read_all(sock))[0] == 400
     with connect(alone) as sock:
         sock.sendall(b"GET /health HTTP/1.0\r\n\r\n")
-        assert said(rest(sock))[0] == 200, "no browser speaks it, and a health check may"
+        assert parse_response(read_all(sock))[0] == 200, "no browser uses HTTP/1.0, but a health check may"
 
 
 @pytest.mark.parametrize(
@@ -141,12 +141,12 @@ def test_a_host_that_is_missing_or_told_twice(alone):
 def test_the_host_of_a_target_in_absolute_form(alone, target, host, status):
     with connect(alone) as sock:
         sock.sendall(message("GET", target, b"", f"Host: {host}", "Connection: close"))
-        assert said(rest(sock))[0] == status
+        assert parse_response(read_all(sock))[0] == status
     assert alone.models.current_or_none is not None
 
 
-def test_a_server_for_the_network_answers_to_every_name():
-    """There the network, or the key, is the border; a name can be demanded all the same."""
+def test_without_host_rules_every_name_is_answered():
+    """On a network, or with a key, any host name is accepted; foreign pages are refused all the same."""
     with serving(names=None) as server:
         assert server.client.get("/health", headers={"host": "gpu-box.lan"}).status_code == 200
         foreign = {"host": "gpu-box.lan", "origin": EVIL}
@@ -167,7 +167,7 @@ def test_a_server_for_the_network_answers_to_every_name():
     ],
     ids=str,
 )
-def test_ones_own_page_and_programs_are_served(alone, headers):
+def test_the_servers_own_page_and_programs_are_answered(alone, headers):
     port = alone.url.rsplit(":", 1)[1]
     headers = {name: value.format(port=port) for name, value in headers.items()}
     answer = alone.client.post(CHAT, content=HI, headers={"content-type": "application/json", **headers})
@@ -192,26 +192,26 @@ def test_ones_own_page_and_programs_are_served(alone, headers):
     ],
     ids=str,
 )
-def test_other_pages_of_this_machine_are_not(alone, headers):
+def test_other_pages_on_this_machine_are_refused(alone, headers):
     port = alone.url.rsplit(":", 1)[1]
     headers = {name: value.format(port=port) for name, value in headers.items()}
     answer = alone.client.post(CHAT, content=HI, headers={"content-type": "application/json", **headers})
     assert alone.error(answer) == (403, None, "origin_not_allowed")
 
 
-def test_an_image_tag_unloads_nothing_and_curl_does():
+def test_curl_can_unload_the_model_but_an_image_tag_cannot():
     with serving() as server:
         image = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}
         for path in (UNLOAD, UNLOAD.upper().replace("/INF", "/inf"), f"/{UNLOAD}/", f"http://localhost{UNLOAD}"):
             with connect(server) as sock:
                 sock.sendall(message("GET", path, b"", "Connection: close", *(f"{k}: {v}" for k, v in image.items())))
-                assert said(rest(sock))[0] == 403, path
-        assert server.client.head(UNLOAD).status_code == 405, "a question for headers changes nothing"
+                assert parse_response(read_all(sock))[0] == 403, path
+        assert server.client.head(UNLOAD).status_code == 405, "HEAD must not change anything"
         assert server.models.current_or_none is not None
         assert server.client.get(UNLOAD).status_code == 200 and server.models.current_or_none is None
 
 
-def test_pages_that_the_operator_named():
+def test_pages_that_the_operator_allowed():
     page = {"origin": "https://pages.example", "sec-fetch-site": "cross-site", "content-type": "application/json"}
     with serving(origins=["https://Pages.example:443/"]) as server:
         answer = server.client.post(CHAT, content=HI, headers=page)
@@ -220,7 +220,7 @@ def test_pages_that_the_operator_named():
         for other in ("http://pages.example", "https://pages.example:8443", "https://x.pages.example", "null"):
             answer = server.client.post(CHAT, content=HI, headers=page | {"origin": other})
             assert answer.status_code == 403 and "access-control-allow-origin" not in answer.headers
-        assert server.client.get("/health").headers["vary"] == "Origin", "caches must know"
+        assert server.client.get("/health").headers["vary"] == "Origin", "caches must distinguish origins"
     with serving(origins=["*"]) as server:
         answer = server.client.post(CHAT, content=HI, headers=page)
         assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == "*"
@@ -252,7 +252,7 @@ def test_preflights():
         assert server.error(preflight(server, "https://good.example", **private))[0] == 403
 
 
-def test_words_of_an_operator():
+def test_values_of_the_origin_and_host_options():
     assert all(
         map(is_origin, ["*", "null", "http://localhost:5173", "HTTPS://a.b/", "chrome-extension://abc", "app://x"])
     )

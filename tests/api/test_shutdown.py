@@ -1,0 +1,73 @@
+"""Tests the end of the server process: signals, the grace period, and a log on a full disk."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="the server extra is not installed")
+pytest.importorskip("httpx2", reason="a test client is not installed")
+
+import httpx2
+
+from .running import Process
+from .test_stress import HI, LONG, send_request
+
+
+def first_piece(server):
+    connection = send_request(server, LONG | {"stream": True, "max_tokens": 400})
+    answer = connection.getresponse()
+    while b'"content":"' not in (line := answer.readline()) or b'"role"' in line:
+        pass
+    return connection, answer
+
+
+def test_sigterm_in_mid_stream_lets_the_answer_finish():
+    with Process() as server:
+        connection, answer = first_piece(server)
+        server.process.send_signal(signal.SIGTERM)
+        rest = answer.read()
+        assert rest.endswith(b"data: [DONE]\n\n") and b'"finish_reason":"length"' in rest
+        connection.close()
+        assert server.process.wait(15) == 0
+    assert "Traceback" not in "".join(server.log)
+
+
+def test_without_grace_the_answer_ends_with_an_error():
+    with Process("--grace-seconds", "0") as server:
+        connection, answer = first_piece(server)
+        waiting = send_request(server, LONG)
+        time.sleep(0.05)
+        server.process.send_signal(signal.SIGINT)
+        last = [line for line in answer.read().split(b"\n\n") if line][-1]
+        assert b'"shutting_down"' in last
+        assert waiting.getresponse().status == 503
+        connection.close()
+        waiting.close()
+        assert server.process.wait(15) == 130
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_log_on_a_full_disk_does_not_stop_the_server():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "llava_ref", "serve", "-t", "1", "--port", str(port)]
+    with open("/dev/full", "w") as full, subprocess.Popen(command, stdout=full, stderr=full) as process:
+        try:
+            until = time.monotonic() + 60
+            while time.monotonic() < until and process.poll() is None:
+                with suppress(httpx2.ConnectError):
+                    health = httpx2.get(f"http://127.0.0.1:{port}/health", timeout=5)
+                    break
+                time.sleep(0.1)
+            answer = httpx2.post(f"http://127.0.0.1:{port}/v1/chat/completions", json={"messages": HI, "max_tokens": 1})
+            assert health.status_code == answer.status_code == 200
+            process.terminate()
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
