@@ -63,15 +63,35 @@ CHATML = """\
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
 """
 
+# Gemma 3 (google/gemma-3-4b-it, chat_template.json): a system text opens the next user turn.
+GEMMA = """\
+{%- set pending = namespace(system='') -%}
+{%- for message in messages -%}
+    {%- if message.role == 'system' -%}{%- set pending.system = pending.system + message.content + '\\n\\n' -%}
+    {%- else -%}
+        {{- '<start_of_turn>' + ('model' if message.role == 'assistant' else 'user') + '\\n' + pending.system -}}
+        {%- set pending.system = '' -%}
+        {%- if message.content is string -%}{{ message.content | trim }}
+        {%- else -%}
+            {%- for part in message.content -%}{{ '<image>' if part.type == 'image' else part.text | trim }}{%- endfor -%}
+        {%- endif -%}
+        {{- '<end_of_turn>\\n' -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<start_of_turn>model\\n' }}{%- endif -%}
+"""
+
 TEMPLATES: Mapping[str, str] = {
     "vicuna": VICUNA,
     "mistral-instruct": MISTRAL_INSTRUCT,
     "llava-llama-3": LLAVA_LLAMA_3,
     "chatml": CHATML,
+    "gemma": GEMMA,
 }
 TELLTALES = {  # the tokens that only one format uses
     "llava-llama-3": ("<|start_header_id|>", "<|eot_id|>"),
     "chatml": ("<|im_start|>", "<|im_end|>"),
+    "gemma": ("<start_of_turn>", "<end_of_turn>"),
 }
 MISTRAL_7B = {  # a shape that no Llama or Vicuna has
     "llama.block_count": 32,
