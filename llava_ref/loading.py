@@ -43,25 +43,17 @@ def load(
     path of a file that holds it. Raises GGUFError and PairError for the files, ParameterError for a setting."""
     began = time.perf_counter()
     _check_settings(threads, weight_cache, n_context)
-    if text is None and mmproj is None:
-        raise ParameterError("load", "text", "neither a text model nor an mmproj file was given")
-    text_file = None if text is None else gguf.read(text)
-    mmproj_file = None if mmproj is None else gguf.read(mmproj)
+    text_file, mmproj_file = _read(text, mmproj)
     resolved = resolve(meant(profile, text_file, mmproj_file), quirks)
     files = [file for file in (text_file, mmproj_file) if file is not None]
     budget = default_budget(files) if weight_cache is None else weight_cache
     ops = operations(backend, device, threads, budget, precision, resolved)
+    settings = {"profile": profile, "precision": precision, "backend": backend, "device": device}
     model = Llava(
         None if text_file is None else text_family(text_file).load(text_file, ops, resolved),
         None if mmproj_file is None else tower_family(mmproj_file).load(mmproj_file, ops, resolved),
         resolved,
-        {
-            "profile": profile,
-            "precision": precision,
-            "backend": backend,
-            "device": device,
-            "quirks": describe(resolved),
-        },
+        settings | {"quirks": describe(resolved)},
         n_context,
         template,
     )
@@ -69,6 +61,12 @@ def load(
         _check_pair(model)
     model.load_s = time.perf_counter() - began
     return model
+
+
+def _read(text: str | Path | None, mmproj: str | Path | None) -> tuple[GGUFFile | None, GGUFFile | None]:
+    if text is None and mmproj is None:
+        raise ParameterError("load", "text", "neither a text model nor an mmproj file was given")
+    return None if text is None else gguf.read(text), None if mmproj is None else gguf.read(mmproj)
 
 
 def operations(backend: str, device: str, threads: int | None, budget: int, precision: str, quirks: Quirks) -> Ops:
