@@ -1,4 +1,4 @@
-"""Training makes tokens as inference does: for every profile, the same ids for the same conversation."""
+"""Test that training encodes a conversation as inference does: the same ids in every profile."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def user(*content):
 
 
 def turn(*content, answer="blue"):
-    return tokens.Turn(content, tokens.Answer("colour", answer))
+    return tokens.TrainingTurn(content, tokens.TrainingAnswer("colour", answer))
 
 
 PICTURE_FIRST = (0, "\n", QUESTION)
@@ -47,20 +47,20 @@ def model(request):
 
 
 def inferred(model, messages):
-    """Ids of the prompt, -1 for each row of a picture."""
+    """Return the ids of the prompt, with -1 for each row of a picture."""
     return list(model.request(messages).token_ids)
 
 
 def trained(model, system, turns):
-    """Ids up to the last answer, the same way."""
+    """Return the ids up to the last answer, with -1 for each row of a picture."""
     style = model.settings["quirks"]["text_pieces"]
-    segment = tokens.Tokens(model.tokenizer, style).segment(system, turns)
+    segment = tokens.ConversationEncoder(model.tokenizer, style).segment(system, turns)
     ids = [-1 if patch >= 0 else i for i, patch in zip(segment.ids, segment.patches, strict=True)]
     return ids[: max(r for r, g in zip(segment.rows, segment.groups, strict=True) if first_of(segment, r, g)) + 1]
 
 
 def first_of(segment, row, group):
-    """Say whether `row` stands before the first token of the last answer."""
+    """Say whether `row` comes right before the first token of the last answer."""
     return group == segment.groups[-1] and row == min(
         r for r, g in zip(segment.rows, segment.groups, strict=True) if g == group
     )
@@ -78,18 +78,20 @@ def test_a_text_before_its_picture_has_the_tokens_of_the_order_as_given():
     assert trained(model, system, turns) == inferred(model, messages)
 
 
-def test_a_follow_up_continues_behind_the_shared_picture(model):
+def test_a_follow_up_continues_the_shared_picture(model):
     messages, system, turns = CONVERSATIONS["second turn"]
-    made = tokens.Tokens(model.tokenizer, model.settings["quirks"]["text_pieces"])
-    whole = made.segment(system, turns)
-    behind = made.follow([turn("\n", QUESTION), turns[1]])
-    start = len(whole.ids) - len(behind.ids)
+    encoder = tokens.ConversationEncoder(model.tokenizer, model.settings["quirks"]["text_pieces"])
+    whole = encoder.segment(system, turns)
+    rest = encoder.follow([turn("\n", QUESTION), turns[1]])
+    start = len(whole.ids) - len(rest.ids)
     assert whole.patches[:start][-1] == tokens.PATCHES - 1
-    assert behind.ids == whole.ids[start:] and behind.answers == whole.answers
+    assert rest.ids == whole.ids[start:] and rest.answers == whole.answers
 
 
 def test_only_the_values_of_a_forced_json_answer_are_learned(model):
-    answer = tokens.Answer("json", '{"colour": "blue"}', ((12, 17), (17, 19)), is_json=True)
-    segment = tokens.Tokens(model.tokenizer, "separate").segment("", [tokens.Turn((0, "\n", QUESTION), answer)])
-    said = b"".join(model.tokenizer.token_bytes(i) for i in segment.answers[:-1])
-    assert said == b'blue"}' and segment.answers[-1] == tokens.EOS
+    answer = tokens.TrainingAnswer("json", '{"colour": "blue"}', ((12, 17), (17, 19)), is_json=True)
+    segment = tokens.ConversationEncoder(model.tokenizer, "separate").segment(
+        "", [tokens.TrainingTurn((0, "\n", QUESTION), answer)]
+    )
+    learned = b"".join(model.tokenizer.token_bytes(i) for i in segment.answers[:-1])
+    assert learned == b'blue"}' and segment.answers[-1] == tokens.EOS

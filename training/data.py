@@ -1,4 +1,4 @@
-"""Batches of pictures with what stands on their patches and conversations about them, made in a process of their own.
+"""Make batches of pictures, the labels of their patches and conversations about them, in a process of their own.
 
 Letter key: B pictures, S tokens of a row, A answer tokens of a row, N = 64 patches.
 """
@@ -24,28 +24,29 @@ N = GRID * GRID
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PAD_COLOUR = (122, 116, 104)  # int(mean * 255)
 NAMES = (*SHAPES, *DIGITS, *WORDS)
-LABELS = {"name": len(NAMES), "colour": len(COLOURS), "size": 2, "row": 3, "column": 3, "centre": 1}  # each and "none"
+# the number of classes of each label, without "none"
+LABELS = {"name": len(NAMES), "colour": len(COLOURS), "size": 2, "row": 3, "column": 3, "centre": 1}
 
 
 @dataclass(slots=True)
 class Batch:
-    """Tensors of one step."""
+    """The tensors of one step."""
 
     pixels: Tensor  # (B, IMAGE, IMAGE, 3) uint8
-    labels: Tensor  # (B, N, 6) int64: what stands on each patch
+    labels: Tensor  # (B, N, 6) int64: the thing on each patch
     counts: Tensor  # (B, 3) int64: shapes, digit or 10, word or 12
     ids: Tensor  # (B, S) int64
     patches: Tensor  # (B, S) int64; -1 text, else a row of all pictures' patches, (B * N)
     positions: Tensor  # (B, S) int64
     segments: Tensor  # (B, S) int64; SHARED, PADDING, or a number
-    where: Tensor  # (B, A) int64: the token an answer token follows
+    where: Tensor  # (B, A) int64: the token before each answer token
     answers: Tensor  # (B, A) int64; -100 padding
     groups: Tensor  # (B, A) int64: question number, to score whole answers
     kinds: list[list[str]]  # kind of question by number
 
 
 def to_model_size(image: Image.Image) -> NDArray[np.uint8]:
-    """Profile `llava`: padded to a square, one bicubic resize.  (IMAGE, IMAGE, 3)"""
+    """Preprocess a picture as profile `llava`: pad to a square, resize once.  -> (IMAGE, IMAGE, 3)"""
     side = max(image.size)
     square = Image.new("RGB", (side, side), PAD_COLOUR)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
@@ -53,7 +54,9 @@ def to_model_size(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def patch_labels(scene: Scene) -> NDArray[np.int64]:
-    """(N, 6): name, colour, size, row, column, centre of the thing covering 40 % of a patch, or the "none" of each."""
+    """Label each patch, (N, 6), with the thing on at least 40 % of it, or with the "none" of each label.
+
+    The labels are name, colour, size, row, column, and whether the patch is the thing's middle."""
     side = CELL * max(scene.rows, scene.columns)
     dx, dy = (side - CELL * scene.columns) // 2, (side - CELL * scene.rows) // 2
     out = np.empty((GRID, GRID, len(LABELS)), np.int64)
@@ -74,28 +77,29 @@ def patch_labels(scene: Scene) -> NDArray[np.int64]:
 
 
 def _third(index: int, count: int) -> int:
+    """Return 0 for the first index, 2 for the last, 1 for a middle one."""
     return 0 if index == 0 else 2 if index == count - 1 else 1
 
 
 def scene_counts(scene: Scene) -> list[int]:
-    """Number of shapes, digit or 10, word or 12."""
+    """Return the number of shapes, the digit or 10, the word's index or 12."""
     digit = next((int(t.name) for t in scene.things if t.kind == "digit"), 10)
     word = next((WORDS.index(t.name) for t in scene.things if t.kind == "word"), 12)
     return [sum(t.kind == "shape" for t in scene.things), digit, word]
 
 
 def make_batch(packer: Packer, seed: int, indices: range, text: bool = True) -> Batch:
-    """Return pictures `indices` of the training stream of a seed, with conversations (`text`) or without."""
+    """Make a batch of pictures `indices` of the training stream of a seed, with conversations if `text`."""
     pixels, labels, counts, rows = [], [], [], []
     streams = [training_rng(seed, index) for index in indices]
     scenes = [sample_scene(rng) for rng in streams]
-    for place, (rng, scene) in enumerate(zip(streams, scenes, strict=True)):
+    for number, (rng, scene) in enumerate(zip(streams, scenes, strict=True)):
         pixels.append(to_model_size(scene.draw()))
         labels.append(patch_labels(scene))
         counts.append(scene_counts(scene))
         if text:
-            row = packer.pack(scene, scenes[(place + 1) % len(scenes)], rng)
-            row["patches"] = [p if p < 0 else (place * N + p) % (len(scenes) * N) for p in row["patches"]]
+            row = packer.pack(scene, scenes[(number + 1) % len(scenes)], rng)
+            row["patches"] = [p if p < 0 else (number * N + p) % (len(scenes) * N) for p in row["patches"]]
             rows.append(row)
     return Batch(
         pixels=torch.from_numpy(np.stack(pixels)),
@@ -107,7 +111,7 @@ def make_batch(packer: Packer, seed: int, indices: range, text: bool = True) -> 
 
 
 def work(out: "queue.Queue[Batch]", vocabulary: str, seed: int, first: int, size: int, text: bool) -> None:
-    """Body of the worker process: batches without end."""
+    """Put batches into `out` without end. This is the worker process."""
     torch.set_num_threads(1)
     packer = make_packer(vocabulary)
     for start in itertools.count(first, size):

@@ -1,4 +1,4 @@
-"""Writes a checkpoint as the embedded pair: the decoder in Q8_0 with its vocabulary, the tower and projector in F16.
+"""Write a checkpoint as the embedded pair: the decoder in Q8_0 with its vocabulary, tower and projector in F16.
 
 python -m training.export CHECKPOINT.pt VOCABULARY.gguf FOLDER
 """
@@ -15,10 +15,10 @@ from torch import Tensor
 from llava_ref.chat.templates import KEY, VICUNA
 
 from .data import IMAGE, MEAN, PATCH, STD
-from .model import Model, Size
+from .model import ShapesConfig, ShapesModel
 
 TEXT, MMPROJ = "shapes-text.q8_0.gguf", "shapes-mmproj.f16.gguf"
-VISION_BLOCK = {  # our name: theirs
+VISION_BLOCK = {  # our name: GGUF's
     "ln1": "ln1", "ln2": "ln2", "q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_out",
     "up": "ffn_up", "down": "ffn_down",
 }  # fmt: skip
@@ -28,8 +28,8 @@ TEXT_BLOCK = {
 }  # fmt: skip
 
 
-def vision_tensors(state: dict[str, Tensor], c: Size) -> dict[str, Tensor]:
-    """GGUF name -> tensor. The last block, the heads and everything behind them stay at home."""
+def vision_tensors(state: dict[str, Tensor], c: ShapesConfig) -> dict[str, Tensor]:
+    """Map GGUF names to the tensors of tower and projector. The last block and the heads are not exported."""
     out = {
         "v.patch_embd.weight": state["tower.patch.weight"].reshape(c.v_width, 3, PATCH, PATCH),
         "v.class_embd": state["tower.cls"],
@@ -39,16 +39,16 @@ def vision_tensors(state: dict[str, Tensor], c: Size) -> dict[str, Tensor]:
     }
     for i in range(c.v_blocks - 1):
         for ours, theirs in VISION_BLOCK.items():
-            for part in ("weight", "bias"):
-                out[f"v.blk.{i}.{theirs}.{part}"] = state[f"tower.blocks.{i}.{ours}.{part}"]
+            for kind in ("weight", "bias"):
+                out[f"v.blk.{i}.{theirs}.{kind}"] = state[f"tower.blocks.{i}.{ours}.{kind}"]
     for ours, theirs in (("mm0", "mm.0"), ("mm2", "mm.2")):
-        for part in ("weight", "bias"):
-            out[f"{theirs}.{part}"] = state[f"{ours}.{part}"]
+        for kind in ("weight", "bias"):
+            out[f"{theirs}.{kind}"] = state[f"{ours}.{kind}"]
     return out
 
 
-def text_tensors(state: dict[str, Tensor], c: Size) -> dict[str, Tensor]:
-    """GGUF name -> tensor."""
+def text_tensors(state: dict[str, Tensor], c: ShapesConfig) -> dict[str, Tensor]:
+    """Map GGUF names to the tensors of the decoder."""
     out = {
         "token_embd.weight": state["decoder.embed.weight"],
         "output_norm.weight": state["decoder.norm.weight"],
@@ -60,22 +60,23 @@ def text_tensors(state: dict[str, Tensor], c: Size) -> dict[str, Tensor]:
     return out
 
 
-def load_pair(model: Model, folder: Path) -> None:
-    """Fill a model with the weights of a pair of files. The parts that the files leave out stay as they are."""
+def load_pair(model: ShapesModel, folder: Path) -> None:
+    """Load the weights of a pair of files into a model. Weights that the files lack stay as they are."""
     state = model.state_dict()
-    parts = vision_tensors(state, model.c) | text_tensors(state, model.c)  # views of the model's own memory
+    tensors = vision_tensors(state, model.c) | text_tensors(state, model.c)  # views of the model's memory
     for file in (TEXT, MMPROJ):
         for t in gguf.GGUFReader(folder / file).tensors:
             weights = torch.tensor(gguf.quants.dequantize(t.data, t.tensor_type))
-            parts[t.name].copy_(weights.reshape(parts[t.name].shape))
+            tensors[t.name].copy_(weights.reshape(tensors[t.name].shape))
 
 
 def q8_0(x: Tensor) -> NDArray[np.uint8]:
-    """Rows of blocks of 32 as GGUF stores them."""
+    """Quantise a matrix to Q8_0: rows of blocks of 32, as GGUF stores them."""
     return gguf.quants.quantize(x.float().numpy(), gguf.GGMLQuantizationType.Q8_0)
 
 
-def write_vision(path: Path, state: dict[str, Tensor], c: Size) -> None:
+def write_vision(path: Path, state: dict[str, Tensor], c: ShapesConfig) -> None:
+    """Write the mmproj file."""
     w = gguf.GGUFWriter(path, "clip")
     w.add_string("general.type", "mmproj")
     w.add_name("Shapes vision tower")
@@ -103,7 +104,8 @@ def write_vision(path: Path, state: dict[str, Tensor], c: Size) -> None:
     _close(w)
 
 
-def write_text(path: Path, state: dict[str, Tensor], c: Size, vocabulary: str) -> None:
+def write_text(path: Path, state: dict[str, Tensor], c: ShapesConfig, vocabulary: str) -> None:
+    """Write the text model's file."""
     w = gguf.GGUFWriter(path, "llama")
     w.add_name("Shapes")
     w.add_license("MIT")
@@ -131,7 +133,7 @@ def write_text(path: Path, state: dict[str, Tensor], c: Size, vocabulary: str) -
 
 
 def copy_vocabulary(w: gguf.GGUFWriter, path: str) -> None:
-    """Copy every `tokenizer.` key of a GGUF file but its chat template."""
+    """Copy every `tokenizer.` key of a GGUF file except the chat template."""
     for field in gguf.GGUFReader(path).fields.values():
         if field.name.startswith("tokenizer.") and field.name != KEY:
             inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
@@ -139,6 +141,7 @@ def copy_vocabulary(w: gguf.GGUFWriter, path: str) -> None:
 
 
 def _close(w: gguf.GGUFWriter) -> None:
+    """Write the file and close it."""
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
@@ -146,10 +149,11 @@ def _close(w: gguf.GGUFWriter) -> None:
 
 
 def main() -> None:
+    """Write both files."""
     checkpoint, vocabulary, folder = sys.argv[1:]
     state = torch.load(checkpoint)["model"]
-    write_vision(Path(folder) / MMPROJ, state, Size())
-    write_text(Path(folder) / TEXT, state, Size(), vocabulary)
+    write_vision(Path(folder) / MMPROJ, state, ShapesConfig())
+    write_text(Path(folder) / TEXT, state, ShapesConfig(), vocabulary)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""The network in torch: a CLIP-shaped tower, a two-layer projector, a llama-shaped decoder. The same arithmetic as the
-inference code, written a second time for training.
+"""Define the network in torch: a CLIP-shaped tower, a two-layer projector and a llama-shaped decoder.
+
+The arithmetic is that of the inference code, written a second time for training.
 
 Letter key: B pictures, N patches, T = N + 1 tower positions, D width, H heads, dh head size, S tokens, A answer tokens.
 """
@@ -15,13 +16,13 @@ from .packing import OWN, SHARED
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
-    """Every width and depth."""
+class ShapesConfig:
+    """All widths and depths of the network."""
 
     v_width: int = 128
     v_mlp: int = 512
     v_heads: int = 4
-    v_blocks: int = 5  # the last one is for the class token's tasks alone and is not exported
+    v_blocks: int = 5  # the last serves only the tasks of the class token and is not exported
     width: int = 192
     mlp: int = 512
     heads: int = 6
@@ -35,13 +36,14 @@ class Size:
 
 
 def quick_gelu(x: Tensor) -> Tensor:
+    """Approximate GELU as CLIP does."""
     return x * torch.sigmoid(1.702 * x)
 
 
 class VisionBlock(nn.Module):
-    """Pre-norm CLIP block."""
+    """A pre-norm CLIP block."""
 
-    def __init__(self, c: Size) -> None:
+    def __init__(self, c: ShapesConfig) -> None:
         super().__init__()
         self.heads = c.v_heads
         self.ln1, self.ln2 = nn.LayerNorm(c.v_width, c.ln_eps), nn.LayerNorm(c.v_width, c.ln_eps)
@@ -49,20 +51,21 @@ class VisionBlock(nn.Module):
         self.up, self.down = nn.Linear(c.v_width, c.v_mlp), nn.Linear(c.v_mlp, c.v_width)
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """(B, T, D) -> (B, T, D), or only the first `queries` rows of it."""
+        """Run the block.  (B, T, D) -> (B, T, D), or only its first `queries` rows"""
         n = self.ln1(x)
-        some = n[:, :queries]
+        q_input = n[:, :queries]
         q, k, v = (
-            f(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f, y in ((self.q, some), (self.k, n), (self.v, n))
+            f(y).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for f, y in ((self.q, q_input), (self.k, n), (self.v, n))
         )
         h = x[:, :queries] + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return h + self.down(quick_gelu(self.up(self.ln2(h))))
 
 
-class Tower(nn.Module):
-    """Pixels -> patch features, with heads that name what stands on each patch."""
+class ShapesTower(nn.Module):
+    """Pixels to patch features, with heads that classify the thing on each patch."""
 
-    def __init__(self, c: Size) -> None:
+    def __init__(self, c: ShapesConfig) -> None:
         super().__init__()
         self.patch = nn.Linear(3 * PATCH * PATCH, c.v_width, bias=False)  # a convolution of stride PATCH
         self.cls = nn.Parameter(torch.randn(c.v_width) * 0.02)
@@ -76,7 +79,7 @@ class Tower(nn.Module):
         self.register_buffer("std", torch.tensor(STD), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, IMAGE, IMAGE, 3) uint8 -> (B, T, D), the hidden state before the last block."""
+        """Compute the hidden state before the last block.  (B, IMAGE, IMAGE, 3) uint8 -> (B, T, D)"""
         x = (pixels.float() / 255 - self.mean) / self.std
         x = x.unflatten(2, (GRID, PATCH)).unflatten(1, (GRID, PATCH))  # (B, gy, py, gx, px, 3)
         x = self.patch(x.permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2))  # channel, then y, then x
@@ -87,30 +90,30 @@ class Tower(nn.Module):
         return x
 
     def losses(self, hidden: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
-        """Cross-entropy of the patch labels and of the class token's three tasks."""
+        """Return the cross-entropy of the patch labels and of the class token's three tasks."""
         logits = self.head(self.head_ln(hidden[:, 1:])).split([n + 1 for n in LABELS.values()], -1)
         patch = sum(F.cross_entropy(x.flatten(0, 1), labels[..., i].flatten()) for i, x in enumerate(logits))
         whole = self.cls_head(self.cls_ln(self.blocks[-1](hidden, 1)[:, 0])).split([5, 11, 13], -1)
         return patch + 0.2 * sum(F.cross_entropy(x, counts[:, i]) for i, x in enumerate(whole))
 
     def accuracies(self, hidden: Tensor, labels: Tensor) -> dict[str, float]:
-        """Share right by label, over patches with something on them."""
+        """Return the accuracy by label, over patches with a thing on them."""
         logits = self.head(self.head_ln(hidden[:, 1:])).split([n + 1 for n in LABELS.values()], -1)
-        on = labels[..., 0] != LABELS["name"]
-        hits = [(x.argmax(-1) == labels[..., i])[on].float().mean().item() for i, x in enumerate(logits)]
+        occupied = labels[..., 0] != LABELS["name"]
+        hits = [(x.argmax(-1) == labels[..., i])[occupied].float().mean().item() for i, x in enumerate(logits)]
         return dict(zip(LABELS, hits, strict=True))
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns the pairs (2i, 2i+1).  x (B, H, S, dh), cos and sin (B, 1, S, dh / 2)"""
+    """Rotate the pairs (2i, 2i+1).  x (B, H, S, dh), cos and sin (B, 1, S, dh / 2)"""
     a, b = x[..., 0::2], x[..., 1::2]
     return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
 
 
 class DecoderBlock(nn.Module):
-    """RMSNorm, grouped attention, SwiGLU."""
+    """A block of RMSNorm, grouped-query attention and SwiGLU."""
 
-    def __init__(self, c: Size) -> None:
+    def __init__(self, c: ShapesConfig) -> None:
         super().__init__()
         self.c, self.dh = c, c.width // c.heads
         self.norm1, self.norm2 = nn.RMSNorm(c.width, c.rms_eps), nn.RMSNorm(c.width, c.rms_eps)
@@ -120,13 +123,13 @@ class DecoderBlock(nn.Module):
         self.down = nn.Linear(c.mlp, c.width, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, rows: Tensor | None = None) -> Tensor:
-        """(B, S, D) -> (B, S, D), or with rows (B, A) only those. mask (B, 1, S, S) is added to the scores."""
+        """Run the block.  (B, S, D) -> (B, S, D), or only `rows` (B, A); `mask` (B, 1, S, S) is added to scores"""
         n = self.norm1(x)
-        some, q_cos, q_sin = n, cos, sin
+        q_input, q_cos, q_sin = n, cos, sin
         if rows is not None:
-            x, some = _rows(x, rows), _rows(n, rows)
+            x, q_input = _rows(x, rows), _rows(n, rows)
             q_cos, q_sin, mask = (_rows(t[:, 0], rows)[:, None] for t in (cos, sin, mask))
-        q = rope(self.q(some).unflatten(-1, (self.c.heads, self.dh)).transpose(1, 2), q_cos, q_sin)
+        q = rope(self.q(q_input).unflatten(-1, (self.c.heads, self.dh)).transpose(1, 2), q_cos, q_sin)
         k = rope(self.k(n).unflatten(-1, (self.c.kv_heads, self.dh)).transpose(1, 2), cos, sin)
         v = self.v(n).unflatten(-1, (self.c.kv_heads, self.dh)).transpose(1, 2)
         group = self.c.heads // self.c.kv_heads
@@ -138,14 +141,14 @@ class DecoderBlock(nn.Module):
 
 
 def _rows(x: Tensor, rows: Tensor) -> Tensor:
-    """(B, S, D), (B, A) -> (B, A, D)"""
+    """Gather rows.  (B, S, D), (B, A) -> (B, A, D)"""
     return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
 
 
-class Decoder(nn.Module):
-    """Embeddings in, logits of the wanted rows out."""
+class ShapesDecoder(nn.Module):
+    """Embeddings to logits of chosen rows."""
 
-    def __init__(self, c: Size) -> None:
+    def __init__(self, c: ShapesConfig) -> None:
         super().__init__()
         self.c = c
         self.embed = nn.Embedding(c.vocabulary, c.width)
@@ -159,7 +162,7 @@ class Decoder(nn.Module):
             nn.init.zeros_(block.down.weight)
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
-        """x (B, S, D), positions (B, S), mask (B, 1, S, S), rows (B, A) -> (B, A, vocabulary)"""
+        """Compute logits.  x (B, S, D), positions (B, S), mask (B, 1, S, S), rows (B, A) -> (B, A, vocabulary)"""
         dh = self.c.width // self.c.heads
         frequency = self.c.rope_base ** (-torch.arange(0, dh, 2) / dh)
         angle = positions[:, None, :, None] * frequency  # (B, 1, S, dh / 2)
@@ -169,33 +172,35 @@ class Decoder(nn.Module):
         return self.output(self.norm(self.blocks[-1](x, cos, sin, mask, rows)))
 
 
-class Model(nn.Module):
-    """All three parts."""
+class ShapesModel(nn.Module):
+    """The whole network: tower, projector and decoder."""
 
-    def __init__(self, c: Size) -> None:
+    def __init__(self, c: ShapesConfig) -> None:
         super().__init__()
         self.c = c
-        self.tower = Tower(c)
+        self.tower = ShapesTower(c)
         self.mm0, self.mm2 = nn.Linear(c.v_width, c.width), nn.Linear(c.width, c.width)
-        self.decoder = Decoder(c)
+        self.decoder = ShapesDecoder(c)
 
     def project(self, hidden: Tensor) -> Tensor:
-        """(B, T, v_width) -> (B, N, width)"""
+        """Project patch features into the decoder's width.  (B, T, v_width) -> (B, N, width)"""
         return self.mm2(F.gelu(self.mm0(hidden[:, 1:])))
 
     def answer_logits(
         self, hidden: Tensor, ids: Tensor, patches: Tensor, positions: Tensor, segments: Tensor, rows: Tensor
     ) -> Tensor:
-        """(B, A, vocabulary) for rows of text and pictures: see `data.Batch`."""
+        """Compute the logits (B, A, vocabulary) of answer tokens. `data.Batch` has the shapes of the arguments."""
         image = self.project(hidden).flatten(0, 1)  # (B N, width)
         x = torch.where((patches >= 0)[..., None], image[patches.clamp(0)], self.decoder.embed(ids))
         return self.decoder(x, positions, packed_mask(segments), rows)
 
 
 def packed_mask(segments: Tensor) -> Tensor:
-    """(B, S) -> (B, 1, S, S): causal; a segment sees itself, and the shared picture unless it has its own."""
+    """Make the mask of packed segments.  (B, S) -> (B, 1, S, S)
+
+    It is causal. A segment sees itself, and the shared picture unless it has its own."""
     size = segments.shape[1]
     shared = (segments[:, None, :] == SHARED) & (segments[:, :, None] < OWN)
-    seen = (segments[:, None, :] == segments[:, :, None]) | shared
-    seen &= torch.ones(size, size, dtype=torch.bool).tril()
-    return torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))[:, None]
+    visible = (segments[:, None, :] == segments[:, :, None]) | shared
+    visible &= torch.ones(size, size, dtype=torch.bool).tril()
+    return torch.zeros(visible.shape).masked_fill_(~visible, float("-inf"))[:, None]

@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are made nearly orthogonal (Jordan 2024), for hidden matrices; Adam for the rest."""
+"""Optimise hidden matrices with Muon (Jordan 2024): momentum, made nearly orthogonal. Adam serves the rest."""
 
 from collections import defaultdict
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def orthogonal(g: Tensor, steps: int = 5) -> Tensor:
-    """Five Newton-Schulz steps: singular values to about 1.  (K, rows, columns)"""
+    """Bring all singular values to about 1 by five Newton-Schulz steps.  (K, rows, columns) -> the same"""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = g.mT if g.shape[1] > g.shape[2] else g
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -18,7 +18,7 @@ def orthogonal(g: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon:
-    """Nesterov momentum, matrices of one shape handled together."""
+    """The optimiser, with Nesterov momentum. Matrices of one shape are handled together."""
 
     def __init__(self, parameters: list[Tensor], momentum: float = 0.95, decay: float = 0.01) -> None:
         self.groups: dict[torch.Size, list[Tensor]] = defaultdict(list)
@@ -29,13 +29,14 @@ class Muon:
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
+        """Update the parameters that have a gradient."""
         for shape, ps in self.groups.items():
-            held = [i for i, p in enumerate(ps) if p.grad is not None]
-            if not held:
+            trained = [i for i, p in enumerate(ps) if p.grad is not None]
+            if not trained:
                 continue
-            g = torch.stack([ps[i].grad for i in held])  # type: ignore[misc]
-            m = self.moments[shape][held].lerp_(g, 1 - self.momentum)
-            self.moments[shape][held] = m
+            g = torch.stack([ps[i].grad for i in trained])  # type: ignore[misc]
+            m = self.moments[shape][trained].lerp_(g, 1 - self.momentum)
+            self.moments[shape][trained] = m
             update = orthogonal(g.lerp(m, self.momentum)) * max(1.0, shape[0] / shape[1]) ** 0.5
-            for i, u in zip(held, update, strict=True):
+            for i, u in zip(trained, update, strict=True):
                 ps[i].mul_(1 - lr * self.decay).sub_(u, alpha=lr)

@@ -1,4 +1,4 @@
-"""Things to say: answers as JSON, small talk, system messages, and questions as turns of a conversation."""
+"""Write what users and the model say: JSON answers, small talk, system messages, and questions as turns."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from llava_ref.scenes import Question, Scene
 from llava_ref.scenes.questions import describe
 from llava_ref.scenes.scene import Draw
 
-from .tokens import LINE, Answer, Turn
+from .tokens import LINE, TrainingAnswer, TrainingTurn
 
 GENERIC = ("answer", "result", "value", "name")
 KEYS: Mapping[str, tuple[str, ...]] = {
@@ -19,11 +19,11 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 ASK_JSON = (" Answer as JSON.", " Answer in JSON.", " Reply in JSON.", " Answer with a JSON object.")
 
 
-def json_answer(q: Question, draw: Draw, scene: Scene, asked: bool) -> Answer:
-    """Return an answer as a JSON object without optional space, as the server's grammar has it.
+def json_answer(q: Question, draw: Draw, scene: Scene, asked: bool) -> TrainingAnswer:
+    """Return an answer as a JSON object without optional space, as the server's grammar writes it.
 
-    Unless the prompt asks for one (`asked`), the grammar forces it: braces and keys are then given and the values
-    learned, in one of five the keys too, as a grammar may leave them open."""
+    If the prompt does not ask for JSON (`asked`), the grammar forces it. Then braces and keys are given, and only the
+    values are learned; in one of five answers the keys too, which a grammar may leave open."""
     pairs: list[tuple[str, Any]]
     thing = next((t for t in scene.things if t.kind == "shape" and describe(t) == q.answer), None)
     if q.kind == "what at" and thing and draw.chance(0.3):
@@ -39,14 +39,14 @@ def json_answer(q: Question, draw: Draw, scene: Scene, asked: bool) -> Answer:
         values.append((start + isinstance(value, str), len(text)))
     text += "}"
     if asked:
-        return Answer("json asked", text, is_json=True)
+        return TrainingAnswer("json asked", text, is_json=True)
     if draw.chance(0.2):
-        return Answer("json key", text, ((1, len(text) + 1),), is_json=True)
-    return Answer("json", text, (*values, (len(text) - 1, len(text) + 1)), is_json=True)
+        return TrainingAnswer("json key", text, ((1, len(text) + 1),), is_json=True)
+    return TrainingAnswer("json", text, (*values, (len(text) - 1, len(text) + 1)), is_json=True)
 
 
 def _value(q: Question, draw: Draw, asked: bool) -> str | int | bool:
-    """Return the answer as JSON: a count as a number, yes and no as true and false, where a schema may differ."""
+    """Return the JSON value of an answer: a number for a count, true or false for yes and no. Schemas may differ."""
     if q.kind == "count":
         return int(q.answer) if asked or draw.chance(0.8) else q.answer
     if q.answer in ("yes", "no"):
@@ -88,33 +88,35 @@ BOTH = (
 )  # fmt: skip
 
 
-def small_talk(draw: Draw, words: Sequence[str]) -> Turn:
+def small_talk(draw: Draw, words: Sequence[str]) -> TrainingTurn:
     """Return a turn that needs no picture."""
     if draw.chance(0.5):
         asks, answer = draw.pick(CHAT)
-        return Turn((draw.pick(asks),), Answer("talk", answer))
+        return TrainingTurn((draw.pick(asks),), TrainingAnswer("talk", answer))
     form = draw.pick(ELSEWHERE)
-    asked = form.format(*(draw.pick(words) for _ in range(form.count("{}"))))
-    return Turn((asked,), Answer("talk", ONLY))
+    text = form.format(*(draw.pick(words) for _ in range(form.count("{}"))))
+    return TrainingTurn((text,), TrainingAnswer("talk", ONLY))
 
 
-def turn(q: Question, draw: Draw, scene: Scene, pictures: Sequence[int], form: str, as_json: bool = False) -> Turn:
-    """Return one question with its pictures, which follow its text in form `text-first`.
+def turn(
+    q: Question, draw: Draw, scene: Scene, pictures: Sequence[int], form: str, as_json: bool = False
+) -> TrainingTurn:
+    """Return a turn of one question and its pictures, which follow the text if `form` is "text-first".
 
-    `as_json`: the system message asks for JSON. Half of the plain answers are JSON all the same."""
+    `as_json`: the system message asks for JSON. Half of the other answers are JSON too."""
     text = q.text
-    answer = Answer(f"{form} {q.kind}" if form else q.kind, q.answer)
+    answer = TrainingAnswer(f"{form} {q.kind}" if form else q.kind, q.answer)
     if as_json:
         answer = json_answer(q, draw, scene, True)
     elif draw.chance(0.5):
         asked = draw.chance(0.25)
         answer = json_answer(q, draw, scene, asked)
         text += draw.pick(ASK_JSON) if asked else ""
-    return Turn(beside(text, pictures, form == "text-first"), answer)
+    return TrainingTurn(beside(text, pictures, form == "text-first"), answer)
 
 
 def beside(text: str, pictures: Sequence[int], text_first: bool) -> tuple[str | int, ...]:
-    """Return a text and its pictures in one of the two orders, with a line feed between any two."""
+    """Join a text and its pictures in one of two orders, with a line feed between any two."""
     if text_first:
         return (text, *(part for p in pictures for part in (LINE, p)))
     return (*(part for p in pictures for part in (p, LINE)), text)

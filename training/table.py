@@ -1,4 +1,4 @@
-"""Print the model card's table: exact answers of the embedded pair for every way to ask, profile and backend.
+"""Print the table of the model card: share of exact answers by way of asking, profile and backend.
 
 python -m training.table [N] [SEED]
 """
@@ -12,6 +12,7 @@ from llava_ref.tools.demo import evaluate
 
 
 def main() -> None:
+    """Ask N questions for each cell of the table."""
     n, seed = (int(x) for x in [*sys.argv[1:], *("500", "1")[len(sys.argv) - 1 :]])
     columns = [(profile, backend) for profile in PROFILES for backend in ("torch", "numpy")]
     print("| asked | " + " | ".join(f"`{profile}`, {backend}" for profile, backend in columns) + " |")

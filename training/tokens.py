@@ -1,6 +1,6 @@
-"""A conversation about pictures as tokens, made as inference makes them.
+"""Encode conversations about pictures into the tokens that inference makes of them.
 
-`Tokens` follows the `vicuna` template and one value of the quirk `text_pieces` (`llava_ref.chat.chunks.chunks`).
+`ConversationEncoder` follows the `vicuna` template and one value of the quirk `text_pieces` (`llava_ref.chat.chunks`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from llava_ref.tokenizer.tokenizer import Tokenizer
 
 BOS, EOS = 1, 2
-STYLES = ("separate", "separate", "separate", "separate-prefixed", "separate-prefixed", "whole")  # each as often
+STYLES = ("separate", "separate", "separate", "separate-prefixed", "separate-prefixed", "whole")  # drawn equally often
 LINE = "\n"  # between a picture and the text, but not in the prompts of llama.cpp (`separate-prefixed`)
 PATCHES = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """Holds one answer. `learned` are the spans of its characters that count in the loss; empty: all of them."""
+class TrainingAnswer:
+    """An answer. `learned` are the spans of characters that count in the loss; empty means all of them."""
 
     kind: str
     text: str
@@ -25,16 +25,16 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """Holds a user's message, its pictures as numbers, and the answer."""
+class TrainingTurn:
+    """A user's message, with pictures as numbers, and the answer."""
 
     content: tuple[str | int, ...]
-    answer: Answer
+    answer: TrainingAnswer
 
 
 @dataclass(slots=True)
 class Segment:
-    """Holds tokens that see one another. `patches`: -1 for text, else 64 times the picture's number plus the patch."""
+    """Tokens that see one another. `patches`: -1 for text, else 64 times the picture's number plus the patch."""
 
     ids: list[int] = field(default_factory=list)
     patches: list[int] = field(default_factory=list)
@@ -44,24 +44,26 @@ class Segment:
     groups: list[int] = field(default_factory=list)  # ... and the number of its answer
 
     def text(self, ids: Sequence[int]) -> None:
+        """Append tokens of text."""
         self.ids += ids
         self.patches += [-1] * len(ids)
 
     def picture(self, number: int) -> None:
+        """Append the patches of a picture."""
         self.ids += [0] * PATCHES
         self.patches += range(number * PATCHES, (number + 1) * PATCHES)
 
 
-class Tokens:
-    """Makes segments of turns, by one rule for the space before a piece of text."""
+class ConversationEncoder:
+    """Encodes turns by one rule for the space before a text (`style`)."""
 
     def __init__(self, tokenizer: Tokenizer, style: str) -> None:
         self._tokenizer, self._style = tokenizer, style
 
     def segment(
-        self, system: str, turns: Sequence[Turn], user: str = "USER: ", assistant: str = " ASSISTANT:"
+        self, system: str, turns: Sequence[TrainingTurn], user: str = "USER: ", assistant: str = " ASSISTANT:"
     ) -> Segment:
-        """Return a whole conversation with its BOS. `system` ends in a space, or is empty."""
+        """Encode a whole conversation with its BOS. `system` is empty or ends in a space."""
         out = Segment()
         out.text([BOS])
         for number, turn in enumerate(turns):
@@ -70,45 +72,49 @@ class Tokens:
                 if isinstance(part, str):
                     text += part
                     continue
-                out.text(self._piece(text, opens, opens and number > 0))
+                out.text(self._encode_text(text, opens, opens and number > 0))
                 out.picture(part)
                 text, opens = "", False
-            out.text(self._piece(text + assistant, opens, opens and number > 0))
+            out.text(self._encode_text(text + assistant, opens, opens and number > 0))
             self._answer(out, turn.answer, number)
         return out
 
-    def follow(self, turns: Sequence[Turn]) -> Segment:
-        """Return what comes behind `USER: <image>`: the first turn's text, its answer, and further turns."""
+    def follow(self, turns: Sequence[TrainingTurn]) -> Segment:
+        """Encode a conversation after its first `USER: <image>`: text, answer, and further turns."""
         out = Segment()
         for number, turn in enumerate(turns):
             text = "".join(part for part in self._content(turn) if isinstance(part, str))
             user = "USER: " if number else ""
-            out.text(self._piece(user + text + " ASSISTANT:", number > 0, number > 0))
+            out.text(self._encode_text(user + text + " ASSISTANT:", number > 0, number > 0))
             self._answer(out, turn.answer, number)
         return out
 
-    def _content(self, turn: Turn) -> Iterator[str | int]:
+    def _content(self, turn: TrainingTurn) -> Iterator[str | int]:
+        """Yield the parts of a message, without line feeds beside pictures if the style is llama.cpp's."""
         return (part for part in turn.content if part != LINE or self._style != "separate-prefixed")
 
-    def _piece(self, text: str, opens: bool, after_end: bool) -> list[int]:
-        """Encode text up to a picture or an answer. `opens`: no picture stands before it in its turn; `after_end`: the
-        end of an answer does."""
+    def _encode_text(self, text: str, opens: bool, after_end: bool) -> list[int]:
+        """Encode text up to a picture or an answer.
+
+        `opens`: no picture comes before it in its turn. `after_end`: the end of an answer comes right before it."""
         if not text:
             return []
         prefix = {"separate": not after_end, "whole": opens and not after_end, "separate-prefixed": True}[self._style]
         return self._encode(text, prefix)
 
-    def _answer(self, out: Segment, answer: Answer, group: int) -> None:
-        at = 0
+    def _answer(self, out: Segment, answer: TrainingAnswer, group: int) -> None:
+        """Append the tokens of an answer, and mark those that are learned."""
+        start = 0
         for token in [*self._encode(answer.text, not answer.is_json), EOS]:
             size = len(self._tokenizer.token_bytes(token)) if token != EOS else 1
-            if not answer.learned or any(at < end and at + size > start for start, end in answer.learned):
+            if not answer.learned or any(start < last and start + size > first for first, last in answer.learned):
                 out.rows.append(len(out.ids) - 1)
                 out.answers.append(token)
                 out.kinds.append(answer.kind)
                 out.groups.append(group)
             out.text([token])
-            at += size
+            start += size
 
     def _encode(self, text: str, prefix: bool) -> list[int]:
+        """Encode plain text, with or without the space prefix."""
         return self._tokenizer.encode(text, special=False, prefix=prefix)

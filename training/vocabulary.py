@@ -1,4 +1,4 @@
-"""The SentencePiece vocabulary: BPE with byte fallback, trained on the generator's sentences and a little English."""
+"""Train the SentencePiece vocabulary: BPE with byte fallback, on the generator's sentences and a little English."""
 
 import sys
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ A B C D E F G H I J K L M N O P Q R S T U V W X Y Z a b c d e f g h i j k l m n 
 
 
 def _lines(n_scenes: int) -> Iterator[str]:
-    """Questions between quotation marks, so that their first word is learned without a space before it."""
+    """Yield the training text. Questions also come in quotation marks, so that first words occur without a space."""
     for i in range(n_scenes):
         rng = training_rng(0, i)
         for q in questions(sample_scene(rng), rng, 4):
@@ -46,7 +46,7 @@ def _lines(n_scenes: int) -> Iterator[str]:
 
 
 def train(prefix: Path, n_scenes: int = 4000) -> None:
-    """Write PREFIX.model and PREFIX.vocab, and PREFIX.gguf, which holds the vocabulary alone."""
+    """Write PREFIX.model and PREFIX.vocab, and PREFIX.gguf with nothing but the vocabulary."""
     spm.SentencePieceTrainer.train(
         sentence_iterator=iter(_lines(n_scenes)),
         model_prefix=str(prefix),

@@ -47,7 +47,7 @@ def cased_word(letters: str, suffix: str) -> str:
 
 
 @dataclass(frozen=True)
-class Cut:
+class WordCut:
     """One cut. `behavior`, in the words of the `tokenizers` library, is the fate of the text that `regex` matches."""
 
     regex: str
@@ -56,14 +56,14 @@ class Cut:
 
 # Groups digits in threes from the right: the first group ends where the rest of the run divides by three.
 DIGITS_FROM_RIGHT = (
-    Cut(r"(?<!\p{N})\p{N}{1,3}(?=(?>(?:\p{N}{3})*)(?!\p{N}))", "merged_with_previous"),
-    Cut(r"\G\p{N}{3}"),
+    WordCut(r"(?<!\p{N})\p{N}{1,3}(?=(?>(?:\p{N}{3})*)(?!\p{N}))", "merged_with_previous"),
+    WordCut(r"\G\p{N}{3}"),
 )
 # Does the same for ASCII digits inside a run of any digits. Only the start of a group is a cut.
 ASCII_DIGITS_FROM_RIGHT = (
-    Cut(r"\p{N}+"),
-    Cut(r"(?<![0-9])[0-9]{1,2}(?=(?>(?:[0-9]{3})+)(?![0-9]))", "merged_with_previous"),
-    Cut(r"[0-9]{3}", "merged_with_next"),
+    WordCut(r"\p{N}+"),
+    WordCut(r"(?<![0-9])[0-9]{1,2}(?=(?>(?:[0-9]{3})+)(?![0-9]))", "merged_with_previous"),
+    WordCut(r"[0-9]{3}", "merged_with_next"),
 )
 
 DEEPSEEK_LETTERS = (
@@ -86,7 +86,7 @@ DEEPSEEK_LETTERS = (
 class Pre:
     """The pre-tokenizer that one name stands for."""
 
-    cuts: tuple[Cut, ...]  # in order
+    cuts: tuple[WordCut, ...]  # in order
     byte_level: bool = True  # words are spelled in GPT-2's byte letters, else in characters, with <0xXX> for others
     whole_words: bool = False  # a word that is a token is taken without merging (llama.cpp's ignore_merges)
     whole_newlines: bool = False  # a run of newlines that is a token is taken without merging
@@ -96,9 +96,9 @@ class Pre:
     default_bos: bool = True  # token 11 is BOS if the file names none
 
 
-def regexes(*patterns: str) -> tuple[Cut, ...]:
+def regexes(*patterns: str) -> tuple[WordCut, ...]:
     """Return cuts that make each match a word of its own."""
-    return tuple(Cut(p) for p in patterns)
+    return tuple(WordCut(p) for p in patterns)
 
 
 _GPT2 = Pre(regexes(GPT2))
