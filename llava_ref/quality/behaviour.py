@@ -1,5 +1,7 @@
-"""What a pair does with the cases, beside what the reference does.   N rows of a picture, P positions scored,
-V vocabulary."""
+"""Compare the outputs of two pairs for the same cases.
+
+N rows of a picture, P positions scored, V vocabulary, D width.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,12 +12,12 @@ from ..generation.session import Session
 from ..models.family import TextModel, Tower, encode
 from ..tracing.distance import kl, rel_rms
 from ..tracing.trace import Probe, Probes
-from .cases import Case
+from .cases import QualityCase
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """One case through one pair."""
+class PairOutput:
+    """Holds the outputs of one pair for one case."""
 
     rows: tuple[np.ndarray, ...]  # (N, D) of each picture
     logits: np.ndarray | None  # (P, V) at the scored positions; None without a text model
@@ -23,7 +25,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One case, of a pair from the reference."""
+    """Holds the differences of a pair's outputs from the reference's for one case."""
 
     cosines: np.ndarray  # of each image row, all pictures
     rows_rel_rms: float
@@ -34,31 +36,32 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """KL over some positions, in nats."""
+    """Holds statistics of the KL over some positions, in nats."""
 
     n: int
     mean: float
     max: float
     typical: float
-    """The square of the mean root: a few odd positions, which often make the mean, do not decide it."""
+    """The square of the mean of the square roots; unlike the mean, it does not depend on a few large values alone."""
     top_1: float
-    """Share of the positions where the likeliest token is the same."""
+    """The share of positions with the same likeliest token."""
 
 
-def run(text: TextModel | None, tower: Tower | None, case: Case, *probe: Probe) -> Outcome:
+def run(text: TextModel | None, tower: Tower | None, case: QualityCase, *probe: Probe) -> PairOutput:
     """Run a case through both halves and show it to each probe. Raises NumericsError."""
     probes = Probes(*probe)
     rows = tuple(encode(tower, x, probes.tap(x)) for x in case.pixels) if tower is not None else ()
-    return Outcome(rows, None if text is None else logits(text, case, rows, probes))
+    return PairOutput(rows, None if text is None else logits(text, case, rows, probes))
 
 
-def logits(text: TextModel, case: Case, rows: Sequence[np.ndarray], probes: Probes | None = None) -> np.ndarray:
-    """(P, V) after each position that a token follows."""
+def logits(text: TextModel, case: QualityCase, rows: Sequence[np.ndarray], probes: Probes | None = None) -> np.ndarray:
+    """Return the logits (P, V) at each position that a token follows."""
     every = Session(text, len(case.next_ids), probes).feed(case.parts(rows), all_logits=True)
     return every[case.scored]
 
 
-def difference(case: Case, got: Outcome, want: Outcome) -> Difference:
+def difference(case: QualityCase, got: PairOutput, want: PairOutput) -> Difference:
+    """Measure the differences of a pair's outputs `got` from the reference's, `want`."""
     pairs = list(zip(got.rows, want.rows, strict=True))
     cosines = [_cosines(a, b) for a, b in pairs]
     none = np.zeros(0)
@@ -74,24 +77,27 @@ def difference(case: Case, got: Outcome, want: Outcome) -> Difference:
 
 
 def spread(differences: Iterable[Difference], answer: bool | None = None) -> Spread | None:
-    """Over all positions; those of the answers, or of the questions, alone. None if there are none."""
-    taken = [(d, d.in_answer == answer if answer is not None else d.in_answer | True) for d in differences]
-    values = np.concatenate([d.kl[mask] for d, mask in taken] or [np.zeros(0)])
+    """Summarise the KL over all positions, or over those of the answers (True) or of the questions (False) alone.
+
+    Returns None if there are no such positions."""
+    masks = [(d, d.in_answer == answer if answer is not None else d.in_answer | True) for d in differences]
+    values = np.concatenate([d.kl[mask] for d, mask in masks] or [np.zeros(0)])
     if not len(values):
         return None
-    same = np.concatenate([d.same_top[mask] for d, mask in taken])
+    same = np.concatenate([d.same_top[mask] for d, mask in masks])
     typical = float(np.sqrt(values).mean() ** 2)
     return Spread(len(values), float(values.mean()), float(values.max()), typical, float(same.mean()))
 
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(N, D), (N, D) -> (N,)."""
+    """Return the cosine (N,) of each row of `a` (N, D) with that of `b`; of zero rows 1 if both are zero, else 0."""
     x, y = a.astype(np.float64), b.astype(np.float64)
     sizes = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
     return np.divide((x * y).sum(1), sizes, out=(x == y).all(1).astype(np.float64), where=sizes > 0)
 
 
 def _rows_rel_rms(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Return the relRMS over the rows of all pictures; 0 without pictures."""
     if not pairs:
         return 0.0
     return rel_rms(np.concatenate([a for a, _ in pairs]), np.concatenate([b for _, b in pairs]))

@@ -1,4 +1,4 @@
-"""Pictures with a question, and what the reference answers: what both pairs are then run on."""
+"""Ask the reference about pictures; both pairs are then run on its prompts and answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,59 +15,66 @@ from ..model import Llava
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """One prompt and the reference's greedy answer.   S picture size, N rows of a picture, T positions fed."""
+class QualityCase:
+    """Holds one prompt and the reference's greedy answer.
+
+    S picture size, N rows of a picture, T positions fed, P positions scored."""
 
     label: str
     question: str
     answer: str
-    seen: tuple[np.ndarray, ...]  # (S, S, 3) uint8 each: the pictures as squares
+    squares: tuple[np.ndarray, ...]  # (S, S, 3) uint8 each: the pictures as the tower gets them
     pixels: tuple[np.ndarray, ...]  # (1, 3, S, S) float32 each: the same, normalised
     chunks: tuple[TextChunk | ImageChunk, ...]
     n_prompt: int
     """Positions of the prompt, pictures included."""
     next_ids: np.ndarray
-    """(T,) what follows each position of prompt and answer: a token, or -1 where a picture does."""
+    """(T,) the token after each position of prompt and answer, -1 if a picture follows."""
     texts: tuple[str, ...]
-    """The tokens that follow the scored positions, as text; bytes that are no text by themselves are escaped."""
+    """The tokens after the scored positions as text; bytes that are not valid UTF-8 on their own are escaped."""
 
     def parts(self, rows: Sequence[np.ndarray]) -> list[Part]:
-        """The prompt, with these image rows (N, D), and the answer but for its last token, which nothing follows."""
+        """Return the prompt with these image rows (N, D), then the answer without its last token, which is only
+        predicted."""
         answer = self.next_ids[self.n_prompt - 1 : -1].tolist()
         prompt = [chunk.token_ids if isinstance(chunk, TextChunk) else rows[chunk.index] for chunk in self.chunks]
         return [*prompt, answer]
 
     @property
     def scored(self) -> np.ndarray:
-        """(P,) the positions that a token follows."""
+        """Return the positions (P,) that a token follows."""
         return np.flatnonzero(self.next_ids >= 0)
 
     @property
     def in_answer(self) -> np.ndarray:
-        """(P,) bool: whether the token that follows is the answer's."""
+        """Tell for each scored position (P,) whether the token after it belongs to the answer."""
         return self.scored >= self.n_prompt - 1
 
 
-def ask(reference: Llava, label: str, question: str, request: Request, max_tokens: int) -> Case:
-    """Asks the reference, greedily, for at most `max_tokens`. PromptError if there is no room for an answer."""
+def ask(reference: Llava, label: str, question: str, request: Request, max_tokens: int) -> QualityCase:
+    """Ask the reference for a greedy answer of at most `max_tokens`.
+
+    Raises PromptError if the prompt fills the context."""
     reply = reference.answer(request, Sampling(), max_tokens=max_tokens).finish()
     ids = request.token_ids
     following = np.array([*ids[1:], *reply.token_ids], np.int64)
     tokens = [reference.tokenizer.token_bytes(token) for token in following.tolist() if token >= 0]
     texts = tuple(token.decode("utf-8", "backslashreplace") for token in tokens)
     pictures = _pictures(reference, request.images)
-    return Case(label, question, reply.text.strip(), *pictures, request.chunks, len(ids), following, texts)
+    return QualityCase(label, question, reply.text.strip(), *pictures, request.chunks, len(ids), following, texts)
 
 
-def look(reference: Llava, label: str, image: ImageSource) -> Case:
-    """A picture alone, for an mmproj file without a text model: nothing is asked. ImageError."""
-    return Case(label, "", "", *_pictures(reference, [reference.decode_image(image)]), (), 0, np.zeros(0, np.int64), ())
+def look(reference: Llava, label: str, image: ImageSource) -> QualityCase:
+    """Make a case of a picture without a question, for an mmproj file without a text model. Raises ImageError."""
+    return QualityCase(
+        label, "", "", *_pictures(reference, [reference.decode_image(image)]), (), 0, np.zeros(0, np.int64), ()
+    )
 
 
 Arrays = tuple[np.ndarray, ...]
 
 
 def _pictures(reference: Llava, images: Sequence[DecodedImage]) -> tuple[Arrays, Arrays]:
-    """`seen` and `pixels` of a case."""
+    """Return `squares` and `pixels` of a case."""
     prepared = [reference.preprocess(image) for image in images]
     return tuple(p.seen for p in prepared), tuple(p.pixels for p in prepared)

@@ -1,4 +1,4 @@
-"""A quantised pair and its reference through the same cases."""
+"""Run a quantised pair and its reference through the same cases."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,38 +10,39 @@ from ..models import text_family, tower_family
 from ..models.family import TextModel, Tower
 from ..ops.protocol import Ops
 from ..ops.weight_budget import default_budget
-from .behaviour import Difference, Outcome, Spread, difference, run, spread
-from .cases import Case
+from .behaviour import Difference, PairOutput, Spread, difference, run, spread
+from .cases import QualityCase
 from .inside import TEXT_LAYERS, TOWER_LAYERS, Kept, Layers, Products, Sums
-from .siblings import Pair, changed
+from .siblings import FilePair, changed
 
-Say = Callable[[str], None]
-"""Told what has been done, a few words at a time."""
+Progress = Callable[[str], None]
+"""Called with a few words after each step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What is compared, and how its halves are loaded. `reference` runs in precision `exact`."""
+    """Holds the two pairs and how their halves are loaded. `reference` runs in precision `exact`."""
 
     reference: Llava
-    quantised: Pair
+    quantised: FilePair
     precision: str  # of the quantised pair
     threads: int | None  # as in `load`
     weight_cache: int | None  # bytes for each half, as in `load`
 
     @property
-    def reference_pair(self) -> Pair:
+    def reference_pair(self) -> FilePair:
+        """Return the reference's files."""
         r = self.reference
-        return Pair(r.text.file if r.has_text else None, r.tower.file if r.has_tower else None)
+        return FilePair(r.text.file if r.has_text else None, r.tower.file if r.has_tower else None)
 
-    def text(self, pair: Pair, precision: str) -> TextModel | None:
+    def text(self, pair: FilePair, precision: str) -> TextModel | None:
         """Load the pair's text model, if it has one."""
         file = pair.text
         if file is None:
             return None
         return text_family(file).load(file, self._ops([file], precision), self.reference.quirks)
 
-    def tower(self, pair: Pair, precision: str) -> Tower | None:
+    def tower(self, pair: FilePair, precision: str) -> Tower | None:
         """Load the pair's vision tower, if it has one."""
         file = pair.mmproj
         if file is None:
@@ -59,15 +60,15 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """What was measured in whole passes. Errors are relRMS."""
+    """Holds everything measured in forward passes. Errors are relRMS."""
 
     products: dict[str, float]
-    """Matrix -> error of its product, from the reference's inputs."""
+    """Matrix -> error of its product, computed from the reference's inputs."""
     added: dict[str, float]
-    """Layer -> error of its output, from the reference's output of the layer before."""
+    """Layer -> local error: of its output, computed from the reference's output of the layer before."""
     carried: dict[str, float]
-    """Layer -> error of its output in the quantised pair's own pass."""
-    wanted: tuple[Outcome, ...]  # the reference's, by case
+    """Layer -> cumulative error: of its output in the quantised pair's own pass."""
+    wanted: tuple[PairOutput, ...]  # the reference's, by case
     differences: tuple[Difference, ...]  # by case
 
     @property
@@ -75,8 +76,10 @@ class Behaviour:
         return spread(self.differences)
 
 
-def behaviour(c: Comparison, cases: Sequence[Case], say: Say) -> Behaviour:
-    """Four passes a case: the reference; the quantised pair fed by it, layer by layer; and by itself."""
+def behaviour(c: Comparison, cases: Sequence[QualityCase], progress: Progress) -> Behaviour:
+    """Run each case through the reference, then twice through the quantised pair.
+
+    In the first run of the quantised pair every layer gets the reference's input, in the second its own."""
     reference, other = c.reference, c.quantised
     text, tower = c.text(other, c.precision), c.tower(other, c.precision)
     names = changed(other, c.reference_pair) if c.precision == "exact" else list(other.tensors())
@@ -88,10 +91,10 @@ def behaviour(c: Comparison, cases: Sequence[Case], say: Say) -> Behaviour:
     for done, case in enumerate(cases, 1):
         kept = Kept(globs, reference.ops)
         want = run(want_text, want_tower, case, kept)
-        run(text, tower, case, Layers(kept, reference.ops, added, forced=True))
-        got = run(text, tower, case, Layers(kept, reference.ops, carried, forced=False))
+        run(text, tower, case, Layers(kept, reference.ops, added, from_reference=True))
+        got = run(text, tower, case, Layers(kept, reference.ops, carried, from_reference=False))
         wanted.append(want)
         differences.append(difference(case, got, want))
-        say(f"{done} of {len(cases)} cases through both pairs")
+        progress(f"{done} of {len(cases)} cases through both pairs")
     sums = (products.rel_rms(), added.rel_rms(), carried.rel_rms())
     return Behaviour(*sums, tuple(wanted), tuple(differences))

@@ -1,4 +1,4 @@
-"""Where in a pass the error comes from: each matrix at work, and each block.   T positions."""
+"""Find where in a pass the error arises: measure each matrix product and each layer."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -16,38 +16,39 @@ from ..tracing.trace import At, Probe
 Half = TypeVar("Half", TextModel | None, Tower | None)
 TOWER_LAYERS = ("vision.pos_embd", "vision.pre_ln", "vision.blk.*.layer_out", "projector.out")
 TEXT_LAYERS = ("embd", "blk.*.out", "result_output")
-"""What is measured as a layer: from the output of one to the output of the next."""
+"""Stages at which a layer ends; a layer reaches from one of them to the next."""
 
 
 class Sums:
-    """Squares of errors, and of what they are errors of, by name, added up over pieces and cases."""
+    """Adds up squares of errors and of the reference's values, by name, over arrays and cases."""
 
     def __init__(self) -> None:
         self._off: dict[str, float] = {}
         self._size: dict[str, float] = {}
 
     def add(self, name: str, got: np.ndarray, want: np.ndarray) -> None:
+        """Add an array `got` and the reference's, `want`."""
         x, y = got.astype(np.float64), want.astype(np.float64)
         self._off[name] = self._off.get(name, 0.0) + float(np.square(x - y).sum())
         self._size[name] = self._size.get(name, 0.0) + float(np.square(y).sum())
 
     def rel_rms(self) -> dict[str, float]:
-        """||got - want|| / ||want|| over everything added, in the order first added."""
+        """Return ||got - want|| / ||want|| over everything added, by name, in the order first added."""
         return {name: math.sqrt(off / size) if (size := self._size[name]) else 0.0 for name, off in self._off.items()}
 
 
 class Products:
-    """Do every product of the reference's pass with a matrix in `names` again, with the other pair's matrix."""
+    """Repeats every product of the reference's pass with a matrix in `names`, using the other pair's matrix."""
 
     def __init__(
         self, views: Mapping[str, TensorView], names: Collection[str], ops: Ops, host: Ops, sums: Sums
     ) -> None:
-        """`views`: all of the other pair's tensors. `ops`: computes with them, and keeps none of them. `host`: the
-        reference's operations."""
+        """Set it up with the other pair's tensors (`views`), operations that compute with them and keep none (`ops`),
+        and the reference's operations (`host`)."""
         self._views, self._names, self._ops, self._host, self._sums = views, names, ops, host, sums
 
     def watched(self, half: Half) -> Half:
-        """Return a half of the reference whose products are done again."""
+        """Return a half of the reference whose products are repeated."""
         return half and replace(half, ops=probed(half.ops, self._again))  # type: ignore[type-var]
 
     def _again(self, w: Linear, x: Array, y: Array) -> None:
@@ -62,7 +63,7 @@ class Products:
 
 
 class Kept(Probe):
-    """Set on the reference's pass: the output of each layer."""
+    """Keeps the output of each layer of the reference's pass."""
 
     def __init__(self, globs: Collection[str], host: Ops) -> None:
         super().__init__(tuple(globs))
@@ -74,7 +75,7 @@ class Kept(Probe):
         return x
 
     def at(self, at: At) -> np.ndarray:
-        """The same rows of the same layer."""
+        """Return the same rows of the same layer."""
         pieces = self._pieces[at.name, at.run]
         if len(pieces) > 1:
             pieces[:] = [np.concatenate(pieces)]
@@ -82,15 +83,16 @@ class Kept(Probe):
 
 
 class Layers(Probe):
-    """Set on the other pair's pass: each layer's output beside the reference's.
+    """Compares each layer's output in the other pair's pass with the reference's.
 
-    `forced`: the pass goes on with the reference's, so that each error is what one layer adds."""
+    With `from_reference` the pass goes on with the reference's output, so that each error is one layer's local error;
+    otherwise errors are cumulative."""
 
-    def __init__(self, kept: Kept, host: Ops, sums: Sums, *, forced: bool) -> None:
+    def __init__(self, kept: Kept, host: Ops, sums: Sums, *, from_reference: bool) -> None:
         super().__init__(kept.globs)
-        self._kept, self._host, self._sums, self._forced = kept, host, sums, forced
+        self._kept, self._host, self._sums, self._from_reference = kept, host, sums, from_reference
 
     def see(self, x: Array, at: At) -> Array:
         want = self._kept.at(at)
         self._sums.add(at.name, self._host.numpy(x), want)
-        return self._host.array(want) if self._forced else x
+        return self._host.array(want) if self._from_reference else x

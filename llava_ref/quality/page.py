@@ -1,4 +1,4 @@
-"""What `quality` measured, as one HTML page that needs nothing beside it: no script, font, other file or network."""
+"""Render a quality report as one self-contained HTML page: no script, font, other file or network."""
 
 import math
 import re
@@ -9,33 +9,35 @@ from importlib.resources import files
 from ..html import data_uri, environment
 from . import words
 from .behaviour import Difference, spread
-from .cases import Case
+from .cases import QualityCase
 from .ranking import Ranked
-from .report import Report, same_answer
+from .report import QualityReport, same_answer
 
 WIDTH, HEIGHT, LEFT, TOP = 1100, 240, 70, 20
-"""Of a plot's inside, in units of the drawing, and the room for labels beside it."""
+"""Width and height of a plot's inside, and the margins for labels, in units of the drawing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
+    """Holds a label of an axis and its place on it."""
+
     at: float
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A point of a plot; what it says when pointed at."""
+    """Holds a point of a plot, its label, and the text shown when it is pointed at."""
 
     x: float
     y: float
-    says: str
+    tooltip: str
     label: str
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """Marks over their place on one axis, and a line of further values. y grows downwards."""
+    """Holds the marks of a plot, a line of further values, and the axes. y grows downwards."""
 
     marks: list[Mark]
     line: str
@@ -45,19 +47,19 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One scored position: `strength` 0 to 1 is how strongly it is shaded."""
+    """Holds one scored position; `strength`, 0 to 1, is how strongly it is shaded."""
 
     text: str
-    says: str
+    tooltip: str
     strength: float
     same: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A case with its pictures."""
+    """Holds a case as the page shows it."""
 
-    case: Case
+    case: QualityCase
     images: list[str]
     kl: str
     same: bool
@@ -65,8 +67,8 @@ class Shown:
     answer: list[Token]
 
 
-def render(r: Report) -> str:
-    """The page. Everything from files and models is escaped."""
+def render(r: QualityReport) -> str:
+    """Render the page. Text from files and models is escaped."""
     made = environment(error=lambda x: "-" if x is None else f"{x:.1e}")
     template = made.from_string(files("llava_ref").joinpath("assets", "quality.html.jinja").read_text("utf-8"))
     products = r.behaviour.products
@@ -85,8 +87,8 @@ def render(r: Report) -> str:
     )  # fmt: skip
 
 
-def layers(r: Report) -> Plot:
-    """What each layer adds, as marks, and what the pass carries, as a line; logarithmic."""
+def layers(r: QualityReport) -> Plot:
+    """Plot the error that each layer adds as marks and the accumulated error as a line, on a logarithmic axis."""
     added, carried = r.behaviour.added, r.behaviour.carried
     positive = [x for x in (*added.values(), *carried.values()) if x > 0]
     low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
@@ -111,14 +113,14 @@ def layers(r: Report) -> Plot:
 
 
 def short(stage: str) -> str:
-    """A layer in a few letters: `v3` for a block of the tower, `3` for one of the decoder."""
+    """Abbreviate a layer's name: `v3` for a block of the tower, `3` for one of the decoder."""
     match = re.match(r"(vision\.)?blk\.(\d+)", stage)
     names = {"vision.pos_embd": "in", "vision.pre_ln": "ln", "projector.out": "proj", "result_output": "out"}
     return f"{'v' if match[1] else ''}{match[2]}" if match else names.get(stage, stage)
 
 
-def curve(r: Report) -> Plot:
-    """The share of the typical KL that is left over the bytes that raising tensors takes, from none raised."""
+def curve(r: QualityReport) -> Plot:
+    """Plot the share of the typical KL that is left against the bytes that raising tensors takes."""
     points = [(0, 1.0, "as it is"), *((s.extra_bytes, 1 - r.share(s), f"the first {s.n} raised") for s in r.raised)]
     widest, highest = max(x for x, _, _ in points) or 1, max(1.0, *(y for _, y, _ in points))
     total = sum(size.n_bytes for size in r.files.values())
@@ -126,10 +128,10 @@ def curve(r: Report) -> Plot:
         Mark(
             round(x / widest * WIDTH, 1),
             round(HEIGHT * (1 - y / highest), 1),
-            f"{what}: {x:,} bytes more (+{x / total:.1%}), {y:.0%} of the typical KL left",
-            what,
+            f"{label}: {x:,} bytes more (+{x / total:.1%}), {y:.0%} of the typical KL left",
+            label,
         )
-        for x, y, what in points
+        for x, y, label in points
     ]
     return Plot(
         marks,
@@ -141,7 +143,7 @@ def curve(r: Report) -> Plot:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Blocks across, their matrices down: where the damage for the bytes is. None where nothing is ranked."""
+    """Holds the typical KL per MiB by block (columns) and matrix (rows); None for a matrix that is not ranked."""
 
     name: str
     blocks: list[int]
@@ -149,15 +151,17 @@ class Grid:
 
 
 def grids(ranking: Sequence[Ranked]) -> list[Grid]:
-    """Of the tower and of the decoder, where single tensors were ranked. Shades are 0 to 1, of the worst in either."""
-    found: dict[str, dict[str, dict[int, Ranked]]] = {}
+    """Make a grid for the tower and one for the decoder if single tensors were ranked.
+
+    Shades are 0 to 1, relative to the largest value in either."""
+    halves: dict[str, dict[str, dict[int, Ranked]]] = {}
     for entry in ranking:
         match = re.fullmatch(r"(v\.)?blk\.(\d+)\.(.+)", entry.label)
         if match:
             tower = "vision tower" if match[1] else "text model"
-            found.setdefault(tower, {}).setdefault(match[3].removesuffix(".weight"), {})[int(match[2])] = entry
-    most = max((e.per_mib for rows in found.values() for row in rows.values() for e in row.values()), default=0.0)
-    return [_grid(name, rows, most if 0 < most < math.inf else 1.0) for name, rows in sorted(found.items())]
+            halves.setdefault(tower, {}).setdefault(match[3].removesuffix(".weight"), {})[int(match[2])] = entry
+    most = max((e.per_mib for rows in halves.values() for row in rows.values() for e in row.values()), default=0.0)
+    return [_grid(name, rows, most if 0 < most < math.inf else 1.0) for name, rows in sorted(halves.items())]
 
 
 def _grid(name: str, rows: dict[str, dict[int, Ranked]], most: float) -> Grid:
@@ -166,13 +170,13 @@ def _grid(name: str, rows: dict[str, dict[int, Ranked]], most: float) -> Grid:
     def cell(entry: Ranked | None) -> tuple[float, str] | None:
         if entry is None:
             return None
-        says = f"{entry.label}: typical KL {entry.kl.typical:.1e}, {entry.per_mib:.1e} per MiB"
-        return min(1.0, entry.per_mib / most), says
+        tooltip = f"{entry.label}: typical KL {entry.kl.typical:.1e}, {entry.per_mib:.1e} per MiB"
+        return min(1.0, entry.per_mib / most), tooltip
 
     return Grid(name, blocks, {part: [cell(row.get(block)) for block in blocks] for part, row in sorted(rows.items())})
 
 
-def _shown(case: Case, d: Difference) -> Shown:
+def _shown(case: QualityCase, d: Difference) -> Shown:
     tokens = [
         Token(text, f"KL {kl:.2g} nats", min(1.0, math.sqrt(kl)), bool(same))
         for text, kl, same in zip(case.texts, d.kl.tolist(), d.same_top, strict=True)
@@ -180,4 +184,6 @@ def _shown(case: Case, d: Difference) -> Shown:
     begin = len(tokens) - int(d.in_answer.sum())
     s = spread([d], True)
     kl = "" if s is None else f"KL in the answer {s.mean:.1e} on average, {s.max:.1e} at most"
-    return Shown(case, [data_uri(seen) for seen in case.seen], kl, same_answer(d), tokens[:begin], tokens[begin:])
+    return Shown(
+        case, [data_uri(square) for square in case.squares], kl, same_answer(d), tokens[:begin], tokens[begin:]
+    )

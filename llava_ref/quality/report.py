@@ -1,4 +1,4 @@
-"""Everything measured, as one value."""
+"""Hold everything measured in one report, and convert it to JSON."""
 
 import math
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ import numpy as np
 
 from ..gguf.file import GGUFFile
 from .behaviour import Difference, spread
-from .cases import Case
+from .cases import QualityCase
 from .comparison import Behaviour
-from .ranking import Raised, Ranked
-from .siblings import Pair
+from .ranking import RaisedTensors, Ranked
+from .siblings import FilePair
 from .tensors import TensorError
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
-    """A file and its reference, in bytes of tensors."""
+class FileSize:
+    """Holds the bytes of the tensors of a file and of its reference."""
 
     path: str
     reference: str
@@ -28,45 +28,45 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What quantisation costs this pair. `tensors` has every stored one, `ranking` those that differ."""
+class QualityReport:
+    """Holds the cost of quantisation of a pair. `tensors` has every stored tensor, `ranking` those that differ."""
 
-    files: dict[str, Size]  # "model", "mmproj"
+    files: dict[str, FileSize]  # "model", "mmproj"
     precision: str
     tensors: tuple[TensorError, ...]
     behaviour: Behaviour
-    cases: tuple[Case, ...]
+    cases: tuple[QualityCase, ...]
     ranking: tuple[Ranked, ...]
-    raised: tuple[Raised, ...]
+    raised: tuple[RaisedTensors, ...]
 
     @property
     def cosines(self) -> np.ndarray:
-        """Of every image row of every picture."""
+        """Return the cosine of every image row of every picture."""
         return np.concatenate([np.zeros(0), *(d.cosines for d in self.behaviour.differences)])
 
-    def share(self, raised: Raised) -> float:
-        """Of the pair's typical KL, what is gone with these raised; negative where it grew."""
+    def share(self, raised: RaisedTensors) -> float:
+        """Return the share of the pair's typical KL that raising these removes; negative if it grew."""
         kl = self.behaviour.kl
         return 1 - raised.kl.typical / kl.typical if kl is not None and kl.typical else 0.0
 
 
-def sizes(quantised: Pair, reference: Pair) -> dict[str, Size]:
-    """Of each file that the pairs have, "model" and "mmproj"."""
+def sizes(quantised: FilePair, reference: FilePair) -> dict[str, FileSize]:
+    """Return the sizes of each file that the pairs have, by "model" and "mmproj"."""
     files = {"model": (quantised.text, reference.text), "mmproj": (quantised.mmproj, reference.mmproj)}
     return {kind: _size(a, b) for kind, (a, b) in files.items() if a is not None and b is not None}
 
 
-def _size(file: GGUFFile, reference: GGUFFile) -> Size:
+def _size(file: GGUFFile, reference: GGUFFile) -> FileSize:
     n_weights = sum(math.prod(view.shape) for view in file.tensors.values())
     n_bytes = (sum(len(view.data) for view in f.tensors.values()) for f in (file, reference))
-    return Size(str(file.path), str(reference.path), n_weights, *n_bytes)
+    return FileSize(str(file.path), str(reference.path), n_weights, *n_bytes)
 
 
-def as_json(r: Report) -> dict[str, Any]:
-    """Plain data. Errors are relRMS, KL is in nats; an infinite number is null."""
+def as_json(r: QualityReport) -> dict[str, Any]:
+    """Convert a report to plain data. Errors are relRMS, KL is in nats; infinity becomes null."""
     b = r.behaviour
     return {
-        "files": {kind: asdict(found) for kind, found in r.files.items()},
+        "files": {kind: asdict(size) for kind, size in r.files.items()},
         "tensors": [
             {**_finite(asdict(t)), "bits": t.bits, "product_rel_rms": b.products.get(t.name)} for t in r.tensors
         ],
@@ -92,11 +92,11 @@ def _images(cosines: np.ndarray, differences: Sequence[Difference]) -> dict[str,
 
 def _spreads(differences: Sequence[Difference]) -> dict[str, Any]:
     parts = {"all": None, "answers": True, "questions": False}
-    found = {name: spread(differences, part) for name, part in parts.items()}
-    return {name: None if s is None else asdict(s) for name, s in found.items()}
+    spreads = {name: spread(differences, part) for name, part in parts.items()}
+    return {name: None if s is None else asdict(s) for name, s in spreads.items()}
 
 
-def _case(case: Case, d: Difference) -> dict[str, Any]:
+def _case(case: QualityCase, d: Difference) -> dict[str, Any]:
     return {
         "label": case.label,
         "question": case.question,
@@ -114,7 +114,7 @@ def _case(case: Case, d: Difference) -> dict[str, Any]:
 
 
 def same_answer(d: Difference) -> bool:
-    """Whether the quantised pair answers greedily as the reference does: the likeliest token is the same all along."""
+    """Tell whether the quantised pair gives the reference's greedy answer: each likeliest token is the same."""
     return bool(d.same_top[d.in_answer].all())
 
 

@@ -1,4 +1,4 @@
-"""Two pairs of files that should be one model in different types."""
+"""Check that two pairs of files are one model in different types, and exchange tensors between them."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -12,20 +12,20 @@ from ..profiles import Quirks
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """A text model, an mmproj file, or both."""
+class FilePair:
+    """Holds a text model's file, an mmproj file, or both."""
 
     text: GGUFFile | None
     mmproj: GGUFFile | None
 
     def tensors(self) -> dict[str, TensorView]:
-        """Of both files, in their order. Names of the two have nothing in common."""
+        """Return the tensors of both files by name, in their order. The two files share no names."""
         files = [file for file in (self.text, self.mmproj) if file is not None]
         return {name: view for file in files for name, view in file.tensors.items()}
 
-    def with_tensors(self, views: Mapping[str, TensorView]) -> "Pair":
-        """The same pair with these tensors, by name, in the place of its own. Nothing is copied."""
-        return Pair(*(None if file is None else _with(file, views) for file in (self.text, self.mmproj)))
+    def with_tensors(self, views: Mapping[str, TensorView]) -> "FilePair":
+        """Return the same pair with these tensors in place of its own of the same name. Nothing is copied."""
+        return FilePair(*(None if file is None else _with(file, views) for file in (self.text, self.mmproj)))
 
 
 def _with(file: GGUFFile, views: Mapping[str, TensorView]) -> GGUFFile:
@@ -34,18 +34,21 @@ def _with(file: GGUFFile, views: Mapping[str, TensorView]) -> GGUFFile:
     return other
 
 
-def changed(quantised: Pair, reference: Pair) -> list[str]:
-    """Names of the tensors that are not stored in the same bytes, in the order of the files."""
+def changed(quantised: FilePair, reference: FilePair) -> list[str]:
+    """Return the names of the tensors that are not stored in the same bytes, in the order of the files."""
     theirs = reference.tensors()
     return [name for name, view in quantised.tensors().items() if not same_bytes(view, theirs[name])]
 
 
 def same_bytes(a: TensorView, b: TensorView) -> bool:
+    """Tell whether two tensors are stored in the same type and bytes."""
     return a.type == b.type and a.data == b.data
 
 
-def check(quantised: Pair, reference: Pair) -> None:
-    """PairError naming the first tensor or setting that the two have not in common, or have in different shapes."""
+def check(quantised: FilePair, reference: FilePair) -> None:
+    """Check that two pairs are siblings.
+
+    Raises PairError naming the first tensor or setting that only one has, or that differs."""
     if quantised.text is not None and reference.text is not None:
         _check_tensors(quantised.text, reference.text)
         _check_settings(quantised.text, reference.text, lambda file: text_family(file).about(file, Quirks()))
@@ -62,8 +65,8 @@ def _check_tensors(file: GGUFFile, other: GGUFFile) -> None:
         if name not in other.tensors:
             raise PairError(other.path, name, f"missing tensor: {file.path} has it")
         if view.shape != other.tensors[name].shape:
-            found, expected = list(view.shape), list(other.tensors[name].shape)
-            raise PairError(file.path, name, f"has shape {found}, but {expected} in {other.path}")
+            ours, theirs = list(view.shape), list(other.tensors[name].shape)
+            raise PairError(file.path, name, f"has shape {ours}, but {theirs} in {other.path}")
     for name in other.tensors:
         if name not in file.tensors:
             raise PairError(file.path, name, f"missing tensor: {other.path} has it")

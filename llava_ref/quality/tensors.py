@@ -1,4 +1,4 @@
-"""Each stored tensor beside its sibling's."""
+"""Compare each stored tensor with its sibling's."""
 
 import math
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ import numpy as np
 from ..errors import NumericsError
 from ..gguf.file import TensorView
 from ..ops.numpy_quants import dequantize
-from .siblings import Pair, same_bytes
+from .siblings import FilePair, same_bytes
 
-PIECE = 1 << 22  # weights of either file in memory at a time
+CHUNK = 1 << 22  # weights of either file in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
 class TensorError:
-    """What storing a tensor in its type has done to it."""
+    """Holds the error that a tensor's type causes in its weights."""
 
     name: str
     type: str
@@ -30,12 +30,14 @@ class TensorError:
 
     @property
     def bits(self) -> float:
-        """Stored, per weight."""
+        """Return the stored bits per weight."""
         return 8 * self.n_bytes / math.prod(self.shape)
 
 
-def compare(quantised: Pair, reference: Pair) -> list[TensorError]:
-    """Every tensor of either file, in their order. NumericsError names one that holds NaN or infinity."""
+def compare(quantised: FilePair, reference: FilePair) -> list[TensorError]:
+    """Compare every tensor of the pairs, in the order of the files.
+
+    Raises NumericsError naming a tensor that holds NaN or infinity."""
     theirs = reference.tensors()
     return [_error(view, theirs[name]) for name, view in quantised.tensors().items()]
 
@@ -43,7 +45,7 @@ def compare(quantised: Pair, reference: Pair) -> list[TensorError]:
 def _error(view: TensorView, other: TensorView) -> TensorError:
     off = size = largest = 0.0
     if not same_bytes(view, other):
-        for w, r in zip(_pieces(view), _pieces(other), strict=True):
+        for w, r in zip(_chunks(view), _chunks(other), strict=True):
             d = w.astype(np.float64) - r
             off, size = off + float(np.vdot(d, d)), size + float(np.vdot(r, r.astype(np.float64)))
             largest = max(largest, float(np.abs(d).max()))
@@ -54,11 +56,11 @@ def _error(view: TensorView, other: TensorView) -> TensorError:
     return TensorError(view.name, view.type, other.type, view.shape, *sizes, rel, largest)
 
 
-def _pieces(view: TensorView) -> Iterator[np.ndarray]:
-    """Whole rows, float32, about PIECE weights at a time."""
+def _chunks(view: TensorView) -> Iterator[np.ndarray]:
+    """Yield whole rows, float32, about CHUNK weights at a time."""
     width = view.shape[-1]
     rows = math.prod(view.shape[:-1])
-    stride, step = len(view.data) // rows, max(1, PIECE // width)
+    stride, step = len(view.data) // rows, max(1, CHUNK // width)
     for at in range(0, rows, step):
         count = min(step, rows - at)
         yield dequantize(replace(view, shape=(count, width), data=view.data[at * stride : (at + count) * stride]))

@@ -1,23 +1,23 @@
-"""What `quality` measured, in words and tables for a terminal."""
+"""Put a quality report into sentences and tables for a terminal."""
 
 from collections.abc import Sequence
 
 from .behaviour import Spread, spread
-from .ranking import Raised
-from .report import Report, Size, same_answer
+from .ranking import RaisedTensors
+from .report import FileSize, QualityReport, same_answer
 from .tensors import TensorError
 
-TENSORS = "relRMS, max abs: of the weights; product: relRMS of what it gives for the reference's inputs"
-LAYERS = "relRMS of the layer's output; adds: from the reference's input; carries: in a pass of its own"
-CASES = "worst row: cosine of the image row that is furthest off; KL: of the answer's tokens, in nats"
-RANKING = """KL of the reference with this one quantised; typical: the square of the mean root, which a few odd
-positions do not decide; per MiB: typical KL for the bytes more that the reference's type takes"""
-RAISED = "the quantised pair with the first of the ranking in the reference's types; left: of the typical KL"
-SHOWN = 15  # rows of a table of tensors; --json and --report have them all
+TENSORS = "relRMS, max abs: of the weights; product: relRMS of the matrix product with the reference's inputs"
+LAYERS = "relRMS of the layer's output; adds: from the reference's input; carries: accumulated over the pair's own pass"
+CASES = "worst row: smallest cosine of an image row; KL: of the answer's tokens, in nats"
+RANKING = """KL: of the reference with this one quantised; typical: the square of the mean of the square roots, which a
+few large values do not dominate; per MiB: typical KL for each MiB that the reference's type takes in addition"""
+RAISED = "KL: of the quantised pair with the first of the ranking in the reference's types; left: of the typical KL"
+SHOWN = 15  # rows of a table of tensors; --json and --report have all
 
 
-def lines(r: Report) -> list[str]:
-    """The whole report: tensors, layers, cases, ranking, verdict."""
+def lines(r: QualityReport) -> list[str]:
+    """Write the whole report: tensors, layers, cases, ranking, verdict."""
     pages = [
         _tensors(r),
         _layers(r),
@@ -29,8 +29,8 @@ def lines(r: Report) -> list[str]:
     return [line for page in pages if page for line in [*page, ""]][:-1]
 
 
-def headline(r: Report) -> str:
-    """The one thing to know."""
+def headline(r: QualityReport) -> str:
+    """Say the main result in one sentence."""
     answers = spread(r.behaviour.differences, True)
     if answers is None:
         worst = max((d.rows_rel_rms for d in r.behaviour.differences), default=0.0)
@@ -38,28 +38,27 @@ def headline(r: Report) -> str:
     return f"{_same(r)}; the next token costs {answers.mean:.2g} nats more on average"
 
 
-def _same(r: Report) -> str:
+def _same(r: QualityReport) -> str:
     differences = r.behaviour.differences
     return f"{sum(map(same_answer, differences))} of {len(differences)} greedy answers stay the same"
 
 
-def worst(r: Report) -> list[TensorError]:
-    """The tensors that differ, or whose products do: the worst product first, those that are in none behind."""
+def worst(r: QualityReport) -> list[TensorError]:
+    """Return the tensors that differ, or whose products do: the worst product first, those in no product last."""
     products = r.behaviour.products
     rows = [t for t in r.tensors if t.rel_rms or t.name in products]
     return sorted(rows, key=lambda t: (-products.get(t.name, 0.0), -t.rel_rms))
 
 
-def verdict(r: Report) -> list[str]:
-    """What was found, in sentences with numbers."""
-    found = [_size(kind, size) for kind, size in r.files.items() if size.n_bytes != size.reference_bytes]
+def verdict(r: QualityReport) -> list[str]:
+    """Say all results in sentences with numbers."""
+    sentences = [_size(kind, size) for kind, size in r.files.items() if size.n_bytes != size.reference_bytes]
     if r.precision == "ggml":
-        found.append("the quantised pair ran with ggml's rounding of activations, the reference in float32")
-    found += [*_images(r), *_next_tokens(r), *_worst(r), *_advice(r)]
-    return found
+        sentences.append("the quantised pair ran with ggml's rounding of activations, the reference in float32")
+    return [*sentences, *_images(r), *_next_tokens(r), *_worst(r), *_advice(r)]
 
 
-def _size(kind: str, s: Size) -> str:
+def _size(kind: str, s: FileSize) -> str:
     bits, reference = (8 * n / s.n_weights for n in (s.n_bytes, s.reference_bytes))
     share = s.n_bytes / s.reference_bytes
     return (
@@ -67,7 +66,7 @@ def _size(kind: str, s: Size) -> str:
     )
 
 
-def _images(r: Report) -> list[str]:
+def _images(r: QualityReport) -> list[str]:
     cosines = r.cosines
     if not len(cosines):
         return []
@@ -78,15 +77,15 @@ def _images(r: Report) -> list[str]:
     return [f"image rows: cosine {mean} on average, {least} at worst; relRMS {most:.1e} for the worst picture"]
 
 
-def _next_tokens(r: Report) -> list[str]:
+def _next_tokens(r: QualityReport) -> list[str]:
     differences = r.behaviour.differences
     answers, questions = spread(differences, True), spread(differences, False)
-    found = []
+    sentences = []
     if answers is not None:
-        found.append(f"next token in answers: {_kl(answers)}; {_same(r)}")
+        sentences.append(f"next token in answers: {_kl(answers)}; {_same(r)}")
     if questions is not None:
-        found.append(f"next token in questions: {_kl(questions)}")
-    return found
+        sentences.append(f"next token in questions: {_kl(questions)}")
+    return sentences
 
 
 def _kl(s: Spread) -> str:
@@ -96,33 +95,33 @@ def _kl(s: Spread) -> str:
     )
 
 
-def _worst(r: Report) -> list[str]:
+def _worst(r: QualityReport) -> list[str]:
     added = r.behaviour.added
     name = max(added, key=added.__getitem__, default=None)
     return [f"layers: {name} adds most error, relRMS {added[name]:.1e}"] if name and added[name] else []
 
 
-def _advice(r: Report) -> list[str]:
+def _advice(r: QualityReport) -> list[str]:
     if not any(t.rel_rms for t in r.tensors):
         return ["weights: the same as the reference's, so that no tensor is ranked"]
     if not r.ranking:
         return []
     first, n, total = r.ranking[0], len(r.ranking), sum(size.n_bytes for size in r.files.values())
     alone = f"alone it costs {first.kl.typical:.2g} nats typically, and {first.extra_bytes:,} bytes would undo that"
-    found = [f"more bits: first of {n} is {first.label}; {alone}"]
+    sentences = [f"more bits: first of {n} is {first.label}; {alone}"]
     step = next((step for step in r.raised if r.share(step) >= 0.5), r.raised[-1] if r.raised else None)
     if step is not None:
         extra = f"{step.extra_bytes:,} bytes (+{step.extra_bytes / total:.1%})"
-        found.append(f"raising the first {step.n} takes {extra} and {_removed(r.share(step))} of the typical KL")
-    return found
+        sentences.append(f"raising the first {step.n} takes {extra} and {_removed(r.share(step))} of the typical KL")
+    return sentences
 
 
 def _removed(share: float) -> str:
-    """Of a KL, in words."""
+    """Say in words which share of a KL goes away."""
     return f"removes {share:.0%}" if share >= 0 else f"adds {-share:.0%}"
 
 
-def _tensors(r: Report) -> list[str]:
+def _tensors(r: QualityReport) -> list[str]:
     products, rows = r.behaviour.products, worst(r)
     table = [
         [
@@ -144,13 +143,13 @@ def _error(errors: dict[str, float], name: str) -> str:
     return f"{errors[name]:.1e}" if name in errors else "-"
 
 
-def _layers(r: Report) -> list[str]:
+def _layers(r: QualityReport) -> list[str]:
     b = r.behaviour
     rows = [[name, f"{added:.1e}", f"{b.carried[name]:.1e}"] for name, added in b.added.items()]
     return _table(["layer", "adds", "carries"], rows, len(rows), LAYERS) if any(b.carried.values()) else []
 
 
-def _cases(r: Report) -> list[str]:
+def _cases(r: QualityReport) -> list[str]:
     rows = []
     for case, d in zip(r.cases, r.behaviour.differences, strict=True):
         s = spread([d], True)
@@ -166,7 +165,7 @@ def _short(text: str) -> str:
     return line if len(line) <= 50 else line[:49] + "…"
 
 
-def _ranking(r: Report) -> list[str]:
+def _ranking(r: QualityReport) -> list[str]:
     rows = [
         [
             e.label,
@@ -182,7 +181,7 @@ def _ranking(r: Report) -> list[str]:
     return _table(head, rows, len(r.ranking), RANKING) if rows else []
 
 
-def _raised(r: Report) -> list[str]:
+def _raised(r: QualityReport) -> list[str]:
     rows = [
         [
             f"the first {step.n}",
@@ -197,17 +196,17 @@ def _raised(r: Report) -> list[str]:
     return _table(head, rows, len(rows), RAISED) if rows else []
 
 
-def _left(r: Report, step: Raised) -> str:
+def _left(r: QualityReport, step: RaisedTensors) -> str:
     return f"{1 - r.share(step):.0%}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], n: int, legend: str) -> list[str]:
-    """First column and a last one of text to the left, numbers to the right; what they are, below."""
+    """Align a table and add its legend: the first column and a last one of text to the left, numbers to the right."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     left = {0, len(head) - 1} if head[-1].startswith("question") else {0}
-    found = [
+    aligned = [
         "  ".join(f"{x:<{w}}" if i in left else f"{x:>{w}}" for i, (x, w) in enumerate(zip(row, widths, strict=True)))
         for row in [head, *rows]
     ]
     more = [f"... and {n - len(rows)} more: --json and --report have them all"] if n > len(rows) else []
-    return [line.rstrip() for line in found] + more + legend.splitlines()
+    return [line.rstrip() for line in aligned] + more + legend.splitlines()

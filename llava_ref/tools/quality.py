@@ -1,4 +1,4 @@
-"""`quality`: what quantisation costs a pair of files, and which tensors deserve more bits."""
+"""`quality`: measure what quantisation costs a pair of files, and which tensors deserve more bits."""
 
 import argparse
 import json
@@ -15,14 +15,14 @@ from ..ops.weight_budget import default_budget
 from ..quality import cases, comparison, ranking, siblings, tensors
 from ..quality import page as quality_page
 from ..quality import words as quality_words
-from ..quality.cases import Case
+from ..quality.cases import QualityCase
 from ..quality.comparison import Comparison
-from ..quality.report import Report, as_json, sizes
-from ..quality.siblings import Pair
+from ..quality.report import QualityReport, as_json, sizes
+from ..quality.siblings import FilePair
 from . import options
 from .output import check_output, note, print_json, write_text
 
-EVERY = 2.0  # seconds between notes on what has been done
+EVERY = 2.0  # seconds between notes of progress
 Question = tuple[str, Path | None]
 
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rank",
         choices=("tensors", "layers", "none"),
         default="tensors",
-        help="which deserve more bits: one run through all pictures for each (default: tensors)",
+        help="what to rank by need of more bits; each takes one run through all pictures (default: tensors)",
     )
     parser.add_argument(
         "--swap", action="append", default=[], metavar="GLOB", help="rank only tensors of this name; repeatable"
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 once it is measured: a large loss is a result."""
+    """Return 0 after the measurement: a large loss is a result, not a failure."""
     ours, theirs = _paths(args)
     if args.report is not None:
         check_output(args.report, [*ours, *theirs, *args.image])
@@ -75,31 +75,29 @@ Paths = tuple[Path | None, Path | None]
 
 
 def _paths(args: argparse.Namespace) -> tuple[Paths, Paths]:
-    """Text model and mmproj file of either pair: the embedded ones if none is named, a file itself without a sibling.
+    """Return the text model and mmproj file of the pair and of its reference.
 
-    Sets the precision that was not asked for: `ggml` where no sibling is given, or there would be nothing to measure.
-    ParameterError."""
+    The embedded pair is the default, and a file without a sibling is its own reference. Without any sibling the
+    default precision is `ggml`, as there would be nothing to measure in `exact`. Raises ParameterError."""
     ours: Paths = (args.model, args.mmproj) if args.model or args.mmproj else embedded()
     for path, sibling, name in (
         (ours[0], args.against_model, "model"),
         (ours[1], args.against_mmproj, "mmproj"),
     ):
         if sibling is not None and path is None:
-            raise ParameterError(
-                f"--against-{name}", str(sibling), f"expected --{name} too, which it is the sibling of"
-            )
+            raise ParameterError(f"--against-{name}", str(sibling), f"expected --{name} too, whose sibling it is")
     alone = args.against_model is None and args.against_mmproj is None
     if args.precision is None:
         args.precision = "ggml" if alone else "exact"
     if alone and args.precision == "exact":
         raise ParameterError(
-            "--precision", "exact", "a file is the same as itself, expected ggml or a sibling to compare"
+            "--precision", "exact", "a pair does not differ from itself, expected ggml, or a sibling to compare with"
         )
     return ours, (args.against_model or ours[0], args.against_mmproj or ours[1])
 
 
-def measure(args: argparse.Namespace, ours: Paths, theirs: Paths) -> Report:
-    """All of it, with notes on standard error."""
+def measure(args: argparse.Namespace, ours: Paths, theirs: Paths) -> QualityReport:
+    """Run all measurements, with notes of progress on standard error."""
     quantised, reference = _open(ours), _open(theirs)
     siblings.check(quantised, reference)
     names = _swapped(args, siblings.changed(quantised, reference))
@@ -108,67 +106,67 @@ def measure(args: argparse.Namespace, ours: Paths, theirs: Paths) -> Report:
         args.weight_cache = default_budget(files) / options.GIB
     model = options.load_model(options.changed(args, precision="exact"), *theirs)
     c = Comparison(model, quantised, args.precision, args.threads, int(args.weight_cache * options.GIB))
-    say = _progress()
-    asked = _cases(args, model, say)
-    found = comparison.behaviour(c, asked, say)
-    order = _rank(args, c, asked, found, names, say)
-    return Report(
+    progress = _progress()
+    asked = _cases(args, model, progress)
+    measured = comparison.behaviour(c, asked, progress)
+    order = _rank(args, c, asked, measured, names, progress)
+    return QualityReport(
         files=sizes(quantised, reference),
         precision=args.precision,
         tensors=tuple(tensors.compare(quantised, reference)),
-        behaviour=found,
+        behaviour=measured,
         cases=tuple(asked),
         ranking=tuple(order),
-        raised=tuple(ranking.raised(c, asked, found.wanted, order, say)),
+        raised=tuple(ranking.raised(c, asked, measured.wanted, order, progress)),
     )
 
 
-def _open(paths: Paths) -> Pair:
-    return Pair(*(None if path is None else gguf.read(path) for path in paths))
+def _open(paths: Paths) -> FilePair:
+    return FilePair(*(None if path is None else gguf.read(path) for path in paths))
 
 
 def _swapped(args: argparse.Namespace, names: Sequence[str]) -> list[str]:
-    """The tensors to rank, of those that differ. ParameterError for a pattern that fits none."""
+    """Select the tensors to rank among those that differ. Raises ParameterError for a pattern that matches none."""
     for glob in args.swap:
         if not any(fnmatchcase(name, glob) for name in names):
-            raise ParameterError("--swap", repr(glob), f"fits none of the {len(names)} tensors that differ")
+            raise ParameterError("--swap", repr(glob), f"matches none of the {len(names)} tensors that differ")
     return [name for name in names if not args.swap or any(fnmatchcase(name, glob) for glob in args.swap)]
 
 
 def _rank(
     args: argparse.Namespace,
     c: Comparison,
-    asked: Sequence[Case],
-    found: comparison.Behaviour,
+    asked: Sequence[QualityCase],
+    measured: comparison.Behaviour,
     names: Sequence[str],
-    say: comparison.Say,
+    progress: comparison.Progress,
 ) -> list[ranking.Ranked]:
     if args.rank == "none" or c.quantised.text is None:  # without a text model there is no KL to rank by
         return []
-    return ranking.rank(c, asked, found.wanted, ranking.groups(names, args.rank == "layers"), say)
+    return ranking.rank(c, asked, measured.wanted, ranking.groups(names, args.rank == "layers"), progress)
 
 
-def _cases(args: argparse.Namespace, model: Llava, say: comparison.Say) -> list[Case]:
-    """Every picture with every question, answered. ParameterError where there is nothing to ask."""
+def _cases(args: argparse.Namespace, model: Llava, progress: comparison.Progress) -> list[QualityCase]:
+    """Ask the reference every question about every picture. Raises ParameterError if there is nothing to ask."""
     questions = _questions(args, model)
-    found = []
+    answered = []
     for done, (text, path) in enumerate(questions, 1):
         label = "" if path is None else path.name
         if not model.has_text:
             assert path is not None
-            found.append(cases.look(model, label, path))
+            answered.append(cases.look(model, label, path))
             continue
         message = options.user_message(options.checked_text("--prompt", text), [] if path is None else [path])
-        found.append(cases.ask(model, label, text, model.request([message]), args.max_tokens))
-        say(f"{done} of {len(questions)} answers of the reference")
-    return found
+        answered.append(cases.ask(model, label, text, model.request([message]), args.max_tokens))
+        progress(f"{done} of {len(questions)} answers of the reference")
+    return answered
 
 
 def _questions(args: argparse.Namespace, model: Llava) -> list[Question]:
-    """Question and picture. The embedded pictures bring their own questions."""
+    """Pair questions with pictures. The embedded pictures have questions of their own."""
     if not model.has_tower:
         if args.image:
-            raise ParameterError("--image", str(args.image[0]), "expected --mmproj too, which sees pictures")
+            raise ParameterError("--image", str(args.image[0]), "expected --mmproj too, the tower for pictures")
         if not args.prompt:
             raise ParameterError("--prompt", "missing", "expected for a text model alone")
         return [(prompt, None) for prompt in args.prompt]
@@ -180,14 +178,14 @@ def _questions(args: argparse.Namespace, model: Llava) -> list[Question]:
 
 
 def _progress() -> Callable[[str], None]:
-    """Notes on standard error, at most one every few seconds."""
+    """Return a function that writes notes on standard error, at most one every EVERY seconds."""
     last = time.monotonic()
 
-    def say(text: str) -> None:
+    def progress(text: str) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= EVERY:
             last = now
             note(text)
 
-    return say
+    return progress

@@ -17,9 +17,9 @@ from llava_ref.errors import NumericsError, PairError
 from llava_ref.quality import behaviour, ranking, siblings, tensors
 from llava_ref.quality import page as quality_page
 from llava_ref.quality.behaviour import Difference, Spread, spread
-from llava_ref.quality.cases import Case
+from llava_ref.quality.cases import QualityCase
 from llava_ref.quality.report import same_answer
-from llava_ref.quality.siblings import Pair
+from llava_ref.quality.siblings import FilePair
 from llava_ref.tracing.distance import kl
 
 from ..support.helpers import close, rel_rms
@@ -102,8 +102,8 @@ PAIR = [*TOWER, *PICTURES]
 @pytest.mark.parametrize("piece", [1 << 22, 100])
 @pytest.mark.parametrize("kind", ["q8", "q4"])
 def test_error_of_a_tensor(folder, monkeypatch, kind, piece):
-    monkeypatch.setattr(tensors, "PIECE", piece)
-    files = [Pair(llava_ref.gguf.file.read(folder / name), None) for name in (f"{kind}.gguf", "text.gguf")]
+    monkeypatch.setattr(tensors, "CHUNK", piece)
+    files = [FilePair(llava_ref.gguf.file.read(folder / name), None) for name in (f"{kind}.gguf", "text.gguf")]
     want = {t.name: t for t in gguf.GGUFReader(folder / "text.gguf").tensors}
     stored = {t.name: t for t in gguf.GGUFReader(folder / f"{kind}.gguf").tensors}
     found = tensors.compare(*files)
@@ -122,9 +122,9 @@ def test_weights_that_cannot_be_compared(tmp_path):
     good = write_text(tmp_path / "a.gguf", Tiny())
     bad = write_text(tmp_path / "b.gguf", Tiny(poisoned="blk.1.attn_q.weight"))
     with pytest.raises(NumericsError, match=r"blk\.1\.attn_q\.weight"):
-        tensors.compare(*(Pair(llava_ref.gguf.file.read(path), None) for path in (bad, good)))
+        tensors.compare(*(FilePair(llava_ref.gguf.file.read(path), None) for path in (bad, good)))
     rewrite(good, tmp_path / "zero.gguf", lambda name, w: (0 * w, "F32") if name == "output.weight" else None)
-    pair = [Pair(llava_ref.gguf.file.read(path), None) for path in (good, tmp_path / "zero.gguf")]
+    pair = [FilePair(llava_ref.gguf.file.read(path), None) for path in (good, tmp_path / "zero.gguf")]
     found = {t.name: t.rel_rms for t in tensors.compare(*pair)}
     assert found["output.weight"] == np.inf and found["token_embd.weight"] == 0
 
@@ -281,7 +281,7 @@ def test_without_a_sibling_it_is_what_rounding_costs(measured, cli, folder):
     rows = [model.encode_image(folder / "tall.png") for model in (ggml, exact)]
     assert got["cases"][1]["images"]["rel_rms_worst"] == pytest.approx(rel_rms(*rows), rel=1e-3)
     status, _, err = cli("-m", "q8.gguf", *PAIR, "--precision", "exact")
-    assert status == 2 and err.startswith("error: --precision: exact: a file is the same as itself")
+    assert status == 2 and err.startswith("error: --precision: exact: a pair does not differ from itself")
 
 
 def test_rounding_adds_to_the_loss_of_weights(measured):
@@ -337,12 +337,12 @@ def test_files_that_are_no_siblings(cli, folder, ours, theirs, field):
 def test_towers_that_are_no_siblings(folder):
     other = llava_ref.gguf.file.read(write_mmproj(folder / "other.gguf", Tiny(feature_layer=2)))
     with pytest.raises(PairError, match="feature_layer: is 2, but None"):
-        siblings.check(Pair(None, other), Pair(None, llava_ref.gguf.file.read(folder / "mmproj.gguf")))
+        siblings.check(FilePair(None, other), FilePair(None, llava_ref.gguf.file.read(folder / "mmproj.gguf")))
 
 
 def test_another_vocabulary_is_refused(folder, monkeypatch):
     ours, theirs = (llava_ref.gguf.file.read(folder / "text.gguf") for _ in range(2))
-    siblings.check(Pair(ours, None), Pair(theirs, None))
+    siblings.check(FilePair(ours, None), FilePair(theirs, None))
     tokens = list(ours["tokenizer.ggml.tokens"])
     tokens[300] = "other"
     plain = type(ours).__getitem__
@@ -350,7 +350,7 @@ def test_another_vocabulary_is_refused(folder, monkeypatch):
         type(ours), "__getitem__", lambda self, key: tokens if self is ours and "tokens" in key else plain(self, key)
     )
     with pytest.raises(PairError, match="tokenizer.ggml.tokens: differs"):
-        siblings.check(Pair(ours, None), Pair(theirs, None))
+        siblings.check(FilePair(ours, None), FilePair(theirs, None))
 
 
 def test_swap_takes_names_that_are_there(measured, cli):
@@ -361,15 +361,15 @@ def test_swap_takes_names_that_are_there(measured, cli):
         "output.weight",
     }
     status, _, err = cli("-m", "q4.gguf", "--against-model", "text.gguf", *PAIR, "--swap", "v.blk.*")
-    assert status == 2 and "--swap: 'v.blk.*': fits none of the 16 tensors that differ" in err
+    assert status == 2 and "--swap: 'v.blk.*': matches none of the 16 tensors that differ" in err
 
 
 def test_exchanged_tensors_leave_the_file_alone(folder):
     q4, f32 = (llava_ref.gguf.file.read(folder / name) for name in ("q4.gguf", "text.gguf"))
     name = "blk.0.attn_v.weight"
-    mixed = Pair(q4, None).with_tensors({name: f32.tensors[name]})
+    mixed = FilePair(q4, None).with_tensors({name: f32.tensors[name]})
     assert mixed.tensors()[name].type == "F32" and q4.tensors[name].type == "Q4_0"
-    assert siblings.changed(mixed, Pair(q4, None)) == [name]
+    assert siblings.changed(mixed, FilePair(q4, None)) == [name]
     assert list(mixed.tensors()) == list(q4.tensors), "in the file's order"
 
 
@@ -391,8 +391,8 @@ def test_spread():
 
 def test_cosines_of_rows():
     a, b = np.array([[1.0, 0.0], [0.0, 0.0], [3.0, 4.0]]), np.array([[0.0, 2.0], [0.0, 0.0], [6.0, 8.0]])
-    case = Case("", "", "", (), (), (), 0, np.zeros(0, np.int64), ())
-    d = behaviour.difference(case, behaviour.Outcome((a,), None), behaviour.Outcome((b,), None))
+    case = QualityCase("", "", "", (), (), (), 0, np.zeros(0, np.int64), ())
+    d = behaviour.difference(case, behaviour.PairOutput((a,), None), behaviour.PairOutput((b,), None))
     close(d.cosines, np.array([0.0, 1.0, 1.0]), 1e-12)
     assert d.rows_rel_rms == pytest.approx(rel_rms(a, b))
 
