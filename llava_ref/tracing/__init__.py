@@ -1,1 +1,1 @@
-"""Watching and changing a run: taps, probes, trace files, distances between arrays."""
+"""Watch and change a run: taps, probes, trace files, distances between arrays."""

@@ -8,7 +8,7 @@ from .trace import At, Probe
 
 
 class RefuseNotFinite(Probe):
-    """Raise NumericsError at the first array with a NaN or infinity. `file`: whose model this is."""
+    """Raises NumericsError at the first array with a NaN or infinity. `file`: the model's."""
 
     def __init__(self, ops: Ops, file: Path) -> None:
         super().__init__(["*"])

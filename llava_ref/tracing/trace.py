@@ -1,9 +1,9 @@
-"""Probes: how a forward pass is watched, and changed, without knowing that it is.
+"""Watch and change a forward pass through probes, without any change to the pass.
 
-A forward pass calls `tap(name, x)` with every named intermediate array and goes on with what comes back. In an ordinary
-run the tap is `no_tap`, which gives back `x`. `Probes.tap` gives one that shows each array to the probes that asked for
-its name: `Edits` change it, a `Trace` keeps it, and anything else that has the two methods of `Probe` may look too.
-`stages` lists the names.
+A forward pass calls `tap(name, x)` with every named intermediate array and goes on with the result. In an ordinary run
+the tap is `no_tap`, which returns `x`. `Probes.tap` returns one that shows each array to the probes that asked for its
+name: `Edits` change it, a `Trace` keeps it, and any other subclass of `Probe` may observe it too. `models.stages`
+lists the names.
 """
 
 import inspect
@@ -17,53 +17,53 @@ import numpy as np
 from ..errors import ParameterError
 from ..ops.protocol import Array, Ops
 
-ON_REQUEST = "kq_soft_max"  # costs extra, so that only a pattern with this word in it asks for it
+ON_REQUEST = "kq_soft_max"  # costs extra, so only a pattern that contains this word asks for it
 
 
 Tap = Callable[[str, Array], Array]
-"""What a forward pass is handed: `no_tap`, or what `Probes.tap` gives."""
+"""The function that a forward pass calls with each array: `no_tap`, or the result of `Probes.tap`."""
 
 
 def no_tap(name: str, x: Array) -> Array:
-    """The tap of an ordinary run: a plain function, because Python calls nothing faster."""
+    """Return `x`: the tap of an ordinary run, a plain function because Python calls nothing faster."""
     return x
 
 
 def scoped(tap: Tap, prefix: str, number: int | None = None) -> Tap:
-    """The same tap, with `prefix.` put before every name, or `prefix.number.`"""
+    """Return the same tap with `prefix.`, or `prefix.number.`, put before every name."""
     if tap is no_tap or not isinstance(tap, _Live):
         return tap
     return tap.under(prefix if number is None else f"{prefix}.{number}")
 
 
 def wants(tap: Tap, name: str) -> bool:
-    """Whether to compute a stage that is computed on request."""
+    """Tell whether a probe asks for a stage that is computed only on request."""
     return tap is not no_tap and isinstance(tap, _Live) and tap.wants(name)
 
 
 @dataclass(frozen=True, slots=True)
 class At:
-    """Where in a run an array was met."""
+    """Holds where in a run an array was computed."""
 
     name: str
     positions: range | None
     """The array's rows as positions of the sequence; None in the tower and the projector."""
     run: int
-    """Which picture, or which sequence, since the probe was set, from 0."""
+    """Index of the picture, or of the sequence, since the probe was attached."""
 
     @property
     def numbered(self) -> str:
-        """The name, with `#1`, `#2`, ... behind it for a further picture or sequence."""
+        """Return the name, followed by `#1`, `#2`, ... for a further picture or sequence."""
         return f"{self.name}#{self.run}" if self.run else self.name
 
 
 class Probe:
-    """Looks at the arrays whose names match one of `globs`, as in `vision.*` (a star matches dots too)."""
+    """Observes the arrays whose names match one of `globs`, as in `vision.*` (a star matches dots too)."""
 
     complete = True
-    """Whether it must see everything computed, even what was computed before and could be reused."""
+    """Whether everything must be computed for it, even results that could be reused."""
     whole = False
-    """Whether it must see a prompt's rows all at once, so that its last row is the prompt's last position."""
+    """Whether it must get a prompt's rows all at once, so that its last row is the prompt's last position."""
 
     def __init__(self, globs: Sequence[str]) -> None:
         self.globs = tuple(globs)
@@ -71,39 +71,40 @@ class Probe:
         self._runs: dict[bool, list[object]] = {False: [], True: []}
 
     def wants(self, name: str) -> bool:
-        """Whether `see` is to be called with this array."""
+        """Tell whether `see` is to be called with this array."""
         if name not in self._wanted:
             globs = self.globs if ON_REQUEST not in name else [glob for glob in self.globs if ON_REQUEST in glob]
             self._wanted[name] = any(fnmatchcase(name, glob) for glob in globs)
         return self._wanted[name]
 
     def see(self, x: Array, at: At) -> Array:
-        """The array to go on with."""
+        """Observe an array; return the array that the pass goes on with."""
         return x
 
     def number(self, run: object, in_sequence: bool) -> int:
-        """Pictures and sequences are counted apart, in the order they are first seen."""
-        seen = self._runs[in_sequence]
-        for i, other in enumerate(seen):
+        """Return the index of a picture or sequence. The two are counted apart, in the order of their first arrays."""
+        runs = self._runs[in_sequence]
+        for i, other in enumerate(runs):
             if other is run:
                 return i
-        seen.append(run)
-        return len(seen) - 1
+        runs.append(run)
+        return len(runs) - 1
 
 
 class Probes:
-    """The probes that are set now, in the order their arrays are shown to them."""
+    """Holds the attached probes, in the order in which they get each array."""
 
     def __init__(self, *probes: Probe) -> None:
         self._set: list[Probe] = list(probes)
 
     def add(self, probe: Probe) -> None:
-        """Edits come before everything else, so that a trace has what the pass goes on with."""
+        """Attach a probe. Edits come before all others, so that a trace keeps what the pass goes on with."""
         edits = sum(isinstance(other, Edits) for other in self._set)
         self._set.insert(edits if isinstance(probe, Edits) else len(self._set), probe)
 
     def remove(self, probe: Probe) -> None:
-        self._set = [other for other in self._set if other is not probe]  # traces are equal by their arrays
+        """Detach a probe."""
+        self._set = [other for other in self._set if other is not probe]  # `!=` would compare the arrays of traces
 
     @property
     def complete(self) -> bool:
@@ -114,12 +115,12 @@ class Probes:
         return any(probe.whole for probe in self._set)
 
     def tap(self, run: object, positions: range | None = None) -> Tap:
-        """For one pass. `run`: the picture or sequence it belongs to, any object, the same for all its passes."""
+        """Return the tap for one pass. `run`: any object that stands for the picture or sequence in all its passes."""
         return _Live(tuple(self._set), run, positions, "") if self._set else no_tap
 
 
 class _Live:
-    """The tap of a run that is watched."""
+    """Shows the arrays of a run to probes: a tap."""
 
     def __init__(self, probes: tuple[Probe, ...], run: object, positions: range | None, prefix: str) -> None:
         self._probes, self._run, self._positions, self._prefix = probes, run, positions, prefix
@@ -143,12 +144,12 @@ Edit = Callable[[Array, At], Array] | Callable[[Array], Array]
 
 
 class Edits(Probe):
-    """Functions that change arrays: `function(x)` or `function(x, at) -> x`, of the shape and type that came in.
+    """Changes arrays by functions `function(x)` or `function(x, at) -> x`, which keep shape and type.
 
-    A function sees a prompt's rows all at once, `x[-1]` is its last position, and after that one row for each token;
-    a picture's stages it sees once for each picture. `x` is its own copy, which it may change: the backend's array,
-    float32 (of `image.` stages: numpy, uint8). A numpy array may come back from either backend. All functions whose
-    pattern fits are applied, in order. ParameterError for a wrong function, shape or type."""
+    A function gets a prompt's rows all at once, so that `x[-1]` is its last position, and then one row for each token;
+    a picture's stages it gets once per picture. `x` is a copy that it may change: the backend's array, float32 (for
+    `image.` stages: numpy, uint8). It may return a numpy array with either backend. All functions whose pattern matches
+    are applied, in order. Raises ParameterError for a wrong function, shape or type."""
 
     whole = True
 
@@ -165,22 +166,24 @@ class Edits(Probe):
 
     def _checked(self, y: Array, x: Array, at: At) -> Array:
         if not isinstance(y, (np.ndarray, type(x))):
-            raise ParameterError("intervene", at.name, f"the function gave {type(y).__name__}, expected an array")
-        found, expected = (f"{str(a.dtype).removeprefix('torch.')} {list(a.shape)}" for a in (y, x))
-        if found != expected:
-            raise ParameterError("intervene", at.name, f"the function gave {found}, expected {expected}")
+            raise ParameterError("intervene", at.name, f"the function returned {type(y).__name__}, expected an array")
+        returned, expected = (f"{str(a.dtype).removeprefix('torch.')} {list(a.shape)}" for a in (y, x))
+        if returned != expected:
+            raise ParameterError("intervene", at.name, f"the function returned {returned}, expected {expected}")
         return y if isinstance(y, type(x)) else self._ops.array(y)
 
 
 def _with_place(glob: str, function: Any) -> Callable[[Array, At], Array]:
-    """Return a function as one of two arguments. It gets `at` if it has an argument of this name or must have two.
-    ParameterError for one that takes neither one nor two."""
+    """Wrap a function as one of two arguments, x and at.
+
+    It gets `at` if it has an argument of this name or requires two. Raises ParameterError if it takes neither one nor
+    two."""
     if not callable(function):
-        found = type(function).__name__
-        raise ParameterError("intervene", repr(glob), f"{found}, expected a function of x, or x and at")
+        problem = f"{type(function).__name__}, expected a function of x, or x and at"
+        raise ParameterError("intervene", repr(glob), problem)
     try:
         signature = inspect.signature(function)
-    except ValueError:  # builtins and numpy's own functions have none; they take x
+    except ValueError:  # builtins and numpy's own functions have no signature; they take x
         return lambda x, at: function(x)
     if "at" not in signature.parameters and _takes(signature, 1):
         return lambda x, at: function(x)
@@ -198,16 +201,16 @@ def _takes(signature: inspect.Signature, count: int) -> bool:
 
 
 class Sink(Protocol):
-    """Where a trace puts what it saw."""
+    """Receives the arrays of a trace."""
 
     def add(self, name: str, piece: np.ndarray) -> None: ...
 
 
 class Trace(Probe, Mapping[str, np.ndarray]):
-    """The arrays of a run by name, in the order computed; numpy, on the host.
+    """Maps names to the arrays of a run, in the order computed; numpy, on the host.
 
     A stage that ran several times, as the decoder does for a long prompt and for every generated token, has its rows
-    joined in order. With a `sink` the pieces go there instead, and the mapping stays empty."""
+    joined in order. With a `sink` the arrays go there instead, and the mapping stays empty."""
 
     def __init__(self, globs: Sequence[str], ops: Ops, sink: Sink | None = None) -> None:
         super().__init__(globs)
@@ -236,8 +239,10 @@ class Trace(Probe, Mapping[str, np.ndarray]):
 
 
 def join(name: str, pieces: Sequence[np.ndarray]) -> np.ndarray:
-    """The rows of one stage, run piece by piece. Attention weights (H, T, S) have their rows in the middle, and S
-    grows: what a piece could not see yet has weight 0."""
+    """Join the rows of a stage that ran in several pieces.
+
+    Attention weights (H, T, S) have their rows on the middle axis, and S grows: keys that did not exist yet get weight
+    0."""
     if ON_REQUEST not in name:
         return np.concatenate(pieces)
     width = max(piece.shape[2] for piece in pieces)
@@ -245,7 +250,7 @@ def join(name: str, pieces: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def joined_shape(name: str, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape of `join` over pieces of these shapes."""
+    """Return the shape of `join` for pieces of these shapes."""
     first = shapes[0]
     if ON_REQUEST not in name:
         return (sum(shape[0] for shape in shapes), *first[1:])

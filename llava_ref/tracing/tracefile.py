@@ -1,8 +1,9 @@
-"""Trace files: the arrays of a run as safetensors, with how they were made in the header.
+"""Write and read trace files: the arrays of a run as safetensors, with the settings of the run in the header.
 
-Every name is a stage (`stages`), `#1`, `#2`, ... behind it for a further picture; besides them `token_ids` (T,) int64,
--1 where a picture stands. The header's `__metadata__` holds text; what is not text is JSON. Any other program's
-safetensors file with these names can be read too. Format: https://github.com/huggingface/safetensors, README, "Format".
+Every name is a stage (`models.stages`), followed by `#1`, `#2`, ... for a further picture; in addition there is
+`token_ids` (T,) int64, -1 at a picture's positions. The header's `__metadata__` holds text; other values are JSON. Any
+program's safetensors file with these names can be read. Format: https://github.com/huggingface/safetensors, README,
+"Format".
 """
 
 import hashlib
@@ -28,8 +29,8 @@ READ = ("F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Where an array lies in the body that is being written."""
+class StoredPiece:
+    """Holds the place, shape and type of an array in the temporary file."""
 
     at: int
     shape: tuple[int, ...]
@@ -37,15 +38,15 @@ class Piece:
 
 
 class Writer:
-    """Takes the pieces of a trace as they come and puts them on disk at once: memory holds one tensor at most.
+    """Writes the arrays of a trace to disk as they come, so that memory holds one tensor at most.
 
-    `with Writer(path) as sink:` then `sink.add(name, piece)`, and `sink.finish(about)` to make the file. Without
-    `finish`, or if that fails, nothing is left behind."""
+    Use it as `with Writer(path) as sink:`, call `sink.add(name, piece)` for each array, and `sink.finish(about)` to
+    make the file. Without `finish`, or if that fails, no file is left behind."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._body: IO[bytes] = tempfile.TemporaryFile(dir=path.parent)
-        self._pieces: dict[str, list[Piece]] = {}
+        self._pieces: dict[str, list[StoredPiece]] = {}
 
     def __enter__(self) -> "Writer":
         return self
@@ -54,13 +55,13 @@ class Writer:
         self._body.close()
 
     def add(self, name: str, piece: np.ndarray) -> None:
-        """float32, uint8 or int64 of any shape. The rows of further pieces of a name are joined to the first's."""
+        """Add an array, float32, uint8 or int64 of any shape. Rows added under the same name are joined in order."""
         at = self._body.seek(0, os.SEEK_END)
         self._body.write(np.ascontiguousarray(piece).data)
-        self._pieces.setdefault(name, []).append(Piece(at, piece.shape, piece.dtype))
+        self._pieces.setdefault(name, []).append(StoredPiece(at, piece.shape, piece.dtype))
 
     def finish(self, about: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-        """Writes the file, whole or not at all; the shape of every tensor."""
+        """Write the file, completely or not at all; return the shape of every tensor."""
         shapes = {name: joined_shape(name, [piece.shape for piece in pieces]) for name, pieces in self._pieces.items()}
         header, at = dict[str, Any](__metadata__=dict(about)), 0
         for name, shape in shapes.items():
@@ -87,7 +88,7 @@ class Writer:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which is there when the block has ended, whole; or, if it fails, not at all."""
+    """Open a file that appears complete at the end of the block, or not at all if the block fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -98,10 +99,11 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 class TraceFile(Mapping[str, np.ndarray]):
-    """A trace file; arrays are read when they are asked for, BF16 as float32. ParameterError for a file that is none.
+    """Reads a trace file. An array is read when it is accessed, BF16 as float32.
 
-    `rounded`: the tensors that are F16 or BF16, with that type. Names come in the order of the file, which may be any:
-    safetensors' own `save_file` sorts them by type and alphabet. `models.stages.place` has that of the run."""
+    `rounded`: name -> type of the tensors in F16 or BF16. Names come in the order of the file, which may be any:
+    safetensors' own `save_file` sorts them by type and alphabet; `models.order.place` sorts them as computed. Raises
+    ParameterError if the file is not a safetensors file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -129,10 +131,11 @@ class TraceFile(Mapping[str, np.ndarray]):
         return np.asarray(self._file.get_tensor(name))
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Return an array's shape without reading it."""
         return tuple(self._entries[name]["shape"])
 
     def _bfloat16(self, name: str) -> np.ndarray:
-        """The upper half of a float32: numpy has no such type."""
+        """Read a BF16 array as float32, of which it is the upper half; numpy has no such type."""
         start, end = self._entries[name]["data_offsets"]
         with open(self.path, "rb") as file:
             file.seek(self._body + start)
@@ -140,7 +143,7 @@ class TraceFile(Mapping[str, np.ndarray]):
         return (upper << 16).view(np.float32).reshape(self.shape(name))
 
     def fact(self, key: str, default: Any) -> Any:
-        """A JSON value of the header, of the type that `default` has. ParameterError for anything else."""
+        """Return a JSON value of the header, or `default`. Raises ParameterError for a type other than `default`'s."""
         try:
             value = json.loads(self.about[key]) if key in self.about else default
         except ValueError:
@@ -158,7 +161,7 @@ class TraceFile(Mapping[str, np.ndarray]):
 
 
 def _header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Where the tensors begin, and what the header says of each, in a file that is known to be right."""
+    """Return the offset of the tensors and the header's entry for each, for a file that safetensors has accepted."""
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
@@ -167,9 +170,9 @@ def _header(path: Path) -> tuple[int, dict[str, Any]]:
 
 
 def hashes(paths: Iterable[Path]) -> dict[str, str]:
-    """File name -> SHA-256, so that whoever reads a result can tell what it is a result of."""
-    found = {}
+    """Return {file name: SHA-256}, which ties a result to the files that it was computed from."""
+    digests = {}
     for path in paths:
         with open(path, "rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests

@@ -125,13 +125,13 @@ def test_attention_weights_are_met_whole(one):
         return x
 
     request = one.raw_request(*PROMPTS["two pictures"])
-    n, heads = len(request.token_ids), one.engine.text.n_head
+    n, heads = len(request.token_ids), one.text.config.n_head
     with one.intervene({f"blk.0.{ON_REQUEST}": first_looks_at_last}):
         with one.trace("blk.0.Vcur", "blk.0.kqv_out") as trace:
             one.request_logits(request)
     assert shapes == [(heads, n, n)]
-    per_group = heads // one.engine.text.n_head_kv
-    values = trace["blk.0.Vcur"][-1].reshape(-1, one.engine.text.head_size).repeat(per_group, 0).ravel()
+    per_group = heads // one.text.config.n_head_kv
+    values = trace["blk.0.Vcur"][-1].reshape(-1, one.text.config.head_size).repeat(per_group, 0).ravel()
     np.testing.assert_allclose(trace["blk.0.kqv_out"][0], values, rtol=0, atol=1e-6)
 
 
@@ -227,13 +227,13 @@ def test_what_is_no_function_of_an_array_is_refused(one, function, says):
 @pytest.mark.parametrize(
     "function, says",
     [
-        (lambda x: np.asarray(x, np.float64), "gave float64 ["),
-        (lambda x: np.asarray(x, np.float16), "gave float16 ["),
-        (lambda x: x[-1:], "gave float32 [1, "),
-        (lambda x: x[None], "gave float32 [1, "),
-        (lambda x: x.tolist(), "gave list"),
-        (lambda x: None, "gave NoneType"),
-        (lambda x: (x,), "gave tuple"),
+        (lambda x: np.asarray(x, np.float64), "returned float64 ["),
+        (lambda x: np.asarray(x, np.float16), "returned float16 ["),
+        (lambda x: x[-1:], "returned float32 [1, "),
+        (lambda x: x[None], "returned float32 [1, "),
+        (lambda x: x.tolist(), "returned list"),
+        (lambda x: None, "returned NoneType"),
+        (lambda x: (x,), "returned tuple"),
     ],
 )
 def test_what_a_function_gives_is_held_to_what_it_got(model, function, says):
@@ -289,5 +289,5 @@ def test_an_answer_edited_in_its_middle_is_kept_for_nobody(keeping, one):
     stream.finish()
     longer = [*request.token_ids, first, *more, 5]
     assert keeping.reuse.take_session() is None
-    ask = [model.engine.session().feed([longer]) for model in (keeping, one)]
+    ask = [model.session().feed([longer]) for model in (keeping, one)]
     assert (ask[0] == ask[1]).all()

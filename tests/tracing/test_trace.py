@@ -44,12 +44,12 @@ def test_a_trace_has_every_stage_in_order(model):
 def test_shapes_are_those_of_the_table(model):
     with model.trace("*", f"*{ON_REQUEST}") as trace:
         logits = model.logits(PROMPT, [RGB])
-    v, t = model.engine.vision, model.engine.text
+    v, t = model.tower.config, model.text.config
     tower = {"S": v.image_size, "3": 3, "H": 30, "W": 47, "N": v.n_patches, "T": v.n_patches + 1, "Dv": v.width}
     tower |= {"Fv": v.mlp_width, "Hv": v.n_head, "M": trace["projector.mm_0"].shape[1], "D": t.width}
     text = {"T": len(logits), "D": t.width, "F": t.mlp_width, "V": t.n_vocab, "H": t.n_head, "Hkv": t.n_head_kv}
     text |= {"dh": t.head_size, "H*dh": t.n_head * t.head_size, "Hkv*dh": t.n_head_kv * t.head_size}
-    for stage in model.engine.stages():
+    for stage in model.stage_table():
         sizes = text if stage.name.startswith(("blk.", "embd", "result_")) else tower
         assert trace[stage.name].shape == tuple(sizes[letter] for letter in stage.shape.split()), stage.name
 
@@ -91,7 +91,7 @@ def test_a_long_prompt_and_generated_tokens_are_joined(model):
         reply = model.answer(request, Sampling(logit_bias={2: -100}), max_tokens=3).finish()
     ids = [*request.token_ids, *reply.token_ids]
     assert [len(trace[name]) for name in ("embd", "blk.0.out", "blk.1.Kcur_rope")] == [n + 2] * 3
-    assert trace[f"blk.1.{ON_REQUEST}"].shape == (model.engine.text.n_head, n + 2, n + 2)
+    assert trace[f"blk.1.{ON_REQUEST}"].shape == (model.text.config.n_head, n + 2, n + 2)
     assert len(trace["result_output"]) == 3
     with model.trace("blk.0.out", f"blk.1.{ON_REQUEST}") as whole:
         model.forward([ids[:-1]])
@@ -188,7 +188,7 @@ def test_numpy_may_come_back_from_torch(pair):
     ],
 )
 def test_what_a_function_gives_is_checked(model, function, says):
-    with pytest.raises(ParameterError, match="intervene: blk.0.out: the function gave") as caught:
+    with pytest.raises(ParameterError, match="intervene: blk.0.out: the function returned") as caught:
         with model.intervene({"blk.0.out": function}):
             model.logits("red and blue")
     assert says in str(caught.value)
@@ -211,11 +211,11 @@ def test_half_a_model_has_half_the_stages(pair):
 
 
 def test_the_table_is_filled_in(one):
-    for stage in one.engine.stages():
+    for stage in one.stage_table():
         assert isinstance(stage, Stage) and "{" not in "".join([stage.name, stage.llama_cpp, stage.transformers])
         assert stage.transformers or stage.name.startswith("image.")
-    types = one.engine.types()
-    assert set(types) == {stage.name for stage in one.engine.stages() if stage.weight}
+    types = one.types()
+    assert set(types) == {stage.name for stage in one.stage_table() if stage.weight}
     assert set(types.values()) <= {"F32", "F16"}
 
 
@@ -236,7 +236,7 @@ def test_a_probe_of_ones_own(one):
 
     with one.probed(Count(["blk.*.out"])) as count:
         one.logits("red")
-    assert count.n == one.engine.text.n_layer
+    assert count.n == one.text.config.n_layer
 
 
 def test_an_embedded_answer_can_be_taken_away():
