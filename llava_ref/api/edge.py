@@ -126,7 +126,7 @@ class _TrackedSend:
         await self({"type": "http.response.body", "body": b""})
 
     async def send_error(self, error: ApiError, headers: Mapping[str, str] = NO_HEADERS) -> None:
-        """Send an error, unless an answer has begun: then only the cut connection can tell the client."""
+        """Send an error, unless an answer has begun: then the client only notices that the connection is cut."""
         if not self.status:
             authenticate = {"www-authenticate": "Bearer"} if error.status == 401 else {}
             await send_json(self, error.status, error.body(), error.headers() | authenticate | dict(headers))

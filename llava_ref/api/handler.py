@@ -46,7 +46,7 @@ def usage(replies: Sequence[Reply]) -> dict[str, Any]:
 
 
 def logprobs(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> dict[str, Any] | None:
-    """Log-probabilities of the answer's tokens, without the end token; None if not requested.
+    """Return the log-probabilities of the answer's tokens, without the end token; None if not requested.
 
     The tokens' texts, joined, are the answer. `bytes` are the token's own bytes, even if it ends inside a character."""
     if not pieces:

@@ -213,7 +213,7 @@ INSTEAD = {  # what error messages and warnings suggest
 }
 
 
-class Table(NamedTuple):
+class ParameterTable(NamedTuple):
     """The undeclared parameters of one kind of request, by what is done with each."""
 
     silent: frozenset[str]
@@ -221,9 +221,9 @@ class Table(NamedTuple):
     refused: Defaults
 
 
-REQUESTS = Table(SILENT, WARNED, REFUSED)
-TEXTS = Table(frozenset(["model"]), {}, {})  # /tokenize and /detokenize
-LOADS = Table(  # Nitro's and Cortex's loadmodel; the options of `serve` decide where and how a model runs
+REQUESTS = ParameterTable(SILENT, WARNED, REFUSED)
+TEXTS = ParameterTable(frozenset(["model"]), {}, {})  # /tokenize and /detokenize
+LOADS = ParameterTable(  # Nitro's and Cortex's loadmodel; the options of `serve` decide where and how a model runs
     frozenset(
         "ngl n_gpu_layers main_gpu embedding cont_batching n_parallel n_batch n_ubatch cpu_threads caching_enabled "
         "clean_cache_threshold mlock use_mmap flash_attn model engine".split()

@@ -85,7 +85,7 @@ def message_warnings(messages: Any, *, strict: bool) -> tuple[str, ...]:
 
 
 def _check_combinations(params: ChatRequest) -> None:
-    """Check what depends on more than one parameter. Raises ApiError."""
+    """Make the checks that involve more than one parameter. Raises ApiError."""
     if params.top_logprobs and not params.logprobs:
         raise refuse("top_logprobs", "top_logprobs: requires logprobs: true")
     if params.prompt_logprobs is not None and params.stream:

@@ -139,7 +139,7 @@ class PatientProtocol(H11Protocol):
             self.inner.abort()
 
     def _client_sending(self) -> bool:
-        """Whether more of a request is expected, or has arrived and is unread."""
+        """Return whether more of a request is expected, or has arrived and is unread."""
         if self._half_closed_at is not None:
             return False
         return self.conn.their_state in (h11.SEND_BODY, h11.ERROR) or bool(self.conn.trailing_data[0])
@@ -151,7 +151,7 @@ class PatientProtocol(H11Protocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _request_complete(self) -> bool:
-        """Whether a complete request is being answered."""
+        """Return whether a complete request is being answered."""
         return self._answering() and self.conn.their_state in (h11.DONE, h11.MUST_CLOSE)
 
     def _other_connections(self) -> "list[PatientProtocol]":

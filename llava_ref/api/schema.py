@@ -13,7 +13,7 @@ from ..generation.sampler import Sampling
 from .errors import ApiError, value_at
 from .fields import NO_LIMIT, Biases, Ids, Int, Label, Limit, Penalty, Stop, TokenId, Top, to_limit
 from .limits import MAX_CHOICES, MAX_PROMPTS, MAX_STOPS
-from .parameters import REQUESTS, TEXTS, Table
+from .parameters import REQUESTS, TEXTS, ParameterTable
 from .shapes import ANSWERED_MESSAGES, MESSAGES, PROMPT_TEXT
 from .undeclared import check, describe
 
@@ -27,7 +27,7 @@ class StrictModel(BaseModel):
 class RequestBody(StrictModel):
     """Base of all requests. `table`: what is done with the parameters that the type does not declare."""
 
-    table: ClassVar[Table] = REQUESTS
+    table: ClassVar[ParameterTable] = REQUESTS
     model_config = ConfigDict(json_schema_extra=lambda schema, kind: describe(kind.table, schema))
 
 

@@ -22,7 +22,7 @@ from .limits import MAX_BODIES, MAX_HELD_PIXELS, Allowance, Limits
 from .look import prepare_look
 from .metrics import Metrics
 from .models import Models
-from .openapi import description
+from .openapi import CHAT_PATHS, description
 from .page import FILES, page_info, page_routes
 from .prepare import Prepared
 from .respond import PING, send_bytes, send_events, send_json, send_result
@@ -32,13 +32,6 @@ from .worker import ModelJob, Worker
 log = logging.getLogger("llava_ref.server")
 T = TypeVar("T")
 Handle = Callable[[Request, Receive, Send], Awaitable[None]]
-CHAT = (
-    "/v1/chat/completions",
-    "/chat/completions",
-    "/v1/openai/chat/completions",
-    "/v1/inference/chat/completions",
-    "/inferences/llamacpp/chat_completion",
-)
 
 
 class Api:
@@ -162,7 +155,7 @@ class Api:
 
     def routes(self) -> list[Route]:
         return [
-            *(_route(path, self.chat, "POST") for path in CHAT),
+            *(_route(path, self.chat, "POST") for path in CHAT_PATHS),
             *(_route(path, self.completion, "POST") for path in ("/v1/completions", "/completions")),
             _route("/v1/look", self.look, "POST"),
             *(_route(path, self.list_models, "GET") for path in ("/v1/models", "/models")),

@@ -8,12 +8,12 @@ from pydantic import BaseModel
 
 from ..errors import printable
 from .errors import ApiError, refuse
-from .parameters import INSTEAD, Table
+from .parameters import INSTEAD, ParameterTable
 
 MAX_WARNINGS = 20
 
 
-def describe(table: Table, schema: dict[str, Any]) -> None:
+def describe(table: ParameterTable, schema: dict[str, Any]) -> None:
     """Add the parameters of `table` to a request's JSON Schema, for /openapi.json."""
     added: dict[str, Any] = {name: {"description": "Has no effect."} for name in sorted(table.silent)}
     for name, values in table.warned.items():
@@ -23,7 +23,7 @@ def describe(table: Table, schema: dict[str, Any]) -> None:
     schema["properties"] |= {n: about for n, about in added.items() if "." not in n and n not in schema["properties"]}
 
 
-def check(params: BaseModel, table: Table, *, strict: bool) -> tuple[str, ...]:
+def check(params: BaseModel, table: ParameterTable, *, strict: bool) -> tuple[str, ...]:
     """Return a warning for each undeclared parameter that has no effect.
 
     Raises ApiError 400 for a refused parameter, and if `strict` for one that would be warned of."""

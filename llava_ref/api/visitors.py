@@ -56,7 +56,7 @@ class AccessRules:
         return local or literal_address(host.strip("[]")) is not None or host in (self._hosts or ())
 
     def _is_foreign_page(self, scope: Scope) -> bool:
-        """Whether a page that is not allowed sent the request.
+        """Return whether a page that is not allowed sent the request.
 
         Programs other than browsers send none of these headers. An old browser sends only `Referer` for an image."""
         if "*" in self._origins:

@@ -12,6 +12,7 @@ pytest.importorskip("httpx2", reason="a test client is not installed")
 from llava_ref.api.encoding import PIECE, content_decoder
 from llava_ref.api.errors import ApiError
 from llava_ref.api.limits import Limits
+from llava_ref.api.openapi import CHAT_PATHS
 
 from .running import serving
 
@@ -158,9 +159,7 @@ def test_half_a_surrogate_pair_is_refused_on_every_route(server, path, body, par
 def test_every_route_with_a_json_body_is_listed(server):
     """Check that `ROUTES` covers each handler that reads a body."""
     readers = {route.path for route in server.api.routes() if "GET" not in route.methods}
-    from llava_ref.api.server import CHAT as CHATS
-
-    assert readers == {path for path, _, _ in ROUTES} | set(CHATS)
+    assert readers == {path for path, _, _ in ROUTES} | set(CHAT_PATHS)
 
 
 def test_a_complete_surrogate_pair_is_accepted(server):
