@@ -67,7 +67,7 @@ def test_decoding_step_by_step_is_one_pass(model):
     rows = [model.encode_image(x) for x in (RGB, RGB[::-1])]
     images = iter(rows)
     parts = [next(images) if hasattr(c, "index") else c.token_ids for c in request.chunks]
-    logits = model.engine.session().feed([*parts, reply.token_ids], all_logits=True)
+    logits = model.session().feed([*parts, reply.token_ids], all_logits=True)
     start = len(request.token_ids) - 1
     assert logits[start : start + len(reply.token_ids)].argmax(-1).tolist() == list(reply.token_ids)
 
@@ -111,7 +111,7 @@ def test_an_answer_ends_with_the_context(pair):
 
 def test_a_prompt_without_room_is_refused_before_any_work(pair, monkeypatch):
     model = llava_ref.load(*pair, backend="numpy", n_context=30)
-    monkeypatch.setattr(model.engine, "encode", lambda *a: pytest.fail("encoded a picture"))
+    monkeypatch.setattr(model, "encode", lambda *a: pytest.fail("encoded a picture"))
     with pytest.raises(PromptError, match="maximum context length is 30 tokens"):
         model.chat(ask(RGB, RGB, "what?"))
     with pytest.raises(PromptError, match="maximum context length is 30 tokens"):
@@ -122,7 +122,7 @@ def test_a_prompt_without_room_is_refused_before_any_work(pair, monkeypatch):
     "bad", [{"max_tokens": 0}, {"temperature": -1}, {"stop": [""]}, {"logit_bias": {372: 1.0}}], ids=str
 )
 def test_a_wrong_setting_is_refused_before_any_work(one, bad, monkeypatch):
-    monkeypatch.setattr(one.engine, "encode", lambda *a: pytest.fail("encoded a picture"))
+    monkeypatch.setattr(one, "encode", lambda *a: pytest.fail("encoded a picture"))
     with pytest.raises(ParameterError, match=next(iter(bad))):
         one.stream(ask(RGB, "a"), **bad)
 
@@ -257,4 +257,4 @@ def test_quantised_weights_answer_alike(tmp_path, one):
 def test_the_embedded_pair_is_there():
     text, mmproj = llava_ref.embedded()
     model = llava_ref.load(text, mmproj, backend="numpy")
-    assert model.encode_image(RGB).shape == (model.tokens_per_image, model.engine.text.width)
+    assert model.encode_image(RGB).shape == (model.tokens_per_image, model.text.config.width)

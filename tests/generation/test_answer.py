@@ -1,15 +1,19 @@
-"""The token loop over a session that plays a script, and a decoder that spells bytes."""
+"""An answer to a session that plays a script, and a decoder that spells bytes."""
 
 import codecs
+import time
 
 import numpy as np
 import pytest
 
 from llava_ref.chat.chunks import ImageChunk, TextChunk
 from llava_ref.errors import ParameterError, PromptError
-from llava_ref.generation.answer import Clock, Request, StopStrings, Stream, generate, room, usage
+from llava_ref.generation.answer import Answer, Stream
+from llava_ref.generation.request import Clock, Request, remaining, usage
 from llava_ref.generation.sampler import Sampler, Sampling
+from llava_ref.generation.stops import StopStrings
 from llava_ref.images.decoding import DecodedImage
+from llava_ref.models.family import Span
 
 END, V = 256, 257  # a token per byte, and one that ends the answer
 
@@ -38,12 +42,17 @@ class Utf8:
         return self.decoder.decode(b"", True)
 
 
+def steps_of(answer: Answer, session: Script):
+    while not answer.done:
+        began = time.perf_counter()
+        yield answer.take(session.feed(answer.parts), began)
+
+
 def run(text: bytes, *, stop=(), limit=100, end=True):
     session = Script([*text, END] if end else list(text))
-    steps = generate(
-        session, [[1, 2], [3]], Sampler(Sampling(), V), Utf8(), frozenset({END, 5}), StopStrings(stop), limit
-    )
-    return session, list(steps)
+    ends, stops = frozenset({END, 5}), StopStrings(stop)
+    answer = Answer([[1, 2], [3]], Sampler(Sampling(), V), Utf8(), stops, ends, limit)
+    return session, list(steps_of(answer, session))
 
 
 def text_of(steps):
@@ -147,20 +156,20 @@ def test_a_stop_that_is_no_list_of_strings_is_refused(stop):
         StopStrings(stop)
 
 
-def test_room():
-    assert room(10, 100, 5) == 5
-    assert room(10, 100, None) == 90
-    assert room(10, 12, 5) == 2, "the context ends first"
-    assert room(11, 12, 5) == 1
+def test_remaining():
+    assert remaining(10, 100, 5) == 5
+    assert remaining(10, 100, None) == 90
+    assert remaining(10, 12, 5) == 2, "the context ends first"
+    assert remaining(11, 12, 5) == 1
     words = "This model's maximum context length is 12 tokens, but the prompt has 12, and an answer needs room"
     with pytest.raises(PromptError, match=words):
-        room(12, 12, 1)
+        remaining(12, 12, 1)
 
 
 @pytest.mark.parametrize("max_tokens", [0, -1, 1.5, True, "8"], ids=repr)
 def test_max_tokens_is_checked(max_tokens):
     with pytest.raises(ParameterError, match="max_tokens: "):
-        room(1, 10, max_tokens)
+        remaining(1, 10, max_tokens)
 
 
 class Shown:
@@ -171,8 +180,7 @@ REQUEST = Request(
     prompt=Shown(),
     chunks=(TextChunk((0, 8)), ImageChunk(0), TextChunk((9,))),
     images=(DecodedImage(np.zeros((4, 6, 3), np.uint8), "PNG", 1, ("a warning",)),),
-    tokens_per_image=3,
-    decode_s=0.0,
+    spans=(Span((1, 3), 3),),
 )
 
 
@@ -181,7 +189,7 @@ def stream(text: bytes, limit: int = 100) -> tuple[Script, Stream]:
     sampler = Sampler(Sampling(), V)
 
     def begin():
-        return generate(session, [[7, 8]], sampler, Utf8(), frozenset({END}), StopStrings(()), limit)
+        return steps_of(Answer([[7, 8]], sampler, Utf8(), StopStrings(()), frozenset({END}), limit), session)
 
     return session, Stream(REQUEST, Clock(load_s=0.5), begin)
 

@@ -8,9 +8,10 @@ import pytest
 
 from llava_ref import gguf
 from llava_ref.chat.chunks import TextChunk, chunks, raw
-from llava_ref.generation.answer import StopStrings, generate
+from llava_ref.generation.answer import Answer
 from llava_ref.generation.pieces import AnswerPieces, id_pieces, prompt_pieces
 from llava_ref.generation.scores import score
+from llava_ref.generation.stops import StopStrings
 from llava_ref.profiles import PROFILES
 from llava_ref.tokenizer.bpe import byte_letters
 from llava_ref.tokenizer.tokenizer import Tokenizer
@@ -140,15 +141,12 @@ def test_pieces_of_ids_are_what_they_decode_to(tokenizer):
 
 
 class Scripted:
-    """A session and a sampler that give these tokens."""
+    """A sampler that gives these tokens."""
 
     cut = False
 
     def __init__(self, ids):
         self.ids = list(ids)
-
-    def feed(self, parts):
-        return np.zeros(1)
 
     def pick(self, logits):
         return self.ids.pop(0)
@@ -159,10 +157,11 @@ class Scripted:
 
 def answer(tokenizer, ids, stops, *, at_start=True):
     """The text of an answer of these tokens, its pieces, and its finish reason; each step as the server sees it."""
-    script, stream = Scripted(ids), tokenizer.stream(at_start=at_start)
-    run = generate(script, [[0]], script, stream, tokenizer.end_ids, StopStrings(stops), len(ids))
+    stream, limit = tokenizer.stream(at_start=at_start), len(ids)
+    run = Answer([[0]], Scripted(ids), stream, StopStrings(stops), tokenizer.end_ids, limit)
     pieces, text, found, reason = AnswerPieces(tokenizer, at_start=at_start), "", [], None
-    for step in run:
+    while not run.done:
+        step = run.take(np.zeros(1), 0.0)
         found += pieces.push(step)
         text += step.text
         assert text.startswith("".join(p.text for p in found)), "nothing is settled before it is shown"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import llava_ref
-from llava_ref.generation.engine import BATCH, units
 from llava_ref.generation.reuse import Reuse, cached_positions
 from llava_ref.generation.sampler import Sampling
+from llava_ref.generation.units import BATCH, units
 from llava_ref.tracing.trace import Probe
 
 from ..support.tiny_pair import VICUNA, Tiny, write_pair
@@ -70,16 +70,16 @@ def test_what_was_kept_is_counted(models):
 
 
 def test_logits_behind_a_rewind_are_those_of_a_fresh_sequence(models):
-    engine = models[0].engine
-    rows = engine.encode(models[0].preprocess(models[0].decode_image(RGB)).pixels[0])
+    model = models[0]
+    rows = model.encode_image(RGB)
     parts = [[1, 5, 9], rows, list(range(10, 200)) * 3]
-    session = engine.session()
+    session = model.session()
     session.feed(parts)
     for token in (4, 5, 6):
         session.feed([[token]])
     rest = session.rewind([[1, 5, 9], rows, [7, 8]])
     assert [len(part) for part in rest] == [2] and session.n_past == 3 + N
-    assert (session.feed(rest) == engine.session().feed([[1, 5, 9], rows, [7, 8]])).all()
+    assert (session.feed(rest) == model.session().feed([[1, 5, 9], rows, [7, 8]])).all()
     assert session.rewind([[1, 5], rows]) is not None and session.n_past == 0
 
 
@@ -93,12 +93,12 @@ def test_an_interrupted_sequence_can_go_on(models):
                 raise ZeroDivisionError
             return x
 
-    session = keeping.engine.session(probes=keeping._probes)
+    session = keeping.session()
     parts = [[1, 5], [6, 7, 8]]
     with pytest.raises(ZeroDivisionError), keeping.probed(Stop(["blk.1.Vcur"])):
         session.feed(parts)
     assert session.n_past == 2
-    assert (session.feed(session.rewind(parts)) == plain.engine.session().feed(parts)).all()
+    assert (session.feed(session.rewind(parts)) == plain.session().feed(parts)).all()
 
 
 def test_a_reader_who_leaves_keeps_the_prompt(models):
@@ -118,9 +118,7 @@ def test_nothing_is_reused_while_somebody_watches(models):
     assert "vision.patch_embd" in trace and reply.usage["prompt_tokens_details"]["cached_tokens"] == 0
     with keeping.intervene({"projector.out": lambda x, at: x * 0}):
         ask(keeping, "the <image> is red", OTHER)
-    plain = llava_ref.load(
-        keeping.engine.text_file.path, keeping.engine.mmproj_file.path, backend=keeping.engine.ops.name
-    )
+    plain = llava_ref.load(keeping.text.file.path, keeping.tower.file.path, backend=keeping.ops.name)
     assert ask(keeping, "the <image> is red", OTHER)[0] == ask(plain, "the <image> is red", OTHER)[0]
 
 
@@ -148,7 +146,7 @@ def test_the_same_bytes_in_another_shape_are_another_picture():
 
 def test_units():
     rows = np.zeros((600, 3), np.float32)
-    assert [len(unit) for unit in units([[1, 2], rows, [], list(range(1030))])] == [2, 512, 88, 512, 512, 6]
+    assert [len(unit) for unit in units([[1, 2], rows, [], list(range(1030))], False)] == [2, 512, 88, 512, 512, 6]
 
 
 def test_positions_that_were_kept():

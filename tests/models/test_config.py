@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_ref import gguf
+from llava_ref import gguf, load
 from llava_ref.conformance.pairs.pairs import (
     Random,
     TextSpec,
@@ -17,10 +17,11 @@ from llava_ref.conformance.pairs.pairs import (
 )
 from llava_ref.conformance.pairs.writing import write
 from llava_ref.errors import GGUFError
-from llava_ref.generation.engine import Engine
-from llava_ref.models.config import read_text, read_vision
-from llava_ref.models.llama import plan
-from llava_ref.profiles import PROFILES, Quirks
+from llava_ref.models import text_family, tower_family
+from llava_ref.models.clip import Clip
+from llava_ref.models.config import TextConfig, VisionConfig, read_text, read_vision
+from llava_ref.models.llama import Llama, plan
+from llava_ref.profiles import PROFILES
 
 TEXT, VISION = text_metadata(TextSpec()), vision_metadata(VisionSpec(), 48)
 
@@ -30,16 +31,28 @@ def opened(path: Path, metadata: dict) -> gguf.GGUFFile:
     return gguf.read(path / "file.gguf")
 
 
+def decoder(file: gguf.GGUFFile) -> TextConfig:
+    """Read the settings of a decoder that must be a llama."""
+    assert text_family(file) is Llama
+    return read_text(file, "llama")
+
+
+def tower(file: gguf.GGUFFile) -> VisionConfig:
+    """Read the settings of a tower that must be CLIP's."""
+    assert tower_family(file) is Clip
+    return read_vision(file)
+
+
 REQUIRED = {
-    read_text: ["llama.block_count", "llama.context_length", "llama.embedding_length", "llama.feed_forward_length",
+    decoder: ["llama.block_count", "llama.context_length", "llama.embedding_length", "llama.feed_forward_length",
                 "llama.attention.head_count", "llama.attention.layer_norm_rms_epsilon", "tokenizer.ggml.tokens"],
-    read_vision: [f"clip.vision.{key}" for key in (
+    tower: [f"clip.vision.{key}" for key in (
         "image_size", "patch_size", "embedding_length", "feed_forward_length", "block_count", "attention.head_count",
         "attention.layer_norm_epsilon", "image_mean", "image_std")],
 }  # fmt: skip
-METADATA = {read_text: TEXT, read_vision: VISION}
+METADATA = {decoder: TEXT, tower: VISION}
 BAD = {  # one value out of range, or at odds with the others, or of the wrong type
-    read_text: {
+    decoder: {
         "general.architecture": "qwen2", "llama.block_count": 0, "llama.context_length": 1 << 25,
         "llama.embedding_length": "wide", "llama.attention.head_count": 0, "llama.attention.head_count_kv": 3,
         "llama.attention.layer_norm_rms_epsilon": float("nan"), "llama.feed_forward_length": 1.5,
@@ -51,7 +64,7 @@ BAD = {  # one value out of range, or at odds with the others, or of the wrong t
         "llama.tensor_data_layout": "other", "llama.rope.dimension_sections": [1, 1, 0, 0],
         "llama.rope.scaling.yarn_log_multiplier": 0.1, "llama.rope.scaling.yarn_ext_factor": 0.0,
     },
-    read_vision: {
+    tower: {
         "clip.has_vision_encoder": False, "clip.projector_type": "ldp", "clip.vision.image_size": 0,
         "clip.vision.patch_size": 13, "clip.vision.attention.head_count": 7, "clip.vision.block_count": 4096,
         "clip.vision.image_mean": [0.5, 0.5], "clip.vision.image_std": [0.5, 0.0, 0.5],
@@ -76,10 +89,10 @@ def test_a_bad_setting_is_refused_by_name(tmp_path, read, key, value):
 
 
 def test_good_settings_are_read(tmp_path):
-    text = read_text(opened(tmp_path, TEXT))
+    text = decoder(opened(tmp_path, TEXT))
     assert (text.width, text.n_layer, text.n_head, text.n_head_kv, text.head_size) == (48, 3, 4, 2, 12)
     assert text.attention_scale == pytest.approx(12**-0.5)
-    vision = read_vision(opened(tmp_path, VISION))
+    vision = tower(opened(tmp_path, VISION))
     assert (vision.image_size, vision.patch_size, vision.grid, vision.n_patches) == (56, 14, 4, 16)
     assert (vision.activation, vision.feature_layer) == ("gelu_quick", None)
 
@@ -89,19 +102,19 @@ def test_keys_that_ask_for_nothing_are_accepted(tmp_path):
     text = {"llama.attention.causal": True, "llama.expert_count": 0, "llama.logit_scale": 1.0, "llama.swin_norm": False,
             "llama.tensor_data_layout": "Meta AI original pth", "llama.rope.dimension_sections": [0, 0],
             "llama.rope.scaling.yarn_ext_factor": 1.0, "llama.ssm.state_size": 0, "llama.vocab_size": 100}  # fmt: skip
-    assert read_text(opened(tmp_path, TEXT | text)) == read_text(opened(tmp_path, TEXT))
+    assert decoder(opened(tmp_path, TEXT | text)) == decoder(opened(tmp_path, TEXT))
     vision = {"clip.has_audio_encoder": False, "clip.vision.image_aspect_ratio": "pad", "clip.vision.window_size": 0,
               "clip.vision.mm_patch_merge_type": "flat", "clip.vision.attention.head_dim": 10}  # fmt: skip
-    assert read_vision(opened(tmp_path, VISION | vision)) == read_vision(opened(tmp_path, VISION))
+    assert tower(opened(tmp_path, VISION | vision)) == tower(opened(tmp_path, VISION))
 
 
 @pytest.mark.parametrize("read, key, value, n", [
-    (read_text, "llama.attention.head_count", 4, 3), (read_text, "llama.attention.head_count_kv", 2, 3),
-    (read_text, "llama.feed_forward_length", 80, 3), (read_text, "llama.attention.layer_norm_rms_epsilon", 0.5, 3),
-    (read_text, "llama.attention.sliding_window", 8, 3), (read_text, "llama.rope.freq_base", 500.0, 3),
-    (read_text, "llama.attention.key_length", 16, 3), (read_text, "llama.attention.scale", 0.5, 3),
-    (read_vision, "clip.vision.attention.head_count", 2, 4), (read_vision, "clip.vision.feed_forward_length", 80, 4),
-    (read_vision, "clip.vision.attention.layer_norm_epsilon", 0.5, 4),
+    (decoder, "llama.attention.head_count", 4, 3), (decoder, "llama.attention.head_count_kv", 2, 3),
+    (decoder, "llama.feed_forward_length", 80, 3), (decoder, "llama.attention.layer_norm_rms_epsilon", 0.5, 3),
+    (decoder, "llama.attention.sliding_window", 8, 3), (decoder, "llama.rope.freq_base", 500.0, 3),
+    (decoder, "llama.attention.key_length", 16, 3), (decoder, "llama.attention.scale", 0.5, 3),
+    (tower, "clip.vision.attention.head_count", 2, 4), (tower, "clip.vision.feed_forward_length", 80, 4),
+    (tower, "clip.vision.attention.layer_norm_epsilon", 0.5, 4),
 ])  # fmt: skip
 def test_one_value_a_block(tmp_path, read, key, value, n):
     """Equal values are the value; others, and one too few, are refused by name."""
@@ -125,15 +138,15 @@ YARN = TEXT | {S + "type": "yarn", S + "factor": 4.0, S + "original_context_leng
     ({"llama.rope.freq_base": 1.0}, "llama.rope.freq_base"),
 ])  # fmt: skip
 def test_a_ramp_that_ends_before_it_begins_is_refused(tmp_path, change, field):
-    assert read_text(opened(tmp_path, YARN)).rope.scaling == "yarn"
+    assert decoder(opened(tmp_path, YARN)).rope.scaling == "yarn"
     with pytest.raises(GGUFError) as caught:
-        read_text(opened(tmp_path, YARN | change))
+        decoder(opened(tmp_path, YARN | change))
     assert caught.value.field == field
 
 
 def test_how_positions_are_scaled(tmp_path):
     def rope(**changes):
-        return read_text(
+        return decoder(
             opened(tmp_path, TEXT | {f"llama.rope.{k.replace('__', '.')}": v for k, v in changes.items()})
         ).rope
 
@@ -150,7 +163,7 @@ def test_quirks_decide_what_is_obeyed(tmp_path):
     """Keys that llama.cpp does not read for this architecture."""
     given = {"llama.attention.scale": 0.9, "llama.attention.sliding_window": 8, S + "yarn_beta_fast": 1.5,
              S + "yarn_beta_slow": 1.25, S + "yarn_attn_factor": 0.5}  # fmt: skip
-    plain, asked = read_text(opened(tmp_path, YARN)), read_text(opened(tmp_path, YARN | given))
+    plain, asked = decoder(opened(tmp_path, YARN)), decoder(opened(tmp_path, YARN | given))
     assert plan(asked, PROFILES["llava"]) == plan(asked, PROFILES["hf"]) == asked
     assert (asked.attention_scale, asked.window, asked.rope.beta_fast) == pytest.approx((0.9, 8, 1.5))
     assert plan(asked, PROFILES["llama.cpp"]) == plain
@@ -161,9 +174,9 @@ def test_quirks_decide_what_is_obeyed(tmp_path):
 @pytest.mark.parametrize("key", ["clip.projector_type", "clip.vision.projector_type"])
 def test_where_the_projector_is_named(tmp_path, key):
     unnamed = {k: v for k, v in VISION.items() if k != "clip.projector_type"}
-    assert read_vision(opened(tmp_path, unnamed)).projector == "mlp"  # files of 2023
+    assert tower(opened(tmp_path, unnamed)).projector == "mlp"  # files of 2023
     with pytest.raises(GGUFError, match="'resampler' is not supported"):
-        read_vision(opened(tmp_path, unnamed | {key: "resampler"}))
+        tower(opened(tmp_path, unnamed | {key: "resampler"}))
 
 
 @pytest.mark.parametrize("change, field", [
@@ -177,7 +190,7 @@ def test_tensors_at_odds_with_the_settings_are_refused(tmp_path, change, field):
     change(tensors)
     write(tmp_path / "text.gguf", TEXT, tensors)
     with pytest.raises(GGUFError) as caught:
-        Engine(gguf.read(tmp_path / "text.gguf"), None, quirks=Quirks())
+        load(tmp_path / "text.gguf")
     assert caught.value.field == field
 
 
@@ -186,4 +199,4 @@ def test_a_tower_at_odds_with_its_settings_is_refused(tmp_path):
     for name, changed in {"image_size": 70, "embedding_length": 44, "feed_forward_length": 40}.items():
         write(tmp_path / "mmproj.gguf", VISION | {f"clip.vision.{name}": changed}, tensors)
         with pytest.raises(GGUFError):
-            Engine(None, gguf.read(tmp_path / "mmproj.gguf"), quirks=Quirks())
+            load(None, tmp_path / "mmproj.gguf")

@@ -29,7 +29,7 @@ def test_yarn_is_transformers_yarn(name):
     config, angles, scale = RECORDED[name]
     assert frequencies(config, None) == pytest.approx(angles, rel=1e-6)
     assert length(config) == pytest.approx(scale, rel=1e-12)
-    cos, sin = cos_sin(config, frequencies(config, None), 0, 3)
+    cos, sin = cos_sin(config, frequencies(config, None), np.arange(3))
     assert cos[0] == pytest.approx([scale] * 6, rel=1e-6) and (sin[0] == 0).all()
     assert np.hypot(cos, sin) == pytest.approx(np.full((3, 6), scale), rel=1e-6)
 

@@ -100,7 +100,7 @@ def look(model) -> Count:
     with model.probed(Count()) as count:
         model.logits("red <image>", [picture])
         model.answer(model.raw_request("red"), Sampling(), max_tokens=3).finish()
-        model.unembed(np.zeros((3, model.engine.text.width), np.float32))
+        model.unembed(np.zeros((3, model.text.config.width), np.float32))
     return count
 
 
@@ -124,8 +124,8 @@ def test_an_explicit_number_is_kept(pair, seven, monkeypatch):
     shares = []
     monkeypatch.setattr(numpy_ops, "worth", lambda *_: pytest.fail("a number was given"))
     model = llava_ref.load(*pair, backend="numpy", threads=3)
-    shared = model.engine.ops._pool.map
-    monkeypatch.setattr(model.engine.ops._pool, "map", lambda *args: shares.append(len(args[1])) or shared(*args))
+    shared = model.ops._pool.map
+    monkeypatch.setattr(model.ops._pool, "map", lambda *args: shares.append(len(args[1])) or shared(*args))
     look(model)
     assert set(shares) == {3} and now() == {7}
 

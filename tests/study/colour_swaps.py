@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 import llava_ref
-from llava_ref.generation.answer import Request
+from llava_ref.generation.request import Request
 from llava_ref.generation.sampler import Sampling
 from llava_ref.model import Llava
 from llava_ref.scenes import COLOURS, Scene, Thing, sample_scene
@@ -94,8 +94,7 @@ def moved(model: Llava, swap: Swap, stage: str, rows: list[int]) -> bool:
 def main() -> None:
     model = llava_ref.load(*llava_ref.embedded(), threads=1)
     found = list(swaps(model, 40))
-    assert model.engine.text is not None
-    stages = ["vision.patch_embd", "projector.out", *(f"blk.{i}.out" for i in range(model.engine.text.n_layer))]
+    stages = ["vision.patch_embd", "projector.out", *(f"blk.{i}.out" for i in range(model.text.config.n_layer))]
     for stage in stages:
         region = np.mean([moved(model, swap, stage, swap.region) for swap in found])
         elsewhere = np.mean([moved(model, swap, stage, swap.elsewhere) for swap in found])

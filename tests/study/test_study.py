@@ -52,7 +52,7 @@ def test_the_last_layer_of_the_lens_is_the_model(model):
     request, answer = asked(model)
     lens = logit_lens(model, request, answer, top=4)
     logprobs = log_softmax(model.forward([*model.parts(request), answer[:-1]]))
-    n_layer = model.engine.text.n_layer
+    n_layer = model.text.config.n_layer
     assert lens.layers == ("embd", *(f"blk.{i}.out" for i in range(n_layer)))
     assert lens.tokens.shape == lens.probabilities.shape == (n_layer + 1, len(logprobs), 4)
     assert lens.token_ids == (*request.token_ids, *answer[:-1])
@@ -72,7 +72,7 @@ def test_attention_is_that_of_the_rows_that_predict_the_answer(model):
     for layer, weights in enumerate(found):
         whole = trace[f"blk.{layer}.kq_soft_max"].mean(0)
         np.testing.assert_allclose(weights, whole[first : first + 3, columns.start : columns.stop], atol=1e-7)
-    assert found.shape == (model.engine.text.n_layer, 3, 16)
+    assert found.shape == (model.text.config.n_layer, 3, 16)
 
 
 def test_ablation_is_the_loss_of_each_token_with_each_part_covered(model):
@@ -151,7 +151,7 @@ def test_a_sweep_goes_from_nothing_to_everything(model):
     if tokens[0] == tokens[1]:
         tokens = (tokens[0], (tokens[0] + 1) % 300)
     effects = sweep(model, into, source, groups, tokens)
-    assert effects.shape == (model.engine.text.n_layer + 1, 4)
+    assert effects.shape == (model.text.config.n_layer + 1, 4)
     np.testing.assert_allclose(effects[:, 0], 1, atol=1e-5)
     assert (effects[:, 1] == 0).all()
     assert abs(effects[0, 2] - 1) < 1e-5 and effects[-1, 2] == 0  # all that differs is in the picture, and has left it

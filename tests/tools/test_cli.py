@@ -213,7 +213,7 @@ def test_chat_goes_on_after_an_error(cli):
 
 
 def test_ctrl_c_ends_an_answer_only(cli, monkeypatch):
-    from llava_ref.generation.engine import Session
+    from llava_ref.generation.session import Session
 
     feed, calls = Session.feed, []
 

@@ -1,40 +1,40 @@
-"""The engine on random pairs: two backends, caches, quirks, bad numbers, limits."""
+"""Sessions on random pairs: two backends, caches, quirks, bad numbers, limits."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from llava_ref import gguf
+from llava_ref import Llava, gguf, load
 from llava_ref.conformance.pairs.pairs import TextSpec, VisionSpec, build
 from llava_ref.errors import GGUFError, NumericsError, PairError, ParameterError, PromptError
-from llava_ref.generation.engine import ROWS, Engine
+from llava_ref.generation.session import ROWS, Session
 from llava_ref.profiles import PROFILES, Quirks, describe, resolve
 from llava_ref.tracing.trace import Probe, Probes
 
 from ..support.helpers import close, rand, rel_rms
 
 BACKENDS = ["torch", "numpy"]
-PIXELS = rand(3, 56, 56)
+PIXELS = rand(1, 3, 56, 56)
 PROMPT = [3, 70, 71, 300, 5, 9, 250, 70]
 
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory):
-    """Engine over a random pair with these options."""
+    """Load a random pair with these options."""
 
-    def make(text=TextSpec(), vision=VisionSpec(), backend="numpy", quirks=Quirks(), edit=None, **options):
+    def make(text=TextSpec(), vision=VisionSpec(), backend="numpy", edit=None, **options):
         pair = build(tmp_path_factory.mktemp("pair"), text, vision)
         if edit:
             edit(pair)
-        return Engine(gguf.read(pair.text), gguf.read(pair.mmproj), backend=backend, quirks=quirks, **options)
+        return load(pair.text, pair.mmproj, backend=backend, **options)
 
     return make
 
 
-def answer(engine: Engine, tokens=PROMPT) -> np.ndarray:
-    """Logits of every position of `BOS, picture, tokens`."""
-    return engine.session().feed([[1], engine.encode(PIXELS), tokens], all_logits=True)
+def answer(model: Llava, tokens=PROMPT) -> np.ndarray:
+    """Return logits of every position of `BOS, picture, tokens`."""
+    return model.session().feed([[1], model.encode(PIXELS), tokens], all_logits=True)
 
 
 TEXTS = {
@@ -65,9 +65,9 @@ def test_every_setting_of_the_decoder_matters(make, change):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("text", [TextSpec(), TextSpec(window=5)], ids=["plain", "window"])
 def test_one_by_one_is_one_pass(make, backend, text):
-    engine = make(text, backend=backend)
-    image, whole = engine.encode(PIXELS), answer(engine)
-    session = engine.session()
+    model = make(text, backend=backend)
+    image, whole = model.encode(PIXELS), answer(model)
+    session = model.session()
     session.feed([[1]])
     session.feed([image])
     close(np.stack([session.feed([[token]]) for token in PROMPT]), whole[-len(PROMPT) :], 3e-6)
@@ -75,16 +75,16 @@ def test_one_by_one_is_one_pass(make, backend, text):
 
 
 def test_each_position_by_itself_has_the_logits_of_all_together(make):
-    engine, seen = make(), []
+    model, seen = make(), []
 
     class Rows(Probe):
         def see(self, x, at):
             seen.append(at.positions)
             return x
 
-    parts = [[1], engine.encode(PIXELS), [int(t) for t in np.random.default_rng(0).integers(3, 300, 150)]]
-    session = engine.session(probes=Probes(Rows(["result_output"])))
-    close(np.stack(list(session.each(parts))), engine.session().feed(parts, all_logits=True), 3e-6)
+    parts = [[1], model.encode(PIXELS), [int(t) for t in np.random.default_rng(0).integers(3, 300, 150)]]
+    session = Session(model.text, probes=Probes(Rows(["result_output"])))
+    close(np.stack(list(session.each(parts))), model.session().feed(parts, all_logits=True), 3e-6)
     assert max(map(len, seen)) == ROWS and [i for rows in seen for i in rows] == list(range(session.n_past))
     with pytest.raises(PromptError, match="do not fit"):
         next(session.each([[1] * 1000]))
@@ -92,16 +92,16 @@ def test_each_position_by_itself_has_the_logits_of_all_together(make):
 
 def test_a_long_prompt_runs_in_batches(make, monkeypatch):
     whole = answer(make())
-    monkeypatch.setattr("llava_ref.generation.engine.BATCH", 3)
+    monkeypatch.setattr("llava_ref.generation.units.BATCH", 3)
     close(answer(make()), whole, 3e-6)
 
 
 def test_the_cache_grows(make):
-    engine = make(TextSpec(context=700))
+    model = make(TextSpec(context=700))
     tokens = [int(t) for t in np.random.default_rng(0).integers(3, 300, 600)]
-    session = engine.session()
+    session = model.session()
     stepped = [session.feed([tokens[i : i + 150]], all_logits=True) for i in range(0, 600, 150)]
-    close(np.concatenate(stepped), engine.session().feed([tokens], all_logits=True), 3e-6)
+    close(np.concatenate(stepped), model.session().feed([tokens], all_logits=True), 3e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -112,10 +112,10 @@ def test_weights_dequantised_at_every_use_give_the_same_bits(make, backend):
 
 
 def test_a_window_of_five_sees_five(make):
-    engine = make(TextSpec(n_layer=1, window=5))
-    last = [engine.session().feed([tokens]) for tokens in ([9, 5, 6, 7, 8, 10], [300, 5, 6, 7, 8, 10])]
+    model = make(TextSpec(n_layer=1, window=5))
+    last = [model.session().feed([tokens]) for tokens in ([9, 5, 6, 7, 8, 10], [300, 5, 6, 7, 8, 10])]
     np.testing.assert_array_equal(*last)  # the first of six is out of sight
-    assert rel_rms(*(engine.session().feed([t]) for t in ([9, 6, 7, 8, 10], [300, 6, 7, 8, 10]))) > 1e-3
+    assert rel_rms(*(model.session().feed([t]) for t in ([9, 6, 7, 8, 10], [300, 6, 7, 8, 10]))) > 1e-3
 
 
 QUIRKS = ["class_token", "vit_layers", "post_ln", "gelu"]
@@ -125,23 +125,23 @@ QUIRKS = ["class_token", "vit_layers", "post_ln", "gelu"]
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_each_quirk_of_the_tower_changes_the_rows(make, backend, name):
     vision = VisionSpec(post_ln=True, use_gelu=True)
-    quirks = resolve("llava", {name: describe(PROFILES["llama.cpp"])[name]})
-    changed, plain = (make(vision=vision, backend=backend, quirks=q).encode(PIXELS) for q in (quirks, Quirks()))
+    other = {name: describe(PROFILES["llama.cpp"])[name]}
+    changed, plain = (make(vision=vision, backend=backend, quirks=q).encode(PIXELS) for q in (other, None))
     assert changed.shape == plain.shape == (16, 48)
     assert rel_rms(changed, plain) > 1e-5
 
 
 def test_profile_llama_cpp_sees_past_the_window(make):
-    ignored = make(TextSpec(window=5), quirks=resolve("llava", {"window": "ignore"}))
+    ignored = make(TextSpec(window=5), quirks={"window": "ignore"})
     np.testing.assert_array_equal(answer(ignored), answer(make()))
 
 
 def test_a_feature_layer_counts_blocks(make):
     three = make(vision=VisionSpec(feature_layer=3)).encode(PIXELS)
-    np.testing.assert_array_equal(three, make(quirks=resolve("llava", {"vit_layers": "one-less"})).encode(PIXELS))
+    np.testing.assert_array_equal(three, make(quirks={"vit_layers": "one-less"}).encode(PIXELS))
     np.testing.assert_array_equal(
         three,
-        make(vision=VisionSpec(feature_layer=3), quirks=resolve("llava", {"vit_layers": "one-less"})).encode(PIXELS),
+        make(vision=VisionSpec(feature_layer=3), quirks={"vit_layers": "one-less"}).encode(PIXELS),
     )
     assert rel_rms(three, make(vision=VisionSpec(feature_layer=4)).encode(PIXELS)) > 1e-2
 
@@ -166,17 +166,17 @@ def spoil(path, name: str, value: float) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_the_first_bad_number_is_named(make, backend, value):
-    engine = make(backend=backend, edit=lambda pair: spoil(pair.text, "blk.1.attn_norm.weight", value))
+    model = make(backend=backend, edit=lambda pair: spoil(pair.text, "blk.1.attn_norm.weight", value))
     with pytest.raises(NumericsError, match=r"text\.gguf: blk\.1\.attn_norm: "):
-        engine.session().feed([[1, 5, 6]])
-    engine = make(backend=backend, edit=lambda pair: spoil(pair.mmproj, "v.blk.2.ln2.weight", value))
+        model.session().feed([[1, 5, 6]])
+    model = make(backend=backend, edit=lambda pair: spoil(pair.mmproj, "v.blk.2.ln2.weight", value))
     with pytest.raises(NumericsError, match=r"mmproj\.gguf: vision\.blk\.2\.ffn_inp_normed: "):
-        engine.encode(PIXELS)
+        model.encode(PIXELS)
 
 
 def test_the_context_is_checked_before_any_work(make):
-    engine = make(TextSpec(context=8))
-    session = engine.session()
+    model = make(TextSpec(context=8))
+    session = model.session()
     session.feed([[1, 2, 3]])
     with pytest.raises(PromptError, match="9 positions do not fit the context of 8"):
         session.feed([[4] * 6])
@@ -198,15 +198,15 @@ def test_a_pair_that_does_not_fit_is_refused(make, tmp_path):
     wide = build(tmp_path, TextSpec(width=64), VisionSpec())
     narrow = build(tmp_path / "..", TextSpec(), VisionSpec())
     with pytest.raises(PairError, match="has 48 rows, but the text model's embedding_length is 64"):
-        Engine(gguf.read(wide.text), gguf.read(narrow.mmproj), quirks=Quirks())
+        load(wide.text, narrow.mmproj)
 
 
 def test_files_in_each_others_place_are_refused(tmp_path):
     pair = build(tmp_path, TextSpec(), VisionSpec())
     with pytest.raises(GGUFError, match="general.architecture: 'clip' is not supported.*this is an mmproj file"):
-        Engine(gguf.read(pair.mmproj), None, quirks=Quirks())
+        load(pair.mmproj)
     with pytest.raises(GGUFError, match="clip.has_vision_encoder"):
-        Engine(None, gguf.read(pair.text), quirks=Quirks())
+        load(None, pair.text)
 
 
 @pytest.mark.parametrize(
