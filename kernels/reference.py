@@ -1,4 +1,4 @@
-"""What each operation is, in a few lines of torch, correct in any precision: the page a kernel is checked against.
+"""Define each operation in a few lines of torch, correct in any precision: a kernel is checked against this page.
 
 T, S positions, D, K width in, N width out, H query heads, Hkv key/value heads, dh head size, P patch size. Given
 float64 an operation computes in float64; anything narrower is computed in float32 and rounded once at the end.
@@ -12,18 +12,18 @@ from torch import Tensor
 
 
 def wide(x: Tensor) -> Tensor:
-    """`x` in the type it is computed in: float64 stays, anything narrower becomes float32."""
+    """Convert to the type of the computation: float64 stays, anything narrower becomes float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-    """y = x w^T + b.  (T, K) (N, K) (N,) -> (T, N)"""
+    """Return x w^T + b.  (T, K) (N, K) (N,) -> (T, N)"""
     y = wide(x) @ wide(w).T
     return (y if b is None else y + wide(b)).to(x.dtype)
 
 
 def layer_norm(x: Tensor, w: Tensor, b: Tensor | None, eps: float) -> Tensor:
-    """y = (x - mean) / sqrt(var + eps) * w + b, var the mean squared deviation.  (T, D) (D,) (D,) -> (T, D)
+    """Return (x - mean) / sqrt(var + eps) * w + b, var the mean squared deviation.  (T, D) (D,) (D,) -> (T, D)
 
     Ba, Kiros, Hinton 2016, https://arxiv.org/abs/1607.06450"""
     h = wide(x)
@@ -33,7 +33,7 @@ def layer_norm(x: Tensor, w: Tensor, b: Tensor | None, eps: float) -> Tensor:
 
 
 def rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
-    """y = x / sqrt(mean(x^2) + eps) * w.  (T, D) (D,) -> (T, D)
+    """Return x / sqrt(mean(x^2) + eps) * w.  (T, D) (D,) -> (T, D)
 
     Zhang, Sennrich 2019, https://arxiv.org/abs/1910.07467"""
     h = wide(x)
@@ -41,25 +41,25 @@ def rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
 
 
 def gelu_erf(x: Tensor) -> Tensor:
-    """x * Phi(x), Phi the normal distribution function.  Hendrycks, Gimpel 2016, https://arxiv.org/abs/1606.08415"""
+    """Return x * Phi(x), Phi the normal distribution function.  Hendrycks, Gimpel 2016, https://arxiv.org/abs/1606.08415"""
     h = wide(x)
     return (0.5 * h * (1 + torch.erf(h / math.sqrt(2)))).to(x.dtype)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """The tanh approximation of GELU, section 2 of the same paper; what ggml calls `gelu`."""
+    """Approximate GELU by tanh, section 2 of the same paper: ggml's `gelu`."""
     h = wide(x)
     return (0.5 * h * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))).to(x.dtype)
 
 
 def gelu_quick(x: Tensor) -> Tensor:
-    """x * sigmoid(1.702 x): OpenAI CLIP's QuickGELU (openai/CLIP model.py)."""
+    """Return x * sigmoid(1.702 x): OpenAI CLIP's QuickGELU (openai/CLIP model.py)."""
     h = wide(x)
     return (h * torch.sigmoid(1.702 * h)).to(x.dtype)
 
 
 def silu(x: Tensor) -> Tensor:
-    """x * sigmoid(x)"""
+    """Return x * sigmoid(x)."""
     h = wide(x)
     return (h * torch.sigmoid(h)).to(x.dtype)
 
@@ -79,7 +79,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, pairs: Literal["adjacent", "halves
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Tensor:
-    """softmax(q k^T * scale + mask) v, heads side by side.
+    """Return softmax(q k^T * scale + mask) v, heads side by side.
 
     (T, H, dh) (S, Hkv, dh) (S, Hkv, dh) (T, S) -> (T, H * dh). Query head h reads key/value head h // (H / Hkv).
     Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; grouped as in Ainslie et al. 2023,
@@ -89,7 +89,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None
 
 
 def attention_weights(q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> Tensor:
-    """softmax(q k^T * scale + mask), every row a distribution.  (T, H, dh) (S, Hkv, dh) (T, S) -> (H, T, S)"""
+    """Return softmax(q k^T * scale + mask), every row a distribution.  (T, H, dh) (S, Hkv, dh) (T, S) -> (H, T, S)"""
     (T, H, dh), Hkv = q.shape, k.shape[1]
     queries = wide(q).reshape(T, Hkv, H // Hkv, dh).permute(1, 2, 0, 3)  # (Hkv, H/Hkv, T, dh)
     scores = queries @ wide(k).permute(1, 2, 0)[:, None] * scale  # (Hkv, H/Hkv, T, S)
@@ -99,7 +99,7 @@ def attention_weights(q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -
 
 
 def attention_values(weights: Tensor, v: Tensor) -> Tensor:
-    """Means of the values, weighted, heads side by side.  (H, T, S) (S, Hkv, dh) -> (T, H * dh)"""
+    """Return the weighted means of the values, heads side by side.  (H, T, S) (S, Hkv, dh) -> (T, H * dh)"""
     (H, T, S), (_, Hkv, dh) = weights.shape, v.shape
     groups = wide(weights).reshape(Hkv, H // Hkv, T, S)
     y = groups @ wide(v).permute(1, 0, 2)[:, None]  # (Hkv, H/Hkv, T, dh)

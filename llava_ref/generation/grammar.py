@@ -56,7 +56,8 @@ class JsonGrammars:
 
 
 def _check_size(schema: dict[str, Any], where: str) -> None:
-    """What llguidance would take too long for: seconds above 100 kB, and without end for a large `multipleOf`."""
+    """Refuse schemas that llguidance would take too long for: seconds above 100 kB, and without end for a large
+    `multipleOf`."""
     text = json.dumps(schema)
     if len(text) > MAX_SCHEMA:
         raise ParameterError(where, "schema", f"{len(text):,} characters, expected at most {MAX_SCHEMA:,}")
@@ -108,7 +109,7 @@ class _Matcher:
         return np.unpackbits(bits, bitorder="little", count=len(self._end)).astype(bool)
 
     def instead(self, token_id: int) -> int | None:
-        """What to take in the place of a token that leads too far; None if it does not."""
+        """Return the token to take in the place of one that leads too far; None if it does not."""
         if self._left > self._unsure or self._end[token_id]:
             return None
         ahead = self._way([token_id])
@@ -122,7 +123,8 @@ class _Matcher:
         return way[0] if way else int(self._end.argmax())
 
     def _way(self, first: list[int]) -> list[int] | None:
-        """Tokens that complete the JSON after `first`, the shorter of two ways; None if neither leads to the end."""
+        """Return the tokens that complete the JSON after `first`, the shorter of two ways; None if neither leads to
+        the end."""
         ways = [way for last in (False, True) if (way := self._one_way(first, last)) is not None]
         return min(ways, key=len, default=None)
 
@@ -138,7 +140,8 @@ class _Matcher:
         return way
 
     def _closing(self, mask: np.ndarray, last: bool) -> int:
-        """The token that brings the end nearer: a quote inside a string, else a bracket, else the smallest value.
+        """Return the token that brings the end nearer: a quote inside a string, else a bracket, else the smallest
+        value.
 
         Where only letters may stand, of a name or a word, the first token that fits or the last."""
         inside = any(mask[self._signs[letter]].any() for letter in LETTERS)

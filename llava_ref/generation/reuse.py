@@ -1,8 +1,8 @@
-"""What one answer can leave for the next: rows of pictures, and the keys and values of a prompt's beginning.
+"""Keep for the next answer rows of pictures, and the keys and values of a prompt's beginning.
 
 Neither changes a bit of any answer. Rows are those of the same decoded pixels under the same preprocessing; keys and
 values are kept for whole units of a prompt, and a unit is run by itself whether it was kept or not
-(`generation.engine.units`).
+(`units.units`).
 """
 
 import hashlib
@@ -28,7 +28,7 @@ class Reuse:
         self._session: Session | None = None
 
     def rows(self, rgb: np.ndarray) -> np.ndarray | None:
-        """The rows (N, D) that these pixels (height, width, 3) had the last time."""
+        """Return the rows (N, D) that these pixels (height, width, 3) had the last time, or None."""
         key = _key(rgb)
         if key in self._rows:
             self._rows.move_to_end(key)
@@ -42,7 +42,7 @@ class Reuse:
             self._held -= self._rows.popitem(last=False)[1].nbytes
 
     def take_session(self) -> Session | None:
-        """The last sequence, which is the taker's from now on."""
+        """Return the last sequence and forget it: it is the caller's from now on."""
         session, self._session = self._session, None
         return session
 
@@ -50,14 +50,14 @@ class Reuse:
         self._session = session
 
     def clear(self) -> None:
-        """Gives the memory back."""
+        """Forget everything and free its memory."""
         self._rows.clear()
         self._session = None
 
 
 def cached_positions(parts: Sequence[Part], cached_rows: Sequence[np.ndarray], n_past: int) -> int:
-    """How many positions of a prompt were not computed for it, or at least had their rows: the first `n_past`, and
-    those of pictures whose rows were kept."""
+    """Count the positions of a prompt that were not computed for it, or at least had their rows: the first `n_past`,
+    and those of pictures whose rows were kept."""
     count = at = 0
     for part in parts:
         kept = any(part is rows for rows in cached_rows)

@@ -133,7 +133,7 @@ class Sampler:
         self._matcher = None if sampling.grammar is None else sampling.grammar.start(limit)
 
     def pick(self, logits: np.ndarray) -> int:
-        """The next token from its logits (V,), which stay as they are. Remembers it."""
+        """Choose the next token by its logits (V,), which stay as they are, and remember it."""
         if self._matcher is not None:
             logits = np.where(self._matcher.allowed(), logits, -np.inf)
         x = filtered(logits, self._history, self.sampling)
@@ -147,11 +147,11 @@ class Sampler:
 
     @property
     def cut(self) -> bool:
-        """Whether the grammar brought the answer to an end for its limit."""
+        """Say whether the grammar ended the answer because of its limit."""
         return self._matcher is not None and self._matcher.cut
 
     def score(self, logits: np.ndarray, token_id: int) -> Score | None:
-        """What `top_logprobs` asks to be reported of a token under its logits (V,); None if nothing."""
+        """Return the report on a token under its logits (V,) that `top_logprobs` asks for; None if it asks for none."""
         n_top = self.sampling.top_logprobs
         return None if n_top is None else score(logits, token_id, n_top)
 
@@ -164,7 +164,7 @@ class Sampler:
 
 
 def filtered(logits: np.ndarray, history: Sequence[int], s: Sampling) -> np.ndarray:
-    """Logits (V,) after every stage before the temperature: (V,) float64, -inf where a token is out."""
+    """Apply every stage before the temperature.  (V,) -> (V,) float64, -inf where a token is out."""
     x = np.array(logits, np.float64)
     for token, bias in s.logit_bias.items():
         x[token] += bias
@@ -173,7 +173,7 @@ def filtered(logits: np.ndarray, history: Sequence[int], s: Sampling) -> np.ndar
 
 
 def penalised(x: np.ndarray, history: Sequence[int], repeat: float, frequency: float, presence: float) -> np.ndarray:
-    """Logits (V,) with those of the tokens in `history` lowered."""
+    """Lower the logits (V,) of the tokens in `history`."""
     ids, counts = np.unique(np.asarray(history, np.int64), return_counts=True)
     seen = x[ids]
     out = x.copy()
@@ -182,7 +182,7 @@ def penalised(x: np.ndarray, history: Sequence[int], repeat: float, frequency: f
 
 
 def keep_top_k(x: np.ndarray, k: int) -> np.ndarray:
-    """The `k` highest of (V,), the lowest ids among equals; 0 keeps all."""
+    """Keep the `k` highest of (V,), the lowest ids among equals; 0 keeps all."""
     if not 0 < k < len(x):
         return x
     least = np.partition(x, -k)[-k]
@@ -193,7 +193,7 @@ def keep_top_k(x: np.ndarray, k: int) -> np.ndarray:
 
 
 def keep_top_p(x: np.ndarray, p: float) -> np.ndarray:
-    """The fewest of the likeliest tokens whose probabilities sum to at least `p`; one at least."""
+    """Keep the fewest of the likeliest tokens whose probabilities sum to at least `p`; one at least."""
     if p >= 1:
         return x
     ids = np.flatnonzero(x > -np.inf)
@@ -206,5 +206,5 @@ def keep_top_p(x: np.ndarray, p: float) -> np.ndarray:
 
 
 def keep_min_p(x: np.ndarray, p: float) -> np.ndarray:
-    """Tokens whose probability is at least `p` times the highest."""
+    """Keep the tokens whose probability is at least `p` times the highest."""
     return x if p <= 0 else np.where(x >= x.max() + math.log(p), x, -np.inf)

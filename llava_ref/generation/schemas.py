@@ -103,7 +103,7 @@ class _Closing:
                     yield from self._all(members, (*seen, id(node)))
 
     def _target(self, reference: object) -> Schema | None:
-        """The schema that a JSON pointer into this document leads to."""
+        """Return the schema that a JSON pointer into this document leads to."""
         if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
             return None
         at: Any = self._root

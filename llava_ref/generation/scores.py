@@ -26,14 +26,14 @@ class Score:
 
 
 def score(logits: np.ndarray, token_id: int, n_top: int = 0) -> Score:
-    """A token under the logits (V,) of the position before it, and the `n_top` likeliest in its place."""
+    """Score a token under the logits (V,) of the position before it, with the `n_top` likeliest in its place."""
     x = log_softmax(logits)
     rank = 1 + int(np.count_nonzero(x > x[token_id]))
     return Score(token_id, float(x[token_id]), rank, tuple((int(i), float(x[i])) for i in _likeliest(x, n_top)))
 
 
 def _likeliest(x: np.ndarray, count: int) -> np.ndarray:
-    """Ids of the `count` highest of (V,), in order."""
+    """Return the ids of the `count` highest of (V,), in order."""
     if count <= 0:
         return np.empty(0, np.int64)
     least = np.partition(x, -count)[-count] if count < len(x) else x.min()
@@ -42,8 +42,8 @@ def _likeliest(x: np.ndarray, count: int) -> np.ndarray:
 
 
 def score_prompt(logits: Iterable[np.ndarray], token_ids: Sequence[int], n_top: int = 0) -> list[Score | None]:
-    """Every token of a prompt under what stands before it. `logits`: (V,) of each of T positions; `token_ids` (T,), -1
-    at image positions.
+    """Score every token of a prompt under the tokens before it. `logits`: (V,) of each of T positions; `token_ids`
+    (T,), -1 at image positions.
 
     None for the first position, which has nothing before it, and for image positions, which hold no token."""
     scores: list[Score | None] = [None]

@@ -32,7 +32,7 @@ class NumpyOps:
         self._pool = ThreadPoolExecutor(threads or self._most, "product")  # has no thread before it has work
 
     def running(self, rows: int, weights: int) -> AbstractContextManager[None]:
-        """`product` has threads of its own, which sleep while they wait."""
+        """Keep BLAS to one thread: `product` has threads of its own, which sleep while they wait."""
         return one_blas_thread()
 
     def product(self, x: F32, w: F32) -> F32:

@@ -1,6 +1,6 @@
-"""Raw blocks -> float32, in numpy, through the `gguf` package's own formulas (gguf/quants.py).
+"""Convert raw blocks to float32, in numpy, through the `gguf` package's own formulas (gguf/quants.py).
 
-`backends/torch_quants.py` computes the same, bit for bit, in torch.
+`torch_quants.py` computes the same, bit for bit, in torch.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,22 @@ CHUNK = 1 << 18  # weights converted at a time: few enough that what is in betwe
 
 
 def dequantize(view: TensorView) -> np.ndarray:
-    """float32 of `view.shape`. F32 is not copied: the array is the file's own pages, and is read-only."""
+    """Dequantise a tensor to float32 of `view.shape`. F32 is not copied: the array is the file's own pages, and is
+    read-only."""
     array = _dequantize(np.frombuffer(view.data, np.uint8), view.type).reshape(view.shape)
     array.flags.writeable = view.type != "F32"
     return array
 
 
 def dequantize_rows(view: TensorView, rows: Sequence[int]) -> np.ndarray:
-    """Only `rows` of a matrix (N, D), in the order given -> (len(rows), D) float32. Nothing else is read."""
+    """Dequantise only `rows` of a matrix (N, D), in the order given, and read nothing else.  -> (len(rows), D)
+    float32"""
     blocks = np.frombuffer(view.data, np.uint8).reshape(view.shape[0], -1)
     return _dequantize(blocks[np.asarray(rows, np.int64)].reshape(-1), view.type).reshape(-1, view.shape[1])
 
 
 def _dequantize(data: np.ndarray, kind: str) -> np.ndarray:
-    """Bytes -> flat float32. A scale of NaN or infinity gives what it gives, without numpy's warning."""
+    """Convert bytes to flat float32. A scale of NaN or infinity passes through, without numpy's warning."""
     with np.errstate(all="ignore"):
         if kind in PLAIN:
             return data.view(PLAIN[kind]).astype(np.float32, copy=False)

@@ -121,7 +121,7 @@ class Ops(Protocol):
     def plan(self, sees: Sees) -> Plan: ...
 
     def attention(self, q: Array, kv: KV, scale: float, plan: Plan) -> Array:
-        """softmax(q k^T * scale + mask) v.  (T, H, dh), kv of S positions -> (T, H * dh)
+        """Return softmax(q k^T * scale + mask) v.  (T, H, dh), kv of S positions -> (T, H * dh)
 
         Query head h reads key/value head h // (H / Hkv). `plan` says which keys each query sees."""
         ...

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def aligned(b: Tensor) -> Tensor:
-    """A copy at an address that any element type may be viewed at."""
+    """Copy to an address that any element type may be viewed at."""
     return b.clone(memory_format=torch.contiguous_format)
 
 
@@ -15,11 +15,11 @@ def half(b: Tensor) -> Tensor:
 
 
 def fields(b: Tensor, width: int) -> Tensor:
-    """The 8 / width fields of each byte, all lowest ones first: (..., m) uint8 -> (..., 8 / width, m) uint8"""
+    """Split each byte into 8 / width fields, all lowest ones first: (..., m) uint8 -> (..., 8 / width, m) uint8"""
     shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=b.device)[:, None]
     return b[..., None, :] >> shifts & (1 << width) - 1
 
 
 def bits(b: Tensor) -> Tensor:
-    """The bits of each byte, lowest first, byte after byte: (n, m) uint8 -> (n, 8 m) uint8"""
+    """Split each byte into bits, lowest first, byte after byte: (n, m) uint8 -> (n, 8 m) uint8"""
     return fields(b[..., None], 1).flatten(1)

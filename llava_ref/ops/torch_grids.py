@@ -16,7 +16,7 @@ from .torch_bits import aligned, bits, fields, half
 
 @cache
 def _grid(kind: str, device: torch.device) -> Tensor:
-    """The rows of a type's grid, (rows, 4 or 8) float32."""
+    """Return the rows of a type's grid, (rows, 4 or 8) float32."""
     source = getattr(gguf.quants, kind)
     source.init_grid()
     return torch.tensor(source.grid[0, 0], device=device)
@@ -30,17 +30,17 @@ def _signs(device: torch.device) -> Tensor:
 
 
 def _words(b: Tensor) -> Tensor:
-    """32-bit words: (n, 4k) uint8 -> (n, k) int32"""
+    """Read 32-bit words: (n, 4k) uint8 -> (n, k) int32"""
     return aligned(b).view(torch.int32)
 
 
 def _shorts(b: Tensor) -> Tensor:
-    """16-bit words: (n, 2k) uint8 -> (n, k) int32, not negative"""
+    """Read 16-bit words: (n, 2k) uint8 -> (n, k) int32, not negative"""
     return aligned(b).view(torch.int16).int() & 0xFFFF
 
 
 def _fields(words: Tensor, width: int, count: int) -> Tensor:
-    """`count` fields of each word, lowest first: (n, k) -> (n, k, count) int32"""
+    """Split each word into `count` fields, lowest first: (n, k) -> (n, k, count) int32"""
     shifts = torch.arange(0, width * count, width, dtype=torch.int32, device=words.device)
     return words[..., None] >> shifts & (1 << width) - 1
 
@@ -51,13 +51,13 @@ def _nibbles(b: Tensor) -> Tensor:
 
 
 def _spread(scale: Tensor, rows: Tensor) -> Tensor:
-    """Each scale times its share of the weights: (n, k), (n, ...) of 256 weights -> (n, 256)"""
+    """Multiply each scale with its share of the weights: (n, k), (n, ...) of 256 weights -> (n, 256)"""
     return (scale[..., None] * rows.reshape(*scale.shape, -1)).flatten(1)
 
 
 def iq2_xxs(b: Tensor) -> Tensor:
-    """d, 8 pairs of words: four grid indices in the bytes of the first; four sign codes of 7 bits and a scale of 4 in
-    the second, for 32 weights.  w = d (s + 1/2) / 4 * grid * sign"""
+    """Unpack IQ2_XXS: d, 8 pairs of words: four grid indices in the bytes of the first; four sign codes of 7 bits and
+    a scale of 4 in the second, for 32 weights.  w = d (s + 1/2) / 4 * grid * sign"""
     words = _words(b[:, 2:]).reshape(-1, 8, 2)
     scale = half(b[:, :2]) * (0.5 + (words[..., 1] >> 28 & 15).float()) * 0.25
     grid = _grid("IQ2_XXS", b.device)[_fields(words[..., 0], 8, 4)]  # (n, 8, 4, 8)
@@ -65,21 +65,24 @@ def iq2_xxs(b: Tensor) -> Tensor:
 
 
 def iq2_xs(b: Tensor) -> Tensor:
-    """d, 32 shorts (grid index of 9 bits, sign code of 7), 16 scales of 4 bits.  w = d (s + 1/2) / 4 * grid * sign"""
+    """Unpack IQ2_XS: d, 32 shorts (grid index of 9 bits, sign code of 7), 16 scales of 4 bits.  w = d (s + 1/2) / 4 *
+    grid * sign"""
     shorts = _shorts(b[:, 2:66])
     scale = half(b[:, :2]) * (0.5 + _nibbles(b[:, 66:])) * 0.25
     return _spread(scale, _grid("IQ2_XS", b.device)[shorts & 511] * _signs(b.device)[shorts >> 9])
 
 
 def iq2_s(b: Tensor) -> Tensor:
-    """d, 32 bytes of grid indices, 32 bytes of signs, 8 bytes of the indices' top pairs, 16 scales of 4 bits."""
+    """Unpack IQ2_S: d, 32 bytes of grid indices, 32 bytes of signs, 8 bytes of the indices' top pairs, 16 scales of 4
+    bits."""
     index = b[:, 2:34].int() | fields(b[:, 66:74, None], 2).flatten(1).int() << 8
     scale = half(b[:, :2]) * (0.5 + _nibbles(b[:, 74:])) * 0.25
     return _spread(scale, _grid("IQ2_S", b.device)[index].flatten(1) * (1 - 2 * bits(b[:, 34:66]).float()))
 
 
 def iq3_xxs(b: Tensor) -> Tensor:
-    """d, 64 bytes of indices of rows of four, 8 words (four sign codes of 7 bits, a scale of 4) for 32 weights each.
+    """Unpack IQ3_XXS: d, 64 bytes of indices of rows of four, 8 words (four sign codes of 7 bits, a scale of 4) for 32
+    weights each.
 
     w = d (s + 1/2) / 2 * grid * sign"""
     words = _words(b[:, 66:])
@@ -89,7 +92,7 @@ def iq3_xxs(b: Tensor) -> Tensor:
 
 
 def iq3_s(b: Tensor) -> Tensor:
-    """d, 64 bytes of indices of rows of four, 64 ninth bits, 32 bytes of signs, 8 scales of 4 bits.
+    """Unpack IQ3_S: d, 64 bytes of indices of rows of four, 64 ninth bits, 32 bytes of signs, 8 scales of 4 bits.
 
     w = d (1 + 2 s) * grid * sign"""
     index = b[:, 2:66].int() | bits(b[:, 66:74]).int() << 8
@@ -98,7 +101,8 @@ def iq3_s(b: Tensor) -> Tensor:
 
 
 def iq1_s(b: Tensor) -> Tensor:
-    """d, 32 bytes of grid indices, 8 shorts (four tops of 3 bits, a scale of 3, the shift's sign) for 32 weights each.
+    """Unpack IQ1_S: d, 32 bytes of grid indices, 8 shorts (four tops of 3 bits, a scale of 3, the shift's sign) for 32
+    weights each.
 
     w = d (2 s + 1) (grid + 1/8 or - 1/8)"""
     shorts = _shorts(b[:, 34:])
@@ -109,8 +113,9 @@ def iq1_s(b: Tensor) -> Tensor:
 
 
 def iq1_m(b: Tensor) -> Tensor:
-    """32 bytes of grid indices, 32 nibbles (top of 3 bits, the shift's sign) for 8 weights each, 4 shorts: each four
-    scales of 3 bits for 16 weights, and a nibble of d at the top.  w = d (2 s + 1) (grid + 1/8 or - 1/8)"""
+    """Unpack IQ1_M: 32 bytes of grid indices, 32 nibbles (top of 3 bits, the shift's sign) for 8 weights each, 4
+    shorts: each four scales of 3 bits for 16 weights, and a nibble of d at the top.  w = d (2 s + 1) (grid + 1/8 or -
+    1/8)"""
     shorts, nibbles = _shorts(b[:, 48:]), fields(b[:, 32:48, None], 4).flatten(1).int()
     shifts = torch.arange(0, 16, 4, dtype=torch.int32, device=b.device)
     d = ((shorts >> 12) << shifts).sum(1, keepdim=True).to(torch.int16).view(torch.float16).float()

@@ -1,4 +1,4 @@
-"""Raw blocks -> float32 in torch, on any device: one function a type, whose docstring draws the block.
+"""Convert raw blocks to float32 in torch, on any device: one function a type, whose docstring draws the block.
 
 Every function takes b, (n, bytes of a block) uint8, and gives (n, weights of a block) float32, in the arithmetic of the
 `gguf` package (gguf/quants.py 0.19), bit for bit. Layouts: ggml-common.h and ggml-quants.c of llama.cpp b10605.
@@ -23,12 +23,14 @@ NL4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
 def dequantize(view: TensorView, device: str) -> Tensor:
-    """float32 of `view.shape`. F32 on the CPU is not copied: the tensor is the file's own pages; do not write to it."""
+    """Dequantise a tensor to float32 of `view.shape`. F32 on the CPU is not copied: the tensor is the file's own
+    pages; do not write to it."""
     return _dequantize(torch.frombuffer(view.data, dtype=torch.uint8).to(device), view.type).reshape(view.shape)
 
 
 def dequantize_rows(view: TensorView, rows: Sequence[int], device: str) -> Tensor:
-    """Only `rows` of a matrix (N, D), in the order given -> (len(rows), D) float32. Nothing else is read."""
+    """Dequantise only `rows` of a matrix (N, D), in the order given, and read nothing else.  -> (len(rows), D)
+    float32"""
     blocks = torch.frombuffer(view.data, dtype=torch.uint8).reshape(view.shape[0], -1)
     chosen = blocks[torch.tensor(rows, dtype=torch.int64)]
     return _dequantize(chosen.to(device).reshape(-1), view.type).reshape(-1, view.shape[1])
@@ -52,34 +54,35 @@ def _table(values: Sequence[int], index: Tensor) -> Tensor:
 
 
 def q4_0(b: Tensor) -> Tensor:
-    """d, 16 bytes: weight j in the low nibble of byte j, weight j + 16 in the high one.  w = d (q - 8)"""
+    """Unpack Q4_0: d, 16 bytes: weight j in the low nibble of byte j, weight j + 16 in the high one.  w = d (q - 8)"""
     return half(b[:, :2]) * (fields(b[:, 2:], 4).flatten(1).float() - 8)
 
 
 def q4_1(b: Tensor) -> Tensor:
-    """d, m, 16 bytes of nibbles as Q4_0.  w = d q + m"""
+    """Unpack Q4_1: d, m, 16 bytes of nibbles as Q4_0.  w = d q + m"""
     return half(b[:, :2]) * fields(b[:, 4:], 4).flatten(1).float() + half(b[:, 2:4])
 
 
 def q5_0(b: Tensor) -> Tensor:
-    """d, 32 fifth bits, 16 bytes of nibbles as Q4_0.  w = d (q - 16)"""
+    """Unpack Q5_0: d, 32 fifth bits, 16 bytes of nibbles as Q4_0.  w = d (q - 16)"""
     q = fields(b[:, 6:], 4).flatten(1) | bits(b[:, 2:6]) << 4
     return half(b[:, :2]) * (q.float() - 16)
 
 
 def q5_1(b: Tensor) -> Tensor:
-    """d, m, 32 fifth bits, 16 bytes of nibbles as Q4_0.  w = d q + m"""
+    """Unpack Q5_1: d, m, 32 fifth bits, 16 bytes of nibbles as Q4_0.  w = d q + m"""
     q = fields(b[:, 8:], 4).flatten(1) | bits(b[:, 4:8]) << 4
     return half(b[:, :2]) * q.float() + half(b[:, 2:4])
 
 
 def q8_0(b: Tensor) -> Tensor:
-    """d, 32 int8.  w = d q"""
+    """Unpack Q8_0: d, 32 int8.  w = d q"""
     return b[:, 2:].view(torch.int8).float() * half(b[:, :2])
 
 
 def q2_k(b: Tensor) -> Tensor:
-    """16 bytes of scale and minimum nibbles, 64 bytes of 2-bit fields, d, m.  w = d s q - m t, s and t for 16 weights
+    """Unpack Q2_K: 16 bytes of scale and minimum nibbles, 64 bytes of 2-bit fields, d, m.  w = d s q - m t, s and t
+    for 16 weights
 
     Each 32 bytes hold 128 weights: the lowest fields of all 32 first."""
     d, m, scales = half(b[:, 80:82]), half(b[:, 82:84]), b[:, :16]
@@ -88,7 +91,8 @@ def q2_k(b: Tensor) -> Tensor:
 
 
 def q3_k(b: Tensor) -> Tensor:
-    """32 bytes of third bits, 64 bytes of 2-bit fields as Q2_K, 12 bytes of scales, d.  w = d (s - 32) (q - 4 if bit 0)
+    """Unpack Q3_K: 32 bytes of third bits, 64 bytes of 2-bit fields as Q2_K, 12 bytes of scales, d.  w = d (s - 32) (q
+    - 4 if bit 0)
 
     16 scales of 6 bits: low nibbles in the nibbles of bytes 0..7, high pairs in the fields of bytes 8..11."""
     s = fields(b[:, 96:104], 4).flatten(1) | fields(b[:, 104:108], 2).flatten(1) << 4
@@ -107,7 +111,7 @@ def _scales_k(s: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def q4_k(b: Tensor) -> Tensor:
-    """d, m, 12 bytes of scales, 128 bytes of nibbles.  w = d s q - m t, s and t for 32 weights
+    """Unpack Q4_K: d, m, 12 bytes of scales, 128 bytes of nibbles.  w = d s q - m t, s and t for 32 weights
 
     Each 32 bytes hold 64 weights: the low nibbles of all 32 first."""
     s, t = _scales_k(b[:, 4:16])
@@ -116,7 +120,8 @@ def q4_k(b: Tensor) -> Tensor:
 
 
 def q5_k(b: Tensor) -> Tensor:
-    """d, m, 12 bytes of scales as Q4_K, 32 bytes of fifth bits, 128 bytes of nibbles as Q4_K.  w = d s q - m t"""
+    """Unpack Q5_K: d, m, 12 bytes of scales as Q4_K, 32 bytes of fifth bits, 128 bytes of nibbles as Q4_K.  w = d s q
+    - m t"""
     s, t = _scales_k(b[:, 4:16])
     low = fields(b[:, 48:].reshape(-1, 4, 32), 4).reshape(-1, 8, 32)
     q = (low | fields(b[:, 16:48], 1) << 4).float()
@@ -124,7 +129,8 @@ def q5_k(b: Tensor) -> Tensor:
 
 
 def q6_k(b: Tensor) -> Tensor:
-    """128 bytes of nibbles, 64 bytes of 2-bit fields, 16 int8 scales, d.  w = d s (q - 32), s for 16 weights
+    """Unpack Q6_K: 128 bytes of nibbles, 64 bytes of 2-bit fields, 16 int8 scales, d.  w = d s (q - 32), s for 16
+    weights
 
     Each 64 bytes of nibbles hold 128 weights, low ones first; each 32 bytes of fields the top of the same 128."""
     low = fields(b[:, :128].reshape(-1, 2, 64), 4).reshape(-1, 8, 32)
@@ -135,7 +141,7 @@ def q6_k(b: Tensor) -> Tensor:
 
 
 def tq1_0(b: Tensor) -> Tensor:
-    """48 bytes of five base-3 digits, 4 bytes of four, d.  w = d (digit - 1)
+    """Unpack TQ1_0: 48 bytes of five base-3 digits, 4 bytes of four, d.  w = d (digit - 1)
 
     A byte is a fraction of 256; the digits come out one by one as it is multiplied by 3. First digits of 32 bytes, then
     their second digits, and so on; then so of 16 bytes, then of 4."""
@@ -149,19 +155,20 @@ def tq1_0(b: Tensor) -> Tensor:
 
 
 def tq2_0(b: Tensor) -> Tensor:
-    """64 bytes of 2-bit fields as Q2_K, d.  w = d (q - 1)"""
+    """Unpack TQ2_0: 64 bytes of 2-bit fields as Q2_K, d.  w = d (q - 1)"""
     return half(b[:, 64:]) * (fields(b[:, :64].reshape(-1, 2, 32), 2).flatten(1).float() - 1)
 
 
 def mxfp4(b: Tensor) -> Tensor:
-    """An 8-bit exponent e, 16 bytes of nibbles as Q4_0, each a 4-bit float.  w = 2^(e - 128) 2v"""
+    """Unpack MXFP4: An 8-bit exponent e, 16 bytes of nibbles as Q4_0, each a 4-bit float.  w = 2^(e - 128) 2v"""
     e = b[:, :1].int()
     d = torch.where(e < 2, 0x00200000 << e.clamp(max=1), (e - 1) << 23).view(torch.float32)
     return d * _table(E2M1, fields(b[:, 1:], 4).flatten(1))
 
 
 def nvfp4(b: Tensor) -> Tensor:
-    """Four 8-bit float scales (4 bits of exponent, 3 of mantissa), for 16 weights each: 8 bytes, low nibbles first."""
+    """Unpack NVFP4: Four 8-bit float scales (4 bits of exponent, 3 of mantissa), for 16 weights each: 8 bytes, low
+    nibbles first."""
     s = b[:, :4]
     exponent, mantissa = s >> 3 & 15, (s & 7).float()
     power = (exponent.int() + 120 << 23).view(torch.float32)  # 2^(exponent - 7), exact on every device
@@ -171,12 +178,13 @@ def nvfp4(b: Tensor) -> Tensor:
 
 
 def iq4_nl(b: Tensor) -> Tensor:
-    """d, 16 bytes of nibbles as Q4_0, each an index into 16 values.  w = d v"""
+    """Unpack IQ4_NL: d, 16 bytes of nibbles as Q4_0, each an index into 16 values.  w = d v"""
     return half(b[:, :2]) * _table(NL4, fields(b[:, 2:], 4).flatten(1))
 
 
 def iq4_xs(b: Tensor) -> Tensor:
-    """d, 2 bytes of high pairs and 4 bytes of low nibbles of 8 scales, 8 times 16 bytes as IQ4_NL.  w = d (s - 32) v"""
+    """Unpack IQ4_XS: d, 2 bytes of high pairs and 4 bytes of low nibbles of 8 scales, 8 times 16 bytes as IQ4_NL.  w =
+    d (s - 32) v"""
     s = fields(b[:, 4:8, None], 4).flatten(1) | fields(b[:, 2:4, None], 2).flatten(1) << 4
     d = half(b[:, :2]) * (s.float() - 32)
     return (d[..., None] * _table(NL4, fields(b[:, 8:].reshape(-1, 8, 16), 4).flatten(2))).flatten(1)

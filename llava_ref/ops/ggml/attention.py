@@ -10,7 +10,7 @@ from .rounding import half
 
 
 def one_by_one(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, mask: np.ndarray | None) -> np.ndarray:
-    """softmax(q k^T * scale + mask) v.  (T, H, dh) (S, Hkv, dh) (S, Hkv, dh) (T, S) -> (T, H * dh), float32.
+    """Return softmax(q k^T * scale + mask) v.  (T, H, dh) (S, Hkv, dh) (S, Hkv, dh) (T, S) -> (T, H * dh), float32
 
     q, k and v are float16 numbers in float32. After each key, what is summed so far is rounded to float16, and where
     the largest score so far grew, it has been scaled down, and rounded, before. One such rounding that goes the other
@@ -33,8 +33,8 @@ def one_by_one(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, mask: 
 
 
 def online(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (..., S), -inf where a key is hidden -> for each key, in order: exp(score - largest so far), and
-    exp(largest before it - largest so far), by which what was summed before shrinks."""
+    """Return for each key, in order, exp(score - largest so far), and exp(largest before it - largest so far), by which
+    the sum so far shrinks.  Scores (..., S), -inf where a key is hidden -> (..., S) each"""
     largest = np.maximum.accumulate(scores, -1)
     before = np.concatenate([np.full_like(largest[..., :1], -np.inf), largest[..., :-1]], -1)
     hidden = np.isneginf(scores)

@@ -25,7 +25,7 @@ SMALLEST = np.float32(2**-120)  # where the largest number of a block is smaller
 
 
 def rounded(x: np.ndarray, rounding: Rounding) -> np.ndarray:
-    """Activations (T, K) float32 -> what is left of them, (T, K) float32."""
+    """Round activations as the kernel does that multiplies by them.  (T, K) float32 -> (T, K) float32"""
     match rounding:
         case "F32":
             return x
@@ -42,13 +42,13 @@ def rounded(x: np.ndarray, rounding: Rounding) -> np.ndarray:
 
 
 def half(x: np.ndarray) -> np.ndarray:
-    """To float16, ties to even, and back. Beyond 65504: infinity."""
+    """Round to float16, ties to even, and back. Beyond 65504: infinity."""
     with np.errstate(over="ignore"):
         return x.astype(np.float16).astype(np.float32)
 
 
 def bfloat16(x: np.ndarray) -> np.ndarray:
-    """To the upper 16 bits of a float32, ties to even, and back."""
+    """Round to the upper 16 bits of a float32, ties to even, and back."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     kept = (bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
     return np.where(np.isnan(x), x, kept.view(np.float32))
@@ -75,14 +75,14 @@ def blocks_of_256(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sum_errors(x: np.ndarray) -> np.ndarray:
-    """What Q8_1 gets wrong about the sum of each block's rounded activations, (T, n) float32: it is stored apart, as
-    float16(d * sum of codes), and multiplies the weights' minimum."""
+    """Return the error of Q8_1 in the sum of each block's rounded activations, (T, n) float32: the sum is stored apart,
+    as float16(d * sum of codes), and multiplies the weights' minimum."""
     codes, d = blocks_of_32(x)
     total = codes.sum(-1)
     return half(d * total) - half(d) * total
 
 
 def minima(data: memoryview, kind: str, rows: int) -> np.ndarray:
-    """The minimum m of every block of a Q4_1 or Q5_1 matrix, (rows, n) float32: bytes 2 and 3 of a block."""
+    """Read the minimum m of every block of a Q4_1 or Q5_1 matrix, (rows, n) float32: bytes 2 and 3 of a block."""
     blocks = np.frombuffer(data, np.uint8).reshape(-1, TYPES[kind].bytes)
     return blocks[:, 2:4].copy().view(np.float16).astype(np.float32).reshape(rows, -1)
