@@ -27,7 +27,8 @@ def _look_up(x: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 @cache
 def tanh_table() -> np.ndarray:
-    """Return (65536,) float16 [i]: 0.5 x (1 + tanh(sqrt(2 / pi) x (1 + 0.044715 x^2))), x the float16 with the bits i"""
+    """Return (65536,) float16: entry i is 0.5 x (1 + tanh(sqrt(2 / pi) x (1 + 0.044715 x^2))), x the float16
+    of bits i"""
     with np.errstate(all="ignore"):
         x, one = _every_half(), np.float32(1)
         inner = np.float32(0.79788456080286535587989211986876) * x * (one + np.float32(0.044715) * x * x)
@@ -37,7 +38,7 @@ def tanh_table() -> np.ndarray:
 
 @cache
 def quick_table() -> np.ndarray:
-    """Return (65536,) float16 [i]: x / (1 + exp(-1.702 x)), x the float16 with the bits i"""
+    """Return (65536,) float16: entry i is x / (1 + exp(-1.702 x)), x the float16 of bits i"""
     with np.errstate(all="ignore"):
         x, one = _every_half(), np.float32(1)
         exp = np.exp((np.float32(-1.702) * x).astype(np.float64)).astype(np.float32)
