@@ -1,4 +1,4 @@
-"""`attend`: where an answer looked in a picture, and what it owes to each part of it, as a page or a PNG."""
+"""`attend`: show where an answer looked in a picture, and how much it depends on each part, as a page or a PNG."""
 
 import argparse
 import io
@@ -22,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_images(parser)
     options.add_prompt(parser)
     parser.add_argument("-n", "--max-tokens", type=int, default=24, metavar="N", help="of the answer (default: 24)")
-    parser.add_argument("--which", type=int, default=1, metavar="K", help="of several pictures, which (default: 1)")
+    parser.add_argument("--which", type=int, default=1, metavar="K", help="number of the picture to map (default: 1)")
     parser.add_argument("--cells", type=int, metavar="N", help="steps along a side (default: at most 8)")
-    parser.add_argument("--window", type=int, default=3, metavar="N", help="of how many steps to cover (default: 3)")
+    parser.add_argument("--window", type=int, default=3, metavar="N", help="steps covered at once (default: 3)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.html|OUT.png")
     options.add_text(parser)
     options.add_running(parser)
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """A page lets one choose token and layer; a PNG has the whole answer, averaged over tokens and layers."""
+    """Write a page, on which token and layer can be chosen, or a PNG of the mean over all tokens and layers."""
     text, mmproj = options.pair(args)
     if args.output.suffix.lower() not in (".html", ".png"):
         raise ParameterError(str(args.output), "output", "expected a name that ends with .html or .png")
@@ -53,14 +53,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def attend(model: Llava, request: Request, max_tokens: int, image: int, cells: int | None, window: int) -> Attended:
-    """The answer, and both maps for each of its tokens. Its last token is left out if all it does is to end it."""
+    """Generate an answer and compute both maps for each of its tokens, without the token that ends the answer."""
     grid = picture_grid(model)
     reply = model.answer(request, Sampling(), max_tokens=max_tokens).finish()
     answer = [token for token in reply.token_ids if token not in model.tokenizer.end_ids]
     if not answer:
-        raise ParameterError("--prompt", "answer", "is empty, so there is nothing to look for")
+        raise ParameterError("--prompt", "answer", "is empty, so it has no tokens to map")
     weights = attention_to_picture(model, request, answer, image=image)
-    note(f"answer: {reply.text.strip()}; now with each part of the picture covered")
+    note(f"answer: {reply.text.strip()}; scoring it with each part of the picture covered")
     lost = ablation(model, request, answer, image=image, cells=cells, window=window)
     return Attended(
         picture=model.preprocess(request.images[image]),
@@ -75,12 +75,12 @@ def attend(model: Llava, request: Request, max_tokens: int, image: int, cells: i
 
 
 def picture(attended: Attended) -> bytes:
-    """Both maps of the whole answer, side by side, as a PNG."""
-    looked = to_source(attended.attention.mean((0, 1)), attended.picture)
-    owed = to_source(attended.lost.sum(0), attended.picture)
+    """Draw both maps of the whole answer side by side; return a PNG."""
+    attention = to_source(attended.attention.mean((0, 1)), attended.picture)
+    lost = to_source(attended.lost.sum(0), attended.picture)
     maps = [
-        panel(attended.rgb, looked, "attention, mean over heads, layers and tokens", "of 1", LEAST_ATTENTION),
-        panel(attended.rgb, owed, "what the answer loses with each part covered", "nats", LEAST_LOST),
+        panel(attended.rgb, attention, "attention, mean over heads, layers and tokens", "of 1", LEAST_ATTENTION),
+        panel(attended.rgb, lost, "log-probability lost with each part covered", "nats", LEAST_LOST),
     ]
     buffer = io.BytesIO()
     beside(maps).save(buffer, "PNG")

@@ -1,4 +1,4 @@
-"""`chat`: a conversation on the terminal, or one line a turn from a pipe."""
+"""`chat`: hold a conversation on the terminal, or read one line per turn from a pipe."""
 
 import argparse
 import sys
@@ -23,11 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_sampling(parser)
     options.add_text(parser)
     options.add_running(parser)
-    parser.add_argument("-v", "--verbose", action="store_true", help="what each answer took, on standard error")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="the time that each answer took, on standard error"
+    )
 
 
 class Conversation:
-    """The turns so far and the pictures that go with the next one. The whole of it is run again at every turn."""
+    """Holds the turns so far and the pictures for the next message. Every turn runs the whole conversation again."""
 
     def __init__(self, model: Llava, args: argparse.Namespace, sampling: Sampling) -> None:
         self._model, self._args, self._sampling = model, args, sampling
@@ -37,12 +39,12 @@ class Conversation:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets every turn and picture."""
+        """Forget every turn and picture."""
         self._turns = list(self._system)
         self._images: list[Any] = []
 
     def add_image(self, path: Path) -> None:
-        """A picture for the next message. ImageError, PromptError."""
+        """Add a picture to the next message. Raises ImageError or PromptError."""
         if not self._model.has_tower:
             raise PromptError(str(path), "image", "the model was loaded without an mmproj file and cannot see pictures")
         image = self._model.decode_image(path)
@@ -51,7 +53,7 @@ class Conversation:
         self._images.append(image.rgb)
 
     def say(self, text: str) -> None:
-        """One message and its answer, printed as it comes. Ctrl-C ends the answer; what was said of it stays."""
+        """Send a message and print the answer as it comes. Ctrl-C ends the answer; the text so far is kept."""
         turns = [*self._turns, options.user_message(options.checked_text("message", text), self._images)]
         request = self._model.request(turns)
         stream = self._model.answer(request, self._sampling, max_tokens=self._args.max_tokens, stop=self._args.stop)
@@ -69,7 +71,7 @@ class Conversation:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0, or 2 if a line of a piped conversation was refused."""
+    """Return 0, or 2 if a line of a piped conversation was refused."""
     sampling = options.sampling(args)
     conversation = Conversation(options.load_model(args, *options.pair(args)), args, sampling)
     for path in args.image:
@@ -78,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if terminal:
         import readline  # noqa: F401  (line editing for input())
 
-        note("/image FILE shows a picture, /clear begins anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer")
+        note("/image FILE shows a picture, /clear starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer")
     failed = False
     while True:
         try:
@@ -95,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _obey(conversation: Conversation, line: str) -> None:
+    """Execute a command, or send a message. Raises LlavaError."""
     command, _, rest = line.partition(" ")
     if command == "/image" and rest:
         conversation.add_image(Path(rest.strip()))

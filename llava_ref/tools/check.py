@@ -1,4 +1,4 @@
-"""`check`: does this text model go with this mmproj file? Headers only; every reason is named."""
+"""`check`: tell whether a text model and an mmproj file fit each other, with every reason. Only headers are read."""
 
 import argparse
 from collections.abc import Callable
@@ -27,8 +27,8 @@ SAMPLING = ("general.sampling.", "tokenizer.ggml.suppress_tokens")
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One question put to the pair. `ok` None is a warning: it runs, and there is something to know."""
+class FitCheck:
+    """Holds the result of one check of a pair. `ok` is None for a note: the pair runs, but the user should know."""
 
     what: str
     ok: bool | None
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0: they fit. 1: they do not. A file that cannot be read, or is not of its kind, is an error of its own (2)."""
+    """Return 0 if the files fit each other, else 1. Raises GGUFError (exit code 2) for an unreadable or wrong file."""
     if (args.model is None) != (args.mmproj is None):
         raise ParameterError("--model" if args.model is None else "--mmproj", "missing", "a pair is needed, or neither")
     text, mmproj = (args.model, args.mmproj) if args.model else embedded()
@@ -59,17 +59,17 @@ def run(args: argparse.Namespace) -> int:
     return 0 if fits else 1
 
 
-def check(text: GGUFFile, mmproj: GGUFFile) -> list[Finding]:
-    """Every finding about a pair. GGUFError if a file is of the other's kind."""
-    for file, found, wanted in ((text, kind(text), "text model"), (mmproj, kind(mmproj), "mmproj")):
-        if found != wanted:
-            raise GGUFError(file.path, "kind of file", f"this is {_article(found)}, expected {_article(wanted)}")
+def check(text: GGUFFile, mmproj: GGUFFile) -> list[FitCheck]:
+    """Run every check of a pair. Raises GGUFError if a file is of the wrong kind."""
+    for file, actual, wanted in ((text, kind(text), "text model"), (mmproj, kind(mmproj), "mmproj")):
+        if actual != wanted:
+            raise GGUFError(file.path, "kind of file", f"this is {_article(actual)}, expected {_article(wanted)}")
     findings = [_attempt("text model", lambda: _text(text)), _attempt("vocabulary", lambda: _vocabulary(text))]
     if findings[-1].ok is not False:
         findings.append(_attempt("template", lambda: _template(text)))
     if keys := [key for key in text if key.startswith(SAMPLING)]:
         findings.append(
-            Finding("sampling", None, f"{', '.join(keys)}: defaults of llama.cpp's programs, not of this one")
+            FitCheck("sampling", None, f"{', '.join(keys)}: defaults of llama.cpp's programs, not of this one")
         )
     findings.append(_attempt("vision tower", lambda: _tower(mmproj)))
     tower = findings[-1].ok is not False
@@ -85,11 +85,12 @@ def _article(name: str) -> str:
     return known.get(name, "neither text model nor mmproj")
 
 
-def _attempt(what: str, question: Callable[[], tuple[bool | None, str]]) -> Finding:
+def _attempt(what: str, test: Callable[[], tuple[bool | None, str]]) -> FitCheck:
+    """Run one check; an error of the library is its failure."""
     try:
-        return Finding(what, *question())
+        return FitCheck(what, *test())
     except LlavaError as error:
-        return Finding(what, False, f"{error.field}: {error.problem}")
+        return FitCheck(what, False, f"{error.field}: {error.problem}")
 
 
 def _text(file: GGUFFile) -> tuple[bool | None, str]:
@@ -112,7 +113,7 @@ def _vocabulary(file: GGUFFile) -> tuple[bool | None, str]:
 
 
 def _template(file: GGUFFile) -> tuple[bool | None, str]:
-    """Renders one question with a picture: the template must leave exactly one slot for it."""
+    """Render one question with a picture: the template must leave exactly one place for it."""
     tokenizer, template = Tokenizer.from_gguf(file), choose_template(file, has_mmproj=True)
     question = Message("user", (ImagePart(b""), TextPart("What is this?")))
     prompt = render_prompt([question], template, tokenizer, image_order=Quirks().image_order)
@@ -129,7 +130,7 @@ def _tower(file: GGUFFile) -> tuple[bool | None, str]:
 
 
 def _width(text: GGUFFile, mmproj: GGUFFile) -> tuple[bool | None, str]:
-    """Compare the width of a picture's rows, which stand among the token embeddings, with theirs."""
+    """Compare the width of a picture's rows with that of the token embeddings, among which they stand."""
     name, axis = tower_family(mmproj).OUTPUT
     if name not in mmproj.tensors:
         return False, f"{name}: missing, so the width of a picture's rows is unknown"

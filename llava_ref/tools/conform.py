@@ -33,15 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against",
         required=True,
         metavar="REFERENCE",
-        help="llama.cpp, hf, a trace file, or this project by other settings, as in this:backend=numpy,gelu=tanh",
+        help="llama.cpp, hf, a trace file, or this project with other settings, as in this:backend=numpy,gelu=tanh",
     )
     parser.add_argument(
-        "-n", "--max-tokens", type=int, default=12, metavar="N", help="tokens that follow (default: 12)"
+        "-n", "--max-tokens", type=int, default=12, metavar="N", help="greedy tokens to compare (default: 12)"
     )
-    parser.add_argument("--report", type=Path, metavar="FILE.html", help="everything, as one page with plots")
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write everything as one page with plots")
     options.add_text(parser)
     options.add_running(parser)
-    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -114,13 +114,13 @@ def _reference(name: str, model: Llava) -> "Reference":
 
 def _pairs(settings: str) -> dict[str, str]:
     """Parse NAME=VALUE,... Raises ParameterError."""
-    found = {}
+    values = {}
     for pair in settings.split(","):
         name, equals, value = pair.partition("=")
         if not equals:
             raise ParameterError("--against", repr(pair), "expected NAME=VALUE after 'this:', as in backend=numpy")
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
@@ -128,7 +128,7 @@ def _settings(settings: Mapping[str, Any]) -> str:
 
 
 def verdict(report: "Conformance") -> list[str]:
-    """Say in sentences what was found."""
+    """Say the result in sentences: the first stage that exceeds its bound, and each finding."""
     what = f"{_settings(report.settings)} against {report.reference}"
     if not report.findings:
         lines = [f"{what}: no stage exceeds its bound, {report.n_compared} of {len(report.stages)} compared"]
@@ -152,7 +152,7 @@ def _outcome(report: "Conformance") -> list[str]:
 
     o, lines = report.outcome, []
     if o.token_ids[0] != o.token_ids[1]:
-        lines.append("token ids differ, so that logits cannot be compared position by position")
+        lines.append("token ids differ, so logits cannot be compared position by position")
     elif o.kl is None:
         lines.append("logits: the reference has none to compare")
     else:
@@ -177,9 +177,9 @@ def _print(report: "Conformance") -> None:
     for stage in report.stages:
         own, whole = (f"{d.rel_rms:8.1e}" if d else " " * 8 for d in (stage.own, stage.whole))
         at = f", first at {list(stage.own.first_bad)}" if stage.problem and stage.own and stage.own.first_bad else ""
-        said = (stage.problem or stage.remark or "") + ("" if stage.bad_number else at)
-        print(f"{stage.name:{width}}  {own}  {whole}  {stage.bound.limit:8.1e}  {said}".rstrip())
-    print("own: relative RMS error of the stage, computed from the reference's inputs; whole: computed end to end")
+        remark = (stage.problem or stage.remark or "") + ("" if stage.bad_number else at)
+        print(f"{stage.name:{width}}  {own}  {whole}  {stage.bound.limit:8.1e}  {remark}".rstrip())
+    print("own: local error, relative RMS, computed from the reference's inputs; whole: cumulative error, end to end")
     for line in [*_outcome(report), *verdict(report)]:
         print(visible(line))
 

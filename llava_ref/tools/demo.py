@@ -1,6 +1,6 @@
-"""`demo`: the embedded model looks at the embedded pictures, or at freshly drawn ones.
+"""`demo`: run the embedded model on the embedded pictures, or on freshly drawn ones.
 
-assets/pictures/pictures.json: a list of objects with `file`, `question`, `answer` and `caption`.
+assets/pictures/pictures.json is a list of objects with `file`, `question`, `answer` and `caption`.
 """
 
 import argparse
@@ -30,8 +30,8 @@ STAGES = ("preprocess_s", "encode_s", "prefill_s", "decode_s")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--paths", action="store_true", help="print where the files are, as JSON, and stop")
-    parser.add_argument("--eval", type=int, metavar="N", help="ask N fresh questions; the share answered exactly")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the fresh questions (default: 0)")
+    parser.add_argument("--eval", type=int, metavar="N", help="ask N fresh questions; print the share answered exactly")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the fresh questions (default: 0)")
     parser.add_argument("--ask", choices=WAYS, default=WAYS[0], help=f"how to ask them (default: {WAYS[0]})")
     options.add_running(parser)
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
@@ -60,7 +60,7 @@ def _ask(model: Llava, picture: Path | Image.Image, question: str) -> Stream:
 
 
 def _show(model: Llava, folder: Path, pictures: list[dict[str, str]], as_json: bool) -> int:
-    """Every embedded picture: its name, the question, the answer, the time of each stage."""
+    """Ask about every embedded picture; print its name, the question, the answer, and the time of each stage."""
     results: list[dict[str, Any]] = []
     for entry in pictures:
         stream = _ask(model, folder / entry["file"], entry["question"])

@@ -1,4 +1,4 @@
-"""`diff`: two trace files, stage by stage; the first stage that is out is named."""
+"""`diff`: compare two trace files stage by stage and name the first stage that exceeds its tolerance."""
 
 import argparse
 import math
@@ -15,16 +15,17 @@ from ..tracing.tracefile import TraceFile
 from .output import note, print_json
 
 FLOAT32_NOISE = 1e-4
-"""Between two float32 computations of one model: ten times what torch and numpy differ by on random models."""
+"""Tolerance between two float32 computations of one model: ten times the difference of torch and numpy on random
+models."""
 TOLERANCE = {"F64": 2e-3, "F32": 2e-3, "F16": 5e-3, "BF16": 2e-2}
 QUANTISED_32, QUANTISED_256 = 6e-2, 1e-1
-"""Against an engine that rounds activations to the weights' type: measured end to end on random models, where llama.cpp
-differs from itself by as much under other settings."""
+"""Tolerances against an engine that rounds activations to suit the weights' type, with blocks of 32 and 256. Measured
+end to end on random models, on which llama.cpp differs from itself by as much under other settings."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One stage of two traces. `problem` says why it is out, None if it is not; `remarks`, what else there is."""
+class StageDiff:
+    """Holds the comparison of one stage. `problem` says why it exceeds its tolerance, None if it does not."""
 
     name: str
     shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None]
@@ -41,13 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tolerance",
         type=float,
         metavar="X",
-        help="relative RMS difference that is still the same (default: by the weights' types, as the header has them)",
+        help="relative RMS difference that still counts as equal (default: by the weights' types in the header)",
     )
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 if every stage that both files have is within its tolerance; otherwise 1."""
+    """Return 0 if every stage that both files have is within its tolerance, else 1."""
     a, b = TraceFile(args.a), TraceFile(args.b)
     if args.tolerance is not None and not 0 <= args.tolerance < math.inf:
         raise ParameterError("--tolerance", str(args.tolerance), "expected a number from 0")
@@ -63,24 +64,26 @@ def run(args: argparse.Namespace) -> int:
     return 1 if first else 0
 
 
-def compare(a: TraceFile, b: TraceFile, tolerance: float | None) -> list[Row]:
-    """Every stage of either file, as they are computed (`models.stages.place`). A `tolerance` that is given holds as
-    it is."""
+def compare(a: TraceFile, b: TraceFile, tolerance: float | None) -> list[StageDiff]:
+    """Compare every stage of either file, in the order computed (`models.order.place`).
+
+    The default tolerance grows with recorded rounding; a given `tolerance` does not."""
     bound = default_tolerance(a, b) if tolerance is None else tolerance
     names = sorted({*a, *b}, key=lambda name: (place(name), name))
-    return [_row(name, a, b, bound, widen=tolerance is None) for name in names]
+    return [_compared(name, a, b, bound, widen=tolerance is None) for name in names]
 
 
-def _row(name: str, a: TraceFile, b: TraceFile, bound: float, *, widen: bool) -> Row:
+def _compared(name: str, a: TraceFile, b: TraceFile, bound: float, *, widen: bool) -> StageDiff:
+    """Compare one stage with a tolerance, to which `widen` adds the rounding of files in F16 or BF16."""
     if name not in a or name not in b:
         return _absent(name, a, b)
     x, y = a[name], b[name]
     shapes, x = (x.shape, y.shape), fitted(x, y.shape)
     if x.shape != y.shape:
         turned = ", one is the other transposed" if x.shape == y.shape[::-1] else ""
-        return Row(name, shapes, problem=f"shapes differ{turned}")
+        return StageDiff(name, shapes, problem=f"shapes differ{turned}")
     if not x.size:
-        return Row(name, shapes, remarks=("empty",))
+        return StageDiff(name, shapes, remarks=("empty",))
     remarks = [f"shapes {shapes[0]} and {shapes[1]}"] if shapes[0] != shapes[1] else []
     exact = x.dtype.kind in "iub" or y.dtype.kind in "iub"
     for trace, array in ((a, x), (b, y)) if not exact else ():
@@ -90,76 +93,81 @@ def _row(name: str, a: TraceFile, b: TraceFile, bound: float, *, widen: bool) ->
             remarks.append(
                 f"{trace.path.name} has {trace.rounded[name]}" + (f", {moved:.1e} more allowed" if widen else "")
             )
-    found = distance(x, y, 0.0 if exact else bound)
-    out = found.max_abs > 0 if exact else not found.rel_rms <= bound
+    d = distance(x, y, 0.0 if exact else bound)
+    exceeds = d.max_abs > 0 if exact else not d.rel_rms <= bound
     bad, alike = bad_numbers(x, y, (a.path.name, b.path.name), 1 if ON_REQUEST in name else 0)
-    problem = (bad if not alike else "over tolerance") if out else None
+    problem = (bad if not alike else "over tolerance") if exceeds else None
     remarks += [bad] if bad and alike else []
-    return Row(name, shapes, 0.0 if exact else bound, found, problem, tuple(remarks))
+    return StageDiff(name, shapes, 0.0 if exact else bound, d, problem, tuple(remarks))
 
 
-def _absent(name: str, a: TraceFile, b: TraceFile) -> Row:
-    """A note: a file may hold as few stages as it likes."""
+def _absent(name: str, a: TraceFile, b: TraceFile) -> StageDiff:
+    """Note a stage that one file lacks, which is no fault: a file may hold any selection of stages."""
     has, lacks = (a, b) if name in a else (b, a)
     shapes = tuple(trace.shape(name) if name in trace else None for trace in (a, b))
-    said = f"only in {has.path.name}" if _asked(name, lacks) else f"{lacks.path.name} was not asked for it"
-    return Row(name, (shapes[0], shapes[1]), remarks=(said,))
+    remark = f"only in {has.path.name}" if _asked(name, lacks) else f"{lacks.path.name} was not asked for it"
+    return StageDiff(name, (shapes[0], shapes[1]), remarks=(remark,))
 
 
 def _asked(name: str, trace: TraceFile) -> bool:
-    """Whether a trace would have this stage if its run had it."""
+    """Tell whether the patterns of a trace ask for a stage."""
     globs = trace.fact("names", ["*", f"*{ON_REQUEST}"])
     return name == "token_ids" or Probe([str(glob) for glob in globs]).wants(name.partition("#")[0])
 
 
 def default_tolerance(a: TraceFile, b: TraceFile) -> float:
-    """By what made the two: this program twice in one precision, or the coarsest type among the weights."""
+    """Return the tolerance for two files: small for two exact runs of this program, else by the coarsest weight type.
+
+    Raises ParameterError for an unknown type in a header."""
     if a.about.get("format") == b.about.get("format") and {t.about.get("precision") for t in (a, b)} == {"exact"}:
         return FLOAT32_NOISE
-    found = [TOLERANCE["F32"]]
+    limits = [TOLERANCE["F32"]]
     for trace in (a, b):
         for kind in set(trace.fact("types", {}).values()):
             if kind not in TYPES:
                 raise ParameterError(trace.path, "__metadata__.types", f"{kind!r} is no ggml type")
-            found.append(tolerance(kind))
-    return max(found)
+            limits.append(tolerance(kind))
+    return max(limits)
 
 
 def tolerance(kind: str) -> float:
-    """For a whole run with weights of this ggml type."""
+    """Return the tolerance of a whole run with weights of this ggml type."""
     if kind in TOLERANCE:
         return TOLERANCE[kind]
     return QUANTISED_32 if TYPES[kind].weights == 32 else QUANTISED_256
 
 
-def as_json(rows: Sequence[Row]) -> list[dict[str, object]]:
-    """NaN and infinity as null, which JSON has no other word for."""
+def as_json(rows: Sequence[StageDiff]) -> list[dict[str, object]]:
+    """Convert the comparison to plain data. NaN and infinity, which JSON lacks, become null."""
     result = []
     for row in rows:
         numbers = {"tolerance": row.tolerance} | ({} if row.distance is None else asdict(row.distance))
         finite = {k: None if isinstance(x, float) and not math.isfinite(x) else x for k, x in numbers.items()}
-        said = {"problem": row.problem, "remark": "; ".join(row.remarks) or None}
-        result.append({"name": row.name, "shapes": row.shapes, **finite, **said})
+        texts = {"problem": row.problem, "remark": "; ".join(row.remarks) or None}
+        result.append({"name": row.name, "shapes": row.shapes, **finite, **texts})
     return result
 
 
-def _print(rows: Sequence[Row], bound: float) -> None:
+def _print(rows: Sequence[StageDiff], bound: float) -> None:
+    """Print the table, and the result on standard error."""
     width = max(len(row.name) for row in rows)
     print(f"{'stage':{width}}  {'relRMS':>8}  {'max abs':>8}  {'cosine':>9}")
     for row in rows:
-        print(f"{row.name:{width}}  {_numbers(row.distance)}  {_said(row)}".rstrip())
+        print(f"{row.name:{width}}  {_numbers(row.distance)}  {_remarks(row)}".rstrip())
     first = next((row for row in rows if row.problem), None)
     both = [row for row in rows if None not in row.shapes]
     counts = f"{len(both)} compared" + (f", {len(rows) - len(both)} in one file only" if len(rows) > len(both) else "")
-    found = "every stage that both have agrees" if first is None else f"{first.name} is the first stage out"
-    note(f"tolerance {bound:g}: {found} ({counts})")
+    result = "every stage that both have agrees"
+    if first is not None:
+        result = f"{first.name} is the first stage that exceeds its tolerance"
+    note(f"tolerance {bound:g}: {result} ({counts})")
 
 
 def _numbers(d: Distance | None) -> str:
     return f"{d.rel_rms:8.1e}  {d.max_abs:8.1e}  {d.cosine:9.6f}" if d else " " * 29
 
 
-def _said(row: Row) -> str:
+def _remarks(row: StageDiff) -> str:
     words = [row.problem] if row.problem else []
     if row.problem and row.problem.startswith("shapes differ"):
         words = [f"{row.problem}: {row.shapes[0]} and {row.shapes[1]}"]

@@ -1,4 +1,4 @@
-"""`encode`: a picture to the rows that stand in for it, and to what the tower was shown."""
+"""`encode`: write the rows that a picture becomes, and the pixels that the tower gets."""
 
 import argparse
 from dataclasses import asdict
@@ -15,15 +15,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_mmproj(parser)
     options.add_images(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.safetensors")
-    parser.add_argument("--save-seen", type=Path, metavar="FILE.png", help="the picture as the tower was shown it")
+    parser.add_argument("--save-seen", type=Path, metavar="FILE.png", help="save the picture as the tower gets it")
     options.add_running(parser)
     parser.add_argument("--json", action="store_true", help="say what was written as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes `pixels` (1, 3, S, S) and `image_embeddings` (N, D), both float32.
+    """Write `pixels` (1, 3, S, S) and `image_embeddings` (N, D), both float32.
 
-    The header has the source's width and height and the way back to it: `images.preprocess.Affine`."""
+    The header has the source's width and height and the map back to it, `Preprocessed.affine` of `images.fit`."""
     if len(args.image) != 1:
         raise ParameterError("--image", f"{len(args.image)} given", "expected one picture")
     mmproj, source = args.mmproj or embedded()[1], args.image[0]

@@ -1,4 +1,4 @@
-"""What the metadata of a file means for this program, as plain data. Only the header is read."""
+"""Interpret the metadata of a file as this program does, as plain data. Only the header is read."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -16,7 +16,7 @@ ACTIVATION = {"gelu_erf": "GELU (erf)", "gelu_tanh": "GELU (tanh)", "gelu_quick"
 
 
 def kind(file: GGUFFile) -> Kind:
-    """By what is in the file: a vision tower, or a vocabulary with an embedding for it, or without any tensor."""
+    """Classify a file: by a vision tower, a token embedding, or a vocabulary without any tensor."""
     if file.get("clip.has_vision_encoder") is True or any(name.startswith("mm.") for name in file.tensors):
         return "mmproj"
     if "token_embd.weight" in file.tensors:
@@ -25,20 +25,20 @@ def kind(file: GGUFFile) -> Kind:
 
 
 def histogram(file: GGUFFile) -> dict[str, dict[str, int]]:
-    """Type -> tensors, weights and bytes, the largest first."""
-    found: dict[str, dict[str, int]] = {}
+    """Count tensors, weights and bytes by type, the largest number of bytes first."""
+    counts: dict[str, dict[str, int]] = {}
     for view in file.tensors.values():
-        entry = found.setdefault(view.type, {"tensors": 0, "weights": 0, "bytes": 0})
+        entry = counts.setdefault(view.type, {"tensors": 0, "weights": 0, "bytes": 0})
         weights = 1
         for n in view.shape:
             weights *= n
         for key, count in (("tensors", 1), ("weights", weights), ("bytes", len(view.data))):
             entry[key] += count
-    return dict(sorted(found.items(), key=lambda item: -item[1]["bytes"]))
+    return dict(sorted(counts.items(), key=lambda item: -item[1]["bytes"]))
 
 
 def image_pipeline(file: GGUFFile, quirks: Quirks) -> dict[str, Any]:
-    """Return a picture's way from the decoded file to the decoder. Raises GGUFError for an unsupported tower."""
+    """Describe the steps from the decoded picture to the decoder. Raises GGUFError for an unsupported tower."""
     family = tower_family(file)
     name, axis = family.OUTPUT
     shape = without_ones(file.tensors[name].shape) if name in file.tensors else ()
@@ -46,7 +46,7 @@ def image_pipeline(file: GGUFFile, quirks: Quirks) -> dict[str, Any]:
 
 
 def text_model(file: GGUFFile, quirks: Quirks) -> dict[str, Any]:
-    """Return a decoder's shape, vocabulary and chat template. Raises GGUFError for an unsupported one."""
+    """Describe a decoder's shape, vocabulary and chat template. Raises GGUFError for an unsupported decoder."""
     template, with_mmproj = (choose_template(file, has_mmproj=known) for known in (False, True))
     return {
         **text_family(file).about(file, quirks),
@@ -58,7 +58,7 @@ def text_model(file: GGUFFile, quirks: Quirks) -> dict[str, Any]:
 
 
 def vocabulary(file: GGUFFile) -> dict[str, Any]:
-    """The tokens of a file. GGUFError for a vocabulary that is not supported."""
+    """Describe the vocabulary of a file. Raises GGUFError for an unsupported one."""
     v = read_vocabulary(file)
     return {
         "vocabulary": len(v.texts),
@@ -69,14 +69,14 @@ def vocabulary(file: GGUFFile) -> dict[str, Any]:
 
 
 def meaning(file: GGUFFile, quirks: Quirks) -> tuple[Mapping[str, Any], str | None]:
-    """`text` or `image_pipeline`, and None; or what is known, and why this program cannot run the file."""
-    found = kind(file)
+    """Describe a file under `text` or `image_pipeline`; the second value says why this program cannot run it, if so."""
+    category = kind(file)
     try:
-        if found == "mmproj":
+        if category == "mmproj":
             return {"image_pipeline": image_pipeline(file, quirks)}, None
-        if found == "text model":
+        if category == "text model":
             return {"text": text_model(file, quirks)}, None
-        if found == "vocabulary":
+        if category == "vocabulary":
             return {"text": vocabulary(file)}, "a vocabulary without weights"
     except GGUFError as error:
         return {}, f"{error.field}: {error.problem}"

@@ -1,4 +1,4 @@
-"""`generate`: one answer to one prompt."""
+"""`generate`: answer one prompt."""
 
 import argparse
 
@@ -17,8 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_sampling(parser)
     options.add_text(parser)
     options.add_running(parser)
-    parser.add_argument("--show-prompt", action="store_true", help="on standard error: the prompt as the model sees it")
-    parser.add_argument("--json", action="store_true", help="one JSON object with the answer and what it took")
+    parser.add_argument(
+        "--show-prompt", action="store_true", help="print the prompt as the model gets it on standard error"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object with the answer and its timings")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(model: Llava, request: Request, *, raw: bool) -> None:
+    """Write the template, the prompt and its chunks on standard error."""
     template = model.template
     note("template: none (--raw)" if raw else f"template: {template.name} ({visible(template.why)})")
     if request.prompt.images and not raw:

@@ -1,4 +1,4 @@
-"""`inspect`: what a GGUF file says about itself, and what that means here. The header only; any architecture."""
+"""`inspect`: print the header of a GGUF file of any architecture, and what it means for this program."""
 
 import argparse
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from . import options
 from .facts import ACTIVATION, histogram, kind, meaning
 from .output import print_json
 
-SHORT = 8  # elements of an array that are shown in full
+SHORT = 8  # longest array that is shown in full
 WIDTH = 100  # characters of a text that are shown
 
 
@@ -46,7 +46,7 @@ def _meant(profile: str, file: GGUFFile) -> str:
 
 
 def inspect(file: GGUFFile) -> dict[str, Any]:
-    """The header as plain data. Long arrays are told by their length and first elements."""
+    """Return the header as plain data. A long array is given by its length and first elements."""
     types = histogram(file)
     return {
         "path": str(file.path),
@@ -67,7 +67,7 @@ def inspect(file: GGUFFile) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A metadata value as JSON has it; numbers that JSON has not become text."""
+    """Convert a metadata value to JSON's types. NaN and infinity, which JSON lacks, become text."""
     if isinstance(value, str | bool | int) or value is None:
         return value
     if isinstance(value, float):
@@ -84,7 +84,7 @@ def _list(values: Any) -> list[Any]:
 
 
 def _pages(report: dict[str, Any]) -> list[str]:
-    """The report for people; every text from the file is escaped and cut."""
+    """Write the report for people; every text from the file is escaped and shortened."""
     name = f" “{_short(report['name'])}”" if report["name"] else ""
     lines = [
         f"{printable(report['path'])}",
@@ -143,7 +143,7 @@ def _text_rows(t: dict[str, Any]) -> dict[str, str]:
 
 
 def _local_rows(t: dict[str, Any]) -> dict[str, str]:
-    """Describe the blocks that see a window only, where a decoder has two kinds."""
+    """Describe the blocks that see only a window, if a decoder has two kinds of blocks."""
     if not t.get("local_blocks"):
         return {}
     n, window, base = len(t["local_blocks"]), t["sliding_window"], t["local_rope"]["base"]

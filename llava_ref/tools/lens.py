@@ -1,4 +1,4 @@
-"""`lens`: what the model would say after each layer, at every position, as a page."""
+"""`lens`: write a page with the tokens that the model would predict after each layer, at every position."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_images(parser)
     options.add_prompt(parser)
     parser.add_argument("-n", "--max-tokens", type=int, default=24, metavar="N", help="of the answer (default: 24)")
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="tokens kept for each place (default: 5)")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="tokens kept at each position (default: 5)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.html")
     options.add_text(parser)
     options.add_running(parser)
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def look(model: Llava, request: Request, max_tokens: int, top: int) -> Lensed:
-    """The answer, and the lens over prompt and answer."""
+    """Generate an answer and compute the lens over prompt and answer."""
     reply = model.answer(request, Sampling(), max_tokens=max_tokens).finish()
     lens = logit_lens(model, request, reply.token_ids, top=min(top, model.tokenizer.n_vocab))
     shown = {int(token) for token in lens.tokens.ravel()} | {token for token in lens.token_ids if token >= 0}
@@ -68,6 +68,6 @@ def look(model: Llava, request: Request, max_tokens: int, top: int) -> Lensed:
 
 
 def _name(model: Llava, token: int) -> str:
-    """What a token shows; quoted where that could not be seen."""
+    """Return a token's text, as a JSON string if it is blank or not printable."""
     text = model.tokenizer.piece(token)
     return text if text.strip() and text.isprintable() else json.dumps(text)

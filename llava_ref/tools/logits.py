@@ -1,4 +1,4 @@
-"""`logits`: what the model expects at every position of a prompt."""
+"""`logits`: write the logits at every position of a prompt."""
 
 import argparse
 from pathlib import Path
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes `logits` (T, V) float32 and `token_ids` (T,) int64, -1 where a picture stands."""
+    """Write `logits` (T, V) float32 and `token_ids` (T,) int64, -1 at a picture's positions."""
     text, mmproj = options.pair(args)
     check_output(args.output, [text, mmproj, *args.image])
     model = options.load_model(args, text, mmproj)

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the model they describe."""
+"""Define the options that several commands share, and load the model they describe."""
 
 import argparse
 import json
@@ -33,19 +33,19 @@ FLAGS = {  # setting of `Sampling` -> its option
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """-m: the text model."""
+    """Add -m, the text model."""
     parser.add_argument("-m", "--model", type=Path, metavar="TEXT.gguf", help="text model (default: the embedded one)")
 
 
 def add_mmproj(parser: argparse.ArgumentParser) -> None:
-    """--mmproj: the vision tower and projector."""
+    """Add --mmproj, the vision tower and projector."""
     parser.add_argument(
         "--mmproj", type=Path, metavar="MMPROJ.gguf", help="vision tower and projector (default: the embedded one)"
     )
 
 
 def add_profile(parser: argparse._ActionsContainer) -> None:
-    """--profile and --quirk: which known behaviour."""
+    """Add --profile and --quirk, which select a known behaviour."""
     parser.add_argument("--profile", choices=PROFILES, default="llava", help="known behaviour (default: llava)")
     every = ", ".join(f"{name}={'|'.join(row.values)}" for name, row in QUIRKS.items())
     parser.add_argument(
@@ -54,25 +54,25 @@ def add_profile(parser: argparse._ActionsContainer) -> None:
 
 
 def add_running(command: argparse.ArgumentParser) -> None:
-    """Add what every command that runs a model takes, as a group of its own."""
+    """Add the options of every command that runs a model, as a group."""
     parser = command.add_argument_group("how it is computed")
     parser.add_argument("--backend", choices=("torch", "numpy"), default="torch", help="default: torch")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument(
-        "-t", "--threads", type=int, metavar="N", help="processor threads (default: as many as the work is worth)"
+        "-t", "--threads", type=int, metavar="N", help="processor threads (default: as many as speed up this model)"
     )
     parser.add_argument("--precision", choices=PRECISIONS, default="exact", help="default: exact")
     parser.add_argument(
         "--weight-cache",
         type=float,
         metavar="GIB",
-        help="memory for weights kept as float32 (default: all of them, if that takes at most half of what is free)",
+        help="memory for weights kept as float32 (default: all of them, up to half of the free memory)",
     )
     add_profile(parser)
 
 
 def add_text(parser: argparse.ArgumentParser) -> None:
-    """What every command with a prompt takes."""
+    """Add the options of every command with a prompt."""
     parser.add_argument("-c", "--ctx-size", type=int, metavar="N", help="positions in all (default: the model's)")
     parser.add_argument(
         "--template", metavar="NAME|FILE", help="a chat template instead of the file's own: a name, or a file with it"
@@ -80,25 +80,27 @@ def add_text(parser: argparse.ArgumentParser) -> None:
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:
-    """--image, repeatable."""
+    """Add --image, which is repeatable."""
     parser.add_argument("--image", type=Path, action="append", default=[], metavar="FILE", help="a picture; repeatable")
 
 
 def add_prompt(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """What `request` reads, besides --image."""
+    """Add the options that `request` reads, besides --image."""
     parser.add_argument(
         "-p",
         "--prompt",
         required=required,
         metavar="TEXT",
-        help="what to ask; pictures come before it, or where it says <image>",
+        help="the question; pictures come before it, or in place of each <image> in it",
     )
     parser.add_argument("--system", metavar="TEXT", help="a system message")
-    parser.add_argument("--raw", action="store_true", help="the prompt as it stands, without template; <image> is one")
+    parser.add_argument(
+        "--raw", action="store_true", help="use the prompt without a template; each <image> in it is a picture"
+    )
 
 
 def add_sampling(command: argparse.ArgumentParser) -> None:
-    """Add how tokens are chosen and when to end, as a group of its own."""
+    """Add the options of sampling and of the end of an answer, as a group."""
     parser = command.add_argument_group("how tokens are chosen")
     parser.add_argument("-n", "--max-tokens", type=int, metavar="N", help="default: to the end of the context")
     for setting in fields(Sampling):
@@ -111,7 +113,7 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
 
 
 def sampling(args: argparse.Namespace) -> Sampling:
-    """What `add_sampling` parsed. ParameterError."""
+    """Return the options of `add_sampling`. Raises ParameterError."""
     bias = {}
     for pair in args.logit_bias:
         token, equals, number = pair.partition("=")
@@ -124,7 +126,7 @@ def sampling(args: argparse.Namespace) -> Sampling:
 
 
 def quirks(args: argparse.Namespace) -> dict[str, str]:
-    """Overrides from --quirk. ParameterError."""
+    """Parse the values of --quirk. Raises ParameterError."""
     overrides = {}
     for pair in args.quirk:
         name, equals, value = pair.partition("=")
@@ -135,7 +137,7 @@ def quirks(args: argparse.Namespace) -> dict[str, str]:
 
 
 def pair(args: argparse.Namespace) -> tuple[Path, Path | None]:
-    """The files to run: those given, or the embedded pair if none is. ParameterError for an mmproj file alone."""
+    """Return the files to run, by default the embedded pair. Raises ParameterError for an mmproj file alone."""
     if args.model is None and args.mmproj is None:
         return embedded()
     if args.model is None:
@@ -144,7 +146,7 @@ def pair(args: argparse.Namespace) -> tuple[Path, Path | None]:
 
 
 def load_model(args: argparse.Namespace, text: Path | None, mmproj: Path | None) -> Llava:
-    """The model with the options of `add_running`, and of `add_text` where the command has them."""
+    """Load a model with the options of `add_running`, and of `add_text` if the command has them."""
     cache = args.weight_cache
     if cache is not None and not 0 <= cache <= 1 << 20:  # false for NaN too
         raise ParameterError("--weight-cache", str(cache), "expected a number of GiB from 0")
@@ -164,24 +166,26 @@ def load_model(args: argparse.Namespace, text: Path | None, mmproj: Path | None)
 
 
 def template(name: str | None) -> str | Path | None:
-    """A known template by its name, or a file. `load` refuses a name that is neither."""
+    """Return the name of a known template, or the path of a file. `load` refuses a name that is neither."""
     return Path(name) if name is not None and name not in TEMPLATES and os.path.exists(name) else name
 
 
 def changed(args: argparse.Namespace, **options: Any) -> argparse.Namespace:
-    """The same arguments but for these."""
+    """Return the arguments with some of them changed."""
     return argparse.Namespace(**(vars(args) | options))
 
 
 def user_message(text: str, images: list[Any]) -> dict[str, Any]:
-    """Pictures first, then the text, as LLaVA was trained; a lone text as a string, as people write it."""
+    """Make a user's message: pictures first, then the text, as LLaVA was trained; a text alone as a string."""
     parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
 
 
 def messages(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the conversation of -p, --image and --system. A prompt that says <image> once for each picture gives their
-    places, as in LLaVA's and llama.cpp's own programs; where it does not say it, they come first. ParameterError."""
+    """Return the conversation of -p, --image and --system.
+
+    A prompt that contains <image> once per picture gives their places, as in LLaVA's and llama.cpp's own programs;
+    without <image> pictures come first. Raises ParameterError."""
     text, images = checked_text("--prompt", args.prompt), args.image
     system = [] if args.system is None else [{"role": "system", "content": checked_text("--system", args.system)}]
     texts = text.split(IMAGE) if images else [text]
@@ -198,13 +202,13 @@ def messages(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def shown(args: argparse.Namespace, model: Llava, order: ImageOrder) -> str:
-    """Return the prompt as a person should see it, with pictures in another order than the model's."""
+    """Return the prompt as shown to people, with pictures in the given order."""
     parsed = parse_messages(messages(args))
     return render_prompt(parsed, model.template, model.tokenizer, image_order=order).shown
 
 
 def checked_text(where: str, text: str) -> str:
-    """`text` itself. ParameterError if an argument held bytes that are not UTF-8."""
+    """Return `text`. Raises ParameterError if the argument was not valid UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -213,7 +217,7 @@ def checked_text(where: str, text: str) -> str:
 
 
 def request(args: argparse.Namespace, model: Llava) -> Request:
-    """The prompt of -p, --image, --system and --raw, ready to run."""
+    """Prepare the prompt of -p, --image, --system and --raw. Raises ParameterError."""
     if args.raw:
         if args.system is not None:
             raise ParameterError("--system", "with --raw", "a raw prompt has no system message, write it into -p")
@@ -222,5 +226,5 @@ def request(args: argparse.Namespace, model: Llava) -> Request:
 
 
 def about(model: Llava, /, **facts: Any) -> dict[str, str]:
-    """The header of a file of tensors: how they were made. Values that are not text are JSON."""
+    """Return the header of a file of tensors, which says how they were made. Values that are not text are JSON."""
     return {key: x if isinstance(x, str) else json.dumps(x) for key, x in (model.settings | facts).items()}

@@ -1,4 +1,4 @@
-"""What commands print and write. Nothing from a file or a model reaches a terminal unescaped."""
+"""Print results and write files. No text from a file or a model reaches a terminal unescaped."""
 
 import json
 import sys
@@ -15,12 +15,12 @@ from ..tracing.tracefile import whole_file
 
 
 def print_json(value: Any) -> None:
-    """One line on standard output, in ASCII."""
+    """Print one line of JSON on standard output, in ASCII."""
     print(json.dumps(value, allow_nan=False))
 
 
 def note(text: str) -> None:
-    """One line on standard error."""
+    """Print one line on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -32,7 +32,7 @@ def print_pieces(pieces: Iterable[str]) -> None:
 
 
 def summary(reply: Reply) -> str:
-    """What an answer took, on one line."""
+    """Summarise an answer's positions and timings in one line."""
     details, t = reply.usage["prompt_tokens_details"], reply.timings
     positions = f"{details['text_tokens']} text + {details['image_tokens']} image positions"
     stages = [f"{name} {t[f'{name}_s']:.2f} s" for name in ("load", "preprocess", "encode", "prefill", "decode")]
@@ -41,23 +41,25 @@ def summary(reply: Reply) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], about: Mapping[str, str]) -> None:
-    """A safetensors file, whole or not at all. `check_output` first."""
+    """Write a safetensors file, completely or not at all, after `check_output`."""
     write_bytes(path, save({name: np.ascontiguousarray(x) for name, x in tensors.items()}, metadata=dict(about)))
 
 
 def write_text(path: Path, text: str) -> None:
-    """A UTF-8 file, whole or not at all. `check_output` first."""
+    """Write a UTF-8 file, completely or not at all, after `check_output`."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """A file, whole or not at all. `check_output` first."""
+    """Write a file, completely or not at all, after `check_output`."""
     with whole_file(path) as file:
         file.write(data)
 
 
 def check_output(path: Path, inputs: Iterable[Path | None]) -> None:
-    """ParameterError, before any work, if `path` cannot become a file or would replace one of `inputs`."""
+    """Check a file to write, before any work.
+
+    Raises ParameterError if `path` cannot be created or would replace one of `inputs`."""
     if not path.parent.is_dir():
         raise ParameterError(str(path), "output", "its folder does not exist")
     if path.exists() and not path.is_file():

@@ -1,4 +1,4 @@
-"""`patch`: parts of one run put into another, block by block: which of them carry what the two answers differ in."""
+"""`patch`: put parts of one run into another, block by block, to see which carry the difference of the answers."""
 
 import argparse
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_mmproj(parser)
     options.add_images(parser)
     options.add_prompt(parser)
-    parser.add_argument("--from-image", type=Path, metavar="FILE", help="picture of the run that is taken from")
-    parser.add_argument("--from-prompt", metavar="TEXT", help="prompt of that run, as many tokens (default: the same)")
-    parser.add_argument("--cells", type=int, default=4, metavar="N", help="parts of the picture a side (default: 4)")
+    parser.add_argument("--from-image", type=Path, metavar="FILE", help="picture of the source run")
+    parser.add_argument("--from-prompt", metavar="TEXT", help="its prompt, with as many tokens (default: the same)")
+    parser.add_argument("--cells", type=int, default=4, metavar="N", help="parts of the picture per side (default: 4)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.html")
     options.add_text(parser)
     options.add_running(parser)
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The run of --image and -p, with parts of the one of --from-image and --from-prompt."""
+    """Patch the run of --image and -p with parts of the run of --from-image and --from-prompt; write the page."""
     text, mmproj = options.pair(args)
     if len(args.image) != 1:
         raise ParameterError("--image", f"{len(args.image)} given", "expected one picture")
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def patch(model: Llava, into: Request, source: Request, cells: int) -> Patched:
-    """Cells of the picture, the text before the last position, and the last position, each at every stage."""
+    """Patch the cells of the picture, the text before the last position, and the last position at every stage."""
     grid = picture_grid(model)
     if not 1 <= cells <= grid:
         raise ParameterError("--cells", str(cells), f"expected 1 to {grid}, the patches along a side")
@@ -64,7 +64,7 @@ def patch(model: Llava, into: Request, source: Request, cells: int) -> Patched:
     if ours == theirs:
         token = name(model, ours)
         raise ParameterError(
-            "--from-image", "answer", f"begins with {token!r} in both runs, so there is nothing to follow"
+            "--from-image", "answer", f"begins with {token!r} in both runs, so there is no difference to trace"
         )
     stages = stages_of(model)
     effects = sweep(model, into, source, groups(into, grid, cells), (theirs, ours), stages=stages, progress=note)
@@ -81,23 +81,24 @@ def patch(model: Llava, into: Request, source: Request, cells: int) -> Patched:
 
 
 def groups(request: Request, grid: int, cells: int) -> dict[str, Sequence[int]]:
-    """Positions by what stands there."""
+    """Group a prompt's positions: each cell of the picture, the text, the last position."""
     picture, last = picture_positions(request), len(request.token_ids) - 1
-    found: dict[str, Sequence[int]] = {}
+    positions: dict[str, Sequence[int]] = {}
     for y, x in np.ndindex(cells, cells):
         patches = np.flatnonzero(window_of_patches(grid, cells, (y, x), 1))
-        found[f"{y},{x}"] = [picture.start + int(at) for at in patches]
-    found["text"] = [at for at in range(last) if at not in picture]
-    found["last"] = [last]
-    return found
+        positions[f"{y},{x}"] = [picture.start + int(at) for at in patches]
+    positions["text"] = [at for at in range(last) if at not in picture]
+    positions["last"] = [last]
+    return positions
 
 
 def stages_of(model: Llava) -> list[str]:
-    """The rows that go in, and the blocks, some of them where they are many."""
+    """Return the input and the blocks of a decoder, at most MOST_STAGES of them."""
     n = model.text.config.n_layer
     chosen = sorted({round(i) for i in np.linspace(0, n - 1, min(n, MOST_STAGES - 1))})
     return residual(chosen)
 
 
 def name(model: Llava, token: int) -> str:
+    """Return a token's text without blanks around it."""
     return model.tokenizer.piece(token).strip()

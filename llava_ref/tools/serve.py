@@ -1,4 +1,4 @@
-"""`serve`: the HTTP server."""
+"""`serve`: run the HTTP server."""
 
 import argparse
 import asyncio
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..api.models import Models
 
 PASSIVE = socket.AI_PASSIVE
-log = logging.getLogger("llava_ref.server")  # a log on a full disk loses lines; it does not stop the server
+log = logging.getLogger("llava_ref.server")  # unlike print, logging to a full disk loses lines without an exception
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,29 +31,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_running(parser)
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default: 127.0.0.1, this machine only")
     parser.add_argument("--port", type=int, default=3928, metavar="N", help="default: 3928; 0 takes a free one")
-    parser.add_argument("--api-key", metavar="KEY", help="everything but /health then needs it")
+    parser.add_argument("--api-key", metavar="KEY", help="key that every route but /health requires")
     parser.add_argument(
-        "--allow-model-dir", type=Path, action="append", default=[], metavar="DIR", help="for loadmodel; repeatable"
+        "--allow-model-dir",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder that loadmodel may read; repeatable",
     )
     parser.add_argument(
-        "--allow-image-host", action="append", default=[], metavar="HOST", help="URL images, off without it; repeatable"
+        "--allow-image-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="host of image URLs, which are refused without it; repeatable",
     )
     parser.add_argument(
         "--allow-host",
         action="append",
         default=[],
         metavar="NAME",
-        help="a name that the server answers to, beside addresses and localhost; repeatable",
+        help="a name that the server answers to, besides addresses and localhost; repeatable",
     )
     parser.add_argument(
         "--cors-origin",
         action="append",
         default=[],
         metavar="ORIGIN",
-        help="a page that may call; * for all; repeatable",
+        help="origin of a page that may call the server; * for all; repeatable",
     )
     parser.add_argument(
-        "--strict", action="store_true", help="refuse a parameter that has no effect, instead of warning of it"
+        "--strict", action="store_true", help="refuse a parameter that has no effect, instead of a warning"
     )
     limits = parser.add_argument_group("limits")
     for name, (kind, text) in LIMITS.items():
@@ -65,10 +74,10 @@ LIMITS = {  # the fields of api.limits.Limits, whose defaults are stated in docs
     "max_images": (int, "pictures of a request (default and at most: 16)"),
     "max_pixels": (int, "pixels of a request's pictures together (default: 80 million)"),
     "max_queue": (int, "requests that may wait (default: 16)"),
-    "read_seconds": (float, "for a request's header, and for its body (default: 30)"),
-    "write_seconds": (float, "for a client that takes nothing (default: 30)"),
-    "ping_seconds": (float, "between comments in a silent stream (default: 5)"),
-    "grace_seconds": (float, "for the answer being given, at the end (default: 10)"),
+    "read_seconds": (float, "seconds for a request's header, and for its body (default: 30)"),
+    "write_seconds": (float, "seconds until a client that stops reading is dropped (default: 30)"),
+    "ping_seconds": (float, "seconds between comments in a silent stream (default: 5)"),
+    "grace_seconds": (float, "seconds for running answers at shutdown (default: 10)"),
 }
 
 
@@ -122,20 +131,22 @@ def _check_names(args: argparse.Namespace) -> None:
 
 
 def _hosts(args: argparse.Namespace, address: str) -> tuple[str, ...] | None:
-    """Names the server answers to. Where it cannot be reached from elsewhere, or names are given, only those: another
-    name would be a page's that means this machine. None: every name; the network, or the key, is the border then."""
+    """Return the names that the server answers to, or None for every name.
+
+    Names are checked if only this machine can reach the server, or if names are given: another name would come from a
+    page that resolves its own name to this machine (DNS rebinding). Otherwise the network or the key protects it."""
     here = is_loopback(address) and args.api_key is None
     return tuple(args.allow_host) if here or args.allow_host else None
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach a socket with this address."""
+    """Tell whether only this machine can reach a socket with this address."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket with the address, not listening yet. ParameterError."""
+    """Bind a socket to the address without listening yet. Raises ParameterError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=PASSIVE)[0]
         with ExitStack() as stack:
@@ -184,8 +195,8 @@ async def _serve(args: argparse.Namespace, limits: "Limits", sock: socket.socket
     )
     server = GracefulServer(config, worker, limits)
     if args.api_key is None and not is_loopback(host):
-        log.warning(f"warning: whoever can reach {args.host} can use this server, there is no --api-key")
-    sock.listen()  # before anybody is told
+        log.warning(f"warning: anyone who can reach {args.host} can use this server, there is no --api-key")
+    sock.listen()  # before the log tells the address, so that a client that reads it can connect
     log.info(
         f"{models.current.name} ({described(models.current)}) at http://{f'[{host}]' if ':' in host else host}:{port}"
     )

@@ -1,4 +1,4 @@
-"""A picture drawn with characters: two pixels to a character cell, the upper one as the colour of a half block."""
+"""Draw a picture with half blocks: two pixels per character cell, the upper as foreground, the lower as background."""
 
 import numpy as np
 from PIL import Image
@@ -7,7 +7,7 @@ COLUMNS = 36
 
 
 def draw(picture: Image.Image, columns: int = COLUMNS) -> str:
-    """Lines of `columns` half blocks with 24-bit colour escapes; the picture keeps its shape."""
+    """Draw lines of `columns` half blocks with 24-bit colour escapes; the picture keeps its aspect ratio."""
     rows = max(2, round(columns * picture.height / picture.width / 2) * 2)
     small = picture.convert("RGB").resize((columns, rows), Image.Resampling.BOX)
     pixels = np.asarray(small).tolist()  # rows of (r, g, b)

@@ -1,4 +1,4 @@
-"""`tokenize`: text to token ids."""
+"""`tokenize`: convert text to token ids."""
 
 import argparse
 import sys
@@ -16,13 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     parser.add_argument("text", nargs="?", metavar="TEXT", help="default: --file, or standard input")
     parser.add_argument("--file", type=Path, metavar="F", help="read the text from a file")
-    parser.add_argument("--no-special", action="store_true", help="texts of control tokens are text like any other")
-    parser.add_argument("--no-bos", action="store_true", help="no beginning-of-sequence token")
-    parser.add_argument("--json", action="store_true", help="a JSON list, which it is anyway")
+    parser.add_argument("--no-special", action="store_true", help="read texts of control tokens as plain text")
+    parser.add_argument("--no-bos", action="store_true", help="omit the beginning-of-sequence token")
+    parser.add_argument("--json", action="store_true", help="print a JSON list, which is the default too")
 
 
 def run(args: argparse.Namespace) -> int:
-    """One JSON list of ids."""
+    """Print one JSON list of ids."""
     text = _text(args)
     tokenizer = Tokenizer.from_gguf(gguf.read(args.model or embedded()[0]))
     print_json(tokenizer.encode(text, special=not args.no_special, bos=not args.no_bos))

@@ -1,4 +1,4 @@
-"""`trace`: the arrays inside a run, by name, in a file; or the names alone."""
+"""`trace`: write the intermediate arrays of a run, by name, to a file; or list the names."""
 
 import argparse
 from pathlib import Path
@@ -27,16 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="GLOB",
-        help="which stages, as in 'vision.*'; repeatable (default: all but the attention weights, '*kq_soft_max')",
+        help="stages to write, as in 'vision.*'; repeatable (default: all but the attention weights, '*kq_soft_max')",
     )
-    parser.add_argument("--list", action="store_true", help="say what the stages are, and stop")
+    parser.add_argument("--list", action="store_true", help="print the stages, and stop")
     options.add_text(parser)
     options.add_running(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes every stage asked for, and `token_ids` (T,) int64, -1 where a picture stands."""
+    """Write every stage asked for, and `token_ids` (T,) int64, -1 at a picture's positions."""
     text, mmproj = options.pair(args)
     if args.list:
         return _list(options.load_model(args, text, mmproj), args.json)
@@ -66,7 +66,7 @@ def _record(args: argparse.Namespace, model: Llava, writer: Writer) -> dict[str,
         else:
             model.request_logits(request)
             generated = ()
-    writer.add("token_ids", np.array([*request.token_ids, *generated[:-1]], np.int64))  # the last one was not fed
+    writer.add("token_ids", np.array([*request.token_ids, *generated[:-1]], np.int64))  # the last token was not fed
     return {"prompt": request.prompt.shown, "generated": list(generated), "types": model.types()}
 
 

@@ -167,7 +167,7 @@ def test_two_backends_are_the_same(cli, traces):
 
 def test_the_first_stage_that_is_out_is_named(cli, traces):
     status, out, err = cli("diff", "torch.safetensors", "llama.safetensors")
-    assert status == 1 and "image.seen is the first stage out" in err
+    assert status == 1 and "image.seen is the first stage that exceeds its tolerance" in err
     found = json.loads(cli("diff", "torch.safetensors", "llama.safetensors", "--json")[1])
     assert found["first"] == "image.seen" and not found["same"]
     stages = {stage["name"]: stage for stage in found["stages"]}
