@@ -103,7 +103,9 @@ def q3_k(b: Tensor) -> Tensor:
 
 
 def _scales_k(s: Tensor) -> tuple[Tensor, Tensor]:
-    """Unpack 8 scales and 8 minima of 6 bits from 12 bytes: the first four of each are the low 6 bits of bytes 0..3 and 4..7; of
+    """Unpack 8 scales and 8 minima of 6 bits from 12 bytes.
+
+    The first four of each are the low 6 bits of bytes 0..3 and 4..7; of
     the other four the low nibbles are in bytes 8..11, the high pairs in the top of bytes 0..3 and 4..7."""
     a, c, both = s[:, :4], s[:, 4:8], s[:, 8:]
     scales = torch.cat((a & 63, both & 15 | a >> 6 << 4), 1)
