@@ -300,7 +300,7 @@ def test_getters_refuse_by_name(call, words, tmp_path):
 
 def test_configs_of_the_handmade_pair(tmp_path):
     """Check that the readers accept these files, so that fuzzing them reaches every line."""
-    assert config.read_text(gguf.read(write(tmp_path, build(TEXT)))).rope.factor == 2
+    assert config.read_text(gguf.read(write(tmp_path, build(TEXT))), "llama").rope.factor == 2
     assert config.read_vision(gguf.read(write(tmp_path, build(VISION)))).n_patches == 4
 
 
@@ -308,7 +308,7 @@ def test_more_heads_than_channels_are_refused(tmp_path):
     keys = [k for k in TEXT if not k[0].startswith("llama.attention.head") and k[0] != "llama.rope.dimension_count"]
     file = gguf.read(write(tmp_path, build([*keys, ("llama.attention.head_count", "u32", 33)])))
     with pytest.raises(GGUFError, match="llama.attention.head_count: 33 is more than the width 32"):
-        config.read_text(file)
+        config.read_text(file, "llama")
 
 
 # Time and memory

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from llava_ref import gguf
+from llava_ref import gguf, models
 from llava_ref.errors import GGUFError
 from llava_ref.gguf.file import GGUFFile
 from llava_ref.models import config
@@ -87,7 +87,8 @@ def refusals(calls: list[Callable[[], object]]) -> int:
 
 def exercise(file: GGUFFile) -> None:
     """Call every getter on every key, every reader of settings, and decode every tensor."""
-    calls: list[Callable[[], object]] = [lambda: config.read_text(file), lambda: config.read_vision(file)]
+    calls: list[Callable[[], object]] = [lambda: config.read_text(file, "llama"), lambda: config.read_vision(file)]
+    calls += [lambda: models.text_family(file), lambda: models.tower_family(file)]
     calls.append(lambda: Tokenizer.from_gguf(file))
     for key in file:
         file.describe(key)
