@@ -2,14 +2,18 @@
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from llava_ref import tools
 from llava_ref.cli import main
-from llava_ref.models import stages
+from llava_ref.models import clip, gemma3, llama, siglip, vit
+from llava_ref.models.stages import IMAGE
 
 from .support.tiny_pair import VICUNA, Tiny, write_pair
 
@@ -23,8 +27,10 @@ def blocks(name, language):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     pair = write_pair(tmp_path, Tiny(template=VICUNA))
-    for name in ("llava_ref.loading", "llava_ref.tools.options", "llava_ref.tools.encode", "llava_ref.tools.tokenize"):
-        monkeypatch.setattr(f"{name}.embedded", lambda: pair)
+    commands = [import_module(f"{tools.__name__}.{found.name}") for found in iter_modules(tools.__path__)]
+    for module in (import_module("llava_ref.loading"), *commands):
+        if hasattr(module, "embedded"):
+            monkeypatch.setattr(module, "embedded", lambda: pair)
     for name in ("cat.jpg", "a.png", "b.png"):
         Image.fromarray(np.full((9, 13, 3), 200, np.uint8)).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
@@ -61,9 +67,12 @@ def test_examples_on_the_embedded_pair(page):
     exec(compile("\n".join(blocks(page, "python")), page, "exec"), {})
 
 
-def test_the_table_of_stages_is_the_code_s():
+def test_the_tables_of_stages_are_the_code_s():
     rows = re.findall(r"^\| `(.+?)` \| (.*?) \| (.*?) \| (.*?) \|$", (DOCS / "tracing.md").read_text(), re.MULTILINE)
-    parts = (stages.IMAGE, stages.TOWER_IN, stages.TOWER_BLOCK, stages.TOWER_OUT)
-    parts += (stages.TEXT_IN, stages.TEXT_BLOCK, stages.TEXT_OUT)
-    table = [stage for part in parts for stage in part]
+    assert clip.TABLE.block == siglip.TABLE.block == vit.STAGES and llama.TABLE.behind == gemma3.TABLE.behind
+    assert clip.TABLE.before[: len(IMAGE)] == siglip.TABLE.before[: len(IMAGE)] == IMAGE
+    towers = (*clip.TABLE.before, *siglip.TABLE.before[len(IMAGE) :], *vit.STAGES)
+    towers += (*clip.TABLE.behind, *siglip.TABLE.behind)
+    texts = (*llama.TABLE.before, *llama.TABLE.block, *gemma3.TABLE.before, *gemma3.TABLE.block)
+    table = [*towers, *texts, *llama.TABLE.behind]
     assert rows == [(s.name, s.shape.replace(" ", ", "), s.llama_cpp, s.transformers) for s in table]
