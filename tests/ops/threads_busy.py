@@ -22,13 +22,9 @@ def once(path: Path | None, backend: str, number: str, tokens: int) -> tuple[flo
     import os
 
     import llava_ref
-    from llava_ref import gguf
-    from llava_ref.generation.engine import Engine
-    from llava_ref.profiles import PROFILES
 
     threads = None if not number else int(number) or os.cpu_count()
-    model = Engine(gguf.read(path or llava_ref.embedded()[0]), None, backend=backend, threads=threads,
-                   quirks=PROFILES["llava"])  # fmt: skip
+    model = llava_ref.load(path or llava_ref.embedded()[0], backend=backend, threads=threads)
     session = model.session()
     session.feed([[1] * 256])
     session.feed([[5]])
