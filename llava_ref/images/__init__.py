@@ -1,4 +1,4 @@
-"""Pictures: bytes -> RGB (`decode`, `load`) -> the square and the pixels that a tower sees."""
+"""Decode pictures to RGB (`decode`, `load`), and fit them into the pixels that a tower takes (`fit`)."""
 
 from .decoding import DecodedImage, ImageSource, decode, load, measure
 

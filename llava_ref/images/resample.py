@@ -2,11 +2,12 @@
 
 The rules (Pillow, src/libImaging/Resample.c; llama.cpp b10605, mtmd-image.cpp:204-480 does the same): two passes, one
 per axis, with an 8-bit picture in between. Output i of n_out looks at position (i + 0.5) * n_in / n_out of the input
-through the kernel, widened by n_in / n_out when that is over 1. The weights of one output are
-divided by their sum, rounded to multiples of 2**-22, and from there on all sums are of integers.
+through the kernel, widened by n_in / n_out if that is over 1. The weights of one output are divided by their sum and
+rounded to multiples of 2**-22. All further sums are of integers.
 
-Those integers stay below 2**31 and are held in float64, which is exact to 2**53: a pass then is a few small matrix
-products, and neither their order nor the number of threads can change a bit. Nothing the size of the input is made.
+These integers stay below 2**31 and are stored in float64, which is exact to 2**53. So a pass is a few small matrix
+products, and neither their order nor the number of threads can change a bit. No temporary array has the size of the
+input.
 """
 
 from collections.abc import Callable, Iterator
@@ -42,21 +43,22 @@ class Axis:
 
     @property
     def scale(self) -> float:
+        """Return the inputs for each output."""
         return self.n_in / self.n_out
 
     @property
     def reach(self) -> float:
-        """Inputs to each side of an output's centre that count."""
+        """Return the distance from an output's centre, in inputs, from which on inputs have no weight."""
         return self.kernel.support * max(self.scale, 1.0)
 
     def bounds(self, i: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Output numbers (n,) -> their centres, first inputs, and one past their last inputs, (n,) each."""
+        """Return the centres of outputs `i` (n,), their first inputs, and one past their last inputs, (n,) each."""
         centre = (i + 0.5) * self.scale
         first = np.maximum((centre - self.reach + 0.5).astype(np.int64), 0)
         return centre, first, np.minimum((centre + self.reach + 0.5).astype(np.int64), self.n_in)
 
     def inputs(self) -> tuple[int, int]:
-        """The inputs that the wanted outputs look at: first, one past the last."""
+        """Return the inputs that the outputs start..stop depend on: the first, and one past the last."""
         _, first, end = self.bounds(np.array([self.start, self.stop - 1]))
         return int(first[0]), int(end[-1])
 
@@ -70,11 +72,11 @@ def resize(
     order: Order = "horizontal",
     window: tuple[int, int, int, int] | None = None,
 ) -> np.ndarray:
-    """(h, w, 3) uint8 -> (height, width, 3) uint8; of that only `window` (left, top, right, bottom) where it is given.
+    """Resize a picture, or only a `window` (left, top, right, bottom) of it.  (h, w, 3) -> (height, width, 3) uint8
 
-    An axis whose size does not change is copied. `order` is the pass that comes first: "horizontal" is llama.cpp and
-    Pillow before 13, "pillow" what Pillow 13 does: vertical first if the height shrinks by more than twice what the
-    width shrinks by (their pull request 9549; the rule was found by experiment on 1,300 pairs of sizes).
+    An axis whose size does not change is copied. `order` decides which pass comes first. "horizontal" is the order of
+    llama.cpp and of Pillow before 13. "pillow" is that of Pillow 13: vertical first if the height shrinks by more than
+    twice what the width shrinks by (their pull request 9549; the rule was found by experiment on 1,300 pairs of sizes).
     """
     h, w = rgb.shape[:2]
     left, top, right, bottom = window or (0, 0, width, height)
@@ -89,11 +91,11 @@ def resize(
 
 
 def resize_padded(rgb: np.ndarray, size: int, fill: tuple[int, int, int], kernel: Kernel) -> np.ndarray:
-    """(h, w, 3) uint8, centred on a square of colour `fill` and resized -> (size, size, 3) uint8.
+    """Centre a picture on a square of colour `fill` and resize that.  (h, w, 3) -> (size, size, 3) uint8
 
-    The square has the longer side and is never made: a strip of 1 x 10,000 pixels would need 300 MB. The padding
-    before the picture is half of what is missing, rounded down. Both of Pillow's pass orders are horizontal first on a
-    square.
+    The square has the longer side of the picture. It is never stored: for a strip of 1 x 10,000 pixels it would need
+    300 MB. The padding before the picture is half of the total, rounded down. On a square, both of Pillow's orders are
+    horizontal first.
     """
     h, w = rgb.shape[:2]
     side = Axis(max(h, w), size, 0, size, kernel)
@@ -105,22 +107,22 @@ def resize_padded(rgb: np.ndarray, size: int, fill: tuple[int, int, int], kernel
 
 
 def _run(x: np.ndarray, axis: Axis, offset: int = 0, edge: np.ndarray | None = None) -> np.ndarray:
-    """One pass along the second axis of `x`: (m, n, 3) uint8 -> (m, stop - start, 3) uint8.
+    """Run one pass along the second axis of `x`.  (m, n, 3) uint8 -> (m, stop - start, 3) uint8
 
-    `x` holds inputs offset..offset + n of the axis; all others have the colours `edge`, (m, 3) or (1, 3).
+    `x` has inputs offset..offset + n of the axis; all others have the colours `edge`, (m, 3) or (1, 3).
     """
     if axis.n_in == axis.n_out and edge is None:
         return x[:, axis.start - offset : axis.stop - offset]
     m, n = x.shape[:2]
     out = np.empty((m, axis.stop - axis.start, 3), np.uint8)
     for start, first, weights in _blocks(axis):
-        low, high = np.clip([first, first + len(weights)], offset, offset + n)  # the inputs that `x` holds
+        low, high = np.clip([first, first + len(weights)], offset, offset + n)  # those inputs that `x` has
         inside = weights[low - first : high - first]
         outside = weights.sum(0) - inside.sum(0)  # (k,)
         band = max(1, TILE // (3 * max(len(inside), weights.shape[1])))
         for row in range(0, m, band):
-            part = x[row : row + band, low - offset : high - offset]
-            planes = part.transpose(2, 0, 1).astype(np.float64, order="C")  # (3, band, inputs)
+            block = x[row : row + band, low - offset : high - offset]
+            planes = block.transpose(2, 0, 1).astype(np.float64, order="C")  # (3, band, inputs)
             total = planes @ inside  # (3, band, k)
             if edge is not None:
                 total += (edge if len(edge) == 1 else edge[row : row + band]).T[:, :, None] * outside
@@ -130,7 +132,7 @@ def _run(x: np.ndarray, axis: Axis, offset: int = 0, edge: np.ndarray | None = N
 
 
 def _blocks(axis: Axis) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Runs of k neighbouring outputs: (first output, first input, weights (inputs, k): integers held in float64)."""
+    """Yield runs of k neighbouring outputs: first output, first input, weights (inputs, k), integers in float64."""
     for start in range(axis.start, axis.stop, BLOCK):
         i = np.arange(start, min(start + BLOCK, axis.stop))
         centre, first, end = axis.bounds(i)
@@ -145,12 +147,13 @@ def _cubic(x: np.ndarray) -> np.ndarray:
     """Return Keys' cubic kernel with a = -0.5."""
     a = -0.5
     near = ((a + 2) * x - (a + 3)) * x * x + 1
-    x = np.minimum(x, 2.0)  # where the outer part is 0
+    x = np.minimum(x, 2.0)  # the outer part is 0 there
     far = (((x - 5) * x + 8) * x - 4) * a
     return np.where(x < 1, near, far)
 
 
 def _triangle(x: np.ndarray) -> np.ndarray:
+    """Return the kernel of linear interpolation."""
     return np.maximum(0.0, 1.0 - x)
 
 

@@ -1,4 +1,4 @@
-"""Bicubic and bilinear resizing against Pillow, bit for bit."""
+"""Test bicubic and bilinear resizing against Pillow, bit for bit."""
 
 import tracemalloc
 
@@ -25,7 +25,7 @@ def two_calls(rgb, width, height, filter=Image.Resampling.BICUBIC):
 
 
 def pictures(n, seed):
-    """Noise, and black and white (the kernel overshoots both ways), of odd sizes with thin ones among them."""
+    """Yield noise, and black and white (the kernel overshoots both ways), of odd sizes, some of them thin."""
     rng = np.random.default_rng(seed)
     for i in range(n):
         h, w, height, width = (int(x) for x in rng.integers(1, 150, 4))
@@ -65,7 +65,7 @@ def test_the_order_matters():
 
 @pytest.mark.skipif(not VERTICAL_FIRST, reason="Pillow before 13 never begins with the vertical pass")
 @pytest.mark.parametrize("step, same", [(0, True), (1, False)])
-def test_where_pillow_changes_its_order(step, same):
+def test_the_size_at_which_pillow_changes_its_order(step, same):
     rgb = np.random.default_rng(0).integers(0, 256, (90 + step, 50, 3), dtype=np.uint8)  # loses 20 + step and 10
     assert np.array_equal(pillow(rgb, 40, 70), two_calls(rgb, 40, 70)) is same
     assert np.array_equal(pillow(rgb, 40, 70), resize(rgb, 40, 70, kernel=BICUBIC, order="pillow"))
@@ -78,13 +78,13 @@ def test_a_window_is_a_part_of_the_whole(order, kernel):
         left, top = int(rng.integers(0, width)), int(rng.integers(0, height))
         right, bottom = int(rng.integers(left + 1, width + 1)), int(rng.integers(top + 1, height + 1))
         whole = resize(rgb, width, height, kernel=kernel, order=order)
-        part = resize(rgb, width, height, kernel=kernel, order=order, window=(left, top, right, bottom))
-        assert np.array_equal(part, whole[top:bottom, left:right])
+        window = resize(rgb, width, height, kernel=kernel, order=order, window=(left, top, right, bottom))
+        assert np.array_equal(window, whole[top:bottom, left:right])
 
 
 @each_kernel
 @pytest.mark.parametrize("fill", [(122, 116, 104), (0, 255, 127)])
-def test_padding_that_is_never_stored(fill, kernel, theirs):
+def test_padding_equals_that_of_a_stored_square(fill, kernel, theirs):
     for rgb, size, _, _ in pictures(100, 3):
         h, w = rgb.shape[:2]
         side = max(h, w)
