@@ -68,17 +68,10 @@ def main() -> None:
     path = args.folder / "7b-shaped.q4_k.gguf"
     if not path.exists():
         build(path)
-    from llava_ref import gguf
-    from llava_ref.generation.session import Session
-    from llava_ref.models.llama import Llama
-    from llava_ref.ops import get_ops
-    from llava_ref.ops.weight_budget import default_budget
-    from llava_ref.profiles import Quirks
+    import llava_ref
 
     start = time.perf_counter()
-    file = gguf.read(path)
-    model = Llama.load(file, get_ops(args.backend, "cpu", None, default_budget([file])), Quirks())
-    session = Session(model, 512)
+    session = llava_ref.load(path, backend=args.backend, n_context=512).session()
     loaded = time.perf_counter()
     session.feed([list(range(300, 308))])
     prefilled = time.perf_counter()
