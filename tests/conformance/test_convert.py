@@ -16,9 +16,8 @@ from llava_ref.conformance.convert.hf_config import ConversionError
 from llava_ref.conformance.convert.hf_weights import plain_name
 from llava_ref.conformance.engines.hf import tiny as reference_hf
 from llava_ref.conformance.engines.llama_cpp import oracle
-from llava_ref.generation.engine import Engine
+from llava_ref.loading import load
 from llava_ref.ops.numpy_quants import dequantize
-from llava_ref.profiles import PROFILES
 from llava_ref.tracing.distance import rel_rms
 
 from .tiny_vocabulary import N_BASE, fast_tokenizer
@@ -156,12 +155,12 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.skipif(bool(oracle.missing()), reason=str(oracle.missing()))
 def test_llama_cpp_reads_the_pair(checkpoint: Path, tmp_path: Path, within: Any) -> None:
     pair = convert.convert_folder(checkpoint, str(tmp_path / "out"), "F32")
-    ours = Engine(gguf.read(pair.text), gguf.read(pair.mmproj), backend="numpy", quirks=PROFILES["llama.cpp"])
+    ours = load(pair.text, pair.mmproj, backend="numpy", profile="llama.cpp")
     llama = oracle.Oracle(pair.text, pair.mmproj)
     (image,) = llama.encode([np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)])
     (want,) = llama.logits([[[1, 5, 260], image.rows, [261, 262, 263]]])
-    within("llama.cpp, image rows, a converted checkpoint", rel_rms(ours.encode(image.pixels), image.rows), 2e-3)
-    found = ours.session().feed([[1, 5, 260], image.rows, [261, 262, 263]], all_logits=True)
+    within("llama.cpp, image rows, a converted checkpoint", rel_rms(ours.encode(image.pixels[None]), image.rows), 2e-3)
+    found = ours.forward([[1, 5, 260], image.rows, [261, 262, 263]])
     within("llama.cpp, logits, a converted checkpoint", rel_rms(found, want.logits), 5e-6)
 
 

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFReader
-from gguf.quants import dequantize
 
 from llava_ref import gguf
 from llava_ref.conformance.engines.hf import tiny as reference_hf
@@ -77,34 +75,25 @@ def test_a_spoiled_part_is_refused(tmp_path: Path) -> None:
         gemma3_270m.join((tmp_path / "part",), tmp_path)
 
 
-@needs_transformers
-def test_the_reference_has_the_weights_that_the_gguf_package_reads(path: Path, model: Any) -> None:
-    """transformers' model is filled from this project's reader; this is the other one."""
-    reader = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
-    layer = model.module.model.layers[7]
-    for name, module in (("attn_q", layer.self_attn.q_proj), ("ffn_down", layer.mlp.down_proj)):
-        tensor = reader[f"blk.7.{name}.weight"]
-        assert (dequantize(tensor.data, tensor.tensor_type) == module.weight.detach().numpy()).all()
-    gains = reader["blk.7.attn_k_norm.weight"].data
-    assert np.allclose(gains, 1 + layer.self_attn.k_norm.weight.detach().numpy(), atol=1e-6, rtol=0)
-    rows = reader["token_embd.weight"].data[2000:2010]
-    want = dequantize(rows, reader["token_embd.weight"].tensor_type)
-    assert (want == model.module.lm_head.weight[2000:2010].detach().numpy()).all()
+@pytest.fixture(scope="module")
+def wanted(model: Any, prompts: list[list[int]], file: Any) -> tuple[list[np.ndarray], np.ndarray]:
+    """transformers' logits at every position of each prompt, and at the last one of the long text."""
+    ids = torch.tensor([encoded(file, LONG)])
+    with torch.no_grad():
+        last = model.module(input_ids=ids, logits_to_keep=1).logits[0, -1].numpy()
+    return [model.forward(prompt, None).logits[0].numpy() for prompt in prompts], last
 
 
-def test_logits_of_transformers(ours: Llava, model: Any, prompts: list[list[int]], within: Any) -> None:
-    for prompt in prompts:
-        found, want = ours.forward([prompt]), model.forward(prompt, None).logits[0].numpy()
-        within(f"Gemma 3 270M, logits, transformers, {ours.ops.name}", rel_rms(found, want), BOUND)
+def test_logits_of_transformers(ours: Llava, wanted: Any, prompts: list[list[int]], within: Any) -> None:
+    for prompt, want in zip(prompts, wanted[0], strict=True):
+        within(f"Gemma 3 270M, logits, transformers, {ours.ops.name}", rel_rms(ours.forward([prompt]), want), BOUND)
 
 
-def test_a_text_longer_than_the_window(ours: Llava, model: Any, file: Any, within: Any) -> None:
+def test_a_text_longer_than_the_window(ours: Llava, wanted: Any, file: Any, within: Any) -> None:
     prompt = encoded(file, LONG)
     assert len(prompt) > file["gemma3.attention.sliding_window"] + 20
-    with torch.no_grad():
-        want = model.module(input_ids=torch.tensor([prompt]), logits_to_keep=1).logits[0].numpy()
     found = ours.session().feed([prompt])
-    within(f"Gemma 3 270M, logits, transformers, {ours.ops.name}", rel_rms(found.reshape(1, -1), want), BOUND)
+    within(f"Gemma 3 270M, logits, transformers, {ours.ops.name}", rel_rms(found, wanted[1]), BOUND)
 
 
 def test_it_goes_on_sensibly(ours: Llava, file: Any, prompts: list[list[int]]) -> None:
@@ -145,9 +134,8 @@ def test_transformers_tokenizer_has_the_same_ids(file: Any) -> None:
     assert not wrong, f"{len(wrong)} of {len(strings)} texts, first {wrong[0]!r}"
 
 
-def test_another_epsilon_is_caught(ours: Llava, model: Any, prompts: list[list[int]]) -> None:
-    want = model.forward(prompts[0], None).logits[0].numpy()
+def test_another_epsilon_is_caught(ours: Llava, wanted: Any, prompts: list[list[int]]) -> None:
     text: Any = ours.text
     wrong = replace(text.settings, text=replace(text.config, eps=1e-5))
     found = Session(replace(text, settings=wrong)).feed([prompts[0]], all_logits=True)
-    assert rel_rms(found, want) > BOUND
+    assert rel_rms(found, wanted[0][0]) > BOUND

@@ -20,9 +20,12 @@ from llava_ref.conformance.pairs import pairs, smollm2, writing
 from llava_ref.conformance.pairs.pairs import TextSpec, VisionSpec
 from llava_ref.conformance.pairs.random_blocks import KINDS as ALL_KINDS
 from llava_ref.conformance.pairs.random_blocks import random_tensor
-from llava_ref.generation.engine import Engine, Part
+from llava_ref.generation.units import Part
+from llava_ref.loading import load
+from llava_ref.model import Llava
 from llava_ref.ops import get_ops
-from llava_ref.profiles import resolve
+from llava_ref.ops.protocol import KV, Linear
+from llava_ref.ops.sees import Sees
 from llava_ref.tracing.distance import rel_rms
 
 reason = oracle.missing()
@@ -71,13 +74,12 @@ def text_of_random_blocks(path: Path, spec: TextSpec) -> None:
     writer.close()
 
 
-def engine(pair: pairs.Pair, kv_cache: str, flash_attention: str, precision: str = "ggml") -> Engine:
-    quirks = resolve("llama.cpp", {"kv_cache": kv_cache, "flash_attention": flash_attention})
-    files = gguf.read(pair.text), gguf.read(pair.mmproj)
-    return Engine(*files, backend="numpy", threads=1, quirks=quirks, precision=precision)
+def model_of(text: Path, mmproj: Path | None, kv_cache: str, flash: str, precision: str = "ggml") -> Llava:
+    quirks = {"kv_cache": kv_cache, "flash_attention": flash}
+    return load(text, mmproj, backend="numpy", threads=1, profile="llama.cpp", quirks=quirks, precision=precision)
 
 
-def last(tensors: tuple[oracle.Tensor, ...], name: str, op: str = "RESHAPE") -> np.ndarray:
+def last(tensors: tuple[oracle.GraphTensor, ...], name: str, op: str = "RESHAPE") -> np.ndarray:
     """The last of several tensors called `name` that `op` made."""
     return [tensor.array for tensor in tensors if tensor.name.split("#")[0] == name and tensor.op == op][-1]
 
@@ -88,14 +90,13 @@ def test_attention_of_the_decoder(pair: Any, within: Any, kv_cache: Any, flash: 
     ids = np.random.default_rng(T).integers(3, 400, T).tolist()
     llama = oracle.Oracle(pair("F32").text, settings=SETTINGS[kv_cache, flash])
     (found,) = llama.logits([[ids]], capture=["?cur-*", "kqv_out-*"])
-    quirks = resolve("llama.cpp", {"kv_cache": kv_cache, "flash_attention": flash})
-    ops = get_ops("numpy", "cpu", 1, 0, "ggml", quirks)
-    mask = np.where(np.arange(T)[None] > np.arange(T)[:, None], -np.inf, 0).astype(np.float32)
+    ops = get_ops("numpy", "cpu", 1, 0, "ggml", kv_cache=kv_cache, flash_attention=flash == "on")
+    plan = ops.plan(Sees(np.arange(T), np.arange(T)))
     made = "RESHAPE" if flash == "on" else "CONT"
     for layer in range(4):
         q, k = (last(found.tensors, f"{name}-{layer}", "ROPE").reshape(T, -1, 16) for name in ("Qcur", "Kcur"))
         v = last(found.tensors, f"Vcur-{layer}", "MUL_MAT").reshape(k.shape)
-        y = ops.attention(q, k, v, 0.25, mask if T > 1 else None)
+        y = ops.attention(q, KV(k, v, kv_cache), 0.25, plan)
         within(
             "ggml, attention of the decoder, same inputs",
             rel_rms(y, last(found.tensors, f"kqv_out-{layer}", made).reshape(y.shape)),
@@ -110,11 +111,11 @@ def test_attention_of_the_tower(pair: Any, within: Any, kv_cache: Any, flash: An
     files = pair("F32", image_size)
     llama = oracle.Oracle(files.text, files.mmproj, SETTINGS[kv_cache, flash])
     (found,) = llama.encode([PICTURE], capture=["?cur-*", "kqv_out-*"])
-    ops = get_ops("numpy", "cpu", 1, 0, "ggml", resolve("llama.cpp", {"kv_cache": kv_cache, "flash_attention": flash}))
+    ops = get_ops("numpy", "cpu", 1, 0, "ggml", kv_cache=kv_cache, flash_attention=flash == "on")
     made = "RESHAPE" if flash == "on" else "CONT"
     for layer in range(3):
         q, k, v = (last(found.tensors, f"{name}-{layer}") for name in ("Qcur", "Kcur", "Vcur"))
-        y = ops.attention(q, k, v, q.shape[-1] ** -0.5, None)
+        y = ops.attention(q, KV(k, v), q.shape[-1] ** -0.5, ops.plan(Sees.all(len(q))))
         want = last(found.tensors, f"kqv_out-{layer}", made).reshape(y.shape)
         within("ggml, attention of the tower, same inputs", rel_rms(y, want), 1e-6)
 
@@ -127,8 +128,8 @@ def test_a_small_tower(tmp_path: Path, within: Any, kind: str, kv_cache: str, fl
     files = pairs.build(tmp_path, TextSpec(width=64, n_layer=1, mlp_width=96, kind=kind), vision)
     pictures = [np.random.default_rng(i).integers(0, 256, (61, 45 + i, 3), np.uint8) for i in range(5)]
     images = oracle.Oracle(files.text, files.mmproj, SETTINGS[kv_cache, flash]).encode(pictures)
-    ours = engine(files, kv_cache, flash)
-    best = min(rel_rms(ours.encode(image.pixels), image.rows) for image in images)
+    ours = model_of(files.text, files.mmproj, kv_cache, flash)
+    best = min(rel_rms(ours.encode(image.pixels[None]), image.rows) for image in images)
     narrow = "F16" if kind == "F16" else "the other types"
     within(f"ggml, image rows of the best of five pictures, small tower, {narrow}", best, ONE_FLIP.get(kind, 2e-6))
 
@@ -143,13 +144,12 @@ def test_a_pair(pair: Any, within: Any, kind: str, kv_cache: str, flash: str) ->
     short: list[list[Part]] = [[rng.integers(3, 400, n).tolist()] for n in (1, 2, 3, 1, 2, 3, 4, 5)]
     long: list[Part] = [[1, 5, 300, 7, 9], image.rows, list(range(310, 330))]
     answers = llama.logits([*short, long])
-    ours, plain = (engine(files, kv_cache, flash, precision) for precision in ("ggml", "exact"))
+    ours, plain = (model_of(files.text, files.mmproj, kv_cache, flash, precision) for precision in ("ggml", "exact"))
 
-    what, rows = f"ggml, {kind}, {kv_cache}/{flash}", rel_rms(ours.encode(image.pixels), image.rows)
+    what, rows = f"ggml, {kind}, {kv_cache}/{flash}", rel_rms(ours.encode(image.pixels[None]), image.rows)
     within(f"{what}: image rows", rows, ROWS.get(kind, QUANTISED_ROWS))
     errors, without = (
-        [rel_rms(e.session().feed(p, all_logits=True), a.logits) for p, a in zip([*short, long], answers, strict=True)]
-        for e in (ours, plain)
+        [rel_rms(e.forward(p), a.logits) for p, a in zip([*short, long], answers, strict=True)] for e in (ours, plain)
     )
     within(f"{what}: logits after a picture", errors[-1], LOGITS.get(kind, QUANTISED_LOGITS))
     within(f"{what}: logits of the best of short prompts", min(errors), 2e-6)
@@ -164,9 +164,8 @@ def test_a_decoder_of_any_type(tmp_path: Path, within: Any, kind: str, kv_cache:
     text_of_random_blocks(path, TextSpec(width=256, n_layer=2, mlp_width=512, kind=kind))
     prompts: list[list[Part]] = [[np.random.default_rng(n).integers(3, 400, n).tolist()] for n in range(1, 7)]
     answers = oracle.Oracle(path, settings=SETTINGS[kv_cache, flash]).logits(prompts)
-    quirks = resolve("llama.cpp", {"kv_cache": kv_cache, "flash_attention": flash})
-    ours = Engine(gguf.read(path), None, backend="numpy", threads=1, quirks=quirks, precision="ggml")
-    errors = [rel_rms(ours.session().feed(p, all_logits=True), a.logits) for p, a in zip(prompts, answers, strict=True)]
+    ours = model_of(path, None, kv_cache, flash)
+    errors = [rel_rms(ours.forward(p), a.logits) for p, a in zip(prompts, answers, strict=True)]
     narrow = "F16" if kind == "F16" else "the other 24 types"
     within(
         f"ggml, a decoder of {narrow}: logits of the best of six short prompts", min(errors), ONE_FLIP.get(kind, 2e-6)
@@ -191,5 +190,5 @@ def test_every_product_of_a_real_model(within: Any, T: int) -> None:
     }
     stages = {f"blk.{i}.{name}": (f"{x}-{i}", f"{y}-{i}") for i in range(30) for name, (x, y) in fed.items()}
     for name, (x, y) in (stages | {"token_embd": ("result_norm", "result_output")}).items():
-        product = ops.linear(arrays[x], ops.weight(file.tensors[f"{name}.weight"]))
+        product = ops.linear(arrays[x], Linear(ops.matrix(file.tensors[f"{name}.weight"])))
         within("ggml, every product of SmolLM2-135M, same inputs", rel_rms(product, arrays[y]), 2e-6)

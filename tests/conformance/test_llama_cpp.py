@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llava_ref import gguf
 from llava_ref.conformance.engines.llama_cpp import oracle
 from llava_ref.conformance.pairs import pairs
 from llava_ref.conformance.pairs.pairs import TextSpec, VisionSpec
-from llava_ref.generation.engine import Engine, Part, Session
-from llava_ref.profiles import PROFILES, Quirks
+from llava_ref.generation.session import Session
+from llava_ref.generation.units import Part
+from llava_ref.loading import load
+from llava_ref.model import Llava
+from llava_ref.profiles import PROFILES, Quirks, describe
 from llava_ref.tracing.distance import kl, max_abs, rel_rms
 
 reason = oracle.missing()
@@ -63,8 +65,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make
 
 
-def engine(pair: pairs.Pair, backend: str = "numpy", quirks: Quirks = LLAMA) -> Engine:
-    return Engine(gguf.read(pair.text), gguf.read(pair.mmproj), backend=backend, threads=1, quirks=quirks)
+def model_of(pair: pairs.Pair, backend: str = "numpy", quirks: Quirks = LLAMA) -> Llava:
+    return load(pair.text, pair.mmproj, backend=backend, threads=1, quirks=describe(quirks))
 
 
 def continued(session: Session, prompt: list[Part]) -> list[int]:
@@ -77,7 +79,7 @@ def continued(session: Session, prompt: list[Part]) -> list[int]:
 @pytest.mark.parametrize("backend", ["torch", "numpy"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_logits_and_greedy_tokens(case: Any, within: Any, name: str, backend: str) -> None:
-    c, ours = case(name), engine(case(name).pair, backend)
+    c, ours = case(name), model_of(case(name).pair, backend)
     for prompt, want in zip(c.prompts, c.answers, strict=True):
         found = ours.session().feed(prompt, all_logits=True)
         with_image = "with the same image rows" if len(prompt) > 1 else "text only"
@@ -91,15 +93,15 @@ def test_logits_and_greedy_tokens(case: Any, within: Any, name: str, backend: st
 @pytest.mark.parametrize("name", VARIANTS)
 def test_image_rows(case: Any, within: Any, name: str, backend: str) -> None:
     c = case(name)
-    rows = engine(c.pair, backend).encode(c.image.pixels)
+    rows = model_of(c.pair, backend).encode(c.image.pixels[None])
     within(f"llama.cpp, image rows, {backend}", rel_rms(rows, c.image.rows), ROWS)
 
 
 def test_a_picture_end_to_end_gives_the_same_tokens(case: Any, within: Any) -> None:
     """With our own image rows, which differ by llama.cpp's float16 tables."""
     for name in VARIANTS:
-        c, ours = case(name), engine(case(name).pair)
-        prompt = [c.prompts[0][0], ours.encode(c.image.pixels), c.prompts[0][2]]
+        c, ours = case(name), model_of(case(name).pair)
+        prompt = [c.prompts[0][0], ours.encode(c.image.pixels[None]), c.prompts[0][2]]
         found = ours.session().feed(prompt, all_logits=True)
         within("llama.cpp, logits with our own image rows", rel_rms(found, c.answers[0].logits), 5e-3)
         assert continued(ours.session(), prompt) == list(c.answers[0].tokens)
@@ -110,11 +112,11 @@ def test_narrow_types(tmp_path: Path, within: Any, kind: str, logits: float, row
     """A smoke test: llama.cpp rounds activations to the weights' type, which no float32 computation can follow."""
     text, vision = TextSpec(width=64, mlp_width=96, kind=kind), VisionSpec(width=64, mlp_width=96, middle=64, kind=kind)
     pair = pairs.build(tmp_path, text, vision, calm=True)
-    llama, ours = oracle.Oracle(pair.text, pair.mmproj), engine(pair, "torch")
+    llama, ours = oracle.Oracle(pair.text, pair.mmproj), model_of(pair, "torch")
     (image,) = llama.encode([np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)])
     prompt: list[Part] = [[1, 5, 300], image.rows, list(range(310, 330))]
     (want,) = llama.logits([prompt])
-    within(f"llama.cpp, image rows, {kind}", rel_rms(ours.encode(image.pixels), image.rows), rows)
+    within(f"llama.cpp, image rows, {kind}", rel_rms(ours.encode(image.pixels[None]), image.rows), rows)
     within(f"llama.cpp, logits, {kind}", rel_rms(ours.session().feed(prompt, all_logits=True), want.logits), logits)
 
 
@@ -123,7 +125,7 @@ def test_settings_exact_are_needed(case: Any, within: Any) -> None:
     c = case("GQA")
     (loose,) = oracle.Oracle(c.pair.text, settings=oracle.DEFAULTS).logits(c.prompts[1:2])
     assert rel_rms(loose.logits, c.answers[1].logits) > 20 * LOGITS
-    found = engine(c.pair).session().feed(c.prompts[1], all_logits=True)
+    found = model_of(c.pair).session().feed(c.prompts[1], all_logits=True)
     within("llama.cpp with its defaults, logits", rel_rms(found, loose.logits), 3e-3)
 
 
@@ -136,7 +138,7 @@ def test_llama_cpp_ignores_the_sliding_window_of_a_llama_file(tmp_path: Path) ->
         answers.append(oracle.Oracle(pair.text).logits([[ids]])[0].logits)
     assert (answers[0] == answers[1]).all()
     found, honoured = (
-        engine(pair, quirks=quirks).session().feed([ids], all_logits=True)
+        model_of(pair, quirks=quirks).session().feed([ids], all_logits=True)
         for quirks in (LLAMA, replace(LLAMA, window="honour"))
     )
     assert rel_rms(found, answers[1]) < LOGITS < rel_rms(honoured, answers[1])
@@ -153,7 +155,7 @@ FAULTS = {  # what is wrong: the variant it is done to, and how
 def test_a_wrong_quirk_is_caught(case: Any, fault: str) -> None:
     name, change = FAULTS[fault]
     c = case(name)
-    rows = engine(c.pair, quirks=replace(LLAMA, **change)).encode(c.image.pixels)
+    rows = model_of(c.pair, quirks=replace(LLAMA, **change)).encode(c.image.pixels[None])
     assert rel_rms(rows, c.image.rows) > ROWS, "the bound could not see it"
 
 
@@ -173,6 +175,6 @@ def test_a_file_that_says_something_else_is_caught(
     """The same weights, run by settings a little off: eps, rope, activation, layers, heads."""
     right_text, right_vision = VARIANTS[name]
     pair = pairs.build(tmp_path, replace(right_text, **text), replace(right_vision, **vision))
-    c, ours = case(name), engine(pair)
-    assert rel_rms(ours.encode(c.image.pixels), c.image.rows) > ROWS
+    c, ours = case(name), model_of(pair)
+    assert rel_rms(ours.encode(c.image.pixels[None]), c.image.rows) > ROWS
     assert rel_rms(ours.session().feed(c.prompts[1], all_logits=True), c.answers[1].logits) > LOGITS

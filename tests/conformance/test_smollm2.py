@@ -11,8 +11,9 @@ from llava_ref import gguf
 from llava_ref.conformance.engines.hf import tiny as reference_hf
 from llava_ref.conformance.engines.llama_cpp import oracle
 from llava_ref.conformance.pairs import smollm2
-from llava_ref.generation.engine import Engine, Session
-from llava_ref.profiles import PROFILES
+from llava_ref.generation.session import Session
+from llava_ref.loading import load
+from llava_ref.model import Llava
 from llava_ref.tokenizer.tokenizer import Tokenizer
 from llava_ref.tracing.distance import rel_rms
 
@@ -44,8 +45,8 @@ def prompts(file: Any) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module", params=["torch", "numpy"])
-def engine(request: pytest.FixtureRequest, file: Any) -> Engine:
-    return Engine(file, None, backend=request.param, threads=1, quirks=PROFILES["llava"])
+def ours(request: pytest.FixtureRequest, path: Path) -> Llava:
+    return load(path, None, backend=request.param, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +57,15 @@ def wanted(path: Path, prompts: list[list[int]]) -> list[np.ndarray]:
     return [smollm2.logits(model, prompt) for prompt in prompts]
 
 
-def test_logits_of_transformers(
-    engine: Engine, wanted: list[np.ndarray], prompts: list[list[int]], within: Any
-) -> None:
+def test_logits_of_transformers(ours: Llava, wanted: list[np.ndarray], prompts: list[list[int]], within: Any) -> None:
     for prompt, want in zip(prompts, wanted, strict=True):
-        found = engine.session().feed([prompt], all_logits=True)
-        within(f"SmolLM2-135M, logits, transformers, {engine.ops.name}", rel_rms(found, want), BOUND)
+        found = ours.forward([prompt])
+        within(f"SmolLM2-135M, logits, transformers, {ours.ops.name}", rel_rms(found, want), BOUND)
 
 
-def test_the_capital_of_france_is_paris(engine: Engine, file: Any, prompts: list[list[int]]) -> None:
+def test_the_capital_of_france_is_paris(ours: Llava, file: Any, prompts: list[list[int]]) -> None:
     tokenizer = Tokenizer.from_gguf(file)
-    assert tokenizer.decode(greedy(engine.session(), prompts[0], 2)).startswith(" Paris")
+    assert tokenizer.decode(greedy(ours.session(), prompts[0], 2)).startswith(" Paris")
 
 
 def greedy(session: Session, prompt: list[int], count: int) -> list[int]:
@@ -82,16 +81,16 @@ def test_llama_cpp_has_the_same_ids(path: Path, prompts: list[list[int]]) -> Non
 
 
 @pytest.mark.skipif(bool(oracle.missing()), reason=str(oracle.missing()))
-def test_llama_cpp_says_nearly_the_same(engine: Engine, path: Path, prompts: list[list[int]], within: Any) -> None:
+def test_llama_cpp_says_nearly_the_same(ours: Llava, path: Path, prompts: list[list[int]], within: Any) -> None:
     """Not nearer, because llama.cpp rounds activations to eight bits where weights are Q4_1."""
     for prompt, want in zip(prompts, oracle.Oracle(path).logits([[prompt] for prompt in prompts]), strict=True):
-        found = engine.session().feed([prompt], all_logits=True)
-        within(f"SmolLM2-135M, logits, llama.cpp, {engine.ops.name}", rel_rms(found, want.logits), 1e-1)
+        found = ours.forward([prompt])
+        within(f"SmolLM2-135M, logits, llama.cpp, {ours.ops.name}", rel_rms(found, want.logits), 1e-1)
 
 
 def test_a_norm_epsilon_ten_times_too_small_is_caught(
-    engine: Engine, wanted: list[np.ndarray], prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    ours: Llava, wanted: list[np.ndarray], prompts: list[list[int]]
 ) -> None:
-    assert engine.text is not None
-    monkeypatch.setattr(engine, "text", replace(engine.text, eps=engine.text.eps / 10))
-    assert rel_rms(engine.session().feed([prompts[0]], all_logits=True), wanted[0]) > BOUND
+    text: Any = ours.text
+    wrong = Session(replace(text, config=replace(text.config, eps=text.config.eps / 10)))
+    assert rel_rms(wrong.feed([prompts[0]], all_logits=True), wanted[0]) > BOUND

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llava_ref import gguf
 from llava_ref.conformance.convert import cli as convert
 from llava_ref.conformance.engines.hf import tiny as reference_hf
 from llava_ref.conformance.pairs import pairs
-from llava_ref.generation.engine import Engine
-from llava_ref.profiles import PROFILES, Quirks
+from llava_ref.loading import load
+from llava_ref.profiles import PROFILES, Quirks, describe
 from llava_ref.tracing.distance import rel_rms
 
 reason = reference_hf.missing()
@@ -73,10 +72,10 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def run(case: Case, backend: str, quirks: Quirks = LLAVA, pair: pairs.Pair | None = None) -> tuple[float, float]:
     """relRMS of image rows, and of logits with our own rows."""
-    text, mmproj = (gguf.read(path) for path in ((pair or case.pair).text, (pair or case.pair).mmproj))
-    engine = Engine(text, mmproj, backend=backend, threads=1, quirks=quirks)
-    rows = engine.encode(case.pixels)
-    logits = engine.session().feed([case.before, rows, case.after], all_logits=True)
+    files = pair or case.pair
+    model = load(files.text, files.mmproj, backend=backend, threads=1, quirks=describe(quirks))
+    rows = model.encode(case.pixels[None])
+    logits = model.forward([case.before, rows, case.after])
     return rel_rms(rows, case.rows), rel_rms(logits, case.logits)
 
 
