@@ -1,13 +1,25 @@
 """Types of single parameters: numbers, limits, biases, strings, each with its range and its JSON Schema."""
 
+from dataclasses import fields
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from ..generation.sampler import MAX_TOP
+from ..generation.sampler import MAX_TOP, Sampling
 from .limits import MAX_STOP_LENGTH
 
 NO_LIMIT = 2**31 - 1
+
+
+SETTINGS = {field.name: field for field in fields(Sampling) if field.metadata}
+
+
+def setting(name: str, note: str = "", *, low: float | None = None) -> Any:
+    """Declare a field as `Sampling` does: its range, with another `low` where the wire has one, and its sentence."""
+    declared = SETTINGS[name]
+    text = declared.metadata["does"] + (f" ({note})" if note else "")
+    low = declared.metadata["low"] if low is None else low
+    return Field(None, ge=low, le=declared.metadata["high"], description=f"{text[0].upper()}{text[1:]}.")
 
 
 def integral(value: Any) -> Any:
@@ -45,7 +57,6 @@ Limit = Annotated[
 Stop = Annotated[str, Field(max_length=MAX_STOP_LENGTH)]
 Top = Annotated[Int, Field(ge=0, le=MAX_TOP)]
 Label = Annotated[str, Field(max_length=1024)]
-Penalty = Annotated[float, Field(ge=-2, le=2)]
 TokenId = Annotated[Int, Field(ge=0, le=2**31 - 1)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Ids = Annotated[list[TokenId], Field(min_length=1, max_length=1_000_000)]

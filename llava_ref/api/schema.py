@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from ..generation.sampler import Sampling
 from .errors import ApiError, value_at
-from .fields import NO_LIMIT, Biases, Ids, Int, Label, Limit, Penalty, Stop, TokenId, Top, to_limit
+from .fields import NO_LIMIT, SETTINGS, Biases, Ids, Int, Label, Limit, Stop, TokenId, Top, setting, to_limit
 from .limits import MAX_CHOICES, MAX_PROMPTS, MAX_STOPS
 from .parameters import REQUESTS, TEXTS, ParameterTable
 from .shapes import ANSWERED_MESSAGES, MESSAGES, PROMPT_TEXT
@@ -75,27 +75,13 @@ class GenerationRequest(RequestBody):
     seed: Annotated[Int, Field(ge=-(2**63), lt=2**64)] | None = Field(
         None, description="The same seed gives the same answer; answer i of n uses seed + i, and the default is random."
     )
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(
-        None, description="Sampling temperature; 0, the default, is greedy (OpenAI's default is 1)."
-    )
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="Keep the most likely tokens that together have this probability; 1, the default, keeps all."
-    )
-    top_k: Annotated[Int, Field(ge=-1, le=2**31 - 1)] | None = Field(
-        None, description="Keep only the k most likely tokens; 0 or -1, the default, keeps all."
-    )
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="Keep tokens with at least this share of the highest probability; 0, the default, keeps all."
-    )
-    repeat_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = Field(
-        None, description="Divides the positive, multiplies the other logits of the last 64 tokens; default 1."
-    )
-    frequency_penalty: Penalty | None = Field(
-        None, description="Subtracted from a token's logit for each occurrence among the last 64; default 0."
-    )
-    presence_penalty: Penalty | None = Field(
-        None, description="Subtracted once from a token's logit if it is among the last 64; default 0."
-    )
+    temperature: float | None = setting("temperature", "OpenAI's default is 1")
+    top_p: float | None = setting("top_p")
+    top_k: Int | None = setting("top_k", "0 or -1", low=-1)
+    min_p: float | None = setting("min_p")
+    repeat_penalty: float | None = setting("repeat_penalty")
+    frequency_penalty: float | None = setting("frequency_penalty")
+    presence_penalty: float | None = setting("presence_penalty")
     logit_bias: Biases | None = Field(
         None,
         description="Maps token ids to values added to their logits; or a list of such pairs, with false for -100.",
@@ -115,18 +101,12 @@ class GenerationRequest(RequestBody):
 
     def sampling(self, choice: int, top_logprobs: int | None) -> Sampling:
         """Return the sampling settings of answer number `choice`, from 0."""
-        return Sampling(
-            temperature=_default(self.temperature, 0.0),
-            top_k=max(0, _default(self.top_k, 0)),
-            top_p=_default(self.top_p, 1.0),
-            min_p=_default(self.min_p, 0.0),
-            repeat_penalty=_default(self.repeat_penalty, 1.0),
-            frequency_penalty=_default(self.frequency_penalty, 0.0),
-            presence_penalty=_default(self.presence_penalty, 0.0),
-            logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
-            seed=None if self.seed is None else (self.seed + choice) % 2**64,
-            top_logprobs=top_logprobs,
-        )
+        given = {name: getattr(self, name) for name in SETTINGS if getattr(self, name, None) is not None}
+        given["top_k"] = max(0, given.get("top_k", 0))
+        given["logit_bias"] = {int(token): bias for token, bias in (self.logit_bias or {}).items()}
+        if self.seed is not None:
+            given["seed"] = (self.seed + choice) % 2**64
+        return Sampling(**given | {"top_logprobs": top_logprobs})
 
 
 class ChatRequest(GenerationRequest):
@@ -208,11 +188,6 @@ class DetokenizeRequest(RequestBody):
 
 
 T = TypeVar("T", bound=RequestBody)
-V = TypeVar("V")
-
-
-def _default(value: V | None, default: V) -> V:
-    return default if value is None else value
 
 
 def parse(kind: type[T], body: Any, *, strict: bool) -> tuple[T, tuple[str, ...]]:

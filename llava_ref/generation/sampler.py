@@ -65,19 +65,26 @@ class Sampling:
 
     The one place where these settings are declared: the command line and the server take ranges and help from here."""
 
-    temperature: float = _option(0.0, 0.0, 100.0, "divide logits by it; 0: the likeliest token, lowest id among equals")
-    top_k: int = _option(0, 0, 2**31 - 1, "keep only the k most likely tokens; 0 is off")
-    top_p: float = _option(
-        1.0, 0.0, 1.0, "keep only the likeliest tokens that together reach this probability; 1 is off"
+    temperature: float = _option(
+        0.0, 0.0, 100.0, "divide logits by it; 0, the default, takes the likeliest token, the lowest id among equals"
     )
-    min_p: float = _option(0.0, 0.0, 1.0, "keep only tokens at least this likely compared with the likeliest; 0 is off")
+    top_k: int = _option(0, 0, 2**31 - 1, "keep only the k most likely tokens; 0, the default, keeps all")
+    top_p: float = _option(
+        1.0, 0.0, 1.0, "keep only the likeliest tokens that together reach this probability; 1, the default, keeps all"
+    )
+    min_p: float = _option(
+        0.0, 0.0, 1.0, "keep only tokens at least this likely compared with the likeliest; 0, the default, keeps all"
+    )
     repeat_penalty: float = _option(
-        1.0, 0.01, 100.0, "divide positive, multiply negative logits of the last 64 tokens; 1 is off"
+        1.0,
+        0.01,
+        100.0,
+        "divide positive, multiply negative logits of the last 64 tokens; 1, the default, does neither",
     )
     frequency_penalty: float = _option(
-        0.0, -2.0, 2.0, "subtract from a token's logit for every time it is among the last 64; 0 is off"
+        0.0, -2.0, 2.0, "subtract from a token's logit for every time it is among the last 64; default 0"
     )
-    presence_penalty: float = _option(0.0, -2.0, 2.0, "subtract once if it is among the last 64; 0 is off")
+    presence_penalty: float = _option(0.0, -2.0, 2.0, "subtract once if it is among the last 64; default 0")
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Token id -> number added to its logit, -100..100."""
     seed: int | None = _option(

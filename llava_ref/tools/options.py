@@ -106,7 +106,7 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
     for setting in fields(Sampling):
         if setting.name in FLAGS:
             kind = float if isinstance(setting.default, float) else int
-            does = setting.metadata["does"] + ("" if setting.default is None else f" (default: {setting.default:g})")
+            does = setting.metadata["does"]
             parser.add_argument(FLAGS[setting.name], dest=setting.name, type=kind, metavar="N", help=does)
     parser.add_argument("--logit-bias", action="append", default=[], metavar="ID=BIAS", help="repeatable")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
