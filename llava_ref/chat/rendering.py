@@ -30,6 +30,9 @@ from .templates import TEMPLATES, ChatTemplate, choose_template
 __all__ = ["ChatTemplate", "Prompt", "choose_template", "parse_messages", "render", "render_prompt"]
 
 OTHER_SLOTS = ("<|image|>", "<start_of_image>", "[IMG]", "<|image_pad|>", "<__media__>")  # of other models' templates
+CLOSING = (
+    "<end_of_image>",
+)  # behind a picture; no control tokens in released files, and no user may write them either
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,7 @@ def _prompt(text: Marked, conversation: MarkedConversation, control_texts: Seque
         text = cut
     if STRUCTURE in text._marks:
         return len(conversation.paths) + 1, "prints the list of parts that it is given"
-    special = [*control_texts, IMAGE, *OTHER_SLOTS]
+    special = [*control_texts, IMAGE, *OTHER_SLOTS, *CLOSING]
     quote = Quote.over([text], special)
     quoted = _quoted(text, quote)
     slot = next((slot for slot in (IMAGE, *OTHER_SLOTS) if slot in quoted), IMAGE)

@@ -73,7 +73,9 @@ GEMMA = """\
         {%- set pending.system = '' -%}
         {%- if message.content is string -%}{{ message.content | trim }}
         {%- else -%}
-            {%- for part in message.content -%}{{ '<image>' if part.type == 'image' else part.text | trim }}{%- endfor -%}
+            {%- for part in message.content -%}
+                {{- '<image>' if part.type == 'image' else part.text | trim -}}
+            {%- endfor -%}
         {%- endif -%}
         {{- '<end_of_turn>\\n' -}}
     {%- endif -%}
