@@ -16,7 +16,7 @@ from llava_ref.gguf.types import TYPES
 from llava_ref.loading import load
 from llava_ref.model import Llava
 
-from ..compare.bounds import Arithmetic, Bound, Terms, bound
+from ..compare.bounds import Arithmetic, Bound, Tolerances, bound
 from ..compare.comparing import continued
 from .recipes import N_GREEDY, Bundle
 
@@ -83,7 +83,7 @@ def bounds(model: Llava, names: list[str], positions: int) -> dict[str, Any]:
     so_far = dict(zip(stages, limits, strict=True))
 
     def alone(name: str, theirs: Arithmetic) -> Bound:
-        return bound(stages[name], types.get(name), Terms("float32", theirs, False, positions, jpeg=False))
+        return bound(stages[name], types.get(name), Tolerances("float32", theirs, False, positions, jpeg=False))
 
     def row(name: str) -> dict[str, Any]:
         exact = name.startswith("image.") or name == "vision.pixels"

@@ -1,1 +1,1 @@
-"""Comparison of two engines, stage by stage."""
+"""Compare two engines stage by stage."""

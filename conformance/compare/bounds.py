@@ -1,8 +1,8 @@
-"""How far one stage may be from a reference's, computed from the same inputs.
+"""Bound the distance of one stage from a reference's, computed from the same inputs.
 
 Two computations may both be float32 (this project in precision `exact`, transformers), both ggml's (precision `ggml`,
-llama.cpp), or one of each; the last differ by the rounding of activations to the type of the weights, and by ggml's
-tables of float16. Bounds are about twice the worst that was measured on random models.
+llama.cpp), or one of each; the last differ by the rounding of activations to suit the type of the weights, and by
+ggml's tables of float16. Bounds are about twice the worst error that was measured on random models.
 """
 
 import math
@@ -15,35 +15,35 @@ from llava_ref.models.stages import Kind, Stage
 
 Arithmetic = Literal["float32", "ggml"]
 FLOAT32 = 2e-6
-"""Sums of float32 products in another order."""
+"""Relative RMS of sums of float32 products in another order."""
 SOFTMAX = 1e-5
-"""Attention: sums of float32, and an exponential that ggml approximates by a polynomial."""
+"""The same for attention: sums of float32, and an exponential that ggml approximates by a polynomial."""
 TABLE = 1e-3
-"""An activation read from a table of float16 values, which has eleven bits: 2.8e-4 on the whole."""
+"""The same for an activation read from a table of float16 values, which have eleven bits: measured 2.8e-4 over all."""
 FLASH = 5e-3
-"""ggml's flash attention and its cache, in float16, against float32."""
+"""The same for ggml's flash attention and its cache, in float16, against float32."""
 FLASH_ALIKE = 1e-4
-"""The same against its emulation: sums of float16 are rounded after every key, and some fall the other way."""
+"""The same against its emulation: sums of float16 are rounded after every key, and some round the other way."""
 JPEG = 3.0
-"""Levels of 255 by which decoders of JPEG may differ."""
-HANDED_ON, TO_ATTENTION = 1.0, 4.0
-"""How much of its inputs' rounding may be in what a stage gives; attention's exponential makes more of it. Measured in
-F16 and BF16 alike, on the embedded pair and random ones, beyond the stage's own rounding: 0.22 and 2.4 times."""
+"""Levels of 255 by which JPEG decoders may differ."""
+PASSED_ON, TO_ATTENTION = 1.0, 4.0
+"""Factors by which the rounding of a stage's inputs may appear in its output; attention's exponential amplifies it.
+Measured in F16 and BF16 alike, on the embedded pair and random ones, beyond the stage's own rounding: 0.22 and 2.4."""
 EXACT = 1e-6
-"""What must be equal: bytes, and float32 made of them in at most three operations."""
+"""Largest difference where values must be equal: bytes, and float32 computed from them in at most three operations."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A limit, and what it limits."""
+    """Holds a limit and the measure that it limits."""
 
     measure: Literal["rel_rms", "max_abs"]
     limit: float
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """What is compared with what."""
+class Tolerances:
+    """Holds what the tolerances of a comparison depend on."""
 
     ours: Arithmetic
     theirs: Arithmetic
@@ -53,69 +53,78 @@ class Terms:
     jpeg: bool
 
 
-def bound(stage: Stage, weight_type: str | None, terms: Terms) -> Bound:
-    """For one stage. `weight_type`: ggml type of the matrix it is a product with, if there is one."""
+def bound(stage: Stage, weight_type: str | None, t: Tolerances) -> Bound:
+    """Return the bound of one stage. `weight_type`: ggml type of the matrix that it is a product with, if any."""
     if stage.kind == "exact":
-        return Bound("max_abs", JPEG if terms.jpeg and stage.name in ("image.rgb", "image.seen") else EXACT)
-    if terms.ours == terms.theirs:
-        return Bound("rel_rms", max(_alike(stage.kind, terms), rope(stage, terms)))
-    return Bound("rel_rms", max(_unlike(stage, weight_type, terms), rope(stage, terms)))
+        return Bound("max_abs", JPEG if t.jpeg and stage.name in ("image.rgb", "image.seen") else EXACT)
+    if t.ours == t.theirs:
+        return Bound("rel_rms", max(_alike(stage.kind, t), rope(stage, t)))
+    return Bound("rel_rms", max(_unlike(stage, weight_type, t), rope(stage, t)))
 
 
 def widened(bounds: Mapping[str, Bound], recorded: Container[str]) -> dict[str, Bound]:
-    """In the order of stages: one that is recorded answers for those before it that are not, up to the one recorded
-    last. Errors of independent roundings add up as squares."""
-    found, left_out = dict(bounds), list[float]()
-    for name, own in bounds.items():
-        rounds = [own.limit] if own.measure == "rel_rms" else []
-        if name in recorded and left_out:
-            found[name] = Bound("rel_rms", math.hypot(*left_out, *rounds))
-        left_out = [] if name in recorded else [*left_out, *rounds]
-    return found
+    """Widen the bound of each recorded stage by those of the stages before it that are not recorded.
+
+    `bounds` are in the order of stages; the errors of independent roundings add up as squares."""
+    wider, skipped = dict(bounds), list[float]()
+    for name, local in bounds.items():
+        rounds = [local.limit] if local.measure == "rel_rms" else []
+        if name in recorded and skipped:
+            wider[name] = Bound("rel_rms", math.hypot(*skipped, *rounds))
+        skipped = [] if name in recorded else [*skipped, *rounds]
+    return wider
 
 
-def recorded(own: Bound, kind: Kind, moved: tuple[float, float] | None, inputs: float) -> Bound:
-    """A stage's bound where a recording is F16 or BF16: what it is otherwise, and by how much that has `moved` it
-    (`tracing.distance.rounding`: relative RMS, and the most; None for a stage in float32), and what its `inputs` have
-    of it, by the largest relative RMS of any stage: the reference had them as they were."""
-    if own.measure == "max_abs":
-        return own if moved is None else Bound("max_abs", own.limit + moved[1])
-    handed_on = (TO_ATTENTION if kind == "attention" else HANDED_ON) * inputs
-    return Bound("rel_rms", own.limit + (moved[0] if moved else 0.0) + handed_on)
+def recorded(local: Bound, kind: Kind, moved: tuple[float, float] | None, inputs: float) -> Bound:
+    """Widen a stage's bound for a recording in F16 or BF16.
+
+    `moved`: how far recording may have moved the stage (`tracing.distance.rounding`: relative RMS, and the maximum),
+    None for a stage in float32. `inputs`: the largest relative RMS by which recording may have moved any stage; the
+    reference computed with inputs that were not rounded."""
+    if local.measure == "max_abs":
+        return local if moved is None else Bound("max_abs", local.limit + moved[1])
+    passed_on = (TO_ATTENTION if kind == "attention" else PASSED_ON) * inputs
+    return Bound("rel_rms", local.limit + (moved[0] if moved else 0.0) + passed_on)
 
 
 def recorded_logits(kl: float, most: float) -> float:
-    """Nats a position where logits were rounded by at most `most`. Logits that are off by d, of variance v under the
-    prediction, cost v / 2 nats (to second order), and two errors add up as their roots do at worst."""
+    """Return the bound of KL, in nats a position, for logits that were rounded by at most `most`.
+
+    An error d of the logits costs v / 2 nats to second order, where v is the variance of d under the prediction. At
+    worst the square roots of two such costs add up."""
     return (math.sqrt(kl) + most / math.sqrt(2)) ** 2 if most else kl
 
 
-def rope(stage: Stage, terms: Terms) -> float:
-    """ggml multiplies angles up in float32, this project has them from float64: the error of an angle grows with the
-    position, and turns a pair of channels by as much. Measured over 840 positions: 4.4e-6."""
-    return FLOAT32 + 2e-8 * terms.positions if stage.name.endswith("_rope") else 0.0
+def rope(stage: Stage, t: Tolerances) -> float:
+    """Return the limit of a rotated stage, 0 for any other.
+
+    ggml computes angles by repeated multiplication in float32, this project in float64: the error of an angle grows
+    with the position and turns a pair of channels by as much. Measured over 840 positions: 4.4e-6."""
+    return FLOAT32 + 2e-8 * t.positions if stage.name.endswith("_rope") else 0.0
 
 
-def _alike(kind: Kind, terms: Terms) -> float:
+def _alike(kind: Kind, t: Tolerances) -> float:
+    """Return the limit if both sides compute in the same arithmetic."""
     if kind == "attention":
-        return FLASH_ALIKE if terms.flash_attention else SOFTMAX
+        return FLASH_ALIKE if t.flash_attention else SOFTMAX
     return FLOAT32
 
 
-def _unlike(stage: Stage, weight_type: str | None, terms: Terms) -> float:
+def _unlike(stage: Stage, weight_type: str | None, t: Tolerances) -> float:
+    """Return the limit if one side computes in float32 and the other as ggml does."""
     if stage.kind == "attention":
-        return FLASH if terms.flash_attention else SOFTMAX
+        return FLASH if t.flash_attention else SOFTMAX
     if stage.kind == "table":
         return TABLE
     if stage.kind == "matmul":
-        # The patch embedding is a product of float16 numbers in ggml whatever the file has (im2col).
+        # ggml computes the patch embedding as a product of float16 numbers for any type in the file (im2col).
         types = [weight_type or "F32"] + ["F16"] * (stage.name == "vision.patch_embd")
         return max(map(matmul, types))
     return FLOAT32
 
 
 def matmul(kind: str) -> float:
-    """Float32 on dequantised weights against ggml's product, which rounds activations to suit this type."""
+    """Return the limit of a float32 product against ggml's, which rounds activations to suit this weight type."""
     plain = {"F32": FLOAT32, "F16": 5e-4, "BF16": 4e-3}
     if kind in plain:
         return plain[kind]
@@ -123,7 +132,7 @@ def matmul(kind: str) -> float:
 
 
 def divergence(kind: str) -> float:
-    """Nats a position, end to end, with weights of this type."""
+    """Return the bound of KL in nats a position, end to end, with weights of this type."""
     plain = {"F32": 5e-4, "F16": 5e-4, "BF16": 5e-3}
     if kind in plain:
         return plain[kind]
@@ -131,10 +140,10 @@ def divergence(kind: str) -> float:
 
 
 def margin(kind: str) -> float:
-    """Logits by which another token may lead and it is still rounding."""
+    """Return the lead, in logits, of another token that rounding still explains."""
     return {"F32": 0.01, "F16": 0.1, "BF16": 0.2}.get(kind, 1.0)
 
 
 def coarsest(kinds: set[str]) -> str:
-    """The type that rounds most; F32 of none."""
+    """Return the type that rounds most; F32 if there is none."""
     return max(kinds, key=matmul, default="F32")

@@ -20,24 +20,24 @@ from llava_ref.tracing.distance import Distance, rounding
 from llava_ref.tracing.tracefile import hashes
 
 from ..engines.reference import Case, Run
-from .bounds import Arithmetic, Bound, Terms, bound, recorded, widened
-from .comparing import Seen, run_beside
+from .bounds import Arithmetic, Bound, Tolerances, bound, recorded, widened
+from .comparing import Measured, run_against
 from .outcome import EndToEnd, end_to_end
 
 Loader = Callable[[Mapping[str, str]], Llava]
-"""Returns this project's model with these quirks changed."""
+"""Loads this project's model with these quirks changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """Hold one stage's comparison. `problem` is None if the stage is within its bound."""
+    """Holds one stage's comparison. `problem` is None if the stage is within its bound."""
 
     name: str
     kind: str
     weight_type: str | None
     shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None]  # ours, the reference's
-    own: Distance | None  # computed from the reference's inputs
-    whole: Distance | None  # computed end to end
+    own: Distance | None  # local error: computed from the reference's inputs
+    whole: Distance | None  # cumulative error: computed end to end
     bound: Bound
     problem: str | None
     remark: str | None = None
@@ -56,7 +56,7 @@ class StageResult:
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
-    """Hold neighbouring stages that exceed their bounds for one reason."""
+    """Holds neighbouring stages that exceed their bounds for one reason."""
 
     stage: str
     n_stages: int
@@ -67,7 +67,7 @@ class Deviation:
 
 @dataclass(frozen=True, slots=True)
 class Conformance:
-    """Hold everything that `conform` found."""
+    """Holds everything that `conform` found."""
 
     settings: dict[str, Any]
     reference: str
@@ -76,13 +76,17 @@ class Conformance:
     stages: tuple[StageResult, ...]
     findings: tuple[Deviation, ...]
     outcome: EndToEnd
+    table: tuple[Stage, ...] = ()
+    """The model's own rows, which give the names of its stages in other engines."""
 
     @property
     def same(self) -> bool:
+        """Tell whether every stage and the outcome are within their bounds."""
         return not self.findings and self.outcome.within
 
     @property
     def n_compared(self) -> int:
+        """Return the number of stages that both sides have."""
         return sum(stage.compared for stage in self.stages)
 
 
@@ -90,22 +94,23 @@ def conform(load: Loader, case: Case, run: Run) -> Conformance:
     """Compare a reference's run with this project. Raises LlavaError if this project's side fails."""
     model, files = load({}), (case.text, case.mmproj, *case.images)
     compare = partial(_compare, case=case, run=run)
-    seen = compare(model)
-    explained = _explain(load, compare, [stage for stage in seen.stages if stage.problem], model.quirks)
+    compared = compare(model)
+    explained = _explain(load, compare, [stage for stage in compared.stages if stage.problem], model.quirks)
     return Conformance(
         settings=model.settings | {"files": hashes(path for path in files if path is not None)},
         reference=run.name,
         about=run.about,
         prompt=case.prompt,
-        stages=seen.stages,
-        findings=_findings(seen.stages, explained),
-        outcome=end_to_end(model, case, run, seen.ids, seen.logits),
+        stages=compared.stages,
+        findings=_findings(compared.stages, explained),
+        outcome=end_to_end(model, case, run, compared.ids, compared.logits),
+        table=model.stage_table(),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Compared:
-    """Hold the stages of both runs, and the token ids and logits of the run end to end."""
+    """Holds the stages of both runs, and the token ids and logits of the run end to end."""
 
     stages: tuple[StageResult, ...]
     ids: tuple[int, ...]
@@ -113,12 +118,12 @@ class _Compared:
 
 
 def _compare(model: Llava, case: Case, run: Run) -> _Compared:
-    """Run the model twice beside the reference's run, and judge every stage by its bound."""
+    """Run the model twice against the reference's run, and judge every stage by its bound."""
     ids = tuple(model.raw_request(case.rendered(model.quirks.image_order), case.images).token_ids)
     stages = {stage.name: stage for stage in model.stage_table()}
     types = model.types()
-    terms = _terms(model, case, run)
-    bounds = {name: bound(stage, types.get(name), terms) for name, stage in stages.items()}
+    tolerances = _tolerances(model, case, run)
+    bounds = {name: bound(stage, types.get(name), tolerances) for name, stage in stages.items()}
     if run.chosen:
         computed = {name: limit for name, limit in bounds.items() if case.images or not of_picture(name)}
         bounds |= widened(computed, run.stages)
@@ -130,36 +135,36 @@ def _compare(model: Llava, case: Case, run: Run) -> _Compared:
         bare = name.partition("#")[0]
         return recorded(bounds.get(bare, other), kinds.get(bare, "float"), moved.get(name), most)
 
-    own, _ = run_beside(model, case.images, run.token_ids, run.stages, bound_of, forced=True)
-    whole, logits = run_beside(model, case.images, ids, run.stages, bound_of, forced=False)
+    local, _ = run_against(model, case.images, run.token_ids, run.stages, bound_of, teacher_forced=True)
+    cumulative, logits = run_against(model, case.images, ids, run.stages, bound_of, teacher_forced=False)
     results = [_token_ids(ids, run.token_ids)]
-    for name in dict.fromkeys(name for name in [*own, *run.stages] if name != "token_ids"):
+    for name in dict.fromkeys(name for name in [*local, *run.stages] if name != "token_ids"):
         stage = stages.get(name.partition("#")[0])
-        results.append(_result(name, stage, types, own.get(name), whole.get(name), run, bound_of(name)))
+        results.append(_result(name, stage, types, local.get(name), cumulative.get(name), run, bound_of(name)))
     return _Compared(tuple(sorted(results, key=lambda result: place(result.name))), ids, logits)
 
 
-def _terms(model: Llava, case: Case, run: Run) -> Terms:
-    """Return how both sides compute."""
+def _tolerances(model: Llava, case: Case, run: Run) -> Tolerances:
+    """Return what the tolerances depend on: how both sides compute, and the prompt."""
     ours: Arithmetic = "ggml" if model.settings["precision"] == "ggml" else "float32"
     theirs: Arithmetic = "ggml" if run.about.get("arithmetic") == "ggml" else "float32"
     flash = run.about.get("attention") == "float16" or (ours == "ggml" and model.quirks.flash_attention == "on")
     jpeg = any(path.suffix.lower() in (".jpg", ".jpeg") for path in case.images)
-    return Terms(ours, theirs, flash, len(run.token_ids), jpeg)
+    return Tolerances(ours, theirs, flash, len(run.token_ids), jpeg)
 
 
 def _result(
-    name: str, stage: Stage | None, types: Mapping[str, str], own: Seen | None, whole: Seen | None,
+    name: str, stage: Stage | None, types: Mapping[str, str], local: Measured | None, cumulative: Measured | None,
     run: Run, limit: Bound,
 ) -> StageResult:  # fmt: skip
-    """Judge one stage: local error `own`, accumulated error `whole`; None if this project has no such stage."""
+    """Judge one stage by its local error; `local` and `cumulative` are None if this project has no such stage."""
     reference = run.stages[name].shape if name in run.stages else None
-    shapes = (None if own is None else own.shape, reference)
-    distance = own.distance if own else None
+    shapes = (None if local is None else local.shape, reference)
+    distance = local.distance if local else None
     problem, remark = None, None
-    if own is None and run.chosen:
+    if local is None and run.chosen:
         remark = "only in the reference"
-    elif own is None:
+    elif local is None:
         problem = "this run has no such stage"
     elif reference is None:
         may_lack = run.chosen or stage is None or name.startswith("image.seen")
@@ -168,13 +173,13 @@ def _result(
         problem = "shapes differ"
     elif not getattr(distance, limit.measure) <= limit.limit:
         over = f"{limit.measure.replace('_', ' ')} {getattr(distance, limit.measure):.2g} over {limit.limit:.2g}"
-        problem = own.bad or over
+        problem = local.bad or over
     else:
-        remark = own.bad or (f"recorded as {run.rounded[name]}" if name in run.rounded else None)
+        remark = local.bad or (f"recorded as {run.rounded[name]}" if name in run.rounded else None)
     kind = stage.kind if stage else "float"
     weight_type = types.get(name.partition("#")[0])
-    further = whole.distance if whole else None
-    return StageResult(name, kind, weight_type, shapes, distance, further, limit, problem, remark)
+    total = cumulative.distance if cumulative else None
+    return StageResult(name, kind, weight_type, shapes, distance, total, limit, problem, remark)
 
 
 def _token_ids(ours: Sequence[int], theirs: Sequence[int]) -> StageResult:
@@ -183,8 +188,8 @@ def _token_ids(ours: Sequence[int], theirs: Sequence[int]) -> StageResult:
     if tuple(ours) != tuple(theirs):
         differ = (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
         at = next(differ, min(len(ours), len(theirs)))
-        found, expected = (ids[at] if at < len(ids) else "nothing" for ids in (ours, theirs))
-        problem = f"{found} at position {at}, the reference has {expected}"
+        a, b = (ids[at] if at < len(ids) else "nothing" for ids in (ours, theirs))
+        problem = f"{a} at position {at}, the reference has {b}"
     shapes = ((len(ours),), (len(theirs),))
     return StageResult("token_ids", "exact", None, shapes, None, None, Bound("max_abs", 0.0), problem)
 
@@ -194,15 +199,15 @@ def _explain(
 ) -> dict[str, tuple[str, ...]]:
     """Return {stage that exceeds its bound: quirks as NAME=VALUE}. Each of these alone brings the stage within its
     bound and takes no other stage out of its own."""
-    found: dict[str, tuple[str, ...]] = {result.name: () for result in bad}
-    was = {result.name for result in bad}
+    explained: dict[str, tuple[str, ...]] = {result.name: () for result in bad}
+    before = {result.name for result in bad}
     for name, value in _alternatives(bad, quirks):
-        now = {result.name for result in compare(load({name: value})).stages if result.problem}
-        if now - was:
+        after = {result.name for result in compare(load({name: value})).stages if result.problem}
+        if after - before:
             continue
-        for stage in was - now:
-            found[stage] = (*found[stage], f"{name}={value}")
-    return found
+        for stage in before - after:
+            explained[stage] = (*explained[stage], f"{name}={value}")
+    return explained
 
 
 def _alternatives(bad: Sequence[StageResult], quirks: Quirks) -> list[tuple[str, str]]:

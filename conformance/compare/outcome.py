@@ -15,7 +15,7 @@ from .comparing import continued, in_axes
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """Hold a token that this project would not have chosen after the reference's text."""
+    """Holds a token that this project would not have chosen after the reference's text."""
 
     place: int
     ours: int
@@ -25,7 +25,7 @@ class Disagreement:
 
 @dataclass(frozen=True, slots=True)
 class EndToEnd:
-    """Hold what differs at the end of two runs."""
+    """Holds what differs at the end of two runs."""
 
     token_ids: tuple[tuple[int, ...], tuple[int, ...]]  # ours, the reference's; -1 where a picture stands
     kl: tuple[float, ...] | None  # nats at each position; None if token ids differ or the reference has no logits
@@ -84,9 +84,9 @@ def _disagreements(model: Llava, case: Case, ids: tuple[int, ...], greedy: tuple
     """Feed the reference's continuation token by token; return where this project expects another token."""
     if not greedy:
         return ()
-    found = []
+    disagreements = []
     for place, (token, row) in enumerate(zip(greedy, continued(model, case.images, ids, greedy), strict=True)):
         ours = int(row.argmax())
         if ours != token:
-            found.append(Disagreement(place, ours, token, float(row[ours] - row[token])))
-    return tuple(found)
+            disagreements.append(Disagreement(place, ours, token, float(row[ours] - row[token])))
+    return tuple(disagreements)

@@ -1,1 +1,1 @@
-"""The report of a comparison: words, page, plots."""
+"""Report a comparison in words, as a page and as plots."""

@@ -26,8 +26,8 @@ SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """Hold a picture of the prompt, as it is in its file."""
+class PictureFile:
+    """Holds a picture of the prompt, as it is in its file."""
 
     name: str
     size: str
@@ -36,7 +36,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Hold one setting of both sides; None if a side does not state it."""
+    """Holds one setting of both sides; None if a side does not state it."""
 
     name: str
     ours: str | None
@@ -48,16 +48,16 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
-    """Hold consecutive token ids, a picture's rows as one, and whether the other side has them too."""
+class TokenRun:
+    """Holds consecutive token ids, a picture's rows as one, and whether the other side has them too."""
 
     text: str
     agrees: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """Hold a stage of the table; `head` is set if a section or a block begins with it."""
+class StageRow:
+    """Holds a stage of the table; `head` is set if a section or a block begins with it."""
 
     id: str
     stage: StageResult
@@ -72,13 +72,13 @@ def render(report: Conformance, pictures: Sequence[Path]) -> str:
         figure=words.figure,
         shape=words.shape,
         share=words.share,
-        elsewhere=words.elsewhere,
+        elsewhere=partial(words.elsewhere, report),
         place=_place,
         cosine=_cosine,
     )
     template = made.from_string((files(__package__) / "page.html.jinja").read_text("utf-8"))
     ours, theirs = words.parties(report)
-    rows = _rows(report.stages)
+    rows = _rows(report)
     return template.render(
         report=report,
         ours=ours,
@@ -112,14 +112,15 @@ def _cosine(value: float) -> str:
     return f"{value:.6f}" if math.isfinite(value) else words.figure(value)
 
 
-def _picture(path: Path) -> Picture:
+def _picture(path: Path) -> PictureFile:
+    """Embed a picture's file. Raises ImageError if it cannot be read."""
     decoded = images.load(path)
     try:
         data = base64.b64encode(path.read_bytes()).decode("ascii")
     except OSError as error:
         raise ImageError("report", str(path), error.strerror or str(error)) from None
     size = f"{decoded.width} × {decoded.height} {decoded.format}"
-    return Picture(path.name, size, f"data:image/{decoded.format.lower()};base64,{data}")
+    return PictureFile(path.name, size, f"data:image/{decoded.format.lower()};base64,{data}")
 
 
 def _settings(report: Conformance) -> list[Setting]:
@@ -129,14 +130,14 @@ def _settings(report: Conformance) -> list[Setting]:
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, str]:
     """Flatten settings: each entry of a mapping, or of one written as JSON, gets a name of its own."""
-    found: dict[str, str] = {}
+    flat: dict[str, str] = {}
     for name, value in settings.items():
         inner = value if isinstance(value, Mapping) else _json(value)
         if isinstance(inner, Mapping):
-            found |= {f"{name}.{key}": text for key, text in _flat(inner).items()}
+            flat |= {f"{name}.{key}": text for key, text in _flat(inner).items()}
         else:
-            found[name] = value if isinstance(value, str) else json.dumps(value)
-    return found
+            flat[name] = value if isinstance(value, str) else json.dumps(value)
+    return flat
 
 
 def _json(value: Any) -> Any:
@@ -148,24 +149,24 @@ def _json(value: Any) -> Any:
         return None
 
 
-def _tokens(outcome: EndToEnd) -> tuple[list[Tokens], list[Tokens]]:
+def _tokens(outcome: EndToEnd) -> tuple[list[TokenRun], list[TokenRun]]:
     """Cut both sides' token ids where they begin to differ and where they agree again."""
     ours, theirs = (_joined(ids) for ids in outcome.token_ids)
-    sides: tuple[list[Tokens], list[Tokens]] = ([], [])
+    sides: tuple[list[TokenRun], list[TokenRun]] = ([], [])
     for tag, a, b, c, d in SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes():
         for side, part in zip(sides, (ours[a:b], theirs[c:d]), strict=True):
             if part:
-                side.append(Tokens(" ".join(part), tag == "equal"))
+                side.append(TokenRun(" ".join(part), tag == "equal"))
     return sides
 
 
 def _joined(ids: Iterable[int]) -> list[str]:
     """Write token ids as words, a picture's positions as one."""
-    found: list[str] = []
+    texts: list[str] = []
     for picture, run in groupby(ids, key=lambda token: token < 0):
         tokens = list(run)
-        found += [f"<image × {len(tokens)}>"] if picture else map(str, tokens)
-    return found
+        texts += [f"<image × {len(tokens)}>"] if picture else map(str, tokens)
+    return texts
 
 
 def _greedy(outcome: EndToEnd) -> list[tuple[int, Disagreement | None]]:
@@ -173,13 +174,14 @@ def _greedy(outcome: EndToEnd) -> list[tuple[int, Disagreement | None]]:
     return [(token, wrong.get(i)) for i, token in enumerate(outcome.greedy)]
 
 
-def _rows(stages: Sequence[StageResult]) -> list[Row]:
+def _rows(report: Conformance) -> list[StageRow]:
+    """Make the rows of the table of stages."""
     rows, before = [], ""
-    for i, stage in enumerate(stages):
+    for i, stage in enumerate(report.stages):
         number = words.block(stage.name)
         head = f"{section(stage.name)}, block {number}" if number else section(stage.name)
-        known = words.elsewhere(stage.name)
+        known = words.elsewhere(report, stage.name)
         names = (known.llama_cpp, known.transformers) if known else ("", "")
-        rows.append(Row(f"s{i}", stage, head if head != before else "", *names))
+        rows.append(StageRow(f"s{i}", stage, head if head != before else "", *names))
         before = head
     return rows

@@ -37,7 +37,7 @@ State = Literal["within", "out", "absent", "unmeasured"]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Hold one column's values. `out` and `absent` are faults; `absent` and `unmeasured` have no number."""
+    """Holds one column's values. `out` and `absent` are faults; `absent` and `unmeasured` have no number."""
 
     text: str
     link: str | None
@@ -52,7 +52,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Hold one column as drawn: its middle `x`, and the height `y` of its mark."""
+    """Holds one column as drawn: its middle `x`, and the height `y` of its mark."""
 
     item: Item
     x: float
@@ -61,7 +61,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """Hold a text: where it begins, and the height of its line."""
+    """Holds a text: where it begins, and the height of its line."""
 
     text: str
     x: float
@@ -70,7 +70,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """Hold the background of a section."""
+    """Holds the background of a section."""
 
     section: str
     x: float
@@ -79,7 +79,7 @@ class Band:
 
 @dataclass(slots=True)
 class Panel:
-    """Hold one row of a plot."""
+    """Holds one row of a plot."""
 
     top: float
     bottom: float
@@ -105,12 +105,13 @@ class Scale:
 
     @classmethod
     def over(cls, items: Sequence[Item]) -> "Scale":
-        found = [value for item in items for value in (item.value, item.line, item.bound) if value is not None]
-        logs = [math.log10(value) for value in found if 0 < value < math.inf]
+        """Fit a scale to all values, lines and bounds."""
+        values = [value for item in items for value in (item.value, item.line, item.bound) if value is not None]
+        logs = [math.log10(value) for value in values if 0 < value < math.inf]
         low = max(SMALLEST, math.floor(min(logs, default=-7)))
         high = max(low + 1, math.ceil(max(logs, default=0)))
         unnumbered = any(item.state in ("absent", "unmeasured") for item in items)
-        return cls(low, high, unnumbered or any(not math.isfinite(value) for value in found))
+        return cls(low, high, unnumbered or any(not math.isfinite(value) for value in values))
 
     def y(self, value: float | None, top: float) -> float:
         """Return the height of a value; None and values that are not finite stand on the shelf."""
@@ -131,7 +132,7 @@ class Scale:
 
 
 def stage_panels(report: Conformance) -> list[Panel]:
-    """Plot every stage in order: its local error, its accumulated error, and its bound."""
+    """Plot every stage in order: its local error, its cumulative error, and its bound."""
     numbers = {group[0].stage: i for i, group in enumerate(grouped(report.findings)[:LABELLED], 1)}
     return _panels([_stage(i, stage, numbers.get(stage.name)) for i, stage in enumerate(report.stages)], STAGES)
 
@@ -156,11 +157,12 @@ def section(name: str) -> str:
     """Return the section of a stage; for a further picture with its number."""
     bare, _, run = name.partition("#")
     known = {"image.": "picture", "vision.pixels": "picture", "vision.": "tower", "projector.": "projector"}
-    found = next((known[start] for start in known if bare.startswith(start)), "decoder")
-    return f"{found} #{run}" if run else found
+    title = next((known[start] for start in known if bare.startswith(start)), "decoder")
+    return f"{title} #{run}" if run else title
 
 
 def _stage(index: int, stage: StageResult, number: int | None) -> Item:
+    """Make a stage's column; `number`: that of its finding, if it has a label."""
     measure = stage.bound.measure
     own = getattr(stage.own, measure) if stage.own else None
     whole = stage.whole.rel_rms if stage.whole else None
@@ -170,8 +172,8 @@ def _stage(index: int, stage: StageResult, number: int | None) -> Item:
     if stage.name == "token_ids" and not stage.problem:
         state, own = "within", 0.0
     largest = " largest difference" if measure == "max_abs" else ""
-    said = f"own{largest} {figure(own)}, bound {figure(stage.bound.limit)}, whole {figure(whole)}"
-    text = f"{stage.name}: {said}" if stage.own else f"{stage.name}: {stage.problem or 'nothing to compare it with'}"
+    errors = f"local{largest} {figure(own)}, bound {figure(stage.bound.limit)}, cumulative {figure(whole)}"
+    text = f"{stage.name}: {errors if stage.own else stage.problem or 'on one side only'}"
     if stage.name == "token_ids":
         text = f"token_ids: {stage.problem or 'equal'}"
     label = f"{number} {stage.name}" if number else ""
@@ -189,8 +191,8 @@ def _rows(items: Sequence[Item], most: int) -> Iterable[list[Item]]:
     n_rows = math.ceil(len(items) / most)
     row: list[Item] = []
     done = n_made = 0
-    for _, found in groupby(items, key=lambda item: (item.section, item.group)):
-        unit = list(found)
+    for _, members in groupby(items, key=lambda item: (item.section, item.group)):
+        unit = list(members)
         if row and done + len(unit) / 2 > len(items) * (n_made + 1) / n_rows:
             yield row
             row, n_made = [], n_made + 1
@@ -218,12 +220,12 @@ def _panel(items: Sequence[Item], scale: Scale) -> Panel:
 
 def _runs(names: Sequence[str]) -> list[tuple[str, int, int]]:
     """Return (name, first index, count) of each run of equal names."""
-    found, at = [], 0
+    runs, at = [], 0
     for name, run in groupby(names):
         n = len(list(run))
-        found.append((name, at, n))
+        runs.append((name, at, n))
         at += n
-    return found
+    return runs
 
 
 def _stacked(texts: Sequence[tuple[str, float]], top: float) -> tuple[list[Label], float]:
@@ -250,7 +252,7 @@ def _spread(groups: Sequence[Label], bottom: float) -> list[Label]:
 
 
 def _line(columns: Sequence[Column], scale: Scale, top: float) -> str:
-    """Return the path through the accumulated errors, broken where there is none."""
+    """Return the path through the cumulative errors, broken where there is none."""
     path, pen = [], "M"
     for column in columns:
         if column.item.line is None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava_ref.models.order import stage
 from llava_ref.models.stages import Stage
 from llava_ref.profiles import QUIRKS
 
@@ -17,7 +16,7 @@ MEASURES = {"rel_rms": "Relative RMS", "max_abs": "Largest difference"}
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Hold the page's first lines."""
+    """Holds the page's first lines."""
 
     same: bool
     headline: str
@@ -26,7 +25,7 @@ class Verdict:
 
 
 def verdict(report: Conformance) -> Verdict:
-    """Say whether the two are the same, why, and what differs at the end."""
+    """Tell whether the two are the same, why, and what differs at the end."""
     if report.same:
         n, absent = report.n_compared, len(report.stages) - report.n_compared
         why = f"All {n} stages that both have are within their bounds"
@@ -34,8 +33,8 @@ def verdict(report: Conformance) -> Verdict:
             True, "The same", f"{why}; {absent} are on one side only." if absent else f"{why}.", outcome(report)
         )
     if not report.findings:
-        why = "The error of each stage by itself is within its bound; their accumulated error is not."
-        return Verdict(False, "Not the same: only the accumulated error exceeds its bound", why, outcome(report))
+        why = "The local error of each stage is within its bound; the cumulative error is not."
+        return Verdict(False, "Not the same: only the cumulative error exceeds its bound", why, outcome(report))
     first = report.findings[0]
     others = len(grouped(report.findings)) - 1
     more = [f"{others} more {'finding' if others == 1 else 'findings'} below."] * (others > 0)
@@ -58,8 +57,8 @@ def problem(report: Conformance, finding: Deviation) -> str:
     """Say in a sentence what is wrong with a finding's first stage."""
     stage = stage_of(report, finding)
     if stage.own is not None and not stage.bad_number:
-        found = figure(getattr(stage.own, stage.bound.measure))
-        return f"{MEASURES[stage.bound.measure]} {found}, allowed {figure(stage.bound.limit)}."
+        error = figure(getattr(stage.own, stage.bound.measure))
+        return f"{MEASURES[stage.bound.measure]} {error}, allowed {figure(stage.bound.limit)}."
     ours, theirs = stage.shapes
     if ours is not None and theirs is not None and ours != theirs and finding.stage != "token_ids":
         return f"Shape {shape(ours)} here, {shape(theirs)} in the reference."
@@ -80,22 +79,24 @@ def outcome(report: Conformance) -> str:
     """Say in sentences how logits and tokens differ."""
     o = report.outcome
     if o.token_ids[0] != o.token_ids[1]:
-        said = ["The token ids differ, so logits cannot be compared position by position."]
+        sentences = ["The token ids differ, so logits cannot be compared position by position."]
     elif o.kl is None:
-        said = ["There are no logits to compare."]
+        sentences = ["There are no logits to compare."]
     elif not o.kl:
-        said = []
+        sentences = []
     else:
         at = worst(o.kl)
-        said = [f"Next-token KL is at most {figure(o.kl[at])} nats (position {at}; {figure(o.kl_bound)} allowed)"]
-        said[0] += "." if o.top_1 is None else f", the likeliest token is the same at {share(o.top_1)} of positions."
+        sentences = [f"Next-token KL is at most {figure(o.kl[at])} nats (position {at}; {figure(o.kl_bound)} allowed)"]
+        sentences[0] += (
+            "." if o.top_1 is None else f", the likeliest token is the same at {share(o.top_1)} of positions."
+        )
     if o.greedy:
         n, wrong = len(o.greedy), len(o.disagreements)
-        said.append(f"Of {n} greedy tokens {n - wrong} agree" if wrong else f"All {n} greedy tokens agree.")
+        sentences.append(f"{n - wrong} of {n} greedy tokens agree" if wrong else f"All {n} greedy tokens agree.")
     if o.disagreements:
         margin = figure(max((d.margin for d in o.disagreements), key=_size))
-        said[-1] += f"; this run's own choice leads by up to {margin} logits ({figure(o.margin_bound)} allowed)."
-    return " ".join(said)
+        sentences[-1] += f"; this run's own choice leads by up to {margin} logits ({figure(o.margin_bound)} allowed)."
+    return " ".join(sentences)
 
 
 def parties(report: Conformance) -> tuple[str, str]:
@@ -126,9 +127,10 @@ def stage_of(report: Conformance, finding: Deviation) -> StageResult:
     return next(stage for stage in report.stages if stage.name == finding.stage)
 
 
-def elsewhere(name: str) -> Stage | None:
-    """Look up a name in the table of stages, which says what other engines call it."""
-    return stage(name)
+def elsewhere(report: Conformance, name: str) -> Stage | None:
+    """Return the model's own row of a stage, which gives its names in other engines; None if the model lacks it."""
+    bare = name.partition("#")[0]
+    return next((row for row in report.table if row.name == bare), None)
 
 
 def worst(values: Sequence[float]) -> int:

@@ -4,20 +4,9 @@ import re
 from collections.abc import Iterable
 
 from . import clip, gemma3, llama, siglip
-from .stages import Stage, Table, numbered
+from .stages import Table
 
 TOWERS, TEXTS = (clip.TABLE, siglip.TABLE), (llama.TABLE, gemma3.TABLE)
-
-
-def stage(name: str) -> Stage | None:
-    """Return the row of a stage's full name in the first table that has it, or None where it is no stage."""
-    bare = name.partition("#")[0]
-    block = re.match(r"(?:vision\.)?blk\.([0-9]+)\.", bare)
-    for table in (*TOWERS, *TEXTS):
-        for full, row in table.rows():
-            if full == _bare(bare):
-                return numbered(row, table.prefix, int(block[1])) if block else row
-    return None
 
 
 def place(name: str) -> tuple[int, ...]:

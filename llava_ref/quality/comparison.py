@@ -91,8 +91,8 @@ def behaviour(c: Comparison, cases: Sequence[QualityCase], progress: Progress) -
     for done, case in enumerate(cases, 1):
         kept = Kept(globs, reference.ops)
         want = run(want_text, want_tower, case, kept)
-        run(text, tower, case, Layers(kept, reference.ops, added, from_reference=True))
-        got = run(text, tower, case, Layers(kept, reference.ops, carried, from_reference=False))
+        run(text, tower, case, Layers(kept, reference.ops, added, teacher_forced=True))
+        got = run(text, tower, case, Layers(kept, reference.ops, carried, teacher_forced=False))
         wanted.append(want)
         differences.append(difference(case, got, want))
         progress(f"{done} of {len(cases)} cases through both pairs")

@@ -85,14 +85,14 @@ class Kept(Probe):
 class Layers(Probe):
     """Compares each layer's output in the other pair's pass with the reference's.
 
-    With `from_reference` the pass goes on with the reference's output, so that each error is one layer's local error;
+    With `teacher_forced` the pass goes on with the reference's output, so that each error is one layer's local error;
     otherwise errors are cumulative."""
 
-    def __init__(self, kept: Kept, host: Ops, sums: Sums, *, from_reference: bool) -> None:
+    def __init__(self, kept: Kept, host: Ops, sums: Sums, *, teacher_forced: bool) -> None:
         super().__init__(kept.globs)
-        self._kept, self._host, self._sums, self._from_reference = kept, host, sums, from_reference
+        self._kept, self._host, self._sums, self._teacher_forced = kept, host, sums, teacher_forced
 
     def see(self, x: Array, at: At) -> Array:
         want = self._kept.at(at)
         self._sums.add(at.name, self._host.numpy(x), want)
-        return self._host.array(want) if self._from_reference else x
+        return self._host.array(want) if self._teacher_forced else x

@@ -185,7 +185,10 @@ def _print(report: "Conformance") -> None:
 
 
 def _as_json(report: "Conformance") -> Any:
-    return {"same": report.same, "verdict": verdict(report)} | _finite(asdict(report))
+    """Convert the report to plain data, without the table of stages, which is no result."""
+    fields = asdict(report)
+    del fields["table"]
+    return {"same": report.same, "verdict": verdict(report)} | _finite(fields)
 
 
 def _finite(value: Any) -> Any:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file as save_torch
 import llava_ref
 from llava_ref.cli import main
 from llava_ref.conformance.compare.bounds import Bound
-from llava_ref.conformance.compare.comparing import Beside
+from llava_ref.conformance.compare.comparing import ComparisonProbe
 from llava_ref.models.order import place
 from llava_ref.tracing.distance import bad_numbers, distance, fitted, rounding
 from llava_ref.tracing.trace import ON_REQUEST, At
@@ -332,7 +332,7 @@ def test_a_type_that_cannot_be_compared_is_named(tool, arrays, command, dtype):
 def test_a_forced_pass_goes_on_in_the_pass_s_own_type(folder, backend, dtype):
     model = llava_ref.load(None, folder / "mmproj.gguf", backend=backend)
     theirs, x = np.ones((3, 4), dtype), model.ops.array(np.zeros((3, 4), np.float32))
-    probe = Beside({"vision.features": theirs}, lambda name: Bound("rel_rms", 1.0), model, forced=True)
+    probe = ComparisonProbe({"vision.features": theirs}, lambda name: Bound("rel_rms", 1.0), model, teacher_forced=True)
     y = probe.see(x, At("vision.features", None, 0))
     assert type(y) is type(x) and y.dtype == x.dtype and bool((y == 1).all())
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import llava_ref
 from llava_ref.cli import main
-from llava_ref.conformance.compare.bounds import Bound, Terms, bound, coarsest, divergence, margin, matmul, widened
+from llava_ref.conformance.compare.bounds import Bound, Tolerances, bound, coarsest, divergence, margin, matmul, widened
 from llava_ref.conformance.compare.conform import Conformance, conform
 from llava_ref.conformance.engines.reference import Case, Run
 from llava_ref.conformance.engines.reference import ReferenceError as Failed
@@ -22,7 +22,7 @@ from ...support.faults import FAULTS, PROMPT, Fault
 
 QUESTION = "What colour is the circle?"
 SOUND = Fault("")
-RAW = Terms("float32", "ggml", False, 100, False)
+RAW = Tolerances("float32", "ggml", False, 100, False)
 
 
 @pytest.fixture(scope="module")
@@ -247,13 +247,16 @@ def stage(kind, name="blk.0.x"):
 
 
 def test_bounds():
-    alike, unlike = Terms("float32", "float32", False, 100, False), Terms("float32", "ggml", False, 100, False)
+    alike, unlike = (
+        Tolerances("float32", "float32", False, 100, False),
+        Tolerances("float32", "ggml", False, 100, False),
+    )
     assert bound(stage("matmul"), "Q4_K", alike).limit == 2e-6 < bound(stage("matmul"), "F16", unlike).limit
     assert bound(stage("matmul"), "Q4_K", unlike).limit == 4e-2 and bound(stage("matmul"), "Q4_0", unlike).limit == 2e-2
     assert bound(stage("matmul", "vision.patch_embd"), "F32", unlike).limit == matmul("F16")
-    assert bound(stage("exact", "image.rgb"), None, Terms("float32", "ggml", False, 9, True)).limit == 3.0
+    assert bound(stage("exact", "image.rgb"), None, Tolerances("float32", "ggml", False, 9, True)).limit == 3.0
     assert bound(stage("float", "blk.0.Qcur_rope"), None, unlike).limit > bound(stage("float"), None, unlike).limit
-    flash = Terms("float32", "ggml", True, 100, False)
+    flash = Tolerances("float32", "ggml", True, 100, False)
     assert bound(stage("attention"), None, flash).limit > bound(stage("attention"), None, unlike).limit
     assert coarsest({"F32", "Q8_0", "F16"}) == "Q8_0" and coarsest(set()) == "F32"
     kinds = ["F32", "F16", "BF16", "Q8_0", "Q4_K"]

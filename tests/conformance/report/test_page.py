@@ -19,6 +19,7 @@ from llava_ref.conformance.report.page import SHOWN, render
 from llava_ref.conformance.report.plot import HEIGHT, STAGES, kl_panels, stage_panels
 from llava_ref.conformance.report.words import explanation, figure, grouped, share, verdict
 from llava_ref.errors import ImageError
+from llava_ref.models import clip, gemma3, llama, siglip
 from llava_ref.profiles import QUIRKS
 from llava_ref.tracing.distance import Distance
 
@@ -44,6 +45,7 @@ STAGES_OF = (
     stage("blk.1.Qcur"),
     stage("result_output"),
 )
+
 TEXTS = {token: f"piece{token}" for token in range(-1, 3000)}
 OUTCOME = EndToEnd((IDS, IDS), (0.0, 1e-9, 2e-7, 1e-6, 3e-6, 1e-7), 5e-4, 1.0, (8, 9, 2), (), 0.01, TEXTS)
 SAME = Conformance(
@@ -60,6 +62,7 @@ SAME = Conformance(
     STAGES_OF,
     (),
     OUTCOME,
+    tuple(row for table in (clip.TABLE, llama.TABLE) for row in table.run(2)),
 )
 
 
@@ -139,7 +142,7 @@ def test_the_verdict_names_the_first_stage_and_the_reason():
     assert said["ids"].headline.endswith("token_ids differ first")
     assert said["ids"].why.startswith("17 at position 1, the reference has 3. It vanishes with text_pieces=whole: ")
     assert said["infinite"].why.startswith("Relative RMS ∞, allowed 2e-6.")
-    assert "only the accumulated error exceeds its bound" in said["worse"].headline
+    assert "only the cumulative error exceeds its bound" in said["worse"].headline
 
 
 def test_the_outcome_in_words():
@@ -148,7 +151,7 @@ def test_the_outcome_in_words():
         "positions. All 3 greedy tokens agree."
     )
     assert (
-        "at 99.9 % of positions. Of 3 greedy tokens 2 agree; this run's own choice leads by up to 0.4 logits (0.01"
+        "at 99.9 % of positions. 2 of 3 greedy tokens agree; this run's own choice leads by up to 0.4 logits (0.01"
         in (verdict(WORSE).outcome)
     )
     assert verdict(OTHER_IDS).outcome.startswith("The token ids differ, so logits cannot be compared")
@@ -196,11 +199,24 @@ def test_what_is_out_is_marked_by_more_than_colour():
     assert "✓ The same" in Page(render(SAME, [])).text
 
 
+def test_names_in_other_engines_are_those_of_the_models_own_family():
+    stages = (*STAGES_OF, stage("blk.1.ffn_inp", 0.5, problem="out"))
+    report = replace(SAME, stages=stages, findings=(Deviation("blk.1.ffn_inp", 1, "out", ()),))
+    gemma = tuple(row for table in (siglip.TABLE, gemma3.TABLE) for row in table.run(2))
+    names = {
+        SAME.table: "llama.cpp: ffn_inp-1 · transformers: < language_model.layers.1.post_attention_layernorm ·",
+        gemma: "llama.cpp: sa_out-1 · transformers: < language_model.layers.1.pre_feedforward_layernorm ·",
+    }
+    for table, text in names.items():
+        assert text in Page(render(replace(report, table=table), [])).text
+    assert "transformers:" not in Page(render(replace(report, table=()), [])).text
+
+
 def test_an_unexplained_finding_says_how_to_look_and_where():
     report = broken(stage("blk.1.Qcur", 0.5, problem="out"))
     text = Page(render(report, [])).text
     assert "llava-ref trace --names 'blk.1.Qcur'" in text
-    assert "first value over the bound at [0, 3], furthest off at [4, 2]" in text
+    assert "first value over the bound at [0, 3], largest difference at [4, 2]" in text
     assert "language_model.layers.1.self_attn.q_proj" in text and "blk.1.attn_q.weight" in text
 
 
@@ -264,13 +280,13 @@ def test_token_ids_that_differ_are_marked():
     page = Page(render(OTHER_IDS, []))
     assert len(page.all("mark")) == 2
     assert "1 17 <image × 3> 5" in page.text and "1 3 4 <image × 3> 5" in page.text
-    assert "positions cannot be laid side by side" in page.text
+    assert "positions cannot be compared" in page.text
     assert not page.all("g", **{"class": "col within"})  # no plot of KL
 
 
 def test_greedy_tokens_with_margins():
     page = Page(render(WORSE, []))
-    assert "piece9 9 ≠ piece77 77" in page.text and "✗ over 0.01" in page.text
+    assert "piece9 9 ≠ piece77 77" in page.text and "✗ exceeds 0.01" in page.text
     small = replace(WORSE.outcome, disagreements=(Disagreement(1, 77, 9, 0.004),))
     text = Page(render(replace(SAME, outcome=small), [])).text
     assert "0.004 rounding" in text and "✗" not in text
@@ -321,7 +337,7 @@ def test_what_has_no_number_stands_on_the_shelf():
     (panel,) = stage_panels(INFINITE)
     column = columns([panel])["blk.0.Qcur"]
     assert column.item.state == "out" and column.y < panel.top + report_plot.LEDGE
-    assert column.item.text == "blk.0.Qcur: own ∞, bound 2e-6, whole ∞"
+    assert column.item.text == "blk.0.Qcur: local ∞, bound 2e-6, cumulative ∞"
     unasked = replace(SAME, stages=(*STAGES_OF, stage("image.seen", None, None, shapes=((3, 3, 3), None))))
     assert columns(stage_panels(unasked))["image.seen"].item.state == "unmeasured"
     page = Page(render(unasked, []))
