@@ -108,6 +108,7 @@ def _give_up_output() -> None:
 
 
 def _fail(message: str) -> int:
+    """Print an error of one line; return its exit code."""
     print(f"error: {printable(message)}", file=sys.stderr)
     return 2
 

@@ -35,7 +35,7 @@ class Entry:
     """The offset of a value, its GGUF value type, and for an array the type and number of its elements."""
 
     kind: int
-    at: int
+    offset: int
     element: int = -1
     count: int = 1
 
@@ -46,7 +46,7 @@ class Cursor:
 
     data: mmap.mmap
     path: Path
-    at: int = 0
+    offset: int = 0
     left: dict[str, int] = field(default_factory=LIMITS.copy)  # the rest of LIMITS; files of one model share it
 
     @property
@@ -66,13 +66,15 @@ class Cursor:
 
     def need(self, count: int, field: str) -> int:
         """Step over `count` bytes; return the offset of the first. Raises GGUFError if fewer are left."""
-        left = self.end - self.at
+        left = self.end - self.offset
         if count > left:
             limit = (
                 "the file" if self.end == len(self.data) else f"the limit of {LIMITS['bytes of header']} for headers"
             )
-            raise self.fail(field, f"{count} bytes expected at offset {self.at}, but {limit} ends after {max(left, 0)}")
-        begin, self.at = self.at, self.at + count
+            raise self.fail(
+                field, f"{count} bytes expected at offset {self.offset}, but {limit} ends after {max(left, 0)}"
+            )
+        begin, self.offset = self.offset, self.offset + count
         return begin
 
     def numbers(self, codes: str, field: str) -> tuple[Any, ...]:
@@ -84,7 +86,7 @@ class Cursor:
         """Read a string of at most `limit` bytes. Raises GGUFError if it is longer or not UTF-8."""
         begin = self._step_over_string(field, limit)
         try:
-            return self.data[begin : self.at].decode()
+            return self.data[begin : self.offset].decode()
         except UnicodeDecodeError as error:
             raise self.fail(field, f"a string is not UTF-8: {error.reason} at its byte {error.start}") from None
 
@@ -98,7 +100,7 @@ class Cursor:
             self.spend("array elements", count * (NESTED if element == ARRAY else 1), field)
         elif kind not in KINDS:
             raise self.fail(field, f"unknown value type {kind}, expected 0..12")
-        begin = self.at
+        begin = self.offset
         if element in SCALARS:
             self.need(count * struct.calcsize("<" + SCALARS[element][1]), field)
         elif kind == STRING:
@@ -121,20 +123,20 @@ class Cursor:
     def _step_over_strings(self, count: int, field: str) -> None:
         """Step over `count` strings: the loop of `_step_over_string`, fast enough for a vocabulary."""
         self._at_least(count * 8, count, field)
-        data, at, last, length_at = self.data, self.at, self.end - 8, struct.Struct("<Q").unpack_from
+        data, offset, last, unpack = self.data, self.offset, self.end - 8, struct.Struct("<Q").unpack_from
         for index in range(count):
-            length = length_at(data, at)[0] if at <= last else 0
-            at += 8 + length
-            if at > last + 8 or length > MAX_STRING:
+            length = unpack(data, offset)[0] if offset <= last else 0
+            offset += 8 + length
+            if offset > last + 8 or length > MAX_STRING:
                 raise self.fail(
                     field, f"string {index} of {count}, {length} bytes long, does not fit in the bytes left"
                 )
-        self.at = at
+        self.offset = offset
 
     def _at_least(self, needed: int, count: int, field: str) -> None:
         """Raise GGUFError if fewer than `needed` bytes are left for `count` elements."""
-        if needed > self.end - self.at:
-            raise self.fail(field, f"{count} elements cannot fit in the {self.end - self.at} bytes left")
+        if needed > self.end - self.offset:
+            raise self.fail(field, f"{count} elements cannot fit in the {self.end - self.offset} bytes left")
 
     def value(self, entry: Entry, field: str) -> Any:
         """Decode the value at `entry`, from `step_over`: bool, int, float, str, or a list of these or of lists."""
@@ -155,6 +157,6 @@ class Cursor:
             return [self.string(field) for _ in range(count)]
         if element == ARRAY:
             return [self._array(field) for _ in range(count)]
-        if element == BOOL and self.data[self.at : self.at + count].translate(None, b"\0\1"):
+        if element == BOOL and self.data[self.offset : self.offset + count].translate(None, b"\0\1"):
             raise self.fail(field, "holds a bool that is neither 0 nor 1")
         return list(self.numbers(f"{count}{SCALARS[element][1]}", field))

@@ -134,9 +134,9 @@ def _read_tensors(cursor: Cursor, file: GGUFFile, count: int) -> None:
         if not name or name in table:
             raise cursor.fail(name or "tensor name", "duplicate tensor" if name else "empty name")
         table[name] = _tensor_info(cursor, name, alignment)
-    start = -(-cursor.at // alignment) * alignment
+    start = -(-cursor.offset // alignment) * alignment
     _check_layout(cursor, table, start)
-    cursor.spend("bytes of header", cursor.at, "header")
+    cursor.spend("bytes of header", cursor.offset, "header")
     data = memoryview(cursor.data)
     for name, info in table.items():
         begin = start + info.offset

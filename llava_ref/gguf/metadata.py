@@ -39,7 +39,7 @@ class Metadata(Mapping[str, Any]):
     def __getitem__(self, key: str) -> Any:
         """Decode the value of `key`. Raises GGUFError for text that is not UTF-8 and a bool that is 2."""
         entry = self._entries[key]
-        return Cursor(self._data, self.path, entry.at).value(entry, key)
+        return Cursor(self._data, self.path, entry.offset).value(entry, key)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -122,11 +122,13 @@ class Metadata(Mapping[str, Any]):
         return entry.count
 
     def _has(self, key: str, default: object) -> bool:
+        """Say whether the key is present. Raises GGUFError if it is missing without a default."""
         if key not in self._entries and default is REQUIRED:
             raise GGUFError(self.path, key, "missing key")
         return key in self._entries
 
     def _scalar(self, key: str, kind: Kind, layers: int = 0) -> Any:
+        """Get a scalar of `kind`. Raises GGUFError for another type."""
         if layers and self._entries[key].kind == ARRAY:
             return self._of_layers(key, kind, layers)
         if KINDS[self._entries[key].kind] not in FAMILY[kind]:

@@ -1,4 +1,4 @@
-"""Prompts to chunks: where space prefixes and BOS go, by profile; what is a slot and what was typed."""
+"""Test prompts to chunks: space prefixes and BOS by profile, slots, and typed text that looks like them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ BOS, EOS = "<s>", "</s>"
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    """An SPM vocabulary of letters and a few words."""
+    """Make an SPM vocabulary of letters and a few words."""
     path = tmp_path_factory.mktemp("vocabulary") / "v.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     tokens, scores, types = vocabulary()
@@ -41,9 +41,11 @@ def tokenizer(tmp_path_factory):
 
 
 def cut(text, tokenizer, profile, quote=PLAIN):
-    """The chunks of a prompt, token ids as the pieces they stand for, slots as their number."""
-    found = chunks(Prompt(text, quote, ()), tokenizer, resolve(profile))
-    return [c.index if isinstance(c, ImageChunk) else [tokenizer.text_of(i) for i in c.token_ids] for c in found]
+    """Return the chunks of a prompt, with the texts of tokens and the numbers of slots."""
+    prompt_chunks = chunks(Prompt(text, quote, ()), tokenizer, resolve(profile))
+    return [
+        c.index if isinstance(c, ImageChunk) else [tokenizer.text_of(i) for i in c.token_ids] for c in prompt_chunks
+    ]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_spaces_and_bos(tokenizer, text, llava, hf, llama_cpp):
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_no_bos_where_the_vocabulary_wants_none(tokenizer, profile):
+def test_no_bos_if_the_vocabulary_asks_for_none(tokenizer, profile):
     silent = Tokenizer(replace(tokenizer.vocabulary, add_bos=False))
     assert cut("<image>", silent, profile) == [0]
     assert cut("a<image>", silent, profile) == [["▁a"], 0]
@@ -85,8 +87,8 @@ def test_no_bos_where_the_vocabulary_wants_none(tokenizer, profile):
 
 
 @pytest.mark.parametrize("text", ["a", "a<image>", "<image>", "a<image>b"])
-def test_eos_ends_a_prompt_where_the_profile_obeys_the_vocabulary(tokenizer, text):
-    """As llama.cpp and transformers give it, behind a picture too; conformance/test_metadata_keys.py asks them."""
+def test_eos_ends_a_prompt_if_the_profile_obeys_the_vocabulary(tokenizer, text):
+    """Check EOS also after a picture. conformance/test_metadata_keys.py compares with llama.cpp and transformers."""
     asking = Tokenizer(replace(tokenizer.vocabulary, add_eos=True))
     for profile, ends in (("llava", False), ("hf", True), ("llama.cpp", True)):
         plain, ended = cut(text, tokenizer, profile), cut(text, asking, profile)
@@ -96,7 +98,7 @@ def test_eos_ends_a_prompt_where_the_profile_obeys_the_vocabulary(tokenizer, tex
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_typed_tokens_stay_text(tokenizer, profile):
-    """Also at the very start: a typed BOS is no reason to leave out the real one."""
+    """Try all places, also the very start: a typed BOS does not replace the real one."""
     quote = Quote.over([], tokenizer.control_texts)
     for typed in ("<s>", "</s>", "<image>", "<unk>", "<0x0A>"):
         text = f"{quote.quote(typed)}</s>{quote.quote('<im')}<image>{quote.quote('age>')}"
@@ -120,9 +122,9 @@ def test_a_conversation_all_the_way(tokenizer, profile):
         ]
     )
     prompt = render_prompt(messages, ChatTemplate("vicuna", VICUNA, ""), tokenizer, image_order="first")
-    found = chunks(prompt, tokenizer, resolve(profile))
-    assert [type(c) for c in found] == [TextChunk, ImageChunk, TextChunk]
-    ids = [i for c in found if isinstance(c, TextChunk) for i in c.token_ids]
+    prompt_chunks = chunks(prompt, tokenizer, resolve(profile))
+    assert [type(c) for c in prompt_chunks] == [TextChunk, ImageChunk, TextChunk]
+    ids = [i for c in prompt_chunks if isinstance(c, TextChunk) for i in c.token_ids]
     assert ids[0] == tokenizer.bos_id and ids.count(tokenizer.bos_id) == 1
     assert ids.count(tokenizer.eos_id) == 1  # the template's, after the answer; the typed one is text
     assert prompt.shown == "USER: <image>\nwhat </s> ASSISTANT: red</s>USER: is <image> blue ASSISTANT:"
@@ -131,8 +133,11 @@ def test_a_conversation_all_the_way(tokenizer, profile):
 def test_raw_prompts(tokenizer):
     prompt = raw("<s>a<image></s>", 1, tokenizer)
     assert prompt.shown == prompt.text == "<s>a<image></s>" and prompt.images == ()
-    found = chunks(prompt, tokenizer, resolve("llava"))
-    assert found == [TextChunk((1, *tokenizer.encode("a", prefix=False))), ImageChunk(0), TextChunk((2,))]
+    assert chunks(prompt, tokenizer, resolve("llava")) == [
+        TextChunk((1, *tokenizer.encode("a", prefix=False))),
+        ImageChunk(0),
+        TextChunk((2,)),
+    ]
     private = "\ue000\uf8ff\U00100000"
     assert chunks(raw(private, 0, tokenizer), tokenizer, resolve("llava"))[0].token_ids[1:] == tuple(
         tokenizer.encode(private)
@@ -140,15 +145,15 @@ def test_raw_prompts(tokenizer):
 
 
 @pytest.mark.parametrize(
-    "text, n_images, said",
+    "text, n_images, problem",
     [
         ("a", 1, "0 in the prompt for 1"),
         ("<image>", 0, "1 in the prompt for 0"),
         ("<image>" * 2, 3, "2 in the prompt for 3"),
     ],
 )
-def test_raw_prompts_need_a_slot_for_each_picture(tokenizer, text, n_images, said):
-    with pytest.raises(PromptError, match=f"prompt: <image>: {said} images, expected one for each"):
+def test_raw_prompts_need_a_slot_for_each_picture(tokenizer, text, n_images, problem):
+    with pytest.raises(PromptError, match=f"prompt: <image>: {problem} images, expected one for each"):
         raw(text, n_images, tokenizer)
 
 
@@ -165,12 +170,12 @@ def test_raw_prompts_need_a_slot_for_each_picture(tokenizer, text, n_images, sai
     ],
 )  # fmt: skip
 def test_token_ids_of_llava(text, hf, others):
-    """`hf`: transformers 5.23, LlamaTokenizer of this vocabulary with `<image>` as an added special token."""
+    """Compare with known ids. `hf`: transformers 5.23, LlamaTokenizer with `<image>` as an added special token."""
     tokenizer = Tokenizer.from_gguf(read(SHARED))
     prompt = raw(text, text.count("<image>"), tokenizer)
     for profile, want in (("hf", hf), ("llava", others)):
-        found = [c for c in chunks(prompt, tokenizer, resolve(profile)) if isinstance(c, TextChunk)]
-        assert [list(c.token_ids) for c in found] == [[1, *want[0]], *want[1:]]
+        texts = [c for c in chunks(prompt, tokenizer, resolve(profile)) if isinstance(c, TextChunk)]
+        assert [list(c.token_ids) for c in texts] == [[1, *want[0]], *want[1:]]
 
 
 def test_no_user_can_write_a_marker_of_a_picture(tokenizer):

@@ -211,8 +211,8 @@ def test_typed_text_is_never_a_control_token_or_a_slot(in_this_process, tokenize
             prompt = render_prompt(talk, ChatTemplate("file", with_slot, ""), tokenizer, image_order=quirks.image_order)
         except LlavaError:
             continue
-        found = chunks(prompt, tokenizer, quirks)
-        ids = [i for c in found if isinstance(c, TextChunk) for i in c.token_ids]
-        assert sum(isinstance(c, ImageChunk) for c in found) == slots
+        prompt_chunks = chunks(prompt, tokenizer, quirks)
+        ids = [i for c in prompt_chunks if isinstance(c, TextChunk) for i in c.token_ids]
+        assert sum(isinstance(c, ImageChunk) for c in prompt_chunks) == slots
         control = [tokenizer.text_of(i) for i in ids if i in tokenizer.vocabulary.control]
         assert control == ["<s>", *["<|user|>"] * len(talk), "<|a|>"]

@@ -1,4 +1,4 @@
-"""The four ways to a square, against Pillow by hand and against transformers; the way back; the picture saved."""
+"""Test the four fits into a square against Pillow and transformers; the map back; the saved picture."""
 
 import importlib.util
 import json
@@ -65,7 +65,7 @@ def test_resize_pad(h, w, size, kernel, theirs):
 
 
 def test_resize_pad_takes_its_scale_in_float32():
-    """25 of 35 are 240 of 336, and a little over in float32, which rounds up."""
+    """Fit 25 x 35 into 336: the height is 240, and in float32 a little more, which rounds up."""
     seen = run(np.zeros((25, 35, 3), np.uint8), "resize-pad", 336).seen
     assert (seen == 0).all((1, 2)).sum() == 241
 
@@ -88,7 +88,7 @@ def test_stretch(h, w):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_picture_of_the_towers_size_is_not_touched(rule):
+def test_a_picture_of_the_towers_size_is_unchanged(rule):
     got = run(noise(56, 56), rule)
     assert np.array_equal(got.seen, noise(56, 56))
     assert (got.affine.scale_x, got.affine.scale_y, got.affine.shift_x, got.affine.shift_y) == (1, 1, 0, 0)
@@ -96,7 +96,7 @@ def test_a_picture_of_the_towers_size_is_not_touched(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("h, w", [(1, 10_000), (10_000, 1), (2, 65_535)])
-def test_strips_cost_what_their_pixels_cost(rule, h, w):
+def test_strips_need_no_square_of_their_length(rule, h, w):
     assert run(noise(h, w), rule, 336).pixels.shape == (1, 3, 336, 336)
 
 
@@ -149,20 +149,20 @@ def test_transformers_gives_the_same_floats(size):
             assert np.array_equal(got, want), f"{rule} {h}x{w}: {np.abs(got - want).max()}"
 
 
-# The way back
+# The map back
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("h, w", [(200, 200), (300, 170), (171, 300), (40, 31)])
-def test_a_spot_is_found_again_in_the_source(rule, h, w):
+def test_the_map_leads_back_to_a_spot_in_the_source(rule, h, w):
     rgb = np.zeros((h, w, 3), np.uint8)
     y, x = h // 2 - h // 9, w // 2 + w // 7
     rgb[y : y + 5, x : x + 3] = 255
     got = run(rgb, rule, 112)
     yy, xx = np.mgrid[:112, :112] + 0.5
     mass = np.clip(got.seen[..., 0].astype(float) - 130, 0, None)  # brighter than any padding
-    found = got.affine.to_source((mass * xx).sum() / mass.sum(), (mass * yy).sum() / mass.sum())
-    assert np.allclose(found, (x + 1.5, y + 2.5), atol=0.6 * max(1, got.affine.scale_x))
+    centre = got.affine.to_source((mass * xx).sum() / mass.sum(), (mass * yy).sum() / mass.sum())
+    assert np.allclose(centre, (x + 1.5, y + 2.5), atol=0.6 * max(1, got.affine.scale_x))
     assert np.allclose(got.affine.to_model(*got.affine.to_source(3.25, 77.5)), (3.25, 77.5))
 
 
@@ -172,14 +172,14 @@ def test_the_corners_of_the_source():
     assert pad.to_source(0, 0) == (0, -50) and np.allclose(pad.to_source(50, 50), (201, 151))
     assert np.allclose(cropped.to_model(0, 0), (-25, 0)) and np.allclose(cropped.to_model(201, 100), (75, 50))
     assert fit.to_model(0, 0) == (0, 12) and np.allclose(fit.to_model(201, 100), (50, 37))
-    assert cropped.scale_x == 201 / 100 and cropped.scale_y == 2  # the axes are rounded each by itself
+    assert cropped.scale_x == 201 / 100 and cropped.scale_y == 2  # each axis is rounded by itself
     assert stretched.to_source(0, 0) == (0, 0) and np.allclose(stretched.to_source(50, 50), (201, 100))
 
 
 # Saved
 
 
-def test_the_picture_seen_is_saved_with_the_way_back(tmp_path):
+def test_the_fitted_picture_is_saved_with_its_map(tmp_path):
     got = run(noise(61, 127), "resize-pad")
     save_png(got, tmp_path / "seen.png")
     with Image.open(tmp_path / "seen.png") as image:
@@ -190,6 +190,6 @@ def test_the_picture_seen_is_saved_with_the_way_back(tmp_path):
     assert (scale_x, shift_y) == (got.affine.scale_x, got.affine.shift_y)
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_an_error_names_a_path_that_cannot_be_written(tmp_path):
     with pytest.raises(ImageError, match="seen.png: file: cannot be written: No such file or directory"):
         save_png(run(noise(5, 5), "crop"), tmp_path / "missing" / "seen.png")

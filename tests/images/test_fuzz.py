@@ -59,7 +59,7 @@ def seeds():
 
 
 def mutate(data, corpus, rng):
-    """One to eight changes; half of the PNGs get their checksums mended, or nothing behind them would be reached."""
+    """Change a file one to eight times. Half of the PNGs get right checksums, to reach the code after that check."""
     data = bytearray(data)
     for _ in range(int(rng.integers(1, 9))):
         at = int(
@@ -85,25 +85,25 @@ def mutate(data, corpus, rng):
                 data[at : at + len(number)] = number
             case 6:
                 del data[int(rng.integers(len(data) + 1)) :]
-    return mend(bytes(data)) if rng.random() < 0.5 else bytes(data)
+    return with_checksums(bytes(data)) if rng.random() < 0.5 else bytes(data)
 
 
-def mend(data):
-    """The same PNG with right checksums; anything else as it is."""
+def with_checksums(data):
+    """Correct the checksums of a PNG; return any other file as it is."""
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data
-    at, parts = 8, [data[:8]]
-    while at + 12 <= len(data):
-        end = at + 8 + struct.unpack_from(">I", data, at)[0]
+    start, out = 8, [data[:8]]
+    while start + 12 <= len(data):
+        end = start + 8 + struct.unpack_from(">I", data, start)[0]
         if end + 4 > len(data):
             break
-        parts += [data[at:end], struct.pack(">I", zlib.crc32(data[at + 4 : end]))]
-        at = end + 4
-    return b"".join(parts) + data[at:]
+        out += [data[start:end], struct.pack(">I", zlib.crc32(data[start + 4 : end]))]
+        start = end + 4
+    return b"".join(out) + data[start:]
 
 
 def judge(data, exif, alpha):
-    """What became of the file; AssertionError where that is not allowed."""
+    """Decode a file and return the outcome. Raises AssertionError if that is neither an array nor one clear error."""
     began = time.monotonic()
     try:
         got = images.load(data, exif=exif, alpha=alpha)

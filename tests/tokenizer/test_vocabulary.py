@@ -38,8 +38,8 @@ def test_end_of_generation_by_text(tmp_path, names, expected):
     keys["ggml_scores"] += [0.0] * len(names)
     keys["ggml_token_type"] += [NORMAL] * len(names)
     tokenizer = load(tmp_path, **keys, ggml_eos_token_id=2)
-    found = {tokenizer.text_of(i) for i in tokenizer.end_ids}
-    assert found == expected | {"<x2>"}
+    end_texts = {tokenizer.text_of(i) for i in tokenizer.end_ids}
+    assert end_texts == expected | {"<x2>"}
     assert expected <= set(tokenizer.control_texts)
     assert ("<PRE>" in tokenizer.control_texts) == ("<PRE>" in names)
 

@@ -48,6 +48,7 @@ class Undefined(jinja2.Undefined):
 
     @property
     def _undefined_message(self) -> str:
+        """Return the message of the error."""
         if self._undefined_hint:
             return self._undefined_hint
         name = repr(self._undefined_name)
@@ -62,6 +63,7 @@ class Generation(jinja2.ext.Extension):
     tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node:
+        """Parse a block into its body."""
         line = next(parser.stream).lineno
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
@@ -116,6 +118,7 @@ class Generator(CodeGenerator):
     """Jinja's compiler, with code that joins texts and their marks."""
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        """Compile the operator `~` into a call of `joined_values`."""
         self.write("environment.joined_values((")
         for child in node.nodes:
             self.visit(child, frame)
@@ -156,10 +159,12 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return super().getitem(_tracked(obj), argument)
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
+        """Return the value of an unsafe attribute: any use of it raises SecurityError."""
         problem = f"asks for {str(attribute)!r} of {kind(obj)}, which no template may have"
         return self.undefined(problem, name=attribute, obj=obj, exc=SecurityError)
 
     def wrap_str_format(self, value: Any) -> Any:
+        """Replace `format` and `format_map` of a Marked text by `format_text`."""
         method = super().wrap_str_format(value)
         if method is None or not isinstance(value.__self__, Marked):
             return method
@@ -181,6 +186,7 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return result
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Apply an operator. Raises Untracked for text marked safe, and Misused for operands of wrong types."""
         if isinstance(left, Markup | filters.Safe) or isinstance(right, Markup | filters.Safe):
             if tainted([left, right]):
                 raise Untracked(f"'{operator}' on text that was marked safe")

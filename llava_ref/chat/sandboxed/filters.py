@@ -38,11 +38,13 @@ class Safe(Marked):
 
 
 def _safe(value: Any) -> str:
+    """Declare a text as HTML."""
     text = text_of(value)
     return Safe(plain(text), marks_of(text)) if tainted(text) else Markup(text)
 
 
 def _forceescape(value: Any) -> str:
+    """Escape a text for HTML, even if it is declared as HTML."""
     text = text_of(value)
     return _safe(respelt(text, ESCAPED, lambda c: str(escape(c)))) if tainted(text) else escape(str(text))
 
@@ -52,6 +54,8 @@ def _escape(value: Any) -> str:
 
 
 def _method(name: str) -> Callable[..., str]:
+    """Return a filter that calls a method of str."""
+
     def call(value: Any, *args: Any, **options: Any) -> str:
         text: str = getattr(text_of(value), name)(*args, **options)
         return text
@@ -64,6 +68,7 @@ def _center(value: Any, width: int = 80) -> str:
 
 
 def _title(value: Any) -> str:
+    """Capitalise each word, by jinja's rule for the start of a word."""
     text, cuts = marked(text_of(value)), [0]
     for separator in WORDS.finditer(plain(text)):
         cuts += separator.span()
@@ -81,6 +86,7 @@ def _replace(s: Any, old: Any, new: Any, count: int | None = None) -> str:
 
 @pass_environment
 def _join(env: Environment, value: Iterable[Any], d: Any = "", attribute: str | int | None = None) -> str:
+    """Join the items, or one attribute of each."""
     items = value if attribute is None else map(make_attrgetter(env, attribute), value)
     return marked(text_of(d)).join(map(text_of, items))
 
@@ -106,6 +112,7 @@ def _wordwrap(
     wrapstring: str | None = None,
     break_on_hyphens: bool = True,
 ) -> str:
+    """Wrap each line to a width."""
     wrapper = textwrap.TextWrapper(
         width=width,
         expand_tabs=False,

@@ -19,7 +19,9 @@ class Untracked(Exception):
 
 
 class Marked(str):
-    """A str with the origin of each character: `_marks` is a str of the same length."""
+    """A str with the origin of each character: `_marks` is a str of the same length.
+
+    The methods return what those of str do, with marks."""
 
     __slots__ = ("_marks",)
     _marks: str
