@@ -1,0 +1,85 @@
+"""What each query sees: the masks against a definition written out, key by key, and in both backends' attention."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from llava_ref.ops import get_ops
+from llava_ref.ops.protocol import KV
+from llava_ref.ops.sees import Sees
+
+from ..support.helpers import close, rand
+
+# T queries at the end of S positions
+SIZES = [(1, 1), (1, 13), (5, 5), (4, 11), (13, 29)]
+PICTURES = [-1, 0, 0, 0, -1, -1, 1, 1, 1, 1, 1, 2, -1, -1, 3, 3, 3, -1, 4, 4, 4, 4, -1, 5, 6, 6, -1, 7, 7]
+
+
+def last(T, S, causal=True, window=None, pictures=False):
+    """Describe the last T of S positions, with pictures where `PICTURES` has them."""
+    key, numbers = np.arange(S), np.array(PICTURES[:S])
+    return Sees(key[S - T :], key, causal, window, (numbers[S - T :], numbers) if pictures else None)
+
+
+def seen(i, j, causal, window, pictures):
+    """Say whether position i sees position j."""
+    together = pictures and PICTURES[i] >= 0 and PICTURES[i] == PICTURES[j]
+    before = j <= i or not causal or together
+    near = window is None or i - j < window
+    return before and near
+
+
+WAYS = list(product([True, False], [None, 1, 3, 8], [True, False]))
+
+
+@pytest.mark.parametrize("causal, window, pictures", WAYS)
+@pytest.mark.parametrize("T, S", SIZES)
+def test_a_mask_is_the_definition(T, S, causal, window, pictures):
+    sees = last(T, S, causal, window, pictures)
+    want = [[not seen(i, j, causal, window, pictures) for j in range(S)] for i in range(S - T, S)]
+    assert sees.hidden().tolist() == want
+    mask = sees.mask()
+    if mask is None:
+        assert not np.any(want)
+    else:
+        assert np.any(want) and (mask == np.where(want, -np.inf, 0)).all()
+
+
+def test_the_ways_differ():
+    masks = {(way, last(13, 29, *way).hidden().tobytes()) for way in WAYS}
+    assert len({mask for _, mask in masks}) == len(masks) - 4, "pictures add nothing where everything ahead is seen"
+
+
+def test_a_window_hides_the_beginning_of_a_picture_too():
+    """Positions 6..10 are a picture: its last row does not see the first two through a window of 3, its first all."""
+    hidden = last(29, 29, window=3, pictures=True).hidden()
+    assert np.flatnonzero(~hidden[10]).tolist() == [8, 9, 10]
+    assert np.flatnonzero(~hidden[6]).tolist() == [4, 5, 6, 7, 8, 9, 10]
+
+
+@pytest.mark.parametrize("window, pictures", list(product([None, 5], [True, False])))
+def test_parts_are_the_rows_of_the_whole(window, pictures):
+    whole = last(13, 29, True, window, pictures)
+    for start, end, n_keys in ((0, 13, 29), (0, 1, 17), (3, 10, 26), (12, 13, 29)):
+        assert (whole.part(start, end, n_keys).hidden() == whole.hidden()[start:end, :n_keys]).all()
+
+
+def test_a_tower_sees_everything():
+    assert not Sees.all(7).hidden().any() and Sees.all(7).hidden().shape == (7, 7) and Sees.all(7).mask() is None
+
+
+@pytest.mark.parametrize("backend, precision", list(product(["numpy", "torch"], ["exact", "ggml"])))
+@pytest.mark.parametrize("causal, window, pictures", WAYS)
+def test_attention_is_that_over_the_keys_seen(backend, precision, causal, window, pictures):
+    ops, sees, scale = get_ops(backend, "cpu", 1, 0, precision), last(5, 13, causal, window, pictures), 0.4
+    q, k, v = rand(5, 6, 8), rand(13, 2, 8, seed=1), rand(13, 2, 8, seed=2)
+    given = ops.array(q), KV(ops.array(k), ops.array(v)), scale, ops.plan(sees)
+    found, weights = ops.numpy(ops.attention(*given)), ops.numpy(ops.attention_weights(*given))
+    for i in range(5):
+        keys = [j for j in range(13) if seen(8 + i, j, causal, window, pictures)]
+        for h in range(6):
+            scores = np.exp(q[i, h].astype(np.float64) @ k[keys, h // 3].T * scale)
+            close(found[i, 8 * h : 8 * h + 8], scores / scores.sum() @ v[keys, h // 3], 1e-6)
+            close(weights[h, i, keys], scores / scores.sum(), 1e-6)
+            assert not np.delete(weights[h, i], keys).any()
