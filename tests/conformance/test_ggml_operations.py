@@ -14,8 +14,8 @@ from llava_ref.gguf.file import TensorView
 from llava_ref.ops import get_ops
 from llava_ref.ops.ggml.gelu import gelu_quick, gelu_tanh
 from llava_ref.ops.ggml.rounding import ROUNDING, bfloat16, blocks_of_32, blocks_of_256, half
-from llava_ref.ops.protocol import Ops
-from llava_ref.profiles import Quirks
+from llava_ref.ops.protocol import KV, Linear, Ops
+from llava_ref.ops.sees import Sees
 from llava_ref.tracing.distance import rel_rms
 
 reason = oracle.missing()
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(re
 
 
 def make(kv_cache: Any = "f32", flash_attention: Any = "off") -> Ops:
-    return get_ops("numpy", "cpu", 1, 0, "ggml", Quirks(kv_cache=kv_cache, flash_attention=flash_attention))
+    return get_ops("numpy", "cpu", 1, 0, "ggml", kv_cache=kv_cache, flash_attention=flash_attention == "on")
 
 
 def test_every_kernel_wants_what_we_round_to() -> None:
@@ -94,12 +94,16 @@ def causal(T: int, S: int) -> np.ndarray:
     return np.where(np.arange(S)[None] > np.arange(S - T, S)[:, None], -np.inf, 0).astype(np.float32)
 
 
+def sees(T: int, S: int, masked: bool = True) -> Sees:
+    return Sees(np.arange(S - T, S), np.arange(S), causal=masked)
+
+
 def test_soft_max(within: Any) -> None:
     rng = np.random.default_rng(0)
     q, k = rng.standard_normal((7, 6, 16)).astype(np.float32), rng.standard_normal((90, 2, 16)).astype(np.float32)
     scores = np.einsum("tgrd,sgd->grts", q.reshape(7, 2, 3, 16), k).reshape(6, 7, 90)
-    (want,) = ggml.arrays([ggml.soft_max(scores, causal(7, 90), 0.25)])
-    within("ggml, soft_max", rel_rms(make().attention_weights(q, k, 0.25, causal(7, 90)), want), 1e-6)
+    (want,), ops = ggml.arrays([ggml.soft_max(scores, causal(7, 90), 0.25)]), make()
+    within("ggml, soft_max", rel_rms(ops.attention_weights(q, KV(k, k), 0.25, ops.plan(sees(7, 90))), want), 1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
@@ -108,9 +112,9 @@ def test_convolution(within: Any, dtype: type) -> None:
     kernel = (rng.standard_normal((40, 3, 14, 14)) / 25).astype(dtype)
     x = rng.standard_normal((3, 56, 70)).astype(np.float32)
     kind = "F16" if dtype == np.float16 else "F32"
-    weight = make().weight(TensorView("w", kind, kernel.shape, memoryview(bytearray(kernel.tobytes()))))
+    weight = make().matrix(TensorView("w", kind, kernel.shape, memoryview(bytearray(kernel.tobytes()))))
     (want,) = ggml.arrays([ggml.conv_2d(kernel, x)])
-    within("ggml, convolution", rel_rms(make().patches(x, weight), want.reshape(40, -1).T), 1e-6)
+    within("ggml, convolution", rel_rms(make().patches(x, Linear(weight)), want.reshape(40, -1).T), 1e-6)
 
 
 @pytest.mark.parametrize("T", [1, 7, 63, 64, 100])
@@ -123,7 +127,8 @@ def test_flash_attention(within: Any, T: int) -> None:
         q, k, v = (rng.standard_normal(shape).astype(np.float32) for shape in ((T, H, dh), (S, Hkv, dh), (S, Hkv, dh)))
         mask = causal(T, S) if masked else None
         jobs.append(ggml.flash_attention(q, k.astype(np.float16), v.astype(np.float16), dh**-0.5, mask))
-        found.append((dh, make("f16", "on").attention(q, k, v, dh**-0.5, mask)))
+        ops = make("f16", "on")
+        found.append((dh, ops.attention(q, KV(k, v, "f16"), dh**-0.5, ops.plan(sees(T, S, masked)))))
     for (dh, y), want in zip(found, ggml.arrays(jobs), strict=True):
         how, bound = ("in tiles", 1e-6) if T >= 64 else ("narrow heads", 1e-6) if dh < 32 else ("wide heads", 2e-4)
         within(f"ggml, flash attention, {how}", rel_rms(y, want.reshape(T, -1)), bound)
@@ -139,9 +144,10 @@ def test_attention_over_a_half_cache(within: Any, T: int) -> None:
     (weights,) = ggml.arrays([ggml.soft_max(scores[None], causal(T, 90), 0.125)])
     padded = np.pad(v16.T, ((0, 0), (0, 6)))  # 96 keys: rows as long as ggml's cache pads them to
     (want,) = ggml.arrays([ggml.mul_mat("F16", padded.copy().view(np.uint8), np.pad(weights[0], ((0, 0), (0, 6))))])
+    ops = make("f16")
     within(
         "ggml, attention over a float16 cache",
-        rel_rms(make("f16").attention(q, k, v, 0.125, causal(T, 90)), want),
+        rel_rms(ops.attention(q, KV(k, v, "f16"), 0.125, ops.plan(sees(T, 90))), want),
         5e-5,
     )
 

@@ -19,6 +19,7 @@ from .library import LlamaLibrary
 from .stages import Node, Recorder
 
 Job = dict[str, Any]
+Answer = tuple[dict[str, Any], dict[str, np.ndarray]]  # facts, and arrays
 
 
 class GraphWatch:
@@ -140,10 +141,13 @@ class LlamaWorker:
         else:
             self._fill(batch.token, np.ascontiguousarray(part, np.int32))
         batch.n_tokens = len(part)
-        self.lib.llama_set_causal_attn(context, not (rows and self.whole_pictures))
         for i in range(len(part)):
             batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = n_past + i, 1, 0, 1
+        if whole := rows and self.whole_pictures:  # only then: a file may itself say that its model is not causal
+            self.lib.llama_set_causal_attn(context, False)
         status = self.lib.llama_decode(context, batch)
+        if whole:
+            self.lib.llama_set_causal_attn(context, True)
         self.lib.llama_batch_free(batch)
         if status:
             raise self._failed(f"llama_decode returned {status}")
@@ -156,7 +160,7 @@ class LlamaWorker:
         raw = self.ffi.buffer(pointer, 4 * shape[0] * shape[1])
         return np.frombuffer(raw, np.float32).reshape(shape).copy()
 
-    def logits(self, job: Job) -> tuple[Any, dict[str, np.ndarray]]:
+    def logits(self, job: Job) -> Answer:
         """Return the logits of every position, and the `greedy` likeliest tokens that follow."""
         parts = [self.arrays[name] for name in job["parts"]]
         with self.context(parts, job.get("greedy", 0)) as context, self.watch.during(job):
@@ -175,7 +179,7 @@ class LlamaWorker:
             last = self.feed(context, np.array(tokens[-1:]), n_past + i)[0] if i + 1 < greedy else last
         return np.concatenate(found), tokens
 
-    def tokenize(self, job: Job) -> tuple[Any, dict[str, np.ndarray]]:
+    def tokenize(self, job: Job) -> Answer:
         text = job["string"].encode()
         ids = self.ffi.new("llama_token[]", len(text) + 8)
         count = self.lib.llama_tokenize(self.vocab, text, len(text), ids, len(text) + 8, job["bos"], job["special"])
@@ -183,7 +187,7 @@ class LlamaWorker:
             raise self._failed(f"llama_tokenize returned {count}")
         return {"tokens": self.ffi.unpack(ids, count)}, {}
 
-    def encode(self, job: Job) -> tuple[Any, dict[str, np.ndarray]]:
+    def encode(self, job: Job) -> Answer:
         """Return the image rows of one picture, and the decoded picture."""
         bitmap, rgb = self._bitmap(job)
         with self.watch.during(job):
@@ -192,7 +196,7 @@ class LlamaWorker:
         self.lib.mtmd_bitmap_free(bitmap)
         return {}, {"rows": rows, "rgb": rgb}
 
-    def prompt(self, job: Job) -> tuple[Any, dict[str, np.ndarray]]:
+    def prompt(self, job: Job) -> Answer:
         """Run a prompt end to end: text with media markers and pictures -> chunks, logits, greedy tokens."""
         with self.watch.during(job):
             parts = self._prompt_parts(job)
@@ -273,12 +277,8 @@ def main(folder: Path) -> None:
     request = json.loads((folder / "request.json").read_text())
     with np.load(folder / "request.npz") as arrays:
         worker = LlamaWorker(request, dict(arrays))
-    kinds: dict[str, Callable[[Job], tuple[Any, dict[str, np.ndarray]]]] = {
-        "logits": worker.logits,
-        "tokenize": worker.tokenize,
-        "encode": worker.encode,
-        "prompt": worker.prompt,
-    }
+    kinds: dict[str, Callable[[Job], Answer]]
+    kinds = {"logits": worker.logits, "tokenize": worker.tokenize, "encode": worker.encode, "prompt": worker.prompt}
     facts, arrays = [], {}
     for i, job in enumerate(request["jobs"]):
         _say(f"running {job['kind']}")
