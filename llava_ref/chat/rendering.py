@@ -30,9 +30,8 @@ from .templates import TEMPLATES, ChatTemplate, choose_template
 __all__ = ["ChatTemplate", "Prompt", "choose_template", "parse_messages", "render", "render_prompt"]
 
 OTHER_SLOTS = ("<|image|>", "<start_of_image>", "[IMG]", "<|image_pad|>", "<__media__>")  # of other models' templates
-CLOSING = (
-    "<end_of_image>",
-)  # behind a picture; no control tokens in released files, and no user may write them either
+# Behind a picture. It is no control token in released files, and no user may write it either.
+CLOSING = ("<end_of_image>",)
 
 
 @dataclass(frozen=True, slots=True)
