@@ -1,8 +1,8 @@
-"""What trace points cost while nobody watches: decoding with them, and by the same source with every one cut out.
+"""Measure the cost of trace points without probes: decode with them, and with the same source without them.
 
-`python -m llava_ref.conformance.trace_cost` runs the embedded model, or `-m TEXT.gguf`, one token at a time, by turns
-with and without, and prints the median of the differences: CPU time of the one thread that computes. A second build
-with trace points runs beside them, as a control.
+`python -m llava_ref.conformance.trace_cost` runs the embedded model, or `-m TEXT.gguf`, one token at a time,
+alternating between the two builds, and prints the median of the differences in CPU time of the one computing thread. A
+second build with trace points runs too, as a control.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from llava_ref.profiles import Quirks
 WARM_UP = 20
 
 
-class Cut(ast.NodeTransformer):
-    """`tap(name, x)` becomes x, `scoped(tap, prefix)` becomes tap, and attention is the backend's, fused."""
+class CutTaps(ast.NodeTransformer):
+    """Replaces `tap(name, x)` by x, `scoped(tap, prefix)` by tap, and `attend` by the backend's fused attention."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
@@ -41,10 +41,10 @@ class Cut(ast.NodeTransformer):
 
 
 def recompiled(module: ModuleType, *, cut: bool) -> ModuleType:
-    """A module of the same source, its trace points cut out or left in."""
+    """Compile a module's source again, with its trace points cut out or left in."""
     tree = ast.parse(inspect.getsource(module))
     if cut:
-        tree = ast.fix_missing_locations(Cut().visit(tree))
+        tree = ast.fix_missing_locations(CutTaps().visit(tree))
         left = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "tap"]
         assert not left, "a trace point was not cut"
     made = ModuleType(module.__name__)
@@ -54,8 +54,10 @@ def recompiled(module: ModuleType, *, cut: bool) -> ModuleType:
 
 
 def measure(text: Path, backend: str, n_tokens: int) -> tuple[list[float], list[float], list[float]]:
-    """Seconds a token, with trace points, without, and with them in a second build, at the same positions of the same
-    sequence: what the two equal builds differ by is what this measurement cannot see."""
+    """Return the seconds per token with trace points, without, and with them in a second build.
+
+    All decode the same positions of the same sequence; the difference of the two equal builds is the noise of the
+    measurement."""
     ops, file = get_ops(backend, "cpu", 1, 1 << 32), gguf.read(text)
     builds = [recompiled(llama, cut=cut) for cut in (False, True, False)]
     sessions = [Session(build.Llama.load(file, ops, Quirks())) for build in builds]
@@ -69,7 +71,7 @@ def measure(text: Path, backend: str, n_tokens: int) -> tuple[list[float], list[
             began = time.thread_time()
             sessions[i].feed([[token]])
             times[i].append(time.thread_time() - began)
-    first, without, second = (taken[WARM_UP:] for taken in times)
+    first, without, second = (seconds[WARM_UP:] for seconds in times)
     return first, without, second
 
 

@@ -1,1 +1,1 @@
-"""Golden bundles: what is in them, how they are made, checked and confirmed."""
+"""Make, check and confirm golden bundles."""

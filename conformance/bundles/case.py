@@ -1,4 +1,4 @@
-"""What a golden bundle says of itself: `case.json`, its stages, and how far another engine may be from them.
+"""Compute the contents of a golden bundle: `case.json`, the stages, and the bounds for another engine's stages.
 
 T positions, V vocabulary.
 """
@@ -22,29 +22,29 @@ from .recipes import N_GREEDY, Bundle
 
 FORMAT = "llava_ref golden 1"
 FLOAT32 = 2e-5
-"""A whole run in float32, whatever the order of its sums: transformers and torch are within 3e-6."""
+"""Bound of a whole run in float32, in any order of sums: transformers and torch are within 3e-6."""
 GGML = {"F32": 5e-3, "F16": 5e-3, "BF16": 2e-2}
 GGML_32, GGML_256 = 6e-2, 0.1
-"""A whole run by ggml's arithmetic, by the coarsest type of weights so far, to whose kind of blocks activations are
-rounded. Two builds of llama.cpp differ from each other by a third of it."""
+"""Bounds of a whole run in ggml's arithmetic, by the coarsest type of weights so far, to suit whose blocks activations
+are rounded. Two builds of llama.cpp differ from each other by a third of it."""
 MARGINS = 1e-3
-"""Logits by which margins may differ between two float32 runs."""
+"""Largest difference, in logits, of the margins of two float32 runs."""
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
-    """What a bundle's files come to."""
+class ExpectedBundle:
+    """Holds the results of running a bundle's files."""
 
     facts: dict[str, Any]
-    """Of `case.json`, all but the hashes of files."""
+    """The contents of `case.json` without the hashes of files."""
     stages: Mapping[str, np.ndarray]
-    """And `token_ids` (T,) int64, -1 where a picture stands."""
+    """The arrays by name, and `token_ids` (T,) int64, -1 at a picture's positions."""
     about: dict[str, str]
-    """For the header of the trace file."""
+    """The header of the trace file."""
 
 
-def expected(folder: Path, bundle: Bundle, profile: str) -> Expected:
-    """Runs the files in `folder`, float32, numpy. LlavaError for files that cannot be run."""
+def expected(folder: Path, bundle: Bundle, profile: str) -> ExpectedBundle:
+    """Run the files in `folder` in float32 with numpy. Raises LlavaError for files that cannot be run."""
     model = load(folder / "text.gguf", folder / "mmproj.gguf", backend="numpy", profile=profile)
     images = [folder / picture.name for picture in bundle.pictures]
     request = model.raw_request(bundle.prompt, images)
@@ -66,18 +66,20 @@ def expected(folder: Path, bundle: Bundle, profile: str) -> Expected:
         "bounds": bounds(model, list(trace), len(ids)),
     }
     about = {"format": FORMAT, "arithmetic": "float32", "profile": profile, "prompt": bundle.prompt}
-    return Expected(facts, {**trace, "token_ids": np.array(ids, np.int64)}, about)
+    return ExpectedBundle(facts, {**trace, "token_ids": np.array(ids, np.int64)}, about)
 
 
 def _margins(model: Llava, ids: Any, images: list[Path], greedy: Any) -> list[float]:
-    """By how many logits each greedy token leads."""
+    """Return the lead of each greedy token over the next likeliest, in logits."""
     two = np.sort(continued(model, images, ids, greedy), axis=-1)[:, -2:]
     return [round(float(second_to_first), 4) for second_to_first in two[:, 1] - two[:, 0]]
 
 
 def bounds(model: Llava, names: list[str], positions: int) -> dict[str, Any]:
-    """For each stage, by the arithmetic of the engine that is checked: `whole`, of its own run from the files on, and
-    `alone`, of the one stage computed from the bundle's arrays before it."""
+    """Return each stage's bounds by the arithmetic of the engine under test.
+
+    `whole` applies to its own run from the files on, `alone` to one stage computed from the bundle's arrays before
+    it."""
     stages, types = {stage.name: stage for stage in model.stage_table()}, model.types()
     limits = accumulate((whole(types.get(name, "F32")) for name in stages), max)
     so_far = dict(zip(stages, limits, strict=True))
@@ -87,14 +89,14 @@ def bounds(model: Llava, names: list[str], positions: int) -> dict[str, Any]:
 
     def row(name: str) -> dict[str, Any]:
         exact = name.startswith("image.") or name == "vision.pixels"
-        loose = alone(name, "float32").limit, alone(name, "ggml").limit
         run = {"measure": "rel_rms", "float32": FLOAT32, "ggml": so_far[name]}
-        step = {"measure": alone(name, "ggml").measure, "float32": loose[0], "ggml": loose[1]}
+        float32, ggml = alone(name, "float32"), alone(name, "ggml")
+        step = {"measure": ggml.measure, "float32": float32.limit, "ggml": ggml.limit}
         return {"whole": step if exact else run, "alone": step}
 
     return {name: row(name.partition("#")[0]) for name in names}
 
 
 def whole(kind: str) -> float:
-    """Relative RMS that a run by ggml's arithmetic may be off by, once it has multiplied by weights of this type."""
+    """Return the bound, relative RMS, of a run in ggml's arithmetic from a product with weights of this type on."""
     return GGML.get(kind) or (GGML_32 if TYPES[kind].weights <= 64 else GGML_256)

@@ -1,23 +1,23 @@
-"""Golden bundles: small random pairs with what they come to at every stage, for any engine's tests.
+"""Make and check golden bundles: small random pairs with their results at every stage, for any engine's tests.
 
     python -m llava_ref.conformance.bundles FOLDER             writes the set
-    python -m llava_ref.conformance.bundles --check FOLDER     compares a set with what is made now
-    python -m llava_ref.conformance.bundles --confirm FOLDER   runs llama.cpp and transformers over it
+    python -m llava_ref.conformance.bundles --check FOLDER     makes the set again and compares
+    python -m llava_ref.conformance.bundles --confirm FOLDER   runs llama.cpp and transformers on it
 
 A bundle is a folder that needs nothing else: `text.gguf`, `mmproj.gguf`, pictures, `case.json` (the prompt, its token
 ids, the profile and its quirks, the tokens that follow, SHA-256 of every file, bounds for every stage) and
 `stages.safetensors`, a trace file (`llava_ref.tracing.tracefile`). `manifest.json` lists the bundles. docs/golden.md
-is for the reader of a set; `golden_bundles` says what each bundle is for.
+is for users of the set; `recipes` says what each bundle is for.
 
-Stored and made again. The whole set is in the repository, `conformance/golden`, because whoever uses it has another
-engine and not this program. All of it comes of seeds, so it can be made again and compared: files of models and
-pictures byte for byte, stages within the bounds of float32, token ids exactly.
+The whole set is stored in the repository, `conformance/golden`, because its users have another engine and not this
+program. Everything comes from seeds, so the set can be made again and compared: files of models and pictures byte for
+byte, stages within the bounds of float32, token ids exactly.
 
-The same bytes everywhere. A weight is a random number rounded to at most 24 bits, so that a last bit of a double in
-which the `log` and `exp` of two machines differ (numpy's normal deviates have some) is gone from the file; that one
-shows in the whole set has a chance of about one in 100,000. Metadata are written key by key in a fixed order. Pictures
-are integers, stored without compression. A stage's numbers depend on the order of sums, so on the machine: they are
-never compared by bytes, and `write` starts without confirmations.
+Files have the same bytes on every machine. A weight is a random number rounded to at most 24 bits, so the last bits of
+a double, in which the `log` and `exp` of two machines differ (numpy's normal deviates use them), do not reach the file;
+the chance that one does in the whole set is about one in 100,000. Metadata are written key by key in a fixed order.
+Pictures are integers, stored without compression. The numbers of a stage depend on the order of sums, hence on the
+machine: they are never compared by bytes, and `write` starts without confirmations.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from llava_ref.tracing.tracefile import TraceFile, Writer, hashes
 
 from ..pairs.gemma3 import Gemma3Spec, SiglipSpec, build_gemma3
 from ..pairs.pairs import Pair, TextSpec, VisionSpec, build
-from .case import FORMAT, MARGINS, Expected, expected
+from .case import FORMAT, MARGINS, ExpectedBundle, expected
 from .pictures import picture, png
 from .recipes import Bundle, bundles
 
@@ -46,14 +46,14 @@ VERSIONS = ("llava-ref", "numpy", "gguf")
 
 
 def write(folder: Path, chosen: Iterable[Bundle]) -> None:
-    """Writes bundles and their manifest, unconfirmed."""
+    """Write bundles and their manifest, unconfirmed."""
     rows = {bundle.name: _write(folder / bundle.name, bundle) for bundle in chosen}
     made_by = {name: version(name) for name in VERSIONS}
     _write_manifest(folder, {"format": FORMAT, "licence": "MIT", "made_by": made_by, "bundles": rows})
 
 
 def _write(folder: Path, bundle: Bundle) -> dict[str, Any]:
-    """One bundle; its row of the manifest."""
+    """Write one bundle; return its entry in the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     files = hashes(make(folder, bundle))
     made = expected(folder, bundle, bundle.profiles[0])
@@ -68,7 +68,7 @@ def _write(folder: Path, bundle: Bundle) -> dict[str, Any]:
 
 
 def make(folder: Path, bundle: Bundle) -> list[Path]:
-    """The files that an engine is given: the pair and the pictures. The same bytes on every machine."""
+    """Write the inputs of an engine, the pair and the pictures, in the same bytes on every machine."""
     pair = _build(folder, bundle)
     paths = [folder / p.name for p in bundle.pictures]
     for i, (path, p) in enumerate(zip(paths, bundle.pictures, strict=True)):
@@ -87,14 +87,16 @@ def _build(folder: Path, bundle: Bundle) -> Pair:
 
 
 def confirm(folder: Path, chosen: Sequence[Bundle]) -> None:
-    """Has other engines run a set and writes into its manifest what they say. ReferenceError where one disagrees."""
+    """Run other engines on a set and write their results into its manifest.
+
+    Raises ReferenceError if one disagrees."""
     from .confirm import confirm as confirmed_by  # it needs torch
 
     manifest = _manifest(folder)
     for bundle in chosen:
         case = json.loads((folder / bundle.name / CASE).read_text("utf-8"))
-        said = confirmed_by(folder / bundle.name, bundle, case)
-        manifest["bundles"][bundle.name]["confirmed"] = [by.rounded() for by in said]
+        results = confirmed_by(folder / bundle.name, bundle, case)
+        manifest["bundles"][bundle.name]["confirmed"] = [result.rounded() for result in results]
     _write_manifest(folder, manifest)
 
 
@@ -103,7 +105,7 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _text(value: Mapping[str, Any]) -> str:
-    """JSON with a line for each key, and in a mapping of mappings for each of its keys."""
+    """Write JSON with one line per key, and in a mapping of mappings one line per inner key."""
     lines = []
     for key, entry in value.items():
         if isinstance(entry, dict) and all(isinstance(inner, dict) for inner in entry.values()):
@@ -119,8 +121,10 @@ def _json(value: object) -> str:
 
 
 def check(folder: Path, chosen: Sequence[Bundle]) -> list[str]:
-    """What is wrong with a set, a line each, beginning with the name of a bundle: files that are not those announced or
-    not those made now, facts that are others, and the first stage that this program computes otherwise."""
+    """Check a set; return one line per problem, which begins with the name of a bundle.
+
+    A problem is a file that differs from its hash or from the one made now, a fact that differs, or the first stage of
+    a run that exceeds its bound."""
     rows = _manifest(folder)["bundles"]
     names = [bundle.name for bundle in chosen]
     problems = [f"{name}: not a bundle of this program" for name in rows if name not in names]
@@ -148,17 +152,17 @@ def _problems(folder: Path, bundle: Bundle, row: dict[str, Any] | None) -> Itera
             if path.read_bytes() != (folder / path.name).read_bytes():
                 yield f"{path.name} is not the one made now"
     for profile in bundle.profiles:
-        found = list(_differing(folder, bundle, profile, case))
-        yield from (f"profile {profile}: {problem}" for problem in found)
-        if found:
+        problems = list(_differing(folder, bundle, profile, case))
+        yield from (f"profile {profile}: {problem}" for problem in problems)
+        if problems:
             return
 
 
 def _differing(folder: Path, bundle: Bundle, profile: str, case: dict[str, Any]) -> Iterator[str]:
-    """The first stage that is out in a run of the stored files, and facts that are others."""
+    """Yield the first stage that exceeds its bound in a run of the stored files, and the facts that differ."""
     now = expected(folder, bundle, profile)
     facts = json.loads(json.dumps(now.facts))
-    if (first := first_out(now, TraceFile(folder / STAGES), case["bounds"])) is not None:
+    if (first := first_exceeding(now, TraceFile(folder / STAGES), case["bounds"])) is not None:
         yield first
     for name in facts if profile == bundle.profiles[0] else ["token_ids", "greedy"]:
         if name != "margins" and facts[name] != case.get(name):
@@ -167,16 +171,16 @@ def _differing(folder: Path, bundle: Bundle, profile: str, case: dict[str, Any])
         yield f"{CASE}: margins are {facts['margins']}, the file has {case['margins']}"
 
 
-def first_out(now: Expected, stored: TraceFile, limits: dict[str, Any]) -> str | None:
-    """The first stage of a float32 run that is further from the stored one than its bound allows."""
+def first_exceeding(now: ExpectedBundle, stored: TraceFile, limits: dict[str, Any]) -> str | None:
+    """Describe the first stage of a float32 run whose distance from the stored one exceeds its bound; None if none."""
     for name, want in stored.items():
         if name not in now.stages or now.stages[name].shape != want.shape:
-            return f"{name} is the first stage out: missing or of another shape"
+            return f"{name} is the first stage that differs: missing or of another shape"
         limit = limits.get(name, {"whole": {"measure": "max_abs", "float32": 0}})["whole"]
         error = getattr(distance(now.stages[name], want, 0.0), limit["measure"])
         if not error <= limit["float32"]:
             words = f"{limit['measure'].replace('_', ' ')} {error:.2g} over {limit['float32']:.2g}"
-            return f"{name} is the first stage out: {words}"
+            return f"{name} is the first stage that exceeds its bound: {words}"
     missing = [name for name in now.stages if name not in stored]
     return f"{missing[0]} is missing" if missing else None
 
@@ -187,7 +191,7 @@ def _short(value: object) -> str:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """ParameterError where there is none."""
+    """Read the manifest. Raises ParameterError if there is none."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -198,13 +202,13 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0, or 1 where something is wrong."""
+    """Run the command; return 0, or 1 if there is a problem."""
     parser = argparse.ArgumentParser(prog="python -m llava_ref.conformance.bundles", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--check", action="store_true", help="compare the set with what is made now")
+    what.add_argument("--check", action="store_true", help="make the set again and compare")
     what.add_argument(
-        "--confirm", action="store_true", help="run llama.cpp and transformers over it, and write it down"
+        "--confirm", action="store_true", help="run llama.cpp and transformers on it and record the results"
     )
     args = parser.parse_args(arguments)
     chosen = list(bundles())

@@ -1,10 +1,10 @@
-"""Golden bundles run by engines that are not this one: llama.cpp, and transformers.
+"""Confirm golden bundles with other engines: llama.cpp and transformers.
 
-Which can speak of a bundle is a matter of its profiles. llama.cpp runs those of profile `llama.cpp` from the files on.
-Its arithmetic rounds activations, so what a whole run shows is its noise; therefore each of its stages is also computed
-by this program from llama.cpp's own inputs with the same rounding (precision `ggml`), which must agree to float32.
-transformers runs the others in float32, where its tower can (it always has a class token and a first norm), from the
-bundle's pixels and token ids on; of profile `hf` from the picture and the prompt on.
+The profiles of a bundle decide which engine can confirm it. llama.cpp runs the bundles of profile `llama.cpp` from the
+files on. Its arithmetic rounds activations, so a whole run shows mainly that noise; therefore this program also
+computes each stage from llama.cpp's own inputs with the same rounding (precision `ggml`), which must agree to float32.
+transformers runs the others in float32, if its tower can (it always has a class token and a first norm), from the
+bundle's pixels and token ids on, and those of profile `hf` from the picture and the prompt on.
 """
 
 from collections.abc import Mapping
@@ -28,8 +28,9 @@ from .recipes import EVERY_STAGE, N_GREEDY, Bundle
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """What an engine says of a bundle. Errors are relative RMS; `limit` is the bound of the stage that comes nearest to
-    its own."""
+    """Holds an engine's result for a bundle. Errors are relative RMS.
+
+    `worst`, `at` and `limit` are the error, name and bound of the stage that comes nearest to its bound."""
 
     by: str
     stages: int
@@ -37,31 +38,33 @@ class Confirmed:
     at: str
     limit: float
     alone: float | None
-    """The worst of a stage computed from the engine's own inputs, with its rounding; None where none was needed."""
+    """Largest error of a stage computed from the engine's own inputs with its rounding; None if not needed."""
 
     def rounded(self) -> dict[str, Any]:
-        """For a manifest: two digits of every error."""
+        """Return the entry for a manifest, errors rounded to two digits."""
         return {key: float(f"{x:.1e}") if isinstance(x, float) else x for key, x in asdict(self).items()}
 
 
 def confirm(folder: Path, bundle: Bundle, case: Mapping[str, Any]) -> list[Confirmed]:
-    """By every engine that can speak of it. `case` is `case.json`. ReferenceError where one is absent or disagrees."""
+    """Run every engine that can confirm a bundle. `case`: the contents of `case.json`.
+
+    Raises ReferenceError if an engine is absent or disagrees."""
     images = tuple(folder / name for name in case["images"])
     question = Case(folder / "text.gguf", folder / "mmproj.gguf", images, case["prompt"])
-    stored, found = TraceFile(folder / "stages.safetensors"), []
+    stored, results = TraceFile(folder / "stages.safetensors"), []
     if "llama.cpp" in bundle.profiles:
         run = LlamaCpp(stages=EVERY_STAGE).run(question, n_greedy=N_GREEDY)
-        found.append(_compared(run, stored, case, "ggml", _alone(question, run)))
+        results.append(_compared(run, stored, case, "ggml", _alone(question, run)))
     if bundle.profiles == ("hf",):
         run = Transformers(stages=EVERY_STAGE).run(question, n_greedy=N_GREEDY)
-        found.append(_compared(run, stored, case, "float32", None))
+        results.append(_compared(run, stored, case, "float32", None))
     elif "llava" in bundle.profiles and isinstance(bundle.vision, VisionSpec) and bundle.vision.class_token:
-        found.append(_compared(_from_pixels(question, stored), stored, case, "float32", None))
-    return found
+        results.append(_compared(_from_pixels(question, stored), stored, case, "float32", None))
+    return results
 
 
 def _from_pixels(case: Case, stored: TraceFile) -> Run:
-    """transformers on a bundle's own pixels and token ids: it cuts pictures and text by rules of its own."""
+    """Run transformers on a bundle's pixels and token ids, because its own processing of pictures and text differs."""
     from ..engines.hf import from_gguf as hf_from_gguf  # they need transformers
     from ..engines.hf import stages as hf_stages
 
@@ -75,7 +78,9 @@ def _from_pixels(case: Case, stored: TraceFile) -> Run:
 
 
 def _alone(case: Case, run: Run) -> float:
-    """The worst stage of this program's from llama.cpp's inputs. ReferenceError where one is out."""
+    """Return the largest error of a stage that this program computes from llama.cpp's inputs.
+
+    Raises ReferenceError if a stage exceeds its bound."""
     same = {"kv_cache": "f32", "flash_attention": "off"}
 
     def ours(changed: Mapping[str, str]) -> Any:
@@ -91,7 +96,9 @@ def _alone(case: Case, run: Run) -> float:
 def _compared(
     run: Run, stored: TraceFile, case: Mapping[str, Any], arithmetic: str, alone: float | None
 ) -> Confirmed:  # fmt: skip
-    """ReferenceError for the first stage that is over its bound, and for other tokens."""
+    """Compare an engine's run with a bundle.
+
+    Raises ReferenceError for the first stage that exceeds its bound, and for tokens that differ."""
     if list(run.token_ids) != case["token_ids"]:
         raise ReferenceError(run.name, "token_ids", f"{list(run.token_ids)}, the bundle has {case['token_ids']}")
     nearest, n_stages = (0.0, 0.0, "", 0.0), 0

@@ -1,5 +1,7 @@
-"""Small pictures, the same bytes on every machine: integer arithmetic, and PNG without compression, because no two
-versions of a compressor need agree.   H, W height and width, B bands: 3, or 4 with transparency.
+"""Make small pictures with the same bytes on every machine.
+
+Arithmetic is on integers, and PNGs are not compressed, because two versions of a compressor may differ. H, W height and
+width, B bands: 3, or 4 with transparency.
 
 PNG: ISO/IEC 15948; zlib and deflate's stored blocks: RFC 1950, RFC 1951 3.2.4.
 """
@@ -15,8 +17,9 @@ STORED = 0xFFFF  # bytes that one stored block can hold
 
 
 def picture(height: int, width: int, bands: int, seed: int) -> np.ndarray:
-    """Squares of random colours under a little noise, (H, W, B) uint8: coarse and fine structure, so that another
-    resampling or another place of the padding shows."""
+    """Draw squares of random colours with a little noise, (H, W, B) uint8.
+
+    Coarse and fine structure together reveal another resampling or another place of the padding."""
     down, across = -(-height // SQUARE), -(-width // SQUARE)
     colours = _bytes([seed, 1], down * across * bands).reshape(down, across, bands)
     coarse = colours.repeat(SQUARE, 0).repeat(SQUARE, 1)[:height, :width].astype(np.int64)
@@ -25,13 +28,13 @@ def picture(height: int, width: int, bands: int, seed: int) -> np.ndarray:
 
 
 def _bytes(seed: list[int], count: int) -> np.ndarray:
-    """Of the generator itself, whose stream numpy promises to keep; it does not of what `Generator` makes of it."""
+    """Return random bytes of the bit generator, whose stream numpy promises to keep, unlike `Generator`'s methods."""
     words = np.random.PCG64(seed).random_raw(-(-count // 8))
     return words.astype("<u8").view(np.uint8)[:count].astype(np.int64)
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """(H, W, B) uint8 -> a PNG file."""
+    """Encode pixels (H, W, B) uint8 as a PNG file."""
     height, width, bands = pixels.shape
     header = struct.pack(">IIBBBBB", width, height, 8, {3: 2, 4: 6}[bands], 0, 0, 0)
     rows = b"".join(b"\0" + row.tobytes() for row in np.ascontiguousarray(pixels))  # each: filter 0, then its pixels
@@ -40,6 +43,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def _stored(data: bytes) -> Iterator[bytes]:
+    """Yield deflate's stored blocks."""
     for at in range(0, len(data), STORED):
         part = data[at : at + STORED]
         last = at + STORED >= len(data)

@@ -1,9 +1,10 @@
-"""The golden bundles: which pair, pictures and prompt each has, and which profiles it holds for.
+"""List the golden bundles: the pair, pictures and prompt of each, and the profiles that it is valid for.
 
-Three groups. What LLaVA is, in float32 and with every stage: a pair for each option of the architecture, under the
-profile it is told by. Every type a tensor can be stored in: pairs on which the profiles do not differ (no class token,
-a feature layer that the file names, a picture of the tower's size, a projector gain at which all kinds of GELU are
-one), so that an engine of any persuasion can use them. And one pair in which every matrix has another type.
+There are four groups. The first covers LLaVA's architecture in float32 and with every stage: one pair for each option,
+under the profile that the option distinguishes. The second does the same for Gemma 3. The third has one pair for every
+type of tensor, on which the profiles do not differ (no class token, a feature layer that the file names, a picture of
+the tower's size, a projector gain at which all kinds of GELU agree), so that engines of every behaviour can use them.
+The last is one pair in which every matrix has another type.
 """
 
 from collections.abc import Iterator
@@ -25,8 +26,8 @@ ALIKE = ("llava", "hf", "llama.cpp")
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture of a bundle. `bands`: 3, or 4 with transparency."""
+class PictureSpec:
+    """Describes a picture of a bundle. `bands`: 3, or 4 with transparency."""
 
     name: str
     height: int
@@ -36,16 +37,16 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """Everything that a bundle is made of."""
+    """Describes everything that a bundle is made from."""
 
     name: str
     about: str
     text: TextSpec | Gemma3Spec
     vision: VisionSpec | SiglipSpec
-    pictures: tuple[Picture, ...]
+    pictures: tuple[PictureSpec, ...]
     prompt: str
     profiles: tuple[str, ...]
-    """The profiles that its numbers are right for, all of which give the same."""
+    """The profiles that its numbers are valid for, all of which give the same."""
     stages: tuple[str, ...] = EVERY_STAGE
     seed: int = 0
 
@@ -53,8 +54,8 @@ class Bundle:
 TEXT = TextSpec(width=24, n_layer=2, n_head=4, n_head_kv=2, mlp_width=40, context=128, words=WORDS)
 VISION = VisionSpec(width=20, n_block=2, n_head=2, mlp_width=36, image_size=15, patch_size=5, middle=28)
 YARN = replace(TEXT, rope_scaling="yarn", rope_base=500.0, original_context=32)
-WIDE, TALL = Picture("wide.png", 27, 61), Picture("tall.png", 53, 22)
-TINY, OWN = Picture("tiny.png", 2, 3), Picture("own.png", 15, 15)
+WIDE, TALL = PictureSpec("wide.png", 27, 61), PictureSpec("tall.png", 53, 22)
+TINY, OWN = PictureSpec("tiny.png", 2, 3), PictureSpec("own.png", 15, 15)
 QUESTION = "what color<image>\nis red"
 LLAVA, HF, LLAMA_CPP = ("llava",), ("hf",), ("llama.cpp",)
 
@@ -102,7 +103,7 @@ ARCHITECTURE = (
         "window",
         "a sliding window of 9 positions, which is honoured; patches of 3 pixels",
         replace(TEXT, window=9, tied=True), replace(VISION, image_size=12, patch_size=3),
-        (Picture("own.png", 12, 12),), "what<image>color", LLAVA, seed=5,
+        (PictureSpec("own.png", 12, 12),), "what<image>color", LLAVA, seed=5,
     ),
     Bundle(
         "no-class-token-swapped",
@@ -143,8 +144,9 @@ GEMMA3 = (
 
 
 def _of_type(kind: str) -> Bundle:
-    """One block a tower. Its rows are as short as its blocks allow, two of them where they are small: a set of pairs is
-    as large as the blocks of its largest type."""
+    """Make the bundle of one type, with one block in each network.
+
+    Rows are as short as the type's blocks allow, two of them if they are small, to keep the set small."""
     per_block = TYPES[kind].weights
     size = {1: 48, 256: 256}.get(per_block, 64)
     text = replace(TEXT, width=size, n_layer=1, n_head=8, n_head_kv=1, mlp_width=size, tied=True, kind=kind)
@@ -162,7 +164,8 @@ def _of_type(kind: str) -> Bundle:
 
 
 def _alike(name: str, about: str, text: TextSpec, vision: VisionSpec) -> Bundle:
-    picture = Picture("own.png", vision.image_size, vision.image_size)
+    """Make a bundle on which the profiles agree."""
+    picture = PictureSpec("own.png", vision.image_size, vision.image_size)
     return Bundle(name, about, text, vision, (picture,), "what is<image></s><s>", ALIKE, THINNED, seed=8)
 
 
@@ -177,7 +180,7 @@ MIXED_TOWER = {
 
 
 def _mixed() -> Bundle:
-    """All fifteen types of blocks of 256, and the tower's attention and MLP in them."""
+    """Make the bundle with all fifteen types of 256-weight blocks, in the tower's attention and MLP too."""
     spec = _of_type("Q2_K")
     assert isinstance(spec.text, TextSpec) and isinstance(spec.vision, VisionSpec)
     text = replace(spec.text, kinds=tuple((f"blk.0.{part}.weight", kind) for part, kind in MIXED_TEXT.items()))
@@ -187,7 +190,7 @@ def _mixed() -> Bundle:
 
 
 def bundles() -> Iterator[Bundle]:
-    """All of them, in the order of the manifest."""
+    """Yield all bundles, in the order of the manifest."""
     yield from ARCHITECTURE
     yield from GEMMA3
     yield from (_of_type(kind) for kind in KINDS)

@@ -1,1 +1,1 @@
-"""Engines that can be compared: this one, llama.cpp, transformers, files."""
+"""Run the engines that can be compared: this project, llama.cpp, transformers, trace files."""

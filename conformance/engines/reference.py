@@ -1,6 +1,6 @@
-"""Another engine, asked to run one prompt and to show what it computed.
+"""Define what an engine must provide to serve as a reference: one prompt's run with its stages.
 
-Stages come under this project's names (`llava_ref.models.stages`), shapes and order, as float32 (pictures uint8).
+Stages have this project's names (`llava_ref.models.stages`), shapes and order, as float32 (pictures uint8).
 """
 
 from collections.abc import Mapping
@@ -14,20 +14,20 @@ from llava_ref.errors import LlavaError
 
 
 class ReferenceError(LlavaError):
-    """The other engine is not installed, refused, crashed, or took too long."""
+    """Raised if the other engine is not installed, refuses, crashes, or takes too long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What to run."""
+    """Holds the files and the prompt to run."""
 
     text: Path
     mmproj: Path | None
     images: tuple[Path, ...]
     prompt: str
-    """As rendered: `<image>` where a picture goes; control tokens in it count; BOS as the tokenizer says."""
+    """The rendered prompt: `<image>` at the place of a picture, control tokens as such, BOS left to the tokenizer."""
     orders: Mapping[str, str] = field(default_factory=dict)
-    """The same conversation as rendered for each value of the quirk `image_order`; empty for a raw prompt."""
+    """The same conversation rendered for each value of the quirk `image_order`; empty for a raw prompt."""
 
     def rendered(self, order: str) -> str:
         """Return the prompt of an engine that puts pictures in this order."""
@@ -36,29 +36,29 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What came of it."""
+    """Holds the results of a run."""
 
     name: str
-    """The engine, its version, its settings."""
+    """The engine, its version and its settings."""
     about: Mapping[str, str]
-    """`arithmetic`: "float32" or "ggml"; `attention`: "float32" or "float16"; and whatever else there is to say."""
+    """`arithmetic`: "float32" or "ggml"; `attention`: "float32" or "float16"; and any other facts."""
     stages: Mapping[str, np.ndarray]
     token_ids: tuple[int, ...]
-    """-1 where a picture stands."""
+    """The prompt's token ids, -1 at a picture's positions."""
     greedy: tuple[int, ...]
     """The likeliest tokens after the prompt, one after the other."""
     rounded: Mapping[str, str] = field(default_factory=dict)
-    """The stages that were not kept as float32, with the type: F16 or BF16."""
+    """Stage -> type, F16 or BF16, of the stages that were not recorded as float32."""
     chosen: bool = False
-    """Whether somebody chose which stages to keep, so that one may be absent and still have been computed."""
+    """Whether only a selection of stages was recorded, so that an absent one may have been computed."""
 
 
 class Reference(Protocol):
-    """An engine with its settings."""
+    """Runs prompts with one engine and its settings."""
 
     @property
     def name(self) -> str: ...
 
     def run(self, case: Case, *, n_greedy: int = 0) -> Run:
-        """ReferenceError for anything that the other engine does instead of answering."""
+        """Run a prompt and `n_greedy` tokens after it. Raises ReferenceError if the engine gives no answer."""
         ...

@@ -1,4 +1,4 @@
-"""What adapters share: the order of stages, and the check that a case can be run at all."""
+"""Order stages and check cases, for all engines."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,9 @@ IMAGE = "<image>"
 
 
 def check_pictures(case: Case) -> None:
-    """ReferenceError unless the prompt has a place for every picture, and an mmproj file to see them with."""
+    """Check that the prompt has a place for every picture, and that pictures come with an mmproj file.
+
+    Raises ReferenceError."""
     places = case.prompt.count(IMAGE)
     if places != len(case.images):
         raise ReferenceError("prompt", IMAGE, f"{places} places for {len(case.images)} pictures, expected one for each")
@@ -21,5 +23,5 @@ def check_pictures(case: Case) -> None:
 
 
 def ordered(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Stages in the order in which this project computes them: picture by picture, then the sequence."""
+    """Sort stages in the order in which this project computes them: picture by picture, then the sequence."""
     return {name: arrays[name] for name in sorted(arrays, key=place)}

@@ -1,4 +1,4 @@
-"""References that need nothing else: this project under other settings, and a trace file of any engine."""
+"""Use this project with other settings, or a trace file of any engine, as a reference."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from .reference import Case, ReferenceError, Run
 
 
 class ThisProject:
-    """The same pair by this project with another backend, precision, profile or quirk."""
+    """Runs the same pair in this project with another backend, precision, profile or quirk."""
 
     def __init__(
         self, *, backend: str = "torch", precision: str = "exact", profile: str = "llava",
@@ -57,7 +57,7 @@ class ThisProject:
 
 
 class Recorded:
-    """A trace file, whoever wrote it. It must hold `token_ids`; that it is of the same prompt shows in them."""
+    """Reads a trace file of any program. It must hold `token_ids`, which show whether the prompt is the same."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -67,7 +67,9 @@ class Recorded:
         return self.path.name
 
     def run(self, case: Case, *, n_greedy: int = 0) -> Run:
-        """The continuation is what the file's header has as `generated`, if it has."""
+        """Return the file's arrays; the greedy tokens are the header's `generated`, if present.
+
+        Raises ReferenceError for a file without token ids or with ids that are not numbers."""
         try:
             trace = TraceFile(self.path)
             if "token_ids" not in trace:

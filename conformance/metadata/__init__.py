@@ -1,1 +1,1 @@
-"""Metadata keys of GGUF files, and what each does in llama.cpp and transformers."""
+"""Measure what each metadata key of a GGUF file does in llama.cpp and transformers."""

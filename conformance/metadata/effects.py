@@ -1,4 +1,4 @@
-"""How far each key of `metadata_keys` moves the outcome in llama.cpp, in transformers and here; and the page about it.
+"""Measure how far each key of `keys` moves the outcome in llama.cpp, in transformers and here; write the page.
 
 An outcome is logits (T, V), the rows of a picture (N, D), or the token ids of some texts.
 `python -m llava_ref.conformance.metadata.effects docs/metadata.md` measures every row and writes the tables anew.
@@ -25,36 +25,36 @@ from ..engines.llama_cpp.oracle import Oracle, OracleError
 from ..pairs import pairs
 from ..pairs.pairs import TextSpec, VisionSpec
 from ..pairs.writing import write
-from .keys import BASES, Base, Row, rows
+from .keys import BASES, Base, KeyRow, rows
 
 TOKENS = [1, *np.random.default_rng(0).integers(3, 400, 40).tolist()]
 STRINGS = ["what is  the color", "the picture a  b ", "</s> héllo", "Blue"]
 Outcome = np.ndarray | list[list[int]] | None
-"""None: the engine refuses the file."""
+"""The result of a run; None if the engine refuses the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """A pair with keys changed, and a picture."""
+    """Holds a pair with keys changed, and a picture."""
 
     text: Path
     mmproj: Path
     picture: Path
 
 
-def files(folder: Path, base: Base, changes: Iterable[Row] = ()) -> Files:
+def files(folder: Path, base: Base, changes: Iterable[KeyRow] = ()) -> Files:
     """Write the pair of a base with these keys set."""
-    found = Files(folder / "text.gguf", folder / "mmproj.gguf", folder / "picture.png")
+    made = Files(folder / "text.gguf", folder / "mmproj.gguf", folder / "picture.png")
     spec, random, keys = BASES[base], pairs.Random(0, 1.0), {row.key: row.value for row in changes}
     text = spec if isinstance(spec, TextSpec) else TextSpec(n_layer=1)
     vision = spec if isinstance(spec, VisionSpec) else VisionSpec(n_block=1, feature_layer=1)
     in_text, in_tower = ({}, keys) if base == "tower" else (keys, {})
-    write(found.text, {**pairs.text_metadata(text), **in_text}, pairs.text_tensors(text, random))
+    write(made.text, {**pairs.text_metadata(text), **in_text}, pairs.text_tensors(text, random))
     tensors = pairs.vision_tensors(vision, text.width, random)
-    write(found.mmproj, {**pairs.vision_metadata(vision, text.width), **in_tower}, tensors)
+    write(made.mmproj, {**pairs.vision_metadata(vision, text.width), **in_tower}, tensors)
     rgb = np.random.default_rng(1).integers(0, 256, (40, 71, 3), np.uint8)
-    Image.fromarray(rgb).save(found.picture)
-    return found
+    Image.fromarray(rgb).save(made.picture)
+    return made
 
 
 def llama_cpp(f: Files, base: Base) -> Outcome:
@@ -70,10 +70,10 @@ def llama_cpp(f: Files, base: Base) -> Outcome:
 
 
 def transformers(f: Files, base: Base) -> Outcome:
-    """Return transformers' outcome, its settings read from the file by `hf_settings`."""
+    """Return transformers' outcome, its settings read from the file by `engines.hf`."""
     try:
         return _transformers(f, base)
-    except Exception:  # whatever transformers thinks of this file
+    except Exception:  # transformers refuses files with exceptions of many types
         return None
 
 
@@ -91,17 +91,17 @@ def _transformers(f: Files, base: Base) -> Outcome:
     model = hf_from_gguf.load(f.text, f.mmproj)
     assert model.vision is not None
     pixels, _ = preprocess([Image.open(f.picture)], model.vision)
-    seen = model.forward([model.image_token] * model.vision.n_patches, pixels)
-    rows: np.ndarray = seen.image_hidden_states[0].numpy()
+    output = model.forward([model.image_token] * model.vision.n_patches, pixels)
+    rows: np.ndarray = output.image_hidden_states[0].numpy()
     return rows.reshape(-1, rows.shape[-1])
 
 
 def here(f: Files, base: Base, profile: str, **quirks: str) -> Outcome:
-    """Return this project's outcome. GGUFError where it refuses the file."""
+    """Return this project's outcome. Raises GGUFError if it refuses the file."""
     if base == "ids":
         tokenizer, resolved = Tokenizer.from_gguf(gguf.read(f.text)), resolve(profile, quirks)
-        found = [chunks(raw(string, 0, tokenizer), tokenizer, resolved) for string in STRINGS]
-        return [[i for part in parts if isinstance(part, TextChunk) for i in part.token_ids] for parts in found]
+        texts = [chunks(raw(string, 0, tokenizer), tokenizer, resolved) for string in STRINGS]
+        return [[i for part in parts if isinstance(part, TextChunk) for i in part.token_ids] for parts in texts]
     if base == "tower":
         model = load(f.text, f.mmproj, backend="numpy", threads=1, profile=profile, quirks=quirks)
         return model.encode_image(f.picture)
@@ -120,12 +120,12 @@ def moved(outcome: Outcome, base: Outcome) -> float | str:
 
 @cache
 def unchanged(engine: Callable[[Files, Base], Outcome], base: Base) -> Outcome:
-    """Return what an engine makes of the base without any change."""
+    """Return an engine's outcome for the base without any change."""
     with tempfile.TemporaryDirectory() as folder:
         return engine(files(Path(folder), base), base)
 
 
-def effect(engine: Callable[[Files, Base], Outcome], changes: Sequence[Row]) -> float | str:
+def effect(engine: Callable[[Files, Base], Outcome], changes: Sequence[KeyRow]) -> float | str:
     """Return how far rows of one base move an engine's outcome, all put into one file."""
     with tempfile.TemporaryDirectory() as folder:
         base = changes[0].base
@@ -134,32 +134,33 @@ def effect(engine: Callable[[Files, Base], Outcome], changes: Sequence[Row]) -> 
 
 HEADING = "| key | value | in | llama.cpp b11549 | transformers | here |\n|---|---|---|---|---|---|\n"
 STILL = "Keys that move neither"
+"""Heading of the second table."""
 
 
-def line(row: Row, llama: float | str, hf: float | str) -> str:
+def line(row: KeyRow, llama: float | str, hf: float | str) -> str:
     """Return a row of the page's table."""
     fate = f"quirk `{row.quirk}`" if row.quirk else row.fate
     value = str(row.value).replace("True", "true").replace("False", "false")
-    return f"| `{row.key}` | `{value}` | {row.base} | {said(llama)} | {said(hf)} | {fate} |\n"
+    return f"| `{row.key}` | `{value}` | {row.base} | {cell(llama)} | {cell(hf)} | {fate} |\n"
 
 
-def said(value: float | str) -> str:
-    """Return an effect as the table has it."""
+def cell(value: float | str) -> str:
+    """Return an effect as a cell of the table."""
     return value if isinstance(value, str) else f"{value:.2g}"
 
 
-def page(before: str, measured: Mapping[Row, tuple[float | str, float | str]]) -> str:
-    """Return the page: what stands before the tables, and two of them."""
-    moving = {row: found for row, found in measured.items() if found != (0, 0)}
+def page(before: str, measured: Mapping[KeyRow, tuple[float | str, float | str]]) -> str:
+    """Return the page: the text before the tables, then the tables of keys with and without an effect."""
+    moving = {row: effects for row, effects in measured.items() if effects != (0, 0)}
     tables = [
-        HEADING + "".join(line(row, *found) for row, found in group.items())
-        for group in (moving, {row: found for row, found in measured.items() if row not in moving})
+        HEADING + "".join(line(row, *effects) for row, effects in group.items())
+        for group in (moving, {row: effects for row, effects in measured.items() if row not in moving})
     ]
     return f"{before}{tables[0]}\n## {STILL}\n\n{tables[1]}"
 
 
 def main(path: Path) -> None:
-    """Measure every row and write the tables behind the page's words."""
+    """Measure every row and write the tables after the page's text."""
     measured = {}
     for row in rows():
         measured[row] = effect(llama_cpp, [row]), effect(transformers, [row])

@@ -1,7 +1,7 @@
-"""Every metadata key that llama.cpp or transformers know for these files: what becomes of it here, and a value to try.
+"""List every metadata key that llama.cpp or transformers know for these files, its fate here, and a value to try.
 
-`metadata_effects` puts each into a random pair and says how far the outcome moves in llama.cpp and in transformers;
-docs/metadata.md shows what it found.
+`effects` puts each into a random pair and measures how far the outcome moves in llama.cpp and in transformers;
+docs/metadata.md shows the results.
 """
 
 from collections.abc import Iterator
@@ -23,8 +23,8 @@ BASES: dict[Base, TextSpec | VisionSpec] = {
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Row:
-    """One key with a value, put into a pair of this base. `quirk` decides whether it is obeyed, where one does."""
+class KeyRow:
+    """Describes a key with a value, put into a pair of this base. `quirk`: the quirk that decides its fate, if any."""
 
     key: str
     value: Value
@@ -37,15 +37,15 @@ class Row:
         return f"{self.key} = {self.value} in {self.base}"
 
 
-def rows() -> Iterator[Row]:
+def rows() -> Iterator[KeyRow]:
     """Yield every row, in the order of the page."""
-    yield from (Row(f"llama.{key}", value, base, fate) for key, value, base, fate in TEXT)
-    yield from (Row(f"llama.{key}", value, base, "obeyed", quirk) for key, value, base, quirk in BY_QUIRK)
-    yield from (Row(f"llama.{key}", value, "plain", "refused") for key, value in OTHER_TEXT)
-    yield from (Row(f"llama.{key}", 2, "plain", "refused") for key in OTHER_PARTS.split())
-    yield from (Row(f"clip.{key}", value, "tower", fate) for key, value, fate in TOWER)
-    yield from (Row(key, value, "ids", fate) for key, value, fate in IDS)
-    yield Row("tokenizer.ggml.add_eos_token", True, "ids", "obeyed", "end_token")
+    yield from (KeyRow(f"llama.{key}", value, base, fate) for key, value, base, fate in TEXT)
+    yield from (KeyRow(f"llama.{key}", value, base, "obeyed", quirk) for key, value, base, quirk in BY_QUIRK)
+    yield from (KeyRow(f"llama.{key}", value, "plain", "refused") for key, value in OTHER_TEXT)
+    yield from (KeyRow(f"llama.{key}", 2, "plain", "refused") for key in OTHER_PARTS.split())
+    yield from (KeyRow(f"clip.{key}", value, "tower", fate) for key, value, fate in TOWER)
+    yield from (KeyRow(key, value, "ids", fate) for key, value, fate in IDS)
+    yield KeyRow("tokenizer.ggml.add_eos_token", True, "ids", "obeyed", "end_token")
 
 
 TEXT: tuple[tuple[str, Value, Base, Fate], ...] = (

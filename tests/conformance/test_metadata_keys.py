@@ -23,7 +23,7 @@ from llava_ref.conformance.metadata.effects import (
     transformers,
     unchanged,
 )
-from llava_ref.conformance.metadata.keys import Base, Row, rows
+from llava_ref.conformance.metadata.keys import Base, KeyRow, rows
 from llava_ref.conformance.pairs.pairs import Random, TextSpec, VisionSpec, text_metadata, text_tensors
 from llava_ref.conformance.pairs.writing import write
 from llava_ref.errors import GGUFError
@@ -39,7 +39,7 @@ ENGINES = {"llama.cpp": llama_cpp, "hf": transformers}
 BOUNDS = {"llama.cpp": {"tower": 2e-3}, "hf": {}}  # llama.cpp reads GELU from a table of float16
 
 
-def recorded(row: Row) -> dict[str, float | str]:
+def recorded(row: KeyRow) -> dict[str, float | str]:
     """What the page says of both engines."""
     start = metadata_effects.line(row, "", "").partition("|  |")[0]
     (line,) = [line for line in PAGE.splitlines() if line.startswith(start)]
@@ -106,7 +106,7 @@ STILL = [row for row in ROWS.values() if set(recorded(row).values()) == {0}]
 @pytest.mark.parametrize("engine", ENGINES)
 def test_what_moves_nothing_moves_nothing_together(engine: str) -> None:
     """All such rows of a base, in as few files as there are values of one key."""
-    groups: dict[tuple[Base, int], list[Row]] = defaultdict(list)
+    groups: dict[tuple[Base, int], list[KeyRow]] = defaultdict(list)
     for i, row in enumerate(STILL):
         groups[row.base, sum((row.base, row.key) == (other.base, other.key) for other in STILL[:i])].append(row)
     for group in groups.values():
@@ -131,7 +131,7 @@ def close(ours: Outcome, theirs: Outcome, engine: str, base: Base) -> bool:
     return ours == theirs
 
 
-def refusal(row: Row, changed: Any) -> GGUFError | None:
+def refusal(row: KeyRow, changed: Any) -> GGUFError | None:
     """Why this project refuses the file, in any profile, or None."""
     try:
         here(changed, row.base, "llava")

@@ -1,1 +1,1 @@
-"""Single operations of ggml."""
+"""Run single operations of ggml."""

@@ -1,8 +1,8 @@
-"""How far our matrix products are from ggml's own, for every weight type: `python -m
-llava_ref.conformance.engines.ggml.table`.
+"""Measure the distance of our matrix products from ggml's, for every weight type.
 
-Both sides get the same random blocks and the same activations. What is left in precision `ggml` is the order of float32
-sums; in precision `exact` it is what ggml's rounding of activations costs. T rows, N width out, K width in.
+`python -m llava_ref.conformance.engines.ggml.table` prints the table. Both sides get the same random blocks and the
+same activations. In precision `ggml` the remaining difference is the order of float32 sums, in precision `exact` it is
+the cost of ggml's rounding of activations. T rows, N width out, K width in.
 """
 
 import argparse
@@ -26,14 +26,14 @@ BEGIN, END = "<!-- products: begin -->\n", "<!-- products: end -->"
 SHAPES = ((1, 64, 256), (7, 33, 512), (65, 96, 1024), (13, 130, 1280), (1, 40, 4096))  # T, N, K
 SEEDS = range(3)
 BOUND = 2e-6
-"""Of relRMS in precision `ggml`."""
+"""Bound of relRMS in precision `ggml`."""
 EXACT_BOUND: dict[str, float] = {"F32": 1e-6, "F16": 5e-4, "BF16": 4e-3, "Q8_0": 2e-2, "Q8_1": 2e-2, "Q8_K": 4e-2}
-"""Of relRMS in precision `exact`, by what ggml makes of the activations."""
+"""Bound of relRMS in precision `exact`, by the type that ggml rounds activations to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One matrix product."""
+    """Holds the inputs of one matrix product."""
 
     kind: str
     weights: np.ndarray  # (N, bytes of a row) uint8
@@ -41,8 +41,8 @@ class Product:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """The worst relRMS of one type over all products."""
+class ProductErrors:
+    """Holds the worst relRMS of one type over all products, by precision."""
 
     kind: str
     rounding: str
@@ -51,7 +51,7 @@ class Row:
 
 
 def products(kind: str) -> Iterator[Product]:
-    """Every shape with every seed; half of the rows have outliers, as a transformer's activations do."""
+    """Yield products of every shape and seed; half of the rows have outliers, as a transformer's activations do."""
     for (T, N, K), seed in product(SHAPES, SEEDS):
         rng = np.random.default_rng([seed, T, N, K])
         calm, wild = rng.standard_normal((T, K)), rng.standard_t(5, (T, K))
@@ -59,17 +59,18 @@ def products(kind: str) -> Iterator[Product]:
         yield Product(kind, random_tensor(kind, N, K, [seed, T]), x)
 
 
-def measure(kinds: Sequence[str] | None = None) -> list[Row]:
-    """One row per type that ggml has a kernel for, or for `kinds` of them. OracleError without llama.cpp, and where
-    ggml fails at a product."""
+def measure(kinds: Sequence[str] | None = None) -> list[ProductErrors]:
+    """Measure every type that ggml has a kernel for, or `kinds` of them.
+
+    Raises OracleError without llama.cpp, and if ggml fails at a product."""
     kernels = ggml_reference.kernels()
     exact, ggml = (get_ops("numpy", "cpu", 1, 0, precision) for precision in ("exact", "ggml"))
     rows = []
     for kind in kernels if kinds is None else kinds:
-        found = list(products(kind))
-        want = ggml_reference.arrays([ggml_reference.mul_mat(p.kind, p.weights, p.x) for p in found])
-        worst = [max(rel_rms(_ours(ops, p), w) for p, w in zip(found, want, strict=True)) for ops in (ggml, exact)]
-        rows.append(Row(kind, kernels[kind], worst[0], worst[1]))
+        cases = list(products(kind))
+        want = ggml_reference.arrays([ggml_reference.mul_mat(p.kind, p.weights, p.x) for p in cases])
+        worst = [max(rel_rms(_ours(ops, p), w) for p, w in zip(cases, want, strict=True)) for ops in (ggml, exact)]
+        rows.append(ProductErrors(kind, kernels[kind], worst[0], worst[1]))
     return rows
 
 
@@ -79,19 +80,19 @@ def _ours(ops: Ops, p: Product) -> np.ndarray:
     return ops.numpy(weight.product(ops.array(p.x)))
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The table as it stands in docs/ggml.md."""
+def markdown(rows: Sequence[ProductErrors]) -> str:
+    """Format the table for docs/ggml.md."""
     head = "| weights | activations become | relRMS in `ggml` | in `exact` |\n|---|---|---|---|\n"
     return head + "".join(f"| {row.kind} | {row.rounding} | {row.ggml:.1e} | {row.exact:.1e} |\n" for row in rows)
 
 
 def between_markers(page: str) -> str:
-    """The table that a page has now."""
+    """Return the table that a page has now."""
     return page.split(BEGIN)[1].split(END)[0]
 
 
 def with_table(page: str, table: str) -> str:
-    """The page with `table` between its markers."""
+    """Return the page with `table` between its markers."""
     return page.replace(BEGIN + between_markers(page) + END, BEGIN + table + END)
 
 

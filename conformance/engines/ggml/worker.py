@@ -1,9 +1,9 @@
-"""Single operations of ggml's CPU backend, through its C API. A program of its own, as ggml ends with an abort.
+"""Run single operations of ggml's CPU backend through its C API, in a separate process because ggml may abort.
 
-`python -m llava_ref.conformance.engines.ggml.worker FOLDER FIRST` reads `<i>.json`, an operation with its numbers,
-`<i>.npz`, its arrays, for i from FIRST on, and writes `<i>.result.npy`, each as soon as it is known, or `<i>.failed`,
-a reason. `ggml_reference` documents the operations. Names and signatures are those of ggml.h and ggml-cpu.h, llama.cpp
-b11549. ggml writes the fastest axis first, numpy last: every shape is reversed on the way.
+`python -m llava_ref.conformance.engines.ggml.worker FOLDER FIRST` reads `<i>.json`, an operation with its numbers, and
+`<i>.npz`, its arrays, for i from FIRST on. It writes `<i>.result.npy` as soon as a result is known, or `<i>.failed`
+with a reason. `operations` documents the operations. Names and signatures are those of ggml.h and ggml-cpu.h, llama.cpp
+b11549. ggml lists the fastest axis first, numpy last: every shape is reversed between them.
 """
 
 import json
@@ -51,7 +51,9 @@ Arrays = dict[str, np.ndarray]
 
 
 class Ggml:
-    """Each method takes a job's numbers and arrays and gives the answer. RuntimeError says what ggml has not."""
+    """Runs operations: each method takes the numbers and arrays of a job and returns the result.
+
+    Methods raise RuntimeError if ggml lacks the operation."""
 
     def __init__(self) -> None:
         self.ffi: Any = import_module("cffi").FFI()
@@ -60,12 +62,12 @@ class Ggml:
         self.lib.ggml_cpu_init()  # fills the GELU tables
 
     def kernels(self, job: Job, arrays: Arrays) -> np.ndarray:
-        """(n, 2): id of each type of blocks.TYPES that has a dot product, and the type activations are made into."""
-        found = [(block.id, self.lib.ggml_get_type_traits_cpu(block.id)) for block in TYPES.values()]
-        return np.array([(id_, traits.vec_dot_type) for id_, traits in found if traits.vec_dot != self.ffi.NULL])
+        """Return (n, 2): the id of each type that has a dot product, and of the type activations are rounded to."""
+        kernels = [(block.id, self.lib.ggml_get_type_traits_cpu(block.id)) for block in TYPES.values()]
+        return np.array([(id_, traits.vec_dot_type) for id_, traits in kernels if traits.vec_dot != self.ffi.NULL])
 
     def round(self, job: Job, arrays: Arrays) -> np.ndarray:
-        """Rows (T, K) as the bytes of activation type `kind`: (T, bytes)"""
+        """Round rows (T, K) to activation type `kind`: (T, bytes)."""
         x = np.ascontiguousarray(arrays["x"], np.float32)
         weights, size = ACTIVATION_BYTES[job["kind"]]
         out = np.zeros((len(x), x.shape[1] // weights * size), np.uint8)
@@ -76,7 +78,7 @@ class Ggml:
         return out
 
     def mul_mat(self, job: Job, arrays: Arrays) -> np.ndarray:
-        """Weights (N, K) as the bytes of their type `kind`, x (T, K) -> (T, N)"""
+        """Multiply x (T, K) by weights (N, K) in the bytes of their type `kind`: (T, N)."""
         block, K = TYPES[job["kind"]], arrays["x"].shape[1]
         if self.lib.ggml_get_type_traits_cpu(block.id).vec_dot == self.ffi.NULL:
             raise RuntimeError(f"ggml's CPU backend has no dot product for {block.name}")
@@ -85,7 +87,7 @@ class Ggml:
             return graph.compute(self.lib.ggml_mul_mat(graph.context, weights, graph.float32(arrays["x"])), 2)
 
     def conv_2d(self, job: Job, arrays: Arrays) -> np.ndarray:
-        """Kernel (D, 3, P, P) float16 or float32, pixels (3, Y, X), stride P -> (D, Y / P, X / P)"""
+        """Convolve pixels (3, Y, X) with a kernel (D, 3, P, P) float16 or float32, stride P: (D, Y / P, X / P)."""
         kernel, P = arrays["kernel"], arrays["kernel"].shape[-1]
         with Graph(self) as graph:
             weights = graph.tensor(1 if kernel.dtype == np.float16 else 0, kernel.shape, kernel)
@@ -93,19 +95,19 @@ class Ggml:
             return graph.compute(self.lib.ggml_conv_2d(graph.context, weights, pixels, P, P, 0, 0, 1, 1), 3)
 
     def activation(self, job: Job, arrays: Arrays) -> np.ndarray:
-        """`kind` gelu, gelu_quick, gelu_erf or silu of every number of x."""
+        """Apply `kind`, gelu, gelu_quick, gelu_erf or silu, to every number of x."""
         with Graph(self) as graph:
             result = getattr(self.lib, f"ggml_{job['kind']}")(graph.context, graph.float32(arrays["x"]))
             return graph.compute(result, arrays["x"].ndim)
 
     def soft_max(self, job: Job, arrays: Arrays) -> np.ndarray:
-        """softmax(x * scale + mask), x (H, T, S), mask (T, S) float16"""
+        """Compute softmax(x * scale + mask), x (H, T, S), mask (T, S) float16: (H, T, S)."""
         with Graph(self) as graph:
             x, mask = graph.float32(arrays["x"]), graph.tensor(1, arrays["mask"].shape, arrays["mask"])
             return graph.compute(self.lib.ggml_soft_max_ext(graph.context, x, mask, job["scale"], 0.0), 3)
 
     def flash_attention(self, job: Job, arrays: Arrays) -> np.ndarray:
-        """q (H, T, dh), k and v (Hkv, S, dh) of float16 or float32, mask (T, S) float16 or none -> (T, H, dh)"""
+        """Attend: q (H, T, dh), k and v (Hkv, S, dh) of float16 or float32, mask (T, S) float16 or none: (T, H, dh)."""
         with Graph(self) as graph:
             kind = 1 if arrays["k"].dtype == np.float16 else 0
             q, k, v = graph.float32(arrays["q"]), *(graph.tensor(kind, arrays[n].shape, arrays[n]) for n in "kv")
@@ -115,7 +117,7 @@ class Ggml:
 
 
 class Graph:
-    """Tensors and one result, in memory of their own."""
+    """Holds the tensors of one operation in a ggml context of its own."""
 
     def __init__(self, ggml: Ggml) -> None:
         self._ffi, self._lib = ggml.ffi, ggml.lib
@@ -128,10 +130,11 @@ class Graph:
         self._lib.ggml_free(self.context)
 
     def float32(self, x: np.ndarray) -> Any:
+        """Make a float32 tensor from an array."""
         return self.tensor(0, x.shape, x.astype(np.float32))
 
     def tensor(self, kind: int, shape: tuple[int, ...], data: np.ndarray) -> Any:
-        """A tensor of `shape` in torch order, holding the bytes of `data`."""
+        """Make a tensor of `shape`, in torch's order of axes, from the bytes of `data`."""
         tensor = self._lib.ggml_new_tensor(self.context, kind, len(shape), list(shape[::-1]))
         data = np.ascontiguousarray(data)
         size = tensor.nb[3] * tensor.ne[3]
@@ -141,7 +144,7 @@ class Graph:
         return tensor
 
     def compute(self, result: Any, n_axes: int) -> np.ndarray:
-        """Runs on one thread; float32."""
+        """Compute a tensor on one thread; return it as float32 with `n_axes` axes."""
         graph = self._lib.ggml_new_graph(self.context)
         self._lib.ggml_build_forward_expand(graph, result)
         status = self._lib.ggml_graph_compute_with_ctx(self.context, graph, 1)
@@ -153,6 +156,7 @@ class Graph:
 
 
 def main(folder: Path, first: int) -> None:
+    """Run the operations in `folder` from `first` on."""
     ggml = Ggml()
     kinds: dict[str, Callable[[Job, Arrays], np.ndarray]] = {
         "kernels": ggml.kernels,
@@ -166,9 +170,9 @@ def main(folder: Path, first: int) -> None:
     for i in range(first, len(list(folder.glob("*.json")))):
         job = json.loads((folder / f"{i}.json").read_text())
         with np.load(folder / f"{i}.npz") as arrays:
-            held = dict(arrays)
+            inputs = dict(arrays)
         try:
-            np.save(folder / f"{i}.result.npy", kinds[job["op"]](job, held))
+            np.save(folder / f"{i}.result.npy", kinds[job["op"]](job, inputs))
         except RuntimeError as error:
             (folder / f"{i}.failed").write_text(str(error))
 

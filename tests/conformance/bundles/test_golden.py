@@ -83,7 +83,8 @@ def test_bounds_follow_the_coarsest_type_so_far():
     assert [golden_case.whole(kind) for kind in kinds] == [5e-3, 5e-3, 2e-2, 6e-2, 6e-2, 0.1]
 
 
-FAULTS = {  # files made of another specification: bundle, changes of the decoder, of the tower, first stage out
+# Files made from another specification: bundle, changes of the decoder and of the tower, first stage that differs.
+FAULTS = {
     "rope base 1 % off": ("llava-wide", {"rope_base": 10100.0}, {}, "blk.0.Qcur_rope"),
     "eps of the decoder": ("rope-linear-eps", {"eps": 0.045}, {}, "blk.0.attn_norm"),
     "eps of the tower": ("rope-linear-eps", {}, {"eps": 0.045}, "vision.pre_ln"),
@@ -105,8 +106,10 @@ def test_a_fault_is_found_at_its_stage(copied, fault):
     half = "text.gguf" if text else "mmproj.gguf"
     assert f"{name}: {half} is not the one made now" in problems
     assert f"{name}: {half} is not the one in case.json" in problems
-    first = next(problem for problem in problems if "first stage out" in problem)
-    assert first.startswith(f"{name}: profile {bundle.profiles[0]}: {stage} is the first stage out: rel rms ")
+    first = next(problem for problem in problems if "first stage" in problem)
+    assert first.startswith(
+        f"{name}: profile {bundle.profiles[0]}: {stage} is the first stage that exceeds its bound: rel rms "
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,7 +126,7 @@ def test_one_byte_of_a_weight(copied, name, tensor, stage):
     path.write_bytes(data)
     problems = check(folder, [bundle])
     assert problems[:2] == [f"{name}: {path.name} is not the one {where}" for where in ("in case.json", "made now")]
-    assert f"{stage} is the first stage out" in problems[2]
+    assert f"{stage} is the first stage that exceeds its bound" in problems[2]
 
 
 def test_stages_and_facts_that_were_changed(copied):
@@ -142,7 +145,9 @@ def test_stages_and_facts_that_were_changed(copied):
         (folder / name / "case.json").write_text(json.dumps(case))
     problems = "\n".join(check(folder, chosen))
     assert re.search("multi-query-tied: stages.safetensors is not the one in case.json", problems)
-    assert re.search("multi-query-tied: profile llava: vision.pixels is the first stage out: max abs", problems)
+    assert re.search(
+        "multi-query-tied: profile llava: vision.pixels is the first stage that exceeds its bound: max abs", problems
+    )
     assert re.search("window: case.json is not the one in the manifest", problems)
     assert re.search(r"window: profile llava: case.json: greedy is \[\d+, .*, the file has \[1, 2\]", problems)
     assert re.search(r"hf-wide: profile hf: case.json: margins are \[.*, the file has \[0.1, 0.1", problems)
@@ -171,7 +176,10 @@ def test_commands(tmp_path, monkeypatch, capsys):
             assert (tmp_path / bundle.name / path.name).read_bytes() == path.read_bytes()
     (tmp_path / "llama.cpp-tall" / "tall.png").write_bytes((SET / "multi-query-tied" / "tall.png").read_bytes())
     assert main(["--check", str(tmp_path)]) == 1
-    assert "llama.cpp-tall: profile llama.cpp: image.rgb is the first stage out" in capsys.readouterr().out
+    assert (
+        "llama.cpp-tall: profile llama.cpp: image.rgb is the first stage that exceeds its bound"
+        in capsys.readouterr().out
+    )
     (tmp_path / "manifest.json").write_text('{"format": "something else"}')
     assert main(["--check", str(tmp_path)]) == 1 and "'something else', expected" in capsys.readouterr().err
     assert main(["--check", str(tmp_path / "absent")]) == 1 and "manifest.json" in capsys.readouterr().err
