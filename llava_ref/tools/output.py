@@ -25,7 +25,7 @@ def note(text: str) -> None:
 
 
 def print_pieces(pieces: Iterable[str]) -> None:
-    """An answer on standard output as it comes, and the end of its line."""
+    """Print an answer on standard output as it comes, then a line end."""
     for piece in pieces:
         print(visible(piece), end="", flush=True)
     print(flush=True)

@@ -32,35 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default: 127.0.0.1, this machine only")
     parser.add_argument("--port", type=int, default=3928, metavar="N", help="default: 3928; 0 takes a free one")
     parser.add_argument("--api-key", metavar="KEY", help="key that every route but /health requires")
-    parser.add_argument(
-        "--allow-model-dir",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="folder that loadmodel may read; repeatable",
-    )
-    parser.add_argument(
-        "--allow-image-host",
-        action="append",
-        default=[],
-        metavar="HOST",
-        help="host of image URLs, which are refused without it; repeatable",
-    )
-    parser.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a name that the server answers to, besides addresses and localhost; repeatable",
-    )
-    parser.add_argument(
-        "--cors-origin",
-        action="append",
-        default=[],
-        metavar="ORIGIN",
-        help="origin of a page that may call the server; * for all; repeatable",
-    )
+    for name, (parse, metavar, text) in REPEATABLE.items():
+        text = f"{text}; repeatable"
+        parser.add_argument(f"--{name}", type=parse, action="append", default=[], metavar=metavar, help=text)
     parser.add_argument(
         "--strict", action="store_true", help="refuse a parameter that has no effect, instead of a warning"
     )
@@ -69,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         limits.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
 
 
+REPEATABLE = {
+    "allow-model-dir": (Path, "DIR", "folder that loadmodel may read"),
+    "allow-image-host": (str, "HOST", "host of image URLs, which are refused without it"),
+    "allow-host": (str, "NAME", "a name that the server answers to, besides addresses and localhost"),
+    "cors-origin": (str, "ORIGIN", "origin of a page that may call the server; * for all"),
+}
 LIMITS = {  # the fields of api.limits.Limits, whose defaults are stated in docs/limits.md
     "max_body": (int, "bytes of a request (default: 64 MiB)"),
     "max_images": (int, "pictures of a request (default and at most: 16)"),
