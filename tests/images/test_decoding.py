@@ -18,9 +18,6 @@ from ..support.image_files import FORMATS, bmp, chunk, encode, noise, png, refus
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True, "exact": True}, "BMP": {}}
 
 
-# Formats
-
-
 @pytest.mark.parametrize("kind", LOSSLESS)
 @pytest.mark.parametrize("h, w", [(1, 1), (5, 7), (1, 10_000), (10_000, 1)])
 def test_lossless_formats_give_the_pixels_back(kind, h, w):
