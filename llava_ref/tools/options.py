@@ -66,7 +66,7 @@ def add_running(command: argparse.ArgumentParser) -> None:
         "--weight-cache",
         type=float,
         metavar="GIB",
-        help="memory for weights kept as float32 (default: all of them, up to half of the free memory)",
+        help="memory for float32 weights (default: for all, if that takes at most half of the free memory, else 0)",
     )
     add_profile(parser)
 
