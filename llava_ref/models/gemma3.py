@@ -28,7 +28,7 @@ from .stages import Stage, Table
 from .weights import Weights
 
 LAYERS_27B = 62  # the one size whose scale is not that of its heads (llama.cpp b11549, src/models/gemma3.cpp)
-PATTERN, LOCAL_BASE = "attention.sliding_window_pattern", "rope.freq_base_swa"
+PATTERN, LOCAL_BASE, ACTIVATION = "attention.sliding_window_pattern", "rope.freq_base_swa", "hidden_activation"
 _B, _HB = "blk.{i}", "language_model.layers.{i}"
 TABLE = Table(
     "blk",
@@ -79,7 +79,11 @@ class Gemma3Config:
 
 def read(file: GGUFFile) -> Gemma3Config:
     """Read the decoder's settings. Raises GGUFError with the key that is missing, mistyped or impossible."""
-    c = read_text(file, "gemma3", obeyed=[PATTERN, LOCAL_BASE, "hidden_activation"])
+    c = read_text(file, "gemma3", obeyed=[PATTERN, LOCAL_BASE, ACTIVATION])
+    activation = file.string(f"gemma3.{ACTIVATION}", "")
+    if activation not in ("", "gelu_pytorch_tanh"):
+        problem = f"{activation!r} is not supported, expected 'gelu_pytorch_tanh'"
+        raise GGUFError(file.path, f"gemma3.{ACTIVATION}", problem)
     if c.rope.scaling == "yarn":
         raise GGUFError(file.path, "gemma3.rope.scaling.type", "'yarn' is not supported, expected none or linear")
     if c.n_layer == LAYERS_27B:
