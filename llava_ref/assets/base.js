@@ -1,4 +1,4 @@
-// What the other modules share: elements, and requests to the server that this page came from.
+// Helpers that the other modules share: elements, and requests to the server that this page came from.
 
 export const by = id => document.getElementById(id);
 
@@ -8,7 +8,7 @@ export const make = (name, properties = {}, ...children) => {
   return element;
 };
 
-export class Refused extends Error { // in the server's words; `code` as in its errors
+export class Refused extends Error { // message and `code` of the server's error
   constructor({ message, code = "" }) {
     super(message);
     this.code = code;
@@ -28,7 +28,7 @@ export async function call(path, body, signal) {
   throw new Refused(error);
 }
 
-async function reached(promise, code = "unreachable") { // every browser has words of its own for a server that is gone
+async function reached(promise, code = "unreachable") { // browsers describe an unreachable server in different words
   return promise.catch(error => {
     throw error.name === "AbortError" ? error : new Refused({ message: "", code });
   });

@@ -1,8 +1,8 @@
-// The newest turn stays in sight until the reader scrolls up.
+// Keep the newest turn in view until the reader scrolls up.
 
 import { by } from "./base.js";
 
-const NEAR = 40; // pixels from the end at which a reader still counts as being there
+const NEAR = 40; // a reader within this many pixels of the end counts as being at the end
 const page = document.scrollingElement;
 
 let following = true, last = 0;
@@ -13,7 +13,7 @@ export function toNewest() {
   follow();
 }
 
-// Show `elements`, the last one above all, and stay there
+// Scroll to `elements`, the last one with priority, and stay there
 export function stayAt(...elements) {
   following = false;
   for (const element of elements) element.scrollIntoView({ block: "nearest" });

@@ -1,15 +1,15 @@
-// Where the model looked: an answer's words as buttons, and the map of the word that was chosen.
+// Show where the model looked: an answer's words as buttons, and the map of the chosen word.
 
 import { by, call, make } from "./base.js";
 import { stayAt } from "./follow.js";
 
 const VIOLET = [104, 43, 194], STRONGEST = 0.85; // colour of a map, and its opacity at the largest number
-const LEAST = 0.01; // a scale reaches at least so far: below that nothing worth a colour happens
+const LEAST = 0.01; // smallest upper end of a scale: smaller values do not deserve a colour
 const narrow = matchMedia("(max-width: 56rem)"); // as in page.css: the panel then stands under the answer
 const ARROWS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -Infinity, End: Infinity };
 
-let looks = 0; // of which the last one counts
-let shown = null; // the answer that the panel is about
+let looks = 0; // number of looks begun; only the last one is shown
+let shown = null; // the answer that the panel shows
 
 // Make a button of each word of `answer`: { item, line, text, messages }. `now`: show its picture at once.
 export function offer(answer, now, complain) {
@@ -29,7 +29,7 @@ export function offer(answer, now, complain) {
   if (now && !narrow.matches) look(answer, null, complain);
 }
 
-function walk(words, event) { // one stop of the Tab key for an answer; arrows go from word to word
+function walk(words, event) { // an answer is one stop of the Tab key; arrows move from word to word
   const from = words.indexOf(document.activeElement), step = ARROWS[event.key];
   if (from < 0 || step === undefined) return;
   event.preventDefault();
@@ -56,13 +56,13 @@ narrow.onchange = place;
 async function look(answer, word, complain) {
   const mine = ++looks;
   document.querySelectorAll(".word").forEach(button => { button.ariaPressed = String(button === word?.button); });
-  if (!word && narrow.matches) return forget(); // pressed again: folded away
+  if (!word && narrow.matches) return forget(); // pressing the word again closes the panel
   try {
     word?.button.setAttribute("aria-busy", "true");
     answer.look ??= call("v1/look", { messages: answer.messages }).then(reply => reply.json());
     const found = await answer.look, source = make("img", { src: found.picture });
     await source.decode();
-    if (mine !== looks) return; // another word was clicked meanwhile
+    if (mine !== looks) return; // another word was clicked in the meantime
     shown = answer;
     place();
     show(found, source, word);
@@ -84,7 +84,7 @@ function mean(maps) {
 function show(found, source, word) {
   by("seen").src = found.seen;
   const [width, height] = found.source, size = found.size;
-  by("sizes").textContent = `${width} × ${height} made ${size} × ${size}, read as ${found.grid} × ${found.grid} patches.`;
+  by("sizes").textContent = `${width} × ${height} resized to ${size} × ${size}, read as ${found.grid} × ${found.grid} patches.`;
   by("lookname").textContent = word ? `Where it looked for “${word.name}”` : "The picture: click on a word of the answer";
   const tokens = word ? found.tokens.flatMap((t, i) => (t.start < word.end && t.end > word.start ? [i] : [])) : [];
   draw(found, source, tokens.length ? mean(tokens.map(i => found.attention[i])) : null);

@@ -1,17 +1,17 @@
-// The page of `llava-ref serve`: a conversation. It speaks to /v1/chat/completions as any client would.
+// The page of `llava-ref serve`: a conversation through /v1/chat/completions, like any other client's.
 
 import { by, call, events, hasKey, make, Refused, useKey } from "./base.js";
 import { toNewest } from "./follow.js";
 import { forget, offer } from "./look.js";
 import { explain, named, picturePart } from "./words.js";
 
-const QUICK = 2; // seconds of prefill: where it took longer, nothing is run again before somebody clicks
+const QUICK = 2; // seconds of prefill: after a longer one, the maps are computed only when the user asks for them
 
 const turns = by("turns"), question = by("question"), touch = matchMedia("(pointer: coarse)");
 let messages = []; // the conversation as it is sent
 let attached = []; // pictures for the next question: { url, name }
 let running = null; // AbortController of the answer being given
-let model = null; // what /page.json said of it
+let model = null; // the content of /page.json
 
 // Asking
 
@@ -42,7 +42,7 @@ function addTurn(text, pictures) {
 
 const unseen = text => make("span", { className: "unseen", textContent: text });
 
-// The next question may be typed; where a finger would call up a keyboard over the answer, it must ask for that itself
+// Focus the question field, but not on a touch screen, where this would open a keyboard over the answer
 function ready() {
   if (!touch.matches) question.focus();
 }
@@ -89,10 +89,10 @@ function answered(turn, result) {
   const pictured = messages.some(({ content }) => Array.isArray(content) && content.some(part => part.type === "image_url"));
   const answer = { ...turn, messages, text: result.text };
   if (result.text && pictured) offer(answer, (result.timings?.prefill_s ?? QUICK) < QUICK, complain);
-  if (result.model !== model?.model) start(); // another was loaded meanwhile
+  if (result.model !== model?.model) start(); // another model was loaded in the meantime
 }
 
-// Nothing of it is part of the conversation: the question goes back to where it was written
+// Remove a failed turn from the conversation and put the question back into its field
 function giveBack(turn, result, { text, pictures }) {
   for (const item of [turn.mine, turn.item]) result.text ? item.classList.add("refused") : item.remove();
   turn.about.textContent = "cut off; not part of the conversation";
@@ -106,7 +106,7 @@ function figures({ usage, timings, warnings, stopped }) {
   const said = [];
   if (usage) {
     const { image_tokens: image, text_tokens: text, cached_tokens: cached } = usage.prompt_tokens_details;
-    said.push(`${image ? `${image} picture + ` : ""}${text} text tokens in${cached ? ` (${cached} known already)` : ""}`, `${usage.completion_tokens} out`);
+    said.push(`${image ? `${image} picture + ` : ""}${text} text tokens in${cached ? ` (${cached} cached)` : ""}`, `${usage.completion_tokens} out`);
   }
   if (timings) {
     const seen = timings.encode_s ? `picture ${seconds(timings.encode_s)}, ` : "";
@@ -124,7 +124,7 @@ function buttons() {
   by("over").hidden = Boolean(running) || !turns.childElementCount;
 }
 
-// An error stands beside the composer until the next question is sent
+// An error stays beside the question field until the next question is sent
 
 function complain(error, sent) {
   const { text, detail } = error ? explain(error, sent) : { text: "", detail: "" };

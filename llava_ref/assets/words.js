@@ -1,4 +1,4 @@
-// What goes wrong, in words for a person: files by their names, not by their places in a request.
+// Explain errors to a person: files are called by their names, not by their places in a request.
 
 const PLACE = /messages\[(\d+)\](?:\.content)?(?:\[(\d+)\])?(?:\.[a-z_]+)*/g;
 const THREE = /^(messages[^\s:]*|[a-z_]+): [^:]*: (.*)$/s; // the server's "place: field: problem"
@@ -10,7 +10,7 @@ export function picturePart({ url, name }) {
   return part;
 }
 
-// `text` with every place in `messages` as a person would name it
+// Replace every place in `messages` in a text by a name for people
 export function named(text, messages) {
   return text.replace(PLACE, (_, message, part) => nameOf(messages, Number(message), part));
 }
@@ -27,7 +27,7 @@ const SAID = { // code -> a sentence about it; `it` is the picture or the questi
   invalid_image: it => `${it} cannot be read as a picture.`,
   image_too_large: it => `${it} is too large.`,
   request_too_large: () => "The pictures are too large together: send fewer, or smaller ones.",
-  context_length_exceeded: () => "This conversation is longer than the model can hold. Start over, or ask with fewer pictures.",
+  context_length_exceeded: () => "This conversation is longer than the model's context. Start over, or ask with fewer pictures.",
   model_not_loaded: () => "No model is loaded on this server.",
   invalid_api_key: () => "The server refused the API key.",
   unreachable: () => "The server does not answer. Is it still running?",
@@ -35,7 +35,7 @@ const SAID = { // code -> a sentence about it; `it` is the picture or the questi
   unread: it => `${it} cannot be read by this browser.`,
 };
 
-// A sentence for a person, and what to say under it
+// Return a sentence for a person, and a detail to show under it
 export function explain(error, messages = []) {
   const [, place, problem] = THREE.exec(error.message) ?? [null, "", error.message];
   const it = error.file ? `“${error.file}”` : place.includes("[") ? named(place, messages) : "";

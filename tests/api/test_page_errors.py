@@ -75,7 +75,7 @@ def test_pictures_that_are_too_large_together(browser):
 
 def test_a_conversation_that_is_too_long(page):
     ask(page, "word " * 3000)
-    assert read(page, "#error").startswith("This conversation is longer than the model can hold.")
+    assert read(page, "#error").startswith("This conversation is longer than the model's context.")
     assert page.shows("#error") and page.shows("#send")
 
 
