@@ -1,7 +1,7 @@
-"""A Hugging Face LLaVA-1.5 or Gemma 3 folder -> a GGUF pair that this project and llama.cpp read.
+"""Convert a Hugging Face LLaVA-1.5 or Gemma 3 folder to a GGUF pair that this project and llama.cpp read.
 
 `python -m llava_ref.conformance.convert FOLDER OUT_PREFIX [--type f16]` reads config.json, model*.safetensors,
-tokenizer.model or tokenizer.json, and preprocessor_config.json if it is there, and writes OUT_PREFIX-text.gguf and
+tokenizer.model or tokenizer.json, and preprocessor_config.json if present, and writes OUT_PREFIX-text.gguf and
 OUT_PREFIX-mmproj.gguf. One tensor is in memory at a time.
 """
 

@@ -1,8 +1,8 @@
-"""A Hugging Face Gemma 3 -> the metadata and tensors of a GGUF pair.
+"""Convert a Hugging Face Gemma 3 to the metadata and tensors of a GGUF pair.
 
 Norm weights get the +1 that transformers adds when it runs; rows of Q and K stay in their order; the projection is
-stored as it is, in float16 (llama.cpp b11549, conversion/gemma.py). A config may leave out what equals the default of
-its class, so the defaults of transformers 5.24's Gemma3Config, Gemma3TextConfig and SiglipVisionConfig are repeated.
+stored as it is, in float16 (llama.cpp b11549, conversion/gemma.py). A config may leave out any value that equals the
+default of its class, so the defaults of transformers 5.24's Gemma3TextConfig and SiglipVisionConfig are repeated.
 D width, dh head size, F MLP width, V vocabulary, N patches, P patch.
 """
 

@@ -1,4 +1,4 @@
-"""Random Gemma 3 pairs: a text GGUF of arch `gemma3`, and an mmproj with a SigLIP tower and projector `gemma3`.
+"""Make random Gemma 3 pairs: a text GGUF of arch `gemma3`, an mmproj with a SigLIP tower and projector `gemma3`.
 
 Keys, names and shapes are those that llama.cpp's converter writes (conversion/gemma.py, b11549). Sizes are odd and
 unequal on purpose. Norm weights hold the model's +1 and are far from 1, so that one left out or added shows.

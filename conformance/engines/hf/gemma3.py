@@ -1,4 +1,4 @@
-"""A Gemma 3 GGUF pair -> transformers' Gemma3ForConditionalGeneration, or Gemma3ForCausalLM without a tower.
+"""Load a Gemma 3 pair into transformers' Gemma3ForConditionalGeneration, or Gemma3ForCausalLM without a tower.
 
 The GGUF's norm weights hold the +1 that transformers adds, so it is taken off again; rows of Q and K are in the same
 order in both; `mm.input_projection` is stored as transformers has it. D width, dh head size, F MLP width, V vocabulary.

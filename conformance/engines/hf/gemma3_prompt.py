@@ -1,4 +1,4 @@
-"""Token ids of a prompt and pixels of its pictures by transformers' own Gemma3Processor.
+"""Prepare a prompt and its pictures with transformers' own Gemma3Processor.
 
 Its tokenizer is made from the SPM vocabulary in the GGUF file. A file stores runs of blanks as user-defined tokens;
 Gemma's tokenizer.json has them as pieces of "▁" that merge first (convert_slow_tokenizer.py, GemmaConverter).

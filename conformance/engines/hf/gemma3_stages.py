@@ -1,4 +1,4 @@
-"""Where transformers' Gemma 3 shows this project's stages.
+"""Find this project's stages in transformers' Gemma 3.
 
 N patches, n rows of a picture, T positions, D width, H heads, dh head size. Q and K keep transformers' order of
 channels (i and i + dh / 2 turn together), which is also the file's.

@@ -1,7 +1,7 @@
-"""A LLaVA GGUF pair -> transformers' LlavaForConditionalGeneration; a llama text file alone -> its ...ForCausalLM.
+"""Load a LLaVA pair into transformers' LlavaForConditionalGeneration, a llama text file into its ...ForCausalLM.
 
-D width, F MLP width, V vocabulary, H heads, dh head size. What a config of transformers 5 cannot say is an error by the
-name of the key or tensor.
+D width, F MLP width, V vocabulary, H heads, dh head size. A setting that a config of transformers 5 cannot
+express is an error by the name of the key or tensor.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ def load_llava(text_file: GGUFFile, mmproj_file: GGUFFile | None) -> HfModel:
 
 
 def _text(file: GGUFFile, c: TextSettings, *, extra: bool) -> tuple[Any, State, Tensor | None]:
-    """Config, weights, and by what the rotary frequencies are divided. `extra`: a row of zeros for the image token."""
+    """Return config, weights, and the divisors of rotary frequencies. `extra`: a row of zeros for the image token."""
     hf, w, D, V = transformers(), TensorReader(file), c.config["hidden_size"], c.n_vocab
     biased = [any(f"blk.{i}.{name}.bias" in file.tensors for i in _blocks(c) for name in group.values())
               for group in (ATTENTION, MLP)]  # fmt: skip

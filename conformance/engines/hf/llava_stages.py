@@ -1,4 +1,4 @@
-"""Where transformers' LLaVA shows this project's stages.
+"""Find this project's stages in transformers' LLaVA.
 
 N patches, T positions, D width, H heads, dh head size, V vocabulary. `llava_ref.models.stages` has the table. Q and K
 come with the channels of a head in halves, and are put back into GGUF's adjacent pairs.

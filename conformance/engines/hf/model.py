@@ -1,4 +1,4 @@
-"""A model of transformers with the weights of a GGUF pair, ready to run.
+"""Hold a model of transformers with the weights of a GGUF pair, ready to run.
 
 T positions, S image size, N rows of a picture, D decoder width, V vocabulary.
 """
@@ -21,7 +21,7 @@ from .settings import VisionSettings
 
 @dataclass(frozen=True, slots=True)
 class HfModel:
-    """A module of transformers, and what must be known to ask it."""
+    """A module of transformers, and the facts that are needed to ask it."""
 
     module: Any  # LlavaForConditionalGeneration, Gemma3ForConditionalGeneration, or a ...ForCausalLM without a tower
     family: Literal["llava", "gemma3"]
@@ -45,7 +45,7 @@ class HfModel:
 
     @torch.no_grad()
     def forward(self, ids: Sequence[int], pixels: np.ndarray | None) -> Any:
-        """Token ids (T,) and pictures (n, 3, S, S) -> transformers' output, with logits (1, T, V) and a cache."""
+        """Run token ids (T,) and pictures (n, 3, S, S) -> transformers' output, with logits (1, T, V) and a cache."""
         tokens = torch.tensor([list(ids)])
         extra = {} if pixels is None else {"pixel_values": torch.from_numpy(pixels)}
         if self._takes("token_type_ids"):  # Gemma 3: rows of one picture see one another
@@ -54,7 +54,7 @@ class HfModel:
 
     @torch.no_grad()
     def image_rows(self, pixels: np.ndarray) -> np.ndarray:
-        """Pictures (n, 3, S, S) -> the rows that stand for them (n, N, D)."""
+        """Encode pictures (n, 3, S, S) -> the rows that stand for them (n, N, D)."""
         rows: torch.Tensor = self.module.get_image_features(torch.from_numpy(pixels)).pooler_output
         return rows.numpy()
 

@@ -1,4 +1,4 @@
-"""Places in a module of transformers where a stage of this project can be seen."""
+"""Name places in transformers' modules where a stage of this project can be seen."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

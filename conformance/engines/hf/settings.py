@@ -83,7 +83,7 @@ def whole(file: GGUFFile, key: str, default: int | None, blocks: int) -> int:
 
 
 def _rope(file: GGUFFile) -> dict[str, Any]:
-    """`rope_parameters` but for the base. Keys as llama.cpp's converter writes them (conversion/base.py)."""
+    """Return `rope_parameters` without the base. Keys as llama.cpp's converter writes them (conversion/base.py)."""
     s = "llama.rope.scaling."
     factor = file.number(s + "factor" if s + "factor" in file else "llama.rope.scale_linear", 0.0, 1e9, 0.0)
     kind = file.string(s + "type", "linear")

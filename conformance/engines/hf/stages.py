@@ -1,4 +1,4 @@
-"""Forward hooks on transformers' modules -> this project's stages, as a family's table of points says."""
+"""Collect this project's stages with forward hooks on transformers' modules, at the points that a family names."""
 
 from collections.abc import Sequence
 from typing import Any

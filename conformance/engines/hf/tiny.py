@@ -1,4 +1,4 @@
-"""transformers as a reference: a small random LLaVA, and what it computes.
+"""Make a small random LLaVA with transformers, and run it.
 
 T positions, V vocabulary, N patches, D decoder width, S image size. Weights have the gains of a trained model's noise
 growth (see `pairs`), because transformers' own initialisation is so small that a wrong layer hardly shows.
@@ -17,7 +17,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of the model. Odd on purpose."""
+    """The sizes of the model, odd on purpose."""
 
     n_vocab: int
     image_token: int
@@ -43,12 +43,12 @@ class Shape:
 
 
 def missing() -> str | None:
-    """Why there is no reference here, or None."""
+    """Say why transformers cannot be asked here; None if it can."""
     return None if find_spec("transformers") else "transformers not installed: pip install 'llava-ref[conformance]'"
 
 
 def build(shape: Shape, seed: int) -> Any:
-    """A LlavaForConditionalGeneration with random float32 weights, ready to run."""
+    """Make a LlavaForConditionalGeneration with random float32 weights, ready to run."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # transformers reads it when it is imported
     hf: Any = import_module("transformers")
     vision = hf.CLIPVisionConfig(
@@ -102,20 +102,20 @@ def _randomise(model: torch.nn.Module, seed: int) -> None:
 
 
 def save(model: Any, folder: Path) -> None:
-    """The model as a checkpoint folder: config.json and model.safetensors."""
+    """Save the model as a checkpoint folder: config.json and model.safetensors."""
     model.save_pretrained(folder)
 
 
 @torch.no_grad()
 def image_rows(model: Any, pixels: np.ndarray) -> np.ndarray:
-    """Normalised pixels (3, S, S) -> what the projector gives the decoder (N, D) float32."""
+    """Encode normalised pixels (3, S, S) to the rows that the projector gives the decoder, (N, D) float32."""
     rows: torch.Tensor = model.get_image_features(pixel_values=torch.from_numpy(pixels)[None]).pooler_output[0]
     return rows.numpy()
 
 
 @torch.no_grad()
 def logits(model: Any, token_ids: list[int], pixels: np.ndarray | None) -> np.ndarray:
-    """Logits of every position (T, V) float32. The image token stands N times in `token_ids` where a picture goes."""
+    """Return the logits of every position, (T, V) float32. A picture is N image tokens in `token_ids`."""
     ids = torch.tensor([token_ids])
     values = None if pixels is None else torch.from_numpy(pixels)[None]
     found: torch.Tensor = model(input_ids=ids, pixel_values=values).logits[0]

@@ -1,8 +1,8 @@
-"""Token ids of a prompt by transformers' own LlamaTokenizer, made from an SPM vocabulary in a GGUF file.
+"""Tokenise a prompt with transformers' own LlamaTokenizer, made from an SPM vocabulary in a GGUF file.
 
-The merges come of the pieces' scores, as transformers' converter of sentencepiece models has them. A byte-level BPE
-vocabulary of a GGUF file names its rule for cutting text and does not hold it, so there this project's tokenizer
-answers, under profile hf.
+The merges are made from the pieces' scores, as transformers' converter of sentencepiece models makes them. A GGUF file
+with a byte-level BPE vocabulary names its rule for cutting text and does not hold it, so this project's tokenizer
+answers for such a file, under profile hf.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ OURS = "this project's tokenizer under profile hf, not transformers': it has non
 
 
 def token_ids(file: GGUFFile, prompt: str, image_token: int, n_rows: int) -> tuple[list[int], str]:
-    """Ids of a prompt, `image_token` as often as a picture has rows; and whose tokenizer made them.
+    """Return the ids of a prompt, `image_token` as often as a picture has rows, and whose tokenizer made them.
 
     BOS comes first if the vocabulary asks for it and the prompt does not begin with it already."""
     if file.get(KEY + "model") != "llama":
@@ -36,8 +36,8 @@ def token_ids(file: GGUFFile, prompt: str, image_token: int, n_rows: int) -> tup
 
 
 def _tokenizer(file: GGUFFile) -> Any:
-    """Return transformers' tokenizer with what the file's keys say; which tokens swallow blanks goes by the names of
-    models, as in llama.cpp, because no key says it."""
+    """Make transformers' tokenizer as the file's keys say. The tokens that swallow blanks depend on the model's name, as
+    in llama.cpp, because no key says it."""
     from transformers import AddedToken, LlamaTokenizer
     from transformers.tokenization_utils_base import generate_merges
 
@@ -64,7 +64,7 @@ def _tokenizer(file: GGUFFile) -> Any:
 
 
 def _special(file: GGUFFile, name: str, default: int, n: int) -> int:
-    """Return the id of a special token; one out of range counts as absent."""
+    """Return the id of a special token; an id out of range counts as absent."""
     key = KEY + {"unk": "unknown"}.get(name, name) + "_token_id"
     found = int(file.get(key, default))
     return found if 0 <= found < n else default

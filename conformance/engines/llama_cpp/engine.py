@@ -1,4 +1,4 @@
-"""llama.cpp as a reference: its own preprocessing, tower, tokenizer and decoder, in a process of its own."""
+"""Run llama.cpp as a reference: its own preprocessing, tower, tokenizer and decoder, in a process of its own."""
 
 import json
 from collections.abc import Sequence
