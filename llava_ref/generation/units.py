@@ -3,8 +3,8 @@
 A unit is a chunk of text or a picture, or `BATCH` positions of one, so that the arithmetic of a prompt's beginning does
 not depend on what comes behind it; llama.cpp decodes so too. A probe may want to see a prompt whole. But the rounding
 of a product depends on how many rows it has, and attention over all rows at once takes memory by the square of their
-number. So only the arrays are whole: products and attention are done unit by unit, and every bit is the one that a
-pass a unit would give.
+number. So only the arrays are whole: products, activations and attention are done unit by unit, and every bit is the
+one that a pass a unit would give.
 
 T rows of the pass, S positions so far, D or K width in, N width out, H query heads, Hkv key/value heads, dh head size.
 """
@@ -17,7 +17,7 @@ from typing import cast
 import numpy as np
 
 from ..ops.over import Over
-from ..ops.protocol import KV, Array, Linear, Ops, Plan
+from ..ops.protocol import KV, Activation, Array, Linear, Ops, Plan
 from ..ops.sees import Sees
 
 BATCH = 512  # rows run through the decoder at once: bounds the memory of the attention scores
@@ -53,6 +53,10 @@ class _ByUnits(Over):
 
     def linears(self, x: Array, ws: Sequence[Linear]) -> tuple[Array, ...]:
         return tuple(self.linear(x, w) for w in ws)
+
+    def activation(self, x: Array, kind: Activation) -> Array:
+        """Compute each unit's: torch rounds the last numbers of an array, too few to fill a vector, in another way."""
+        return self._joined(lambda i, start, end: self._inner.activation(x[start:end], kind))
 
     def plan(self, sees: Sees) -> list[Plan]:
         """Plan each unit: what it sees of the positions up to its own end."""
