@@ -6,7 +6,7 @@ import pytest
 import llava_ref
 from llava_ref.generation.reuse import Reuse, cached_positions
 from llava_ref.generation.sampler import Sampling
-from llava_ref.generation.units import BATCH, units
+from llava_ref.generation.units import BATCH
 from llava_ref.tracing.trace import Probe
 
 from ..support.tiny_pair import VICUNA, Tiny, write_pair
@@ -142,11 +142,6 @@ def test_the_same_bytes_in_another_shape_are_another_picture():
     reuse.keep_rows(picture, np.zeros((2, 5), np.float32))
     assert reuse.rows(picture.copy()) is not None
     assert reuse.rows(picture.reshape(4, 2, 3)) is None
-
-
-def test_units():
-    rows = np.zeros((600, 3), np.float32)
-    assert [len(unit) for unit in units([[1, 2], rows, [], list(range(1030))], False)] == [2, 512, 88, 512, 512, 6]
 
 
 def test_positions_that_were_kept():

@@ -2,12 +2,14 @@
 
 import math
 from collections import Counter
+from dataclasses import fields
+from typing import get_type_hints
 
 import numpy as np
 import pytest
 
 from llava_ref.errors import ParameterError
-from llava_ref.generation.sampler import PENALTY_WINDOW, Sampler, Sampling, filtered
+from llava_ref.generation.sampler import PENALTY_WINDOW, Sampler, Sampling, SamplingOptions, filtered
 
 from ..support.helpers import rand
 
@@ -215,3 +217,32 @@ def test_a_setting_out_of_range_is_named(name, value):
 def test_a_bias_outside_the_vocabulary_is_refused():
     with pytest.raises(ParameterError, match="logit_bias: 53: no such token, expected 0 to 52"):
         Sampler(Sampling(logit_bias={53: 1.0}), V)
+
+
+def test_the_options_of_chat_are_the_settings():
+    """`SamplingOptions` types `Llava.chat`; the server alone sets a grammar and asks for log-probabilities."""
+    declared, options = get_type_hints(Sampling), get_type_hints(SamplingOptions)
+    assert set(declared) - set(options) == {"grammar", "top_logprobs"}
+    assert options == {name: kind for name, kind in declared.items() if name in options} | {
+        "logit_bias": declared["logit_bias"] | None
+    }
+    assert [f.name for f in fields(Sampling) if f.name in options] == list(options), "in one order"
+    assert not SamplingOptions.__required_keys__
+
+
+def test_none_is_the_default():
+    assert Sampling.of(**dict.fromkeys(get_type_hints(SamplingOptions))) == Sampling()
+    assert Sampling.of(top_k=0, temperature=0.5, seed=0) == Sampling(top_k=0, temperature=0.5, seed=0)
+
+
+DECLARED = [setting for setting in fields(Sampling) if setting.metadata]
+
+
+@pytest.mark.parametrize("setting", DECLARED, ids=lambda setting: setting.name)
+def test_a_range_has_both_its_ends(setting):
+    low, high = setting.metadata["low"], setting.metadata["high"]
+    for value in (low, high):
+        assert getattr(Sampling(**{setting.name: value}), setting.name) == value
+    for value in (low - 1, high + 1):
+        with pytest.raises(ParameterError, match=f"{setting.name}: {value!r}: expected a .*number from"):
+            Sampling(**{setting.name: value})

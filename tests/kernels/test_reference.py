@@ -54,6 +54,13 @@ def test_rope_is_a_complex_product():
     torch.testing.assert_close(ref.rope(x, angle.cos(), angle.sin()), torch.view_as_real(turned).flatten(-2))
 
 
+def test_rope_of_halves_is_the_same_product():
+    x, angle = rand(5, 3, 8), rand(5, 4)
+    turned = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones_like(angle), angle)[:, None]
+    want = torch.cat((turned.real, turned.imag), -1)
+    torch.testing.assert_close(ref.rope(x, angle.cos(), angle.sin(), "halves"), want)
+
+
 def test_patches_are_a_strided_convolution():
     x, w, b = rand(3, 12, 20), rand(7, 3, 4, 4), rand(7)
     want = F.conv2d(x[None], w, b, stride=4)[0].flatten(1).T

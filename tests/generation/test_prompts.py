@@ -1,0 +1,156 @@
+"""Prompts are placed before a picture is decoded, and what stands beside a picture is tokenised with the text."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava_ref import images, load
+from llava_ref.chat.chunks import ImageChunk, TextChunk, chunks, raw
+from llava_ref.conformance.pairs.gemma3 import Gemma3Spec, SiglipSpec, build_gemma3
+from llava_ref.conformance.pairs.pairs import TextSpec, VisionSpec, build
+from llava_ref.errors import ImageError, PromptError
+from llava_ref.profiles import PROFILES
+from llava_ref.tokenizer.quote import IMAGE
+
+RGB = np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)
+DOUBLE = ("\n\n<start_of_image>", "<end_of_image>\n\n")
+
+
+def png():
+    file = io.BytesIO()
+    Image.fromarray(RGB).save(file, "PNG")
+    return file.getvalue()
+
+
+PNG = png()
+
+
+def ask(*parts):
+    content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "image": p} for p in parts]
+    return [{"role": "user", "content": content}]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    llama = build(tmp_path_factory.mktemp("llama"), TextSpec(), VisionSpec())
+    gemma = build_gemma3(tmp_path_factory.mktemp("gemma3"), Gemma3Spec(), SiglipSpec())
+    return {"llama": llama, "gemma3": gemma}
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma3"])
+def model(request, pairs):
+    pair = pairs[request.param]
+    return load(pair.text, pair.mmproj, backend="numpy", template="vicuna" if request.param == "llama" else None)
+
+
+@pytest.fixture
+def undecoded(monkeypatch):
+    """Fail where a picture is decoded."""
+    monkeypatch.setattr(images, "load", lambda *a, **b: pytest.fail("a picture was decoded"))
+
+
+def test_counting_decodes_nothing(model, undecoded):
+    for pictures in ([], [PNG], [PNG, RGB]):
+        text = model.count_tokens(ask(*pictures, "what color?"))
+        assert text > len(pictures) * model.tokens_per_image > 0 or not pictures
+
+
+def test_a_count_is_the_length_of_the_prompt(model):
+    for parts in (("what color?",), (PNG, "the"), (RGB, "the", PNG, "a red")):
+        assert model.count_tokens(ask(*parts)) == len(model.request(ask(*parts)).token_ids)
+
+
+def test_a_prompt_too_long_is_refused_before_a_picture_is_decoded(model, undecoded):
+    long = ask(PNG, "the " * 600)
+    for call in (model.request, model.chat, model.stream):
+        with pytest.raises(PromptError, match="maximum context length is 512 tokens") as caught:
+            call(long)
+        assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(PromptError, match="maximum context length is 512 tokens"):
+        model.raw_request(IMAGE * 60, [PNG] * 60)
+    with pytest.raises(pytest.fail.Exception, match="a picture was decoded"):
+        model.request(ask(PNG, "the"))
+
+
+def test_a_broken_picture_is_named_before_the_length(model):
+    with pytest.raises(ImageError, match=r"messages\[0\]\.content\[0\]: format: "):
+        model.count_tokens(ask(b"no picture", "the"))
+
+
+def test_the_places_of_pictures_are_their_spans(model):
+    request = model.request(ask(RGB, "the", PNG))
+    assert request.spans == (model.span(50, 30),) * 2
+    assert request.token_ids.count(-1) == 2 * model.tokens_per_image
+    described = [chunk for chunk in request.describe() if chunk["type"] == "image"]
+    assert described == [{"type": "image", "n_tokens": model.tokens_per_image, "width": 50, "height": 30}] * 2
+
+
+def test_a_model_without_a_tower_refuses_pictures_before_decoding(pairs, undecoded):
+    text = load(pairs["gemma3"].text, backend="numpy")
+    for call in (text.count_tokens, text.request):
+        with pytest.raises(PromptError, match=r"content\[0\]: image: the model was loaded without an mmproj file"):
+            call(ask(PNG, "the"))
+
+
+@pytest.fixture(scope="module")
+def gemma(pairs):
+    return load(pairs["gemma3"].text, pairs["gemma3"].mmproj, backend="numpy")
+
+
+def pieces(gemma, text, markers, profile="llava"):
+    """Return the texts of the tokens around each slot."""
+    tokenizer = gemma.tokenizer
+    found = chunks(raw(text, len(markers), tokenizer), tokenizer, PROFILES[profile], markers)
+    return [[tokenizer.text_of(i) for i in c.token_ids] if isinstance(c, TextChunk) else c.index for c in found]
+
+
+@pytest.mark.parametrize("profile", ["llava", "hf", "llama.cpp"])
+def test_line_feeds_of_markers_and_text_are_one_token(gemma, profile):
+    """The vocabulary has a token for each run of line feeds: \\n\\n beside the user's \\n is \\n\\n\\n."""
+    assert pieces(gemma, f"a\n{IMAGE}\n\nb", [DOUBLE], profile) == [
+        ["<bos>", "a", "\n\n\n", "<start_of_image>"],
+        0,
+        ["<end_of_image>", "\n\n\n\n", "b"],
+    ]
+
+
+def test_markers_of_two_pictures_meet_between_them(gemma):
+    plain = ("<start_of_image>", "<end_of_image>")
+    assert pieces(gemma, f"{IMAGE}{IMAGE}", [DOUBLE, plain]) == [
+        ["<bos>", "\n\n", "<start_of_image>"],
+        0,
+        ["<end_of_image>", "\n\n", "<start_of_image>"],
+        1,
+        ["<end_of_image>"],
+    ]
+    assert pieces(gemma, f"{IMAGE}{IMAGE}", [DOUBLE, DOUBLE])[2] == [
+        "<end_of_image>",
+        "\n\n\n\n",
+        "<start_of_image>",
+    ]
+
+
+def test_without_markers_a_slot_stands_alone(gemma):
+    assert pieces(gemma, f"a{IMAGE}b", [("", "")]) == [["<bos>", "a"], 0, ["b"]]
+    assert [type(c) for c in chunks(raw(IMAGE, 1, gemma.tokenizer), gemma.tokenizer, PROFILES["llava"])] == [
+        TextChunk,
+        ImageChunk,
+    ]
+
+
+def test_a_user_s_marker_is_no_picture(gemma):
+    """Only the model's own markers stand beside rows; what a user types as text adds none."""
+    request = gemma.request(ask("the <start_of_image> a"))
+    assert -1 not in request.token_ids and request.spans == ()
+
+
+@pytest.mark.parametrize("profile, feeds", [("llava", True), ("hf", True), ("llama.cpp", False)])
+def test_markers_follow_the_profile(pairs, profile, feeds):
+    model = load(pairs["gemma3"].text, pairs["gemma3"].mmproj, backend="numpy", profile=profile)
+    request = model.raw_request(f"a{IMAGE}b", [RGB])
+    texts = [model.tokenizer.text_of(i) if i >= 0 else "." for i in request.token_ids]
+    around = ["\n\n"] if feeds else []
+    picture = [*around, "<start_of_image>", *["."] * 9, "<end_of_image>", *around]
+    assert texts == ["<bos>", "a", *picture, "b"]
