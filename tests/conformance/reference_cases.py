@@ -1,4 +1,4 @@
-"""What the tests of the two adapters share: a pair with two pictures, and this project's own run of it."""
+"""Share between the tests of the two adapters: a pair with two pictures, and this project's own run of it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ OF_PICTURES = ("image.", "vision.", "projector.")
 
 
 def build(folder: Path, text: TextSpec, vision: VisionSpec, prompt: str = PROMPT) -> Case:
-    """A random pair and as many random pictures as the prompt has places, no two of one shape."""
+    """Make a random pair and as many random pictures as the prompt has places, no two of one shape."""
     pair = pairs.build(folder, text, vision)
     rng = np.random.default_rng(3)
     images = tuple(folder / f"{i}.png" for i in range(prompt.count("<image>")))
@@ -33,14 +33,14 @@ def model_of(case: Case, profile: str) -> Llava:
 
 
 def trace(model: Llava, case: Case) -> dict[str, np.ndarray]:
-    """Every stage of this project's run of the whole case."""
+    """Return every stage of this project's run of the whole case."""
     with model.trace(*EVERYTHING) as seen:
         model.request_logits(model.raw_request(case.prompt, case.images))
     return dict(seen)
 
 
 def differing(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], bound: float) -> list[str]:
-    """Stages of another shape or type, or further apart than the bound."""
+    """List the stages of another shape or type, or further apart than the bound."""
     return [
         name
         for name in theirs

@@ -27,7 +27,7 @@ QUESTION = "USER: <image>\nWhat colour is the circle? ASSISTANT:"
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> dict[str, Path]:
-    """One of the model's own size, one that is wide."""
+    """Save two pictures: one of the model's own size, a wide one."""
     folder = tmp_path_factory.mktemp("pictures")
     with Image.open(OWN_SIZE) as picture:
         own = picture.resize((64, 64))

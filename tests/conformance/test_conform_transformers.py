@@ -46,7 +46,7 @@ def test_the_original_s_padding_and_tokens_are_named(case, run):
 
 
 def test_precision_ggml_is_out_only_where_it_rounds(case, run):
-    """Against float32 its own bounds are the wide ones, and nothing else is."""
+    """Against float32 only the stages that ggml rounds need the wide bounds."""
     report = compared(case, run, profile="hf", precision="ggml")
     assert not report.findings
     rounded = [stage for stage in report.stages if stage.own and stage.own.rel_rms > 1e-5]

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.oracle
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as transformers saves it: `<image>` and `<pad>` added, and rows for padding after them."""
+    """Save a folder as transformers does: `<image>` and `<pad>` added, rows for padding after them."""
     folder = tmp_path_factory.mktemp("hf") / "tiny-llava"
     reference_hf.save(reference_hf.build(reference_hf.Shape(n_vocab=N_BASE + 9, image_token=N_BASE), 0), folder)
     (folder / "tokenizer.json").write_text(json.dumps(fast_tokenizer([("<image>", True), ("<pad>", True)])))
@@ -38,7 +38,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(checkpoint: Path, tmp_path: Path) -> Path:
-    """A copy that a test may spoil."""
+    """Copy the checkpoint, so that a test may spoil it."""
     return Path(shutil.copytree(checkpoint, tmp_path / "tiny-llava"))
 
 
@@ -165,7 +165,7 @@ def test_llama_cpp_reads_the_pair(checkpoint: Path, tmp_path: Path, within: Any)
 
 
 def test_a_config_that_leaves_out_the_defaults() -> None:
-    """What llava-hf/llava-1.5-7b-hf has in its config.json."""
+    """The config.json of llava-hf/llava-1.5-7b-hf."""
     text = {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "vocab_size": 32064}
     vision = {"model_type": "clip_vision_model", "hidden_size": 1024, "image_size": 336, "intermediate_size": 4096}
     vision |= {"num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14, "projection_dim": 768}

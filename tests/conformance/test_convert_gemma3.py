@@ -52,7 +52,7 @@ def keys(path: Path, *prefixes: str) -> dict[str, Any]:
 
 
 def check_equal(found: Path, want: Path) -> None:
-    """Matrices bit for bit; a gain that lost 1 and got it back, to one unit in the last place."""
+    """Compare matrices bit for bit, and gains, which lost 1 and got it back, to one unit in the last place."""
     ours, theirs = tensors(found), tensors(want)
     assert ours.keys() == theirs.keys()
     for name, view in theirs.items():
@@ -76,7 +76,7 @@ def test_a_pair_comes_back_from_transformers(tmp_path: Path, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    """A model of random weights that transformers made and saved, its tokenizer beside it, with rows for padding."""
+    """Save a random model of transformers' own, with its tokenizer and with rows for padding."""
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
     from llava_ref.conformance.engines.hf.gemma3_prompt import gemma_tokenizer
@@ -110,12 +110,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 
 @pytest.fixture
 def folder(checkpoint: tuple[Any, Path], tmp_path: Path) -> Path:
-    """A copy that a test may spoil."""
+    """Copy the checkpoint, so that a test may spoil it."""
     return Path(shutil.copytree(checkpoint[1], tmp_path / "tiny-gemma"))
 
 
 def logits_of_both(model: Any, pair: Pair) -> tuple[float, float]:
-    """relRMS of image rows and of logits, llama.cpp on the pair against transformers on its own model."""
+    """Return relRMS of image rows and of logits: llama.cpp on the pair, transformers on its own model."""
     rgb = np.random.default_rng(0).integers(0, 256, (84, 84, 3), np.uint8)
     llama = oracle.Oracle(pair.text, pair.mmproj)
     (image,) = llama.encode([rgb])
@@ -142,7 +142,7 @@ def test_llama_cpp_runs_a_converted_folder_as_transformers_does(
 def test_a_wrong_conversion_is_caught(
     checkpoint: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    """Gains without their +1; the vocabulary's rows one off."""
+    """The faults: gains without their +1; the vocabulary's rows one off."""
     from llava_ref.conformance.convert.hf_weights import Source
 
     model, folder = checkpoint
@@ -177,7 +177,7 @@ def test_the_tokenizer_of_a_folder_gives_the_same_ids(checkpoint: tuple[Any, Pat
 
 
 def edit(folder: Path, **change: Any) -> None:
-    """Set keys of config.json; a dotted one is of the text or vision config, None removes it."""
+    """Set keys of config.json; PART__KEY is a key of the text or vision config; None removes it."""
     config = json.loads((folder / "config.json").read_text())
     for key, value in change.items():
         part, _, name = key.rpartition("__")

@@ -22,7 +22,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> pairs.Pair:
 
 
 def picture() -> Image.Image:
-    """Noise, 89 x 113, in the colours and in the alpha channel."""
+    """Make noise, 89 x 113, in the colours and in the alpha channel."""
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (113, 89, 4), np.uint8), "RGBA")
 
 

@@ -99,7 +99,7 @@ def model_of(case: Case, profile: str, backend: str = "numpy", precision: str = 
 
 
 def greedy(model: Llava, case: Case) -> tuple[int, ...]:
-    """The likeliest tokens, ends of generation among them."""
+    """Return the likeliest tokens; a token that ends generation does not end them."""
     request = model.raw_request(case.prompt, case.images)
     session, tokens = model.session(), list[int]()
     logits = session.feed(model.parts(request))
@@ -194,8 +194,8 @@ SHORT = [[2, 300, 301, 302], [2, 310, 311], [2, 320, 321, 322, 323], [2, 330]]
 
 @pytest.mark.parametrize("backend", ["torch", "numpy"])
 def test_precision_ggml_follows_the_table(tmp_path: Path, within: Any, backend: str) -> None:
-    """The best of some short prompts, in which no sum in another order reaches another entry of the table: nothing else
-    is between this decoder and llama.cpp's. In precision exact each is far from it."""
+    """In the best of some short prompts no sum in another order reaches another entry of the table: there this decoder
+    is llama.cpp's. In precision exact every prompt is far from it."""
     pair = build_gemma3(tmp_path, Gemma3Spec(n_layer=2, window=3, pattern=2, rope_factor=8.0), SiglipSpec())
     c, llama = Case(pair.text, pair.mmproj, (), ""), oracle.Oracle(pair.text, pair.mmproj)
     ours, exact = (model_of(c, "llama.cpp", backend, precision) for precision in ("ggml", "exact"))
@@ -213,7 +213,7 @@ def test_precision_ggml_follows_the_table(tmp_path: Path, within: Any, backend: 
 
 
 def test_the_scale_of_62_layers_is_another(tmp_path: Path) -> None:
-    """llama.cpp knows the 27B by its layers. So deep, the table's noise grows; a wrong scale is far beyond it."""
+    """llama.cpp knows the 27B by its layers. The table's noise grows with depth; a wrong scale is far beyond it."""
     spec = Gemma3Spec(n_layer=62, width=24, n_head=2, n_head_kv=1, mlp_width=20)
     pair, prompt = build_gemma3(tmp_path, spec, SiglipSpec(n_block=1)), [[2, *range(300, 325)]]
     (answer,) = oracle.Oracle(pair.text).logits([prompt])
@@ -225,13 +225,13 @@ def test_the_scale_of_62_layers_is_another(tmp_path: Path) -> None:
 
 
 def load_with(model: Llava, settings: Any) -> Session:
-    """A sequence of the same weights by other settings."""
+    """Begin a sequence of the same weights with other settings."""
     text: Any = model.text
     return Session(replace(text, settings=settings))
 
 
 def test_an_answer_to_a_conversation(case: Any, ran: Any) -> None:
-    """The template, markers and stop token: what llama.cpp's template engine would be given."""
+    """A conversation becomes the prompt that Gemma 3's format asks for, and `<end_of_turn>` ends an answer."""
     c = case("GQA, a square picture in the middle")
     model = model_of(c, "hf")
     url = f"data:image/png;base64,{base64.b64encode(c.images[0].read_bytes()).decode()}"

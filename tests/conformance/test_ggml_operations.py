@@ -46,7 +46,7 @@ def test_the_page_has_every_kernel() -> None:
 
 
 def activations() -> np.ndarray:
-    """(124, 1024): calm rows, rows with outliers, rows of halves with many ties, zeros, rows too small for a scale."""
+    """Make (124, 1024): calm rows, outliers, halves with many ties, zeros, and rows too small for a scale."""
     rng = np.random.default_rng(0)
     halves = rng.integers(-254, 255, (40, 1024)) / 2
     halves[:, ::32] = 127
@@ -119,7 +119,7 @@ def test_convolution(within: Any, dtype: type) -> None:
 
 @pytest.mark.parametrize("T", [1, 7, 63, 64, 100])
 def test_flash_attention(within: Any, T: int) -> None:
-    """Below 64 queries it sums in float16. Where a head has fewer than 32 numbers ggml's scores are exact, and the rest
+    """Below 64 queries it sums in float16. If a head has fewer than 32 numbers ggml's scores are exact, and the rest
     follows bit by bit; wider ones are sums in another order, and now and then a rounding goes the other way."""
     jobs, found = [], []
     for (S, H, Hkv), dh, masked in product([(130, 6, 2), (601, 4, 4)], [8, 16, 64, 80], [True, False]):
@@ -136,7 +136,7 @@ def test_flash_attention(within: Any, T: int) -> None:
 
 @pytest.mark.parametrize("T", [1, 7, 70])
 def test_attention_over_a_half_cache(within: Any, T: int) -> None:
-    """Without flash attention: two products whose first operand is float16."""
+    """Attention without flash attention is two products whose first operand is float16."""
     rng = np.random.default_rng(T)
     q, k, v = (rng.standard_normal(shape).astype(np.float32) for shape in ((T, 1, 64), (90, 1, 64), (90, 1, 64)))
     k16, v16 = (x[:, 0].astype(np.float16) for x in (k, v))

@@ -41,7 +41,7 @@ def test_every_bundle(within: Any, name: str) -> None:
 
 
 def remade(folder: Path, bundle: Bundle, *, text: dict[str, Any] | None = None) -> Path:
-    """A copy of a published bundle whose models have been made again by other settings."""
+    """Copy a published bundle and make its models again with other settings."""
     shutil.copytree(SET / bundle.name, folder, dirs_exist_ok=True)
     golden.make(folder, replace(bundle, text=replace(bundle.text, **(text or {}))))
     return folder

@@ -44,7 +44,7 @@ def test_a_folder_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
 
 
 def train(folder: Path, **change: Any) -> Path:
-    """A small BPE sentencepiece model with byte fallback and the options of Llama's, but for `change`."""
+    """Train a small BPE sentencepiece model with byte fallback and Llama's options, except `change`."""
     skip = "sentencepiece not installed: pip install 'llava-ref[training]'"
     options = {"model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False, **change}
     pytest.importorskip("sentencepiece", reason=skip).SentencePieceTrainer.train(
@@ -103,7 +103,7 @@ def test_our_tokenizer_on_a_converted_tokenizer_json_gives_that_librarys_ids(tmp
 
 
 def written(folder: Path, vocabulary: Any) -> gguf.GGUFFile:
-    """A text model with this vocabulary, small."""
+    """Write a small text model with this vocabulary."""
     spec = replace(pairs.TextSpec(), n_layer=1)
     write(folder / "text.gguf", {**pairs.text_metadata(spec), **vocabulary}, {})
     return gguf.read(folder / "text.gguf")

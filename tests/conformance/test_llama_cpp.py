@@ -98,7 +98,7 @@ def test_image_rows(case: Any, within: Any, name: str, backend: str) -> None:
 
 
 def test_a_picture_end_to_end_gives_the_same_tokens(case: Any, within: Any) -> None:
-    """With our own image rows, which differ by llama.cpp's float16 tables."""
+    """Our own image rows differ by llama.cpp's float16 tables."""
     for name in VARIANTS:
         c, ours = case(name), model_of(case(name).pair)
         prompt = [c.prompts[0][0], ours.encode(c.image.pixels[None]), c.prompts[0][2]]
@@ -109,7 +109,7 @@ def test_a_picture_end_to_end_gives_the_same_tokens(case: Any, within: Any) -> N
 
 @pytest.mark.parametrize("kind, logits, rows", [("F16", 5e-3, 2e-3), ("BF16", 2e-2, 2e-2), ("Q8_0", 6e-2, 5e-2)])
 def test_narrow_types(tmp_path: Path, within: Any, kind: str, logits: float, rows: float) -> None:
-    """A smoke test: llama.cpp rounds activations to the weights' type, which no float32 computation can follow."""
+    """This is a smoke test: llama.cpp rounds activations to the weights' type, and float32 cannot follow that."""
     text, vision = TextSpec(width=64, mlp_width=96, kind=kind), VisionSpec(width=64, mlp_width=96, middle=64, kind=kind)
     pair = pairs.build(tmp_path, text, vision, calm=True)
     llama, ours = oracle.Oracle(pair.text, pair.mmproj), model_of(pair, "torch")
@@ -121,7 +121,7 @@ def test_narrow_types(tmp_path: Path, within: Any, kind: str, logits: float, row
 
 
 def test_settings_exact_are_needed(case: Any, within: Any) -> None:
-    """With its own defaults llama.cpp computes attention in float16, a hundred times our distance from EXACT."""
+    """With its own defaults llama.cpp computes attention in float16, a hundred times as far from EXACT as we are."""
     c = case("GQA")
     (loose,) = oracle.Oracle(c.pair.text, settings=oracle.DEFAULTS).logits(c.prompts[1:2])
     assert rel_rms(loose.logits, c.answers[1].logits) > 20 * LOGITS
@@ -130,7 +130,7 @@ def test_settings_exact_are_needed(case: Any, within: Any) -> None:
 
 
 def test_llama_cpp_ignores_the_sliding_window_of_a_llama_file(tmp_path: Path) -> None:
-    """So profile `llama.cpp` ignores it too, and honouring it would be caught."""
+    """Profile `llama.cpp` ignores it too; honouring it would be caught."""
     ids = np.random.default_rng(0).integers(3, 400, 30).tolist()
     answers = []
     for window in (None, 8):
@@ -172,7 +172,7 @@ def test_a_wrong_quirk_is_caught(case: Any, fault: str) -> None:
 def test_a_file_that_says_something_else_is_caught(
     case: Any, tmp_path: Path, name: str, text: dict[str, Any], vision: dict[str, Any]
 ) -> None:
-    """The same weights, run by settings a little off: eps, rope, activation, layers, heads."""
+    """Settings of the same weights a little off are caught: eps, rope, activation, layers, heads."""
     right_text, right_vision = VARIANTS[name]
     pair = pairs.build(tmp_path, replace(right_text, **text), replace(right_vision, **vision))
     c, ours = case(name), model_of(pair)

@@ -30,7 +30,7 @@ def pixels(pair: pairs.Pair, rgb: list[np.ndarray], **quirks: str) -> list[np.nd
 
 
 def pictures() -> list[np.ndarray]:
-    """Noise, with smooth parts and hard edges: what makes a resampling kernel overshoot and round."""
+    """Make noise with smooth parts and hard edges, at which a resampling kernel overshoots and rounds."""
     rng, found = np.random.default_rng(0), []
     for width, height in SIZES:
         slope = np.linspace(0, 255, width)[None, :, None] * np.linspace(0, 1, height)[:, None, None]

@@ -107,7 +107,7 @@ def test_a_wrong_mapping_is_caught(ran: Any) -> None:
 
 @needs_llama
 def test_it_reports_what_llama_cpp_computes_in_its_order(ran: Any, tmp_path: Path) -> None:
-    """With a picture of the model's size the original's rules differ in the class token's place and a layer more."""
+    """A picture of the model's size leaves two differences from the original: the class token's place and one layer."""
     case, _ = ran("GQA")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (56, 56, 3), np.uint8)).save(tmp_path / "square.png")
     case = replace(case, images=(tmp_path / "square.png",), prompt="<image>a")
@@ -214,7 +214,7 @@ def test_an_absent_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_last_node_of_a_name_is_the_stage() -> None:
-    """A product, its bias added, the same seen as heads, and turned: without llama.cpp."""
+    """The nodes are a product, its bias added, the same seen as heads, and turned; llama.cpp is not needed."""
 
     def node(op: str, name: str, value: float, *shape: int, sources: tuple[str, ...] = ()) -> Node:
         array = np.full(shape, value, np.float32)

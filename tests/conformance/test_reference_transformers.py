@@ -64,7 +64,7 @@ def test_every_stage(ran: Any, within: Any, name: str) -> None:
 
 @needs_transformers
 def test_profile_llava_agrees_from_the_pixels_on(ran: Any) -> None:
-    """A picture of the model's own size is seen the same by both."""
+    """Both profiles see a picture of the model's own size alike."""
     case, _ = ran("GQA")
     path = case.images[0].parent / "square.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (56, 56, 3), np.uint8)).save(path)
@@ -96,7 +96,7 @@ def test_the_row_of_the_image_token_is_never_chosen(ran: Any) -> None:
 
 @needs_transformers
 def test_a_wrong_mapping_is_caught(ran: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heads left in halves: only what is seen of Q and K is wrong, not what comes of them."""
+    """Heads left in halves change what the stages show of Q and K, and nothing after them."""
     case, _ = ran("GQA")
     monkeypatch.setattr("llava_ref.conformance.engines.hf.llava_stages.adjacent_pairs", lambda x, size: x)
     run, ours = Transformers(stages=EVERYTHING).run(case), trace(model_of(case, "hf"), case)
@@ -173,7 +173,7 @@ def test_a_bpe_vocabulary_is_read_by_our_own_tokenizer_and_said_so(tmp_path: Pat
 
 
 def changed(case: Case, folder: Path, part: str, key: str, value: Any) -> Case:
-    """The pair with one tensor or key of its text or mmproj file set, or left out where the value is None."""
+    """Write the pair with one tensor or key of its text or mmproj file set, or left out if the value is None."""
     random = pairs.Random(0, 1.0)
     text, vision = TextSpec(biases=key == "llama.attention.sliding_window"), VisionSpec()
     metadata = dict(pairs.text_metadata(text) if part == "text" else pairs.vision_metadata(vision, 48))

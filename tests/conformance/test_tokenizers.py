@@ -56,7 +56,7 @@ def texts(n: int) -> list[str]:
 
 
 def byte_vocabulary(pre: str) -> dict[str, object]:
-    """3,000 pairs of the byte letters in the test texts merge: a cut in another place gives other ids."""
+    """Make a vocabulary in which 3,000 pairs of the test texts' byte letters merge: another cut gives other ids."""
     letters = byte_letters()
     used = sorted({letters[b] for c in CHARACTERS + WORDS for b in c.encode()})
     pairs = random.Random(2).sample(list(itertools.product(used, repeat=2)), 3000)
@@ -70,7 +70,7 @@ def byte_vocabulary(pre: str) -> dict[str, object]:
 
 
 def plain_vocabulary(pre: str) -> dict[str, object]:
-    """The same for plain characters; llama.cpp has no merges with newlines or spaces in them."""
+    """Make the same for plain characters; llama.cpp has no merges with newlines or spaces in them."""
     letters = sorted({c for word in CHARACTERS for c in word} - set(" \n")) + [" ", "\n"]
     pairs = list(itertools.product(letters[:-2], repeat=2))
     random.Random(3).shuffle(pairs)
@@ -113,7 +113,7 @@ def test_every_byte_level_pre_tokenizer(tmp_path):
 
 
 def test_every_plain_pre_tokenizer(tmp_path):
-    """`whitespace` is left out: llama.cpp stops where a run of blanks is longer than one."""
+    """`whitespace` is left out, because llama.cpp stops at a run of more than one blank."""
     names = [name for name in PLAIN if name != "whitespace"]
     compare([written(tmp_path, name, plain_vocabulary(name)) for name in names], texts(150))
 

@@ -43,7 +43,7 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model, a prompt with a picture in it, and what transformers makes of them."""
+    """A model, a prompt with a picture in it, and transformers' answers."""
 
     pair: pairs.Pair
     pixels: np.ndarray  # (3, S, S)
@@ -71,7 +71,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def run(case: Case, backend: str, quirks: Quirks = LLAVA, pair: pairs.Pair | None = None) -> tuple[float, float]:
-    """relRMS of image rows, and of logits with our own rows."""
+    """Return relRMS of image rows, and of logits with our own rows."""
     files = pair or case.pair
     model = load(files.text, files.mmproj, backend=backend, threads=1, quirks=describe(quirks))
     rows = model.encode(case.pixels[None])

@@ -8,7 +8,7 @@ BYTES = [f"<0x{b:02X}>" for b in range(256)]
 
 
 def fast_tokenizer(added: list[tuple[str, bool]]) -> dict[str, Any]:
-    """A tokenizer.json as transformers writes one for Llama, with tokens added at the end."""
+    """Make a tokenizer.json as transformers writes one for Llama, with tokens added at the end."""
     tokens = ["<unk>", "<s>", "</s>", *BYTES, *LETTERS, *[a + b for a, b in MERGES]]
     special = [{"id": i, "content": tokens[i], "special": True} for i in range(3)]
     more = [{"id": len(tokens) + i, "content": text, "special": s} for i, (text, s) in enumerate(added)]

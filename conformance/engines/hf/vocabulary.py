@@ -36,8 +36,8 @@ def token_ids(file: GGUFFile, prompt: str, image_token: int, n_rows: int) -> tup
 
 
 def _tokenizer(file: GGUFFile) -> Any:
-    """Make transformers' tokenizer as the file's keys say. The tokens that swallow blanks depend on the model's name, as
-    in llama.cpp, because no key says it."""
+    """Make transformers' tokenizer as the file's keys say. The tokens that swallow blanks depend on the model's name,
+    as in llama.cpp, because no key says it."""
     from transformers import AddedToken, LlamaTokenizer
     from transformers.tokenization_utils_base import generate_merges
 

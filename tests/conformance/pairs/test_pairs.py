@@ -15,7 +15,7 @@ TOWER = VisionSpec(width=64, n_block=1, mlp_width=128, middle=64)
 
 
 def tensors(path):
-    """Name -> type and weights, which are copies: a reader's arrays are the file itself."""
+    """Read each tensor's type and weights. These are copies, because a reader's arrays are the file itself."""
     read = gguf.GGUFReader(path).tensors
     return {t.name: (t.tensor_type.name, np.array(gguf.dequantize(t.data, t.tensor_type))) for t in read}
 
