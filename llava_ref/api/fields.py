@@ -54,6 +54,13 @@ Limit = Annotated[
     BeforeValidator(to_limit),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": NO_LIMIT}, {"const": -1}]}),
 ]
+LimitOrZero = Annotated[
+    Int,
+    Field(ge=0, le=NO_LIMIT),
+    BeforeValidator(to_limit),
+    WithJsonSchema({"type": "integer", "minimum": -1, "maximum": NO_LIMIT}),
+]
+"""A limit that may be 0 too."""
 Stop = Annotated[str, Field(max_length=MAX_STOP_LENGTH)]
 Top = Annotated[Int, Field(ge=0, le=MAX_TOP)]
 Label = Annotated[str, Field(max_length=1024)]

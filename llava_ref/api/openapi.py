@@ -59,6 +59,9 @@ STATUS_DESCRIPTIONS = {
 BODY_ERRORS = (400, 401, 403, 408, 413, 415, 429, 500, 503)
 
 
+BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+
+
 @cache
 def description() -> dict[str, Any]:
     """Return the description as an OpenAPI 3.1 document."""
@@ -70,11 +73,21 @@ def description() -> dict[str, Any]:
         "info": {"title": "llava_ref", "version": version("llava-ref")},
         "paths": _paths(),
         "components": {
-            "schemas": {**schemas["$defs"], "Error": ERROR},
+            "schemas": {**_with_bounds(schemas["$defs"]), "Error": ERROR},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"key": []}],
     }
+
+
+def _with_bounds(node: Any) -> Any:
+    """Rename the bounds that pydantic leaves in Python's words, behind a type with a validator, to JSON Schema's."""
+    if isinstance(node, list):
+        return [_with_bounds(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    names = BOUNDS if node.get("type") in ("integer", "number") else {}
+    return {names.get(key, key): _with_bounds(value) for key, value in node.items()}
 
 
 def _paths() -> dict[str, Any]:

@@ -7,11 +7,11 @@ name whether it is accepted silently, warned of or refused. JSON null means the 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from ..generation.sampler import Sampling
 from .errors import ApiError, value_at
-from .fields import NO_LIMIT, SETTINGS, Biases, Ids, Int, Label, Limit, Stop, TokenId, Top, setting, to_limit
+from .fields import SETTINGS, Biases, Ids, Int, Label, Limit, LimitOrZero, Stop, TokenId, Top, setting
 from .limits import MAX_CHOICES, MAX_PROMPTS, MAX_STOPS
 from .parameters import REQUESTS, TEXTS, ParameterTable
 from .shapes import ANSWERED_MESSAGES, MESSAGES, PROMPT_TEXT
@@ -77,7 +77,7 @@ class GenerationRequest(RequestBody):
     )
     temperature: float | None = setting("temperature", "OpenAI's default is 1")
     top_p: float | None = setting("top_p")
-    top_k: Int | None = setting("top_k", "0 or -1", low=-1)
+    top_k: Int | None = setting("top_k", "so does -1", low=-1)
     min_p: float | None = setting("min_p")
     repeat_penalty: float | None = setting("repeat_penalty")
     frequency_penalty: float | None = setting("frequency_penalty")
@@ -155,7 +155,7 @@ class CompletionRequest(GenerationRequest):
         | Ids
         | Annotated[list[Annotated[str, PROMPT_TEXT] | Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
     )
-    max_tokens: Annotated[Int, BeforeValidator(to_limit), Field(ge=0, le=NO_LIMIT)] | None = Field(
+    max_tokens: LimitOrZero | None = Field(
         None,
         description="Maximum number of tokens to generate: 16 by default, as OpenAI's; -1 for the rest of the context; "
         "0 only with echo.",

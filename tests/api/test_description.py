@@ -1,5 +1,6 @@
 """Tests /openapi.json against the server: schemathesis generates valid and invalid requests from it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 
 import httpx2
+
+from llava_ref.api.limits import MAX_CHOICES
+from llava_ref.api.openapi import description
 
 from .running import Process
 
@@ -33,3 +37,11 @@ def test_the_description_matches_the_server(tmp_path):
         assert done.returncode == 0, done.stdout[-5000:]
         assert "generated" in done.stdout
         assert httpx2.get(f"{server.url}/health").status_code == 200
+
+
+def test_bounds_are_in_json_schemas_words():
+    schemas = description()["components"]["schemas"]
+    text = json.dumps(schemas)
+    assert not [word for word in ('"ge":', '"gt":', '"le":', '"lt":') if word in text]
+    number, _ = schemas["ChatRequest"]["properties"]["n"]["anyOf"]
+    assert number == {"type": "integer", "minimum": 1, "maximum": MAX_CHOICES}
