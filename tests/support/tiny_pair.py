@@ -1,10 +1,12 @@
-"""A tiny random LLaVA-1.5-shaped pair of GGUF files, written by the gguf package, for tests of what stands on files."""
+"""A tiny random LLaVA-1.5-shaped pair of GGUF files, for tests of what stands on files."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import gguf
 import numpy as np
+
+from llava_ref.conformance.pairs.pairs import CLIP_MEAN, CLIP_STD
+from llava_ref.conformance.pairs.writing import Metadata, StoredTensor, held, write
 
 VICUNA = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}USER: {{ m['content'] }} "
@@ -54,24 +56,25 @@ def vocabulary() -> tuple[list[str], list[float], list[int]]:
 
 def write_text(path: Path, t: Tiny) -> Path:
     """A llama-architecture model with random weights."""
-    writer, rng = gguf.GGUFWriter(path, "llama"), np.random.default_rng(t.seed)
     tokens, scores, types = vocabulary()
-    writer.add_name("tiny")
-    writer.add_context_length(t.context)
-    writer.add_embedding_length(t.width)
-    writer.add_block_count(t.n_layer)
-    writer.add_feed_forward_length(t.mlp_width)
-    writer.add_head_count(t.n_head)
-    writer.add_head_count_kv(t.n_head_kv)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(tokens)
-    writer.add_token_scores(scores)
-    writer.add_token_types(types)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    if t.template is not None:
-        writer.add_chat_template(t.template)
+    metadata: Metadata = {
+        "general.architecture": "llama",
+        "general.name": "tiny",
+        "llama.context_length": t.context,
+        "llama.embedding_length": t.width,
+        "llama.block_count": t.n_layer,
+        "llama.feed_forward_length": t.mlp_width,
+        "llama.attention.head_count": t.n_head,
+        "llama.attention.head_count_kv": t.n_head_kv,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        **({} if t.template is None else {"tokenizer.chat_template": t.template}),
+    }
     head = t.width // t.n_head
     shapes = {"token_embd.weight": (len(tokens), t.width), "output_norm.weight": (t.width,)}
     if not t.tied:
@@ -88,31 +91,29 @@ def write_text(path: Path, t: Tiny) -> Path:
             f"blk.{i}.ffn_up.weight": (t.mlp_width, t.width),
             f"blk.{i}.ffn_down.weight": (t.width, t.mlp_width),
         }
-    _write_tensors(writer, shapes, rng, t.type, t.poisoned)
+    write(path, metadata, _tensors(shapes, t.seed, t.poisoned), t.type)
     return path
 
 
 def write_mmproj(path: Path, t: Tiny) -> Path:
     """A CLIP tower with class token and pre-norm, and a two-layer projector, with random weights."""
-    writer, rng = gguf.GGUFWriter(path, "clip"), np.random.default_rng(t.seed + 1)
-    writer.add_bool("clip.has_vision_encoder", True)
-    writer.add_string("clip.projector_type", t.projector)
     v = "clip.vision."
-    for key, value in {
-        "image_size": t.image_size,
-        "patch_size": t.patch_size,
-        "embedding_length": t.vision_width,
-        "feed_forward_length": t.vision_mlp,
-        "block_count": t.vision_layers,
-        "attention.head_count": t.vision_heads,
-        "projection_dim": t.width,
-    }.items():
-        writer.add_uint32(v + key, value)
-    writer.add_float32(v + "attention.layer_norm_epsilon", 1e-5)
-    writer.add_array(v + "image_mean", [0.48145466, 0.4578275, 0.40821073])
-    writer.add_array(v + "image_std", [0.26862954, 0.26130258, 0.27577711])
-    if t.feature_layer is not None:
-        writer.add_array(v + "feature_layer", [t.feature_layer])
+    metadata: Metadata = {
+        "general.architecture": "clip",
+        "clip.has_vision_encoder": True,
+        "clip.projector_type": t.projector,
+        v + "image_size": t.image_size,
+        v + "patch_size": t.patch_size,
+        v + "embedding_length": t.vision_width,
+        v + "feed_forward_length": t.vision_mlp,
+        v + "block_count": t.vision_layers,
+        v + "attention.head_count": t.vision_heads,
+        v + "projection_dim": t.width,
+        v + "attention.layer_norm_epsilon": 1e-5,
+        v + "image_mean": CLIP_MEAN,
+        v + "image_std": CLIP_STD,
+        **({} if t.feature_layer is None else {v + "feature_layer": [t.feature_layer]}),
+    }
     D, n_patches, out = t.vision_width, (t.image_size // t.patch_size) ** 2, t.projected or t.width
     shapes = {
         "v.class_embd": (D,),
@@ -128,7 +129,7 @@ def write_mmproj(path: Path, t: Tiny) -> Path:
             shapes |= _affine(f"v.blk.{i}.{name}", D, D)
         shapes |= _affine(f"v.blk.{i}.ln1", D) | _affine(f"v.blk.{i}.ln2", D)
         shapes |= _affine(f"v.blk.{i}.ffn_up", t.vision_mlp, D) | _affine(f"v.blk.{i}.ffn_down", D, t.vision_mlp)
-    _write_tensors(writer, shapes, rng, "F32", t.poisoned)
+    write(path, metadata, _tensors(shapes, t.seed + 1, t.poisoned))
     return path
 
 
@@ -142,26 +143,14 @@ def _affine(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 
-def _write_tensors(
-    writer: gguf.GGUFWriter,
-    shapes: dict[str, tuple[int, ...]],
-    rng: np.random.Generator,
-    matrix_type: str,
-    poisoned: str,
-) -> None:
-    """Norm gains near 1, everything else small; matrices of the text model in `matrix_type`."""
+def _tensors(shapes: dict[str, tuple[int, ...]], seed: int, poisoned: str) -> dict[str, StoredTensor]:
+    """Norm gains near 1, everything else small."""
+    tensors, rng = dict[str, StoredTensor](), np.random.default_rng(seed)
     for name, shape in shapes.items():
         values = rng.standard_normal(shape) * (0.1 if len(shape) == 1 else shape[-1] ** -0.5)
         gain = len(shape) == 1 and name.endswith("weight")
         values = (values + gain).astype(np.float32)
         if name == poisoned:
             values.flat[-1] = np.nan
-        if len(shape) == 2 and matrix_type != "F32":
-            kind = gguf.GGMLQuantizationType[matrix_type]
-            writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+        tensors[name] = held(values)
+    return tensors
