@@ -66,6 +66,15 @@ CASES = {
         f"a<image>\n{WORDS}<image> of", (WIDE, WIDE), Gemma3Spec(window=None, n_layer=3, head_size=34),
         SiglipSpec(use_gelu=False, n_head=2),
     ),
+    "line feeds at the pictures, as a template puts them": Asked(
+        "<start_of_turn>user\n<image>\n\n<image>x\n\n\n<image>\n", (WIDE, SQUARE, TALL)
+    ),
+    "pictures of 256 rows, a long text": Asked(
+        f"{WORDS * 9}<image>\n{WORDS * 4}<image>{WORDS * 5}",
+        (WIDE, TALL),
+        Gemma3Spec(window=100, context=2048),
+        SiglipSpec(image_size=224, merge=1),
+    ),
     "every third layer full, window of a picture": Asked(
         f"the<image>{WORDS}", (SQUARE,), Gemma3Spec(n_layer=4, pattern=3, window=9), SiglipSpec(n_block=1)
     ),
