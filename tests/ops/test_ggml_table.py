@@ -7,7 +7,7 @@ from llava_ref.conformance.engines.ggml.table import (
     BEGIN,
     END,
     SHAPES,
-    Row,
+    ProductErrors,
     between_markers,
     markdown,
     products,
@@ -18,7 +18,7 @@ from llava_ref.gguf.types import TYPES
 
 @pytest.mark.parametrize("old", ["", "| a |\n|---|\n"])
 def test_a_table_takes_the_place_of_the_last_one(old):
-    table = markdown([Row("Q8_0", "Q8_0", 4.9e-7, 7.6e-3)])
+    table = markdown([ProductErrors("Q8_0", "Q8_0", 4.9e-7, 7.6e-3)])
     page = with_table(f"# Title\n{BEGIN}{old}{END}\nmore\n", table)
     assert page == f"# Title\n{BEGIN}{table}{END}\nmore\n"
     assert between_markers(page).splitlines()[-1] == "| Q8_0 | Q8_0 | 4.9e-07 | 7.6e-03 |"

@@ -14,7 +14,7 @@ from llava_ref.generation.sampler import Sampling
 from llava_ref.study.ablation import ablation, window_of_patches
 from llava_ref.study.attention import attention_to_picture, picture_positions
 from llava_ref.study.lens import logit_lens
-from llava_ref.study.overlay import beside, colours, heat, panel, to_source
+from llava_ref.study.overlay import colours, heat, in_a_row, panel, to_source
 from llava_ref.study.page import Attended, attend_page
 from llava_ref.study.patching import patched_answer, patched_logits, record, sweep
 from llava_ref.tools.attend import attend
@@ -216,7 +216,7 @@ def test_colours_and_panels():
     values[1, 2] = 1.0
     assert (heat(rgb, values, 0, 1)[1, 2] > 100).all()
     page = panel(rgb, values, "caption", "nats", 0.1)
-    assert beside([page, page]).width == 2 * page.width > 700
+    assert in_a_row([page, page]).width == 2 * page.width > 700
 
 
 class Page(HTMLParser):
