@@ -1,7 +1,7 @@
 """Measure how far each key of `keys` moves the outcome in llama.cpp, in transformers and here; write the page.
 
 An outcome is logits (T, V), the rows of a picture (N, D), or the token ids of some texts.
-`python -m llava_ref.conformance.metadata.effects docs/metadata.md` measures every row and writes the tables anew.
+`python -m llava_ref.conformance.metadata.effects docs/metadata.md` measures every row and writes the tables again.
 """
 
 import sys

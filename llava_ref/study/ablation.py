@@ -1,6 +1,6 @@
 """Measure how much an answer depends on each part of a picture: cover the part and score the answer again.
 
-A window of the picture that the tower gets is painted in the source's median colour, everything is computed anew, and
+A window of the picture that the tower gets is painted in the source's median colour, everything is computed again, and
 the window moves on (Zeiler, Fergus 2013, https://arxiv.org/abs/1311.2901, section 4.2). Pixels are covered, not the
 rows behind the tower, because the tower spreads information: on the embedded model an answer survives when all rows of
 a shape are replaced by those of a blank picture. Windows overlap for the same reason: half a red square is enough to

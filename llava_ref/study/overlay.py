@@ -15,15 +15,15 @@ GREY = 0.35  # share of the grey picture in the mixture with the colours
 BAR, MARGIN = 14, 10  # pixels: height of the colour bar, and the distance between the elements of a panel
 
 
-def to_source(grid: np.ndarray, seen: Preprocessed) -> np.ndarray:
+def to_source(grid: np.ndarray, picture: Preprocessed) -> np.ndarray:
     """Map numbers of cells over the model's picture (gy, gx) to the source's pixels (height, width), float32.
 
     Pixels that the model did not get are NaN."""
-    width, height = seen.source
-    size = seen.seen.shape[0]
+    width, height = picture.source
+    size = picture.seen.shape[0]
     across, down = (np.arange(n, dtype=np.float64) + 0.5 for n in (width, height))
-    x = (across - seen.affine.shift_x) / seen.affine.scale_x * grid.shape[1] / size
-    y = (down - seen.affine.shift_y) / seen.affine.scale_y * grid.shape[0] / size
+    x = (across - picture.affine.shift_x) / picture.affine.scale_x * grid.shape[1] / size
+    y = (down - picture.affine.shift_y) / picture.affine.scale_y * grid.shape[0] / size
     rows, columns = np.floor(y).astype(int), np.floor(x).astype(int)
     inside = ((rows >= 0) & (rows < grid.shape[0]))[:, None] & ((columns >= 0) & (columns < grid.shape[1]))[None]
     values = grid[np.clip(rows, 0, grid.shape[0] - 1)][:, np.clip(columns, 0, grid.shape[1] - 1)]
@@ -69,7 +69,7 @@ def panel(rgb: np.ndarray, values: np.ndarray, caption: str, unit: str, least: f
     return page
 
 
-def beside(panels: list[Image.Image]) -> Image.Image:
+def in_a_row(panels: list[Image.Image]) -> Image.Image:
     """Join pictures in a row."""
     page = Image.new("RGB", (sum(p.width for p in panels), max(p.height for p in panels)), "white")
     at = 0

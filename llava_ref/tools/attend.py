@@ -10,7 +10,7 @@ from ..generation.sampler import Sampling
 from ..model import Llava
 from ..study.ablation import ablation, picture_grid
 from ..study.attention import attention_to_picture
-from ..study.overlay import beside, panel, to_source
+from ..study.overlay import in_a_row, panel, to_source
 from ..study.page import LEAST_ATTENTION, LEAST_LOST, Attended, attend_page
 from . import options
 from .output import check_output, note, print_json, write_bytes, write_text
@@ -83,5 +83,5 @@ def picture(attended: Attended) -> bytes:
         panel(attended.rgb, lost, "log-probability lost with each part covered", "nats", LEAST_LOST),
     ]
     buffer = io.BytesIO()
-    beside(maps).save(buffer, "PNG")
+    in_a_row(maps).save(buffer, "PNG")
     return buffer.getvalue()

@@ -34,12 +34,17 @@ def run(args: argparse.Namespace) -> int:
     image = model.decode_image(source)
     for warning in image.warnings:
         note(f"warning: {visible(warning)}")
-    seen = model.preprocess(image)
-    tensors = {"pixels": seen.pixels, "image_embeddings": model.encode(seen.pixels)}
-    facts = {"mmproj": mmproj.name, "image": source.name, "source": list(seen.source), "affine": asdict(seen.affine)}
+    picture = model.preprocess(image)
+    tensors = {"pixels": picture.pixels, "image_embeddings": model.encode(picture.pixels)}
+    facts = {
+        "mmproj": mmproj.name,
+        "image": source.name,
+        "source": list(picture.source),
+        "affine": asdict(picture.affine),
+    }
     write_tensors(args.output, tensors, options.about(model, **facts))
     if args.save_seen is not None:
-        save_png(seen, args.save_seen)
+        save_png(picture, args.save_seen)
     shapes = {name: list(x.shape) for name, x in tensors.items()}
     if args.json:
         print_json({"output": str(args.output), "tensors": shapes, **facts} | model.settings)
