@@ -1,9 +1,12 @@
 """What is kept from answer to answer saves work and changes no bit."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
 import llava_ref
+from llava_ref.conformance.pairs.gemma3 import Gemma3Spec, SiglipSpec, build_gemma3
 from llava_ref.generation.reuse import Reuse, cached_positions
 from llava_ref.generation.sampler import Sampling
 from llava_ref.generation.units import BATCH
@@ -18,14 +21,20 @@ SCORED = Sampling(top_logprobs=2, logit_bias={2: -100.0})
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    return write_pair(tmp_path_factory.mktemp("pair"), Tiny(template=VICUNA, context=1500))
+def pairs(tmp_path_factory):
+    """Two families: in the second the rows of a picture see one another, so that they are one unit."""
+    llama = write_pair(tmp_path_factory.mktemp("llama"), Tiny(template=VICUNA, context=1500))
+    vision = SiglipSpec(image_size=112)
+    gemma = build_gemma3(tmp_path_factory.mktemp("gemma3"), Gemma3Spec(context=1500), vision)
+    return {"llama": llama, "gemma3": (gemma.text, gemma.mmproj)}
 
 
-@pytest.fixture(params=["torch", "numpy"])
-def models(pair, request):
+@pytest.fixture(params=list(product(["llama", "gemma3"], ["torch", "numpy"])), ids="-".join)
+def models(pairs, request):
     """One that keeps things, one that does not."""
-    keeping, plain = (llava_ref.load(*pair, backend=request.param) for _ in range(2))
+    family, backend = request.param
+    keeping, plain = (llava_ref.load(*pairs[family], backend=backend) for _ in range(2))
+    assert keeping.tokens_per_image == N
     keeping.reuse = Reuse()
     return keeping, plain
 
