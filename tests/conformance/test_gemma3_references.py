@@ -196,6 +196,18 @@ def test_stages_of_a_picture_agree(stages: Any) -> None:
         assert rel_rms(llama.stages[name], hf.stages[name]) < LOGITS, name
 
 
+def test_a_text_file_alone_says_the_same(both: Any) -> None:
+    """Without an mmproj transformers' model is Gemma3ForCausalLM."""
+    pair, prompt = both("GQA").pair, "what is\n\nthe color"
+    alone, beside = (
+        Transformers().run(Case(pair.text, mmproj, (), prompt), n_greedy=4) for mmproj in (None, pair.mmproj)
+    )
+    assert alone.token_ids == beside.token_ids and alone.greedy == beside.greedy
+    assert (alone.stages["result_output"] == beside.stages["result_output"]).all()
+    llama = LlamaCpp().run(Case(pair.text, None, (), prompt), n_greedy=4)
+    assert llama.token_ids == alone.token_ids and llama.greedy == alone.greedy
+
+
 def test_no_two_stages_could_be_exchanged_unseen(stages: Any) -> None:
     (llama, _), *_ = stages.values()
     arrays = list(llama.stages.items())
