@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_mmproj(parser)
     options.add_images(parser)
     options.add_prompt(parser)
-    parser.add_argument("-n", "--max-tokens", type=int, default=24, metavar="N", help="of the answer (default: 24)")
+    parser.add_argument(
+        "-n", "--max-tokens", type=int, default=24, metavar="N", help="tokens of the answer, at most (default: 24)"
+    )
     parser.add_argument("--which", type=int, default=1, metavar="K", help="number of the picture to map (default: 1)")
     parser.add_argument("--cells", type=int, metavar="N", help="steps along a side (default: at most 8)")
     parser.add_argument("--window", type=int, default=3, metavar="N", help="steps covered at once (default: 3)")

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _meant(profile: str, file: GGUFFile) -> str:
-    """Return the profile that `load` takes for this file; the one asked for where the file is not supported."""
+    """Return the profile that `load` uses for this file, or `profile` if the file is not supported."""
     try:
         return meant(profile, *((None, file) if kind(file) == "mmproj" else (file, None)))
     except GGUFError:

@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_mmproj(parser)
     options.add_images(parser)
     options.add_prompt(parser)
-    parser.add_argument("-n", "--max-tokens", type=int, default=24, metavar="N", help="of the answer (default: 24)")
+    parser.add_argument(
+        "-n", "--max-tokens", type=int, default=24, metavar="N", help="tokens of the answer, at most (default: 24)"
+    )
     parser.add_argument("--top", type=int, default=5, metavar="K", help="tokens kept at each position (default: 5)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.html")
     options.add_text(parser)

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-p", "--prompt", action="append", default=[], metavar="TEXT", help="asked about every picture; repeatable"
     )
     parser.add_argument(
-        "-n", "--max-tokens", type=int, default=64, metavar="N", help="of the reference's answers (default: 64)"
+        "-n", "--max-tokens", type=int, default=64, metavar="N", help="tokens of each answer, at most (default: 64)"
     )
     parser.add_argument(
         "--rank",
