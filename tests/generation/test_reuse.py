@@ -131,6 +131,18 @@ def test_nothing_is_reused_while_somebody_watches(models):
     assert ask(keeping, "the <image> is red", OTHER)[0] == ask(plain, "the <image> is red", OTHER)[0]
 
 
+def test_a_sequence_that_was_edited_on_the_way_is_not_kept(models):
+    """The edit is set after the prompt has run, so that nothing said at the beginning that it would come."""
+    keeping, _ = models
+    steps = keeping.answer(keeping.raw_request("the <image> is red", [RGB]), SCORED, max_tokens=4).steps()
+    next(steps)
+    with keeping.intervene({"blk.0.out": lambda x: x * 0}):
+        next(steps)
+    assert len(list(steps)) <= 2
+    _, reply = ask(keeping, "the <image> is red", RGB, n=1)
+    assert reply.usage["prompt_tokens_details"]["cached_tokens"] == N, "the picture's rows alone"
+
+
 def test_rows_are_kept_within_their_bytes():
     reuse = Reuse(image_bytes=3 * 40)
     pictures = [np.full((2, 2, 3), level, np.uint8) for level in range(4)]
