@@ -18,7 +18,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "api"))
 
-from browser import Page  # noqa: E402
+from browser import BrowserPage  # noqa: E402
 
 FOLDER, README = Path(__file__).parent, ROOT / "README.md"
 PICTURES = ROOT / "llava_ref" / "assets" / "pictures"
@@ -30,7 +30,7 @@ def main() -> None:
     """Make all of it. The demo comes first: where it fails nothing else is worth a look."""
     write("demo", demo())
     sample = next(one for one in json.loads((PICTURES / "pictures.json").read_text()) if one["file"] == "caption.png")
-    with tempfile.TemporaryDirectory() as folder, Page(Path(folder) / "profile") as page:
+    with tempfile.TemporaryDirectory() as folder, BrowserPage(Path(folder) / "profile") as page:
         with serving() as url:
             ask(page, url, PICTURES / sample["file"], sample["question"])
             shoot(page, "page.png", 1120, 780)
@@ -75,7 +75,7 @@ def serving() -> Iterator[str]:
             server.terminate()
 
 
-def ask(page: Page, url: str, picture: Path, question: str) -> None:
+def ask(page: BrowserPage, url: str, picture: Path, question: str) -> None:
     """Ask about `picture` on the page, and click on "triangle" in the answer, or else on its last word."""
     page.open(url)
     page.until("document.querySelectorAll('#samples img').length")
@@ -100,7 +100,7 @@ def conform(picture: Path, question: str, report: Path) -> str:
     return "\n".join(line.removeprefix("  ") for line in findings)
 
 
-def shoot(page: Page, name: str, width: int, height: int) -> None:
+def shoot(page: BrowserPage, name: str, width: int, height: int) -> None:
     """Save a window of this size as a small PNG."""
     page("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=SCALE, mobile=False)
     page.frame()
