@@ -1,8 +1,8 @@
 """Gemma 3's decoder.   T new positions, S all so far, D width, H query heads, Hkv key/value heads, dh head size, F MLP
 width, V vocabulary.
 
-Gemma 3 report, https://arxiv.org/abs/2503.19786, section 2. Beside llama: five layers of six see a window only and
-have a rope base of their own; queries and keys are normalised per head; each branch is normalised before it is added,
+Gemma 3 report, https://arxiv.org/abs/2503.19786, section 2. It differs from llama: five layers of six see a window only
+and have a rope base of their own; queries and keys are normalised per head; each branch is normalised before it is added,
 too; the MLP's gate is a GELU; embeddings of tokens, not those of pictures, are multiplied by sqrt(D); the rows of a
 picture see one another. Keys, tensor names and defaults of llama.cpp b11549, src/models/gemma3.cpp; transformers 5.24,
 models/gemma3/modeling_gemma3.py. Files hold the gains of norms with the 1 already added.
@@ -166,7 +166,8 @@ def attention(
     q = tap("Qcur_rope", ops.rope(q, at.cos, at.sin, "halves"))
     k = tap("Kcur_rope", ops.rope(k, at.cos, at.sin, "halves"))
     kv = cache.append(layer, k, v)  # (S, Hkv, dh)
-    y = tap("kqv_out", attend(q, kv, c.attention_scale, at.plan, ops, tap))  # (T, H * dh)
+    q = q * c.attention_scale  # before attention, as llama.cpp does: its float16 attention rounds the product
+    y = tap("kqv_out", attend(q, kv, 1.0, at.plan, ops, tap))  # (T, H * dh)
     return tap("attn_out", ops.linear(y, w.out))
 
 

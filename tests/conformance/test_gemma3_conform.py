@@ -70,12 +70,7 @@ def test_precision_ggml_computes_each_stage_as_llama_cpp_does_from_the_same_inpu
             within(f"Gemma 3, conform, precision ggml, one {stage.kind}", stage.own.rel_rms, 2e-6)
 
 
-SCALED_LATE = "llama.cpp rounds queries to float16 after their scale, we before: 3.4e-4 unless it is a power of two"
-
-
-@pytest.mark.parametrize(
-    "head_size", [16, pytest.param(10, marks=pytest.mark.xfail(reason=SCALED_LATE, raises=AssertionError))]
-)
+@pytest.mark.parametrize("head_size", [16, 10])
 def test_with_its_defaults_llama_cpp_agrees_with_precision_ggml(
     tmp_path: Path, case: Case, within: Any, head_size: int
 ) -> None:
