@@ -1,11 +1,11 @@
 """Gemma 3's decoder.   T new positions, S all so far, D width, H query heads, Hkv key/value heads, dh head size, F MLP
 width, V vocabulary.
 
-Gemma 3 report, https://arxiv.org/abs/2503.19786, section 2. Unlike llama: five layers of six see a window only
-and have a rope base of their own; queries and keys are normalised per head; each branch is normalised before it is added,
+Gemma 3 report, https://arxiv.org/abs/2503.19786, section 2. Unlike llama: five layers of six see a window only and
+have a rope base of their own; queries and keys are normalised per head; each branch is normalised before it is added,
 too; the MLP's gate is a GELU; embeddings of tokens, not those of pictures, are multiplied by sqrt(D); the rows of a
-picture see one another. Keys, tensor names and defaults of llama.cpp b11549, src/models/gemma3.cpp; transformers 5.24,
-models/gemma3/modeling_gemma3.py. Files hold the gains of norms with the 1 already added.
+picture see one another. Keys, tensor names and defaults of llama.cpp b11549, src/models/gemma3.cpp; transformers
+5.24, models/gemma3/modeling_gemma3.py. Files hold the gains of norms with the 1 already added.
 """
 
 import math
