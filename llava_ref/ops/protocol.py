@@ -58,7 +58,7 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class KV:
-    """Keys and values that queries look at, (S, Hkv, dh) each, and the type that they are kept in."""
+    """Keys and values that queries look at, (S, Hkv, dh) each, rounded already to the type that they are kept in."""
 
     keys: Array
     values: Array

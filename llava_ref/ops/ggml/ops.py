@@ -60,29 +60,35 @@ class GgmlOps(Over):
         return cache
 
     def plan(self, sees: Sees) -> Plan:
-        return HostPlan(self._inner.plan(sees), sees)
+        """Plan a pass. The mask is drawn for attention key by key too, which computes on the host."""
+        mask = sees.mask() if self._flash and len(sees.query) < TILE else None
+        return HostPlan(self._inner.plan(sees), None if mask is None else mask.astype(np.float32))
 
     def attention(self, q: Array, kv: KV, scale: float, plan: Plan) -> Array:
+        if self._flash:
+            kv = self._halved(kv)
         if self._flash and not _in_tiles(q):
-            mask = plan.sees.mask()
-            rows = None if mask is None else mask.astype(np.float32)
-            q, k, v = (half(self.numpy(x)) for x in (q, kv.keys, kv.values))
-            return self.array(one_by_one(q, k, v, scale, rows))
+            keys, values = self.numpy(kv.keys), self.numpy(kv.values)
+            return self.array(one_by_one(half(self.numpy(q)), keys, values, scale, plan.mask))
         return self.attention_values(self.attention_weights(q, kv, scale, plan), kv)
 
     def attention_weights(self, q: Array, kv: KV, scale: float, plan: Plan) -> Array:
         """Round the queries to float16 for a product with float16 keys, except in tiles of flash attention."""
         if self._flash or kv.type == "f16":
             q = q if self._flash and _in_tiles(q) else self._half(q)
-            kv = replace(kv, keys=self._half(kv.keys))
+            kv = self._halved(kv)
         return self._inner.attention_weights(q, kv, scale, plan.inner)
 
     def attention_values(self, weights: Array, kv: KV) -> Array:
         """Round the values to float16, and the weights with them; flash attention never rounds the weights."""
         if self._flash or kv.type == "f16":
             weights = weights if self._flash else self._half(weights)
-            kv = replace(kv, values=self._half(kv.values))
+            kv = self._halved(kv)
         return self._inner.attention_values(weights, kv)
+
+    def _halved(self, kv: KV) -> KV:
+        """Round keys and values to float16, unless the cache has done so."""
+        return kv if kv.type == "f16" else KV(self._half(kv.keys), self._half(kv.values), "f16")
 
     def _half(self, x: Array) -> Array:
         return self.array(half(self.numpy(x)))
@@ -137,10 +143,10 @@ class HalfCache:
 
 @dataclass(frozen=True, slots=True)
 class HostPlan:
-    """The other backend's plan, and the description it was made from."""
+    """The other backend's plan, and for attention key by key the mask (T, S) on the host."""
 
     inner: Plan
-    sees: Sees
+    mask: np.ndarray | None
 
 
 def _in_tiles(q: Array) -> bool:
