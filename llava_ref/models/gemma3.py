@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ..errors import GGUFError
 from ..gguf.file import GGUFFile
 from ..ops.protocol import Array, Cache, Linear, Matrix, Ops
@@ -118,17 +120,22 @@ class Gemma3Weights:
     blocks: tuple[Gemma3Block, ...]
     norm: Array  # (D,)
     output: Linear  # (V, D); the embedding itself where the file has no output.weight
+    frequencies: np.ndarray  # (dh / 2,) float64: rotary angle per position, in layers that see everything
+    local_frequencies: np.ndarray  # (dh / 2,) float64: in the others
 
 
-def load(file: GGUFFile, ops: Ops, c: TextConfig) -> Gemma3Weights:
+def load(file: GGUFFile, ops: Ops, s: Gemma3Config) -> Gemma3Weights:
     """Take the tensors. Raises GGUFError for what is missing, has the wrong shape, or has no use."""
-    D, V, w = c.width, c.n_vocab, Weights(file, ops)
+    c, w = s.text, Weights(file, ops)
+    D, V = c.width, c.n_vocab
     embd = w.matrix("token_embd.weight", (V, D))
     weights = Gemma3Weights(
         embd=embd,
         blocks=tuple(_load_block(w, f"blk.{i}", c) for i in range(c.n_layer)),
         norm=w.vector("output_norm.weight", (D,)),
         output=Linear(w.matrix("output.weight", (V, D)) if w.has("output.weight") else embd),
+        frequencies=rope.frequencies(c.rope, None),
+        local_frequencies=rope.frequencies(s.local_rope, None),
     )
     w.finish()
     return weights
@@ -201,7 +208,7 @@ class Gemma3:
     @classmethod
     def load(cls, file: GGUFFile, ops: Ops, quirks: Quirks) -> "Gemma3":
         settings = read(file)
-        return cls(file, settings, load(file, ops, settings.text), ops)
+        return cls(file, settings, load(file, ops, settings), ops)
 
     @classmethod
     def about(cls, file: GGUFFile, quirks: Quirks) -> dict[str, Any]:
@@ -217,18 +224,15 @@ class Gemma3:
         return self.weights.embd.rows(ids) * math.sqrt(self.config.width)
 
     def forward(self, x: Array, sees: Sees, cache: Cache, ops: Ops, tap: Tap = no_tap) -> Array:
-        c, s = self.config, self.settings
-        everywhere = self._where(c.rope, sees, ops)
-        nearby = self._where(s.local_rope, replace(sees, window=c.window), ops)
+        c, s, w = self.config, self.settings, self.weights
+        everywhere = where(c.rope, w.frequencies, sees, ops)
+        nearby = where(s.local_rope, w.local_frequencies, replace(sees, window=c.window), ops)
         x = tap("embd", x)
-        for i, w in enumerate(self.weights.blocks):
+        for i, weights in enumerate(w.blocks):
             at = nearby if s.local(i) else everywhere
-            x = block(x, w, c, at, cache, i, ops, scoped(tap, "blk", i))
+            x = block(x, weights, c, at, cache, i, ops, scoped(tap, "blk", i))
         cache.advance(x.shape[0])
         return x
-
-    def _where(self, c: RopeConfig, sees: Sees, ops: Ops) -> Where:
-        return where(c, rope.frequencies(c, None), sees, ops)
 
     def logits(self, x: Array, ops: Ops, tap: Tap = no_tap) -> Array:
         n = tap("result_norm", ops.rms_norm(x, self.weights.norm, self.config.eps))
