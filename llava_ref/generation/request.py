@@ -49,7 +49,10 @@ class Request:
     @property
     def token_ids(self) -> list[int]:
         """Return one number a position: a token's id, or -1 where a picture stands."""
-        return token_ids(self.chunks, self.spans)
+        ids: list[int] = []
+        for chunk in self.chunks:
+            ids.extend(chunk.token_ids if isinstance(chunk, TextChunk) else [-1] * self.spans[chunk.index].n_rows)
+        return ids
 
     def describe(self) -> list[dict[str, Any]]:
         """Return the chunks as JSON; a picture's width and height are those of the source, in pixels."""
@@ -60,14 +63,6 @@ class Request:
             return {"type": "text", "token_ids": list(chunk.token_ids)}
         height, width, _ = self.images[chunk.index].rgb.shape
         return {"type": "image", "n_tokens": self.spans[chunk.index].n_rows, "width": width, "height": height}
-
-
-def token_ids(chunks: Sequence[TextChunk | ImageChunk], spans: Sequence[Span]) -> list[int]:
-    """Return one number a position: a token's id, or -1 where a picture stands."""
-    ids: list[int] = []
-    for chunk in chunks:
-        ids.extend(chunk.token_ids if isinstance(chunk, TextChunk) else [-1] * spans[chunk.index].n_rows)
-    return ids
 
 
 @dataclass(frozen=True, slots=True)

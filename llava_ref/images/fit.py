@@ -68,6 +68,13 @@ def normalise(seen: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> 
     return np.ascontiguousarray(x.transpose(2, 0, 1)[None])
 
 
+def prepared(
+    rgb: np.ndarray, seen: np.ndarray, affine: PictureMap, mean: Sequence[float], std: Sequence[float]
+) -> Preprocessed:
+    """Normalise a fitted picture and keep its way back.  (h, w, 3) uint8, (S, S, 3) uint8 -> pixels (1, 3, S, S)"""
+    return Preprocessed(normalise(seen, mean, std), seen, affine, (rgb.shape[1], rgb.shape[0]))
+
+
 @one_blas_thread()
 def pad_resize(rgb: np.ndarray, size: int, fill: Colour) -> tuple[np.ndarray, PictureMap]:
     """Pad to a square with `fill`, then resize.  (h, w, 3) uint8 -> (S, S, 3) uint8"""

@@ -159,8 +159,7 @@ class Siglip:
             seen, affine = fit.stretch(rgb, c.image_size, BILINEAR)
         else:
             seen, affine = fit.resize_pad(rgb, c.image_size, BLACK, BILINEAR)
-        seen = tap("image.seen", seen)
-        return fit.Preprocessed(fit.normalise(seen, c.mean, c.std), seen, affine, (rgb.shape[1], rgb.shape[0]))
+        return fit.prepared(rgb, tap("image.seen", seen), affine, c.mean, c.std)
 
     def encode(self, pixels: np.ndarray, tap: Tap = no_tap) -> Array:
         ops, w, c = self.ops, self.weights, self.config

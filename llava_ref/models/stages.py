@@ -71,14 +71,10 @@ def of_picture(name: str) -> bool:
 
 def numbered(stage: Stage, prefix: str, i: int) -> Stage:
     """Return a block's row for block `i`."""
-    weight, *names = (
-        None if value is None else value.replace("{i}", str(i))
-        for value in (stage.weight, stage.llama_cpp, stage.transformers)
-    )
     return replace(
         stage,
         name=f"{prefix}.{i}.{stage.name}",
-        weight=weight,
-        llama_cpp=names[0] or "",
-        transformers=names[1] or "",
+        weight=stage.weight and stage.weight.replace("{i}", str(i)),
+        llama_cpp=stage.llama_cpp.replace("{i}", str(i)),
+        transformers=stage.transformers.replace("{i}", str(i)),
     )

@@ -20,9 +20,8 @@ class Sees:
     key: np.ndarray  # (S,)
     causal: bool = True
     window: int | None = None
-    pictures: tuple[np.ndarray, np.ndarray] | None = (
-        None  # (T,) (S,): number of the picture whose rows see one another; -1: none
-    )
+    pictures: tuple[np.ndarray, np.ndarray] | None = None
+    """(T,) (S,): the number of the picture whose rows see one another; -1 for none."""
 
     @classmethod
     def all(cls, n: int) -> "Sees":
