@@ -18,9 +18,9 @@ def strict():
         yield it
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser(tmp_path_factory):
-    """Headless Chromium with one page."""
+    """Headless Chromium with one page, ended before the tests of other folders, which count child processes."""
     from .browser import BrowserPage
 
     with BrowserPage(tmp_path_factory.mktemp("profile")) as page:
