@@ -1,5 +1,6 @@
 """What each query sees: the masks against a definition written out, key by key, and in both backends' attention."""
 
+import tracemalloc
 from itertools import product
 
 import numpy as np
@@ -65,7 +66,66 @@ def test_parts_are_the_rows_of_the_whole(window, pictures):
         assert (whole.part(start, end, n_keys).hidden() == whole.hidden()[start:end, :n_keys]).all()
 
 
+def blocks(sees, block):
+    """Give, of each block of queries, (keys that any sees, keys that every one sees, `reach`, `common`)."""
+    seen = ~sees.hidden()
+    parts = [seen[first : first + block] for first in range(0, len(seen), block)]
+    assert sees.reach(block).shape == sees.common(block).shape == (len(parts), 2)
+    for rows, reach, common in zip(parts, sees.reach(block), sees.common(block), strict=True):
+        yield np.flatnonzero(rows.any(0)), np.flatnonzero(rows.all(0)), reach, common
+
+
+def gaps(T, S, causal, window, pictures):
+    """Describe orders with holes, queries from the middle of the keys as well as from their end."""
+    key = np.cumsum(np.random.default_rng([T, S]).integers(1, 5, S))
+    at, numbers = np.unique(np.linspace(S // 3, S - 1, T).astype(int)), np.array(PICTURES[:S])
+    return Sees(key[at], key, causal, window, (numbers[at], numbers) if pictures else None)
+
+
+@pytest.mark.parametrize("causal, window, pictures", WAYS)
+@pytest.mark.parametrize("orders, T, S", [(last, *size) for size in SIZES] + [(gaps, 7, 29), (gaps, 19, 29)])
+def test_ranges_of_a_block_are_those_of_the_mask(orders, T, S, causal, window, pictures):
+    sees = orders(T, S, causal, window, pictures)
+    for block in (1, 2, 4, 16):
+        for some, every, reach, common in blocks(sees, block):
+            assert reach.tolist() == [some[0], some[-1] + 1]
+            assert reach[0] <= common[0] <= common[1] <= reach[1]
+            assert {*range(*common)} <= {*every}
+            assert pictures or common[1] - common[0] == len(every), "pictures hide nothing, and may add to the range"
+
+
+@pytest.mark.parametrize("window, pictures", list(product([None, 3], [True, False])))
+def test_ranges_of_keys_that_are_not_in_order_leave_nothing_out(window, pictures):
+    whole, shuffled = last(29, 29, True, window, pictures), np.random.default_rng(0).permutation(29)
+    numbers = None if whole.pictures is None else (whole.pictures[0], whole.pictures[1][shuffled])
+    sees = Sees(whole.query, whole.key[shuffled], True, window, numbers)
+    for some, every, reach, common in blocks(sees, 8):
+        assert {*some} <= {*range(*reach)} and {*range(*common)} <= {*every}
+
+
+def test_ranges_hold_where_queries_are_not_in_order():
+    key, query = np.arange(29), np.random.default_rng(1).permutation(29)
+    for some, every, reach, common in blocks(Sees(query, key, window=9), 4):
+        assert reach.tolist() == [some[0], some[-1] + 1] and [*range(*common)] == every.tolist()
+
+
+def test_ranges_draw_no_mask():
+    """A mask of a million positions would take 10^12 bytes; 128 a position are enough."""
+    key = np.arange(1 << 20)
+    picture = np.where(key % 1000 < 256, key // 1000, -1)
+    sees = Sees(key, key, window=1024, pictures=(picture, picture))
+    tracemalloc.start()
+    try:
+        reach, common = sees.reach(128), sees.common(128)
+        assert tracemalloc.get_traced_memory()[1] < 128 * len(key)
+    finally:
+        tracemalloc.stop()
+    assert reach[-1].tolist() == [(1 << 20) - 128 - 1023, 1 << 20] and reach.shape == (1 << 13, 2)
+    assert (reach[:, 1] - reach[:, 0]).max() < 1024 + 128 + 256 and (common[:, 1] > common[:, 0]).sum() > 8000
+
+
 def test_a_tower_sees_everything():
+    assert Sees.all(7).reach(4).tolist() == Sees.all(7).common(4).tolist() == [[0, 7], [0, 7]]
     assert not Sees.all(7).hidden().any() and Sees.all(7).hidden().shape == (7, 7) and Sees.all(7).mask() is None
 
 
