@@ -76,7 +76,7 @@ def test_a_network_knows_no_backend(path):
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     assert "torch" not in names
     of_ops = {name for name in imports(path) if name.startswith("ops")}
-    assert of_ops <= {"ops.protocol", "ops.sees", "ops.numpy_quants"}
+    assert of_ops <= {"ops.protocol", "ops.sees", "ops.step", "ops.numpy_quants"}
 
 
 HEAVY = "torch triton numba transformers starlette llava_ref.conformance llava_ref.kernels".split()

@@ -58,6 +58,9 @@ class _ByUnits(Over):
         """Compute each unit's: torch rounds the last numbers of an array, too few to fill a vector, in another way."""
         return self._joined(lambda i, start, end: self._inner.activation(x[start:end], kind))
 
+    def gated(self, gate: Array, up: Array, kind: Activation) -> Array:
+        return self._joined(lambda i, start, end: self._inner.gated(gate[start:end], up[start:end], kind))
+
     def plan(self, sees: Sees) -> list[Plan]:
         """Plan each unit: what it sees of the positions up to its own end."""
         return [self._inner.plan(sees.part(start, end, self._first + end)) for start, end in self._spans]

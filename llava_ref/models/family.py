@@ -13,6 +13,7 @@ from ..gguf.file import GGUFFile
 from ..images.fit import Preprocessed
 from ..ops.protocol import Array, Cache, Ops
 from ..ops.sees import Sees
+from ..ops.step import StepPlan
 from ..profiles import Quirks
 from ..tracing.finite import RefuseNotFinite
 from ..tracing.trace import Probes, Tap, no_tap
@@ -70,7 +71,7 @@ class Tower(Protocol):
         """Return the pixels that `encode` takes.  (height, width, 3) uint8 -> pixels (1, 3, S, S)"""
         ...
 
-    def encode(self, pixels: np.ndarray, tap: Tap = no_tap) -> Array:
+    def encode(self, pixels: Array, tap: Tap = no_tap) -> Array:
         """Return the rows that stand in for a picture.  pixels (1, 3, S, S) -> (N, D)"""
         ...
 
@@ -116,6 +117,10 @@ class TextModel(Protocol):
         """Return the logits of hidden states.  (T, D) -> (T, V)"""
         ...
 
+    def step_plan(self) -> StepPlan:
+        """Describe `forward` and `logits` as data, for a backend that runs one token through all layers at once."""
+        ...
+
     def stages(self) -> tuple[Stage, ...]: ...
 
 
@@ -125,7 +130,7 @@ def encode(tower: Tower, pixels: np.ndarray, tap: Tap = no_tap) -> np.ndarray:
     Raises NumericsError for NaN or infinity, naming the first tensor to hold one."""
     ops = tower.ops
     with np.errstate(all="ignore"):  # bad numbers are found by `all_finite`, not by numpy's warnings
-        rows = tower.encode(pixels, tap)
+        rows = ops.replay(tower.encode, pixels) if tap is no_tap else tower.encode(ops.array(pixels), tap)
         if not ops.all_finite(rows):
-            tower.encode(pixels, Probes(RefuseNotFinite(ops, tower.file.path)).tap(tower))
+            tower.encode(ops.array(pixels), Probes(RefuseNotFinite(ops, tower.file.path)).tap(tower))
     return ops.numpy(rows)

@@ -11,6 +11,7 @@ picture see one another. Keys, tensor names and defaults of llama.cpp b11549, sr
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..errors import GGUFError
 from ..gguf.file import GGUFFile
 from ..ops.protocol import Array, Cache, Linear, Matrix, Ops
 from ..ops.sees import Sees
+from ..ops.step import Angles, StepLayer, StepPlan
 from ..profiles import Quirks
 from ..tracing.trace import Tap, no_tap, scoped
 from . import rope
@@ -181,7 +183,7 @@ def attention(
 def mlp(x: Array, w: Gemma3Block, ops: Ops, tap: Tap = no_tap) -> Array:
     gate, up = ops.linears(x, (w.gate, w.up))
     gate, up = tap("ffn_gate", gate), tap("ffn_up", up)  # (T, F)
-    h = tap("ffn_geglu", ops.activation(gate, "gelu_tanh") * up)
+    h = tap("ffn_geglu", ops.gated(gate, up, "gelu_tanh"))
     return tap("ffn_out", ops.linear(h, w.down))
 
 
@@ -192,6 +194,13 @@ def block(
     h = tap("ffn_inp", x + tap("attn_post_norm", ops.rms_norm(y, w.attn_post_norm, c.eps)))
     y = mlp(tap("ffn_norm", ops.rms_norm(h, w.ffn_norm, c.eps)), w, ops, tap)
     return tap("out", h + tap("ffn_post_norm", ops.rms_norm(y, w.ffn_post_norm, c.eps)))
+
+
+def _step_layer(w: Gemma3Block, angles: Angles, window: int | None) -> StepLayer:
+    return StepLayer(
+        w.attn_norm, w.q, w.k, w.v, w.out, w.ffn_norm, w.gate, w.up, w.down, angles, window,
+        head_norms=(w.q_norm, w.k_norm), post_norms=(w.attn_post_norm, w.ffn_post_norm),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +246,19 @@ class Gemma3:
     def logits(self, x: Array, ops: Ops, tap: Tap = no_tap) -> Array:
         n = tap("result_norm", ops.rms_norm(x, self.weights.norm, self.config.eps))
         return tap("result_output", ops.linear(n, self.weights.output))
+
+    def step_plan(self) -> StepPlan:
+        c, s, w = self.config, self.settings, self.weights
+        everywhere = partial(rope.cos_sin, c.rope, w.frequencies)
+        nearby = partial(rope.cos_sin, s.local_rope, w.local_frequencies)
+        layers = [
+            _step_layer(block, *((nearby, c.window) if s.local(i) else (everywhere, None)))
+            for i, block in enumerate(w.blocks)
+        ]
+        return StepPlan(
+            w.embd, math.sqrt(c.width), tuple(layers), w.norm, w.output,
+            c.eps, c.n_head, c.n_head_kv, c.head_size, c.attention_scale, "halves", "gelu_tanh",
+        )  # fmt: skip
 
     def stages(self) -> tuple[Stage, ...]:
         return tuple(TABLE.run(self.config.n_layer))

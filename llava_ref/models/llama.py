@@ -8,6 +8,7 @@ Tensor names of llama.cpp b10605, src/llama-arch.cpp.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from ..gguf.file import GGUFFile
 from ..ops.protocol import Array, Cache, Linear, Matrix, Ops, Plan
 from ..ops.sees import Sees
+from ..ops.step import Angles, StepLayer, StepPlan
 from ..profiles import Quirks
 from ..tracing.trace import Tap, no_tap, scoped
 from . import rope
@@ -155,7 +157,7 @@ def attention(
 def mlp(x: Array, w: LlamaBlock, ops: Ops, tap: Tap = no_tap) -> Array:
     gate, up = ops.linears(x, (w.gate, w.up))
     gate, up = tap("ffn_gate", gate), tap("ffn_up", up)  # (T, F)
-    h = tap("ffn_swiglu", ops.activation(gate, "silu") * up)
+    h = tap("ffn_swiglu", ops.gated(gate, up, "silu"))
     return tap("ffn_out", ops.linear(h, w.down))
 
 
@@ -181,6 +183,10 @@ def logits(x: Array, w: LlamaWeights, c: TextConfig, ops: Ops, tap: Tap = no_tap
     """Apply the final norm and the output matrix.  (T, D) -> (T, V)"""
     n = tap("result_norm", ops.rms_norm(x, w.norm, c.eps))
     return tap("result_output", ops.linear(n, w.output))
+
+
+def _step_layer(w: LlamaBlock, angles: Angles, window: int | None) -> StepLayer:
+    return StepLayer(w.attn_norm, w.q, w.k, w.v, w.out, w.ffn_norm, w.gate, w.up, w.down, angles, window)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +219,14 @@ class Llama:
 
     def logits(self, x: Array, ops: Ops, tap: Tap = no_tap) -> Array:
         return logits(x, self.weights, self.config, ops, tap)
+
+    def step_plan(self) -> StepPlan:
+        c, w = self.config, self.weights
+        angles = partial(rope.cos_sin, c.rope, w.frequencies)
+        return StepPlan(
+            w.embd, 1.0, tuple(_step_layer(block, angles, c.window) for block in w.blocks), w.norm, w.output,
+            c.eps, c.n_head, c.n_head_kv, c.head_size, c.attention_scale, "adjacent", "silu",
+        )  # fmt: skip
 
     def stages(self) -> tuple[Stage, ...]:
         return tuple(TABLE.run(self.config.n_layer))

@@ -161,10 +161,10 @@ class Siglip:
             seen, affine = fit.resize_pad(rgb, c.image_size, BLACK, BILINEAR)
         return fit.prepared(rgb, tap("image.seen", seen), affine, c.mean, c.std)
 
-    def encode(self, pixels: np.ndarray, tap: Tap = no_tap) -> Array:
+    def encode(self, pixels: Array, tap: Tap = no_tap) -> Array:
         ops, w, c = self.ops, self.weights, self.config
         with ops.running(c.n_patches, c.width * c.mlp_width):
-            features = encode(ops.array(pixels[0]), w, c, ops, tap)
+            features = encode(pixels[0], w, c, ops, tap)
             return project(features, w, c, self.merge, ops, tap)
 
     def stages(self) -> tuple[Stage, ...]:

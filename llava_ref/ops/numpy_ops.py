@@ -2,7 +2,7 @@
 letters."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import cache
@@ -12,8 +12,9 @@ import numpy as np
 from ..gguf.file import TensorView
 from .kv import GrowingCache
 from .numpy_quants import dequantize, dequantize_rows
-from .protocol import KV, Activation, Linear, Norm, Pairs
+from .protocol import KV, Activation, Cache, Linear, Norm, Pairs
 from .sees import Sees
+from .step import StepPlan
 from .threads import blas, one_blas_thread, processors, worth
 from .weight_budget import Dequantised, WeightBudget
 
@@ -25,6 +26,7 @@ class NumpyOps:
 
     name = "numpy"
     device = "cpu"
+    joined_rows = 0
 
     def __init__(self, threads: int | None, budget: int) -> None:
         self._budget = WeightBudget(budget)
@@ -98,6 +100,9 @@ class NumpyOps:
         even, odd = x[..., 0::2], x[..., 1::2]
         return np.stack((even * c - odd * s, even * s + odd * c), -1).reshape(x.shape)
 
+    def gated(self, gate: F32, up: F32, kind: Activation) -> F32:
+        return self.activation(gate, kind) * up
+
     def cache(self, n_layer: int, n_head_kv: int, head_size: int, limit: int) -> GrowingCache:
         return GrowingCache(n_layer, n_head_kv, head_size, limit, lambda shape: np.zeros(shape, np.float32))
 
@@ -128,6 +133,12 @@ class NumpyOps:
 
     def all_finite(self, x: F32) -> bool:
         return bool(np.isfinite(x).all())
+
+    def replay(self, f: Callable[[F32], F32], x: np.ndarray) -> F32:
+        return f(self.array(x))
+
+    def stepper(self, plan: StepPlan, cache: Cache) -> None:
+        return None
 
 
 def _sigmoid(x: F32) -> F32:

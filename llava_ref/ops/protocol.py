@@ -2,86 +2,23 @@
 this.
 
 T new positions, S all so far, D or K width in, N width out, H query heads, Hkv key/value heads, dh head size, P patch
-size. Arrays belong to the backend; they support `+ - * [] .shape .reshape(...)`, and `Ops.numpy` gives float32.
+size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from ..gguf.file import TensorView
+from .arrays import KV, Activation, Array, Cache, CacheType, Linear, Matrix, Norm, Pairs, Plan
 from .sees import Sees
+from .step import Stepper, StepPlan
 
-Array = Any  # numpy.ndarray or torch.Tensor, float32
-Plan = Any  # a backend's own form of `Sees`, made once a pass and used in every layer
-Activation = Literal["gelu_erf", "gelu_tanh", "gelu_quick", "silu"]
-Pairs = Literal["adjacent", "halves"]
-"""Which channels `Ops.rope` turns together: 2i and 2i + 1 (ggml's NORM), or i and i + dh / 2 (NEOX, transformers)."""
-CacheType = Literal["f32", "f16"]
-
-
-class Matrix(Protocol):
-    """A stored matrix that knows how it is multiplied: whoever made it chose the kernel, once, when the file was
-    loaded."""
-
-    name: str  # the tensor's, in the file
-    shape: tuple[int, ...]  # (N, K), or (N, 3, P, P) of a patch kernel
-    type: str  # the file's ggml type
-
-    def product(self, x: Array) -> Array:
-        """Multiply: x w^T.  (T, K) -> (T, N)"""
-        ...
-
-    def rows(self, ids: Sequence[int]) -> Array:
-        """Read only these rows.  T ids -> (T, K)"""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """A matrix (N, K), with its bias (N,) where the file has one."""
-
-    weight: Matrix
-    bias: Array | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Norm:
-    """The gain (D,) of a normalisation, with its bias (D,) where the file has one."""
-
-    weight: Array
-    bias: Array | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class KV:
-    """Keys and values that queries look at, (S, Hkv, dh) each, rounded already to the type that they are kept in."""
-
-    keys: Array
-    values: Array
-    type: CacheType = "f32"
-
-
-class Cache(Protocol):
-    """Keys and values of the positions already run, for every layer, in the backend's own memory."""
-
-    @property
-    def length(self) -> int: ...
-
-    def append(self, layer: int, k: Array, v: Array) -> KV:
-        """Store k and v, (T, Hkv, dh), behind the `length` positions; return all (length + T) of the layer.
-
-        `length` itself moves only at `advance`, when every layer has its rows."""
-        ...
-
-    def advance(self, count: int) -> None: ...
-
-    def truncate(self, length: int) -> None:
-        """Forget the positions from `length` on."""
-        ...
+__all__ = [
+    "KV", "Activation", "Array", "Cache", "CacheType", "Linear", "Matrix", "Norm", "Ops", "Pairs", "Plan",
+]  # fmt: skip
 
 
 class Ops(Protocol):
@@ -89,6 +26,8 @@ class Ops(Protocol):
 
     name: str  # "torch" or "numpy"
     device: str
+    joined_rows: int
+    """Rows up to which a decoder's units are run as one; 0: each by itself, so that no bit depends on the others."""
 
     def running(self, rows: int, weights: int) -> AbstractContextManager[None]:
         """Give a pass the threads it is worth: `rows` rows through matrices of up to `weights` numbers."""
@@ -114,6 +53,8 @@ class Ops(Protocol):
 
     def activation(self, x: Array, kind: Activation) -> Array: ...
 
+    def gated(self, gate: Array, up: Array, kind: Activation) -> Array: ...  # activation(gate) * up, (T, F)
+
     def rope(self, x: Array, cos: Array, sin: Array, pairs: Pairs) -> Array: ...  # (T, H, dh) (T, dh/2) (T, dh/2)
 
     def cache(self, n_layer: int, n_head_kv: int, head_size: int, limit: int) -> Cache: ...
@@ -133,3 +74,13 @@ class Ops(Protocol):
     def concat(self, rows: Sequence[Array]) -> Array: ...  # of (t_i, D)
 
     def all_finite(self, x: Array) -> bool: ...
+
+    def replay(self, f: Callable[[Array], Array], x: np.ndarray) -> Array:
+        """Return f(x), x on the device. A backend may record what `f` launches and launch only that the next time, so
+        `f` must do the same for every x of a shape."""
+        ...
+
+    def stepper(self, plan: StepPlan, cache: Cache) -> Stepper | None:
+        """Return what runs one token through the whole decoder over this cache; None where nothing is faster than its
+        `forward`."""
+        ...

@@ -1,6 +1,6 @@
 """Compute the operations in torch, float32, on any device; each is its definition in kernels/reference.py."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,10 +11,11 @@ from ..errors import ParameterError
 from ..gguf.file import TensorView
 from ..kernels import reference
 from .kv import GrowingCache
-from .protocol import KV, Activation, Linear, Norm
+from .protocol import KV, Activation, Cache, Linear, Norm
 from .sees import Sees
+from .step import StepPlan
 from .threads import processors, worth
-from .torch_quants import dequantize, dequantize_rows
+from .torch_quants import decode, dequantize, raw
 from .weight_budget import Dequantised, WeightBudget
 
 ACTIVATIONS = {
@@ -31,12 +32,14 @@ class TorchOps:
     """Implement `protocol.Ops` with torch. Weights are dequantised on the device they are used on."""
 
     name = "torch"
+    joined_rows = 0
 
     def __init__(self, device: str, threads: int | None, budget: int) -> None:
         if device not in ("cpu", "cuda"):
             raise ParameterError("device", repr(device), "unknown, expected 'cpu' or 'cuda'")
         if device == "cuda" and not torch.cuda.is_available():
             raise ParameterError("device", "'cuda'", "torch finds no CUDA device here")
+        torch.set_float32_matmul_precision("highest")  # no TF32
         self.device = device
         self._budget = WeightBudget(budget)
         self._threads = threads
@@ -51,13 +54,12 @@ class TorchOps:
             torch.set_num_threads(before)
 
     def matrix(self, view: TensorView) -> Dequantised[Tensor]:
-        return Dequantised(
-            view,
-            lambda v: dequantize(v, self.device),
-            lambda v, ids: dequantize_rows(v, ids, self.device),
-            reference.linear,
-            self._budget,
-        )
+        blocks = raw(view, self.device).reshape(view.shape[0], -1)
+
+        def rows(_: TensorView, ids: Sequence[int]) -> Tensor:
+            return decode(blocks[torch.tensor(ids, dtype=torch.int64, device=self.device)], view.type)
+
+        return Dequantised(view, lambda _: decode(blocks, view.type), rows, reference.linear, self._budget)
 
     def vector(self, view: TensorView) -> Tensor:
         return dequantize(view, self.device)
@@ -87,6 +89,9 @@ class TorchOps:
     def activation(self, x: Tensor, kind: Activation) -> Tensor:
         return ACTIVATIONS[kind](x)
 
+    def gated(self, gate: Tensor, up: Tensor, kind: Activation) -> Tensor:
+        return self.activation(gate, kind) * up
+
     def cache(self, n_layer: int, n_head_kv: int, head_size: int, limit: int) -> GrowingCache:
         return GrowingCache(n_layer, n_head_kv, head_size, limit, lambda shape: torch.zeros(shape, device=self.device))
 
@@ -108,3 +113,9 @@ class TorchOps:
 
     def all_finite(self, x: Tensor) -> bool:
         return bool(torch.isfinite(x).all())
+
+    def replay(self, f: Callable[[Tensor], Tensor], x: np.ndarray) -> Tensor:
+        return f(self.array(x))
+
+    def stepper(self, plan: StepPlan, cache: Cache) -> None:
+        return None

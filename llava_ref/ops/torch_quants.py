@@ -22,18 +22,20 @@ E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # twice the va
 NL4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # kvalues_iq4nl, ggml-common.h
 
 
+def raw(view: TensorView, device: str) -> Tensor:
+    """Return a tensor's bytes on the device, (n,) uint8. On the CPU nothing is copied: they are the file's own pages;
+    do not write to them."""
+    return torch.frombuffer(view.data, dtype=torch.uint8).to(device)
+
+
 def dequantize(view: TensorView, device: str) -> Tensor:
-    """Dequantise a tensor to float32 of `view.shape`. F32 on the CPU is not copied: the tensor is the file's own
-    pages; do not write to it."""
-    return _dequantize(torch.frombuffer(view.data, dtype=torch.uint8).to(device), view.type).reshape(view.shape)
+    """Dequantise a tensor to float32 of `view.shape`. F32 on the CPU is not copied, as in `raw`."""
+    return _dequantize(raw(view, device), view.type).reshape(view.shape)
 
 
-def dequantize_rows(view: TensorView, rows: Sequence[int], device: str) -> Tensor:
-    """Dequantise only `rows` of a matrix (N, D), in the order given, and read nothing else.  -> (len(rows), D)
-    float32"""
-    blocks = torch.frombuffer(view.data, dtype=torch.uint8).reshape(view.shape[0], -1)
-    chosen = blocks[torch.tensor(rows, dtype=torch.int64)]
-    return _dequantize(chosen.to(device).reshape(-1), view.type).reshape(-1, view.shape[1])
+def decode(blocks: Tensor, kind: str) -> Tensor:
+    """Dequantise whole rows of a matrix.  (n, bytes of a row) uint8 -> (n, K) float32"""
+    return _dequantize(blocks.reshape(-1), kind).reshape(len(blocks), -1)
 
 
 def _dequantize(data: Tensor, kind: str) -> Tensor:

@@ -53,6 +53,9 @@ class GgmlOps(Over):
             return self.array(gelu.gelu_quick(self.numpy(x)))
         return self._inner.activation(x, kind)
 
+    def gated(self, gate: Array, up: Array, kind: Activation) -> Array:
+        return self.activation(gate, kind) * up
+
     def cache(self, n_layer: int, n_head_kv: int, head_size: int, limit: int) -> Cache:
         cache = self._inner.cache(n_layer, n_head_kv, head_size, limit)
         if self._kv_cache == "f16":
