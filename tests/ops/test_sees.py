@@ -109,6 +109,13 @@ def test_ranges_hold_where_queries_are_not_in_order():
         assert reach.tolist() == [some[0], some[-1] + 1] and [*range(*common)] == every.tolist()
 
 
+@pytest.mark.parametrize("window", [None, 6])
+def test_ranges_hold_where_text_stands_inside_a_picture(window):
+    key, numbers = np.arange(29), np.array([0, -1, 0, -1, -1, 0, 1, -1, 1, -1] * 3)[:29]
+    for some, every, reach, common in blocks(Sees(key, key, window=window, pictures=(numbers, numbers)), 3):
+        assert reach.tolist() == [some[0], some[-1] + 1] and {*range(*common)} <= {*every}
+
+
 def test_ranges_draw_no_mask():
     """A mask of a million positions would take 10^12 bytes; 128 a position are enough."""
     key = np.arange(1 << 20)
