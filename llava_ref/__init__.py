@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from . import chat, gguf, images
     from .generation.answer import Stream
     from .generation.request import Reply, Step
-    from .generation.sampler import Sampling
+    from .generation.sampling import Sampling
     from .loading import embedded, load
     from .model import Llava
 
@@ -53,7 +53,7 @@ __all__ = [
 _HOME = {
     "Llava": "model",
     "Reply": "generation.request",
-    "Sampling": "generation.sampler",
+    "Sampling": "generation.sampling",
     "Step": "generation.request",
     "Stream": "generation.answer",
     "embedded": "loading",

@@ -19,7 +19,8 @@ from .generation.answer import Answer, Stream
 from .generation.prompts import Messages, Prompts, decode_image
 from .generation.request import Clock, Reply, Request, Step, remaining
 from .generation.reuse import Reuse, cached_positions
-from .generation.sampler import Sampler, Sampling, SamplingOptions
+from .generation.sampler import Sampler
+from .generation.sampling import Sampling, SamplingOptions
 from .generation.session import Session, unembed
 from .generation.stops import StopStrings
 from .generation.units import Part
@@ -116,7 +117,7 @@ class Llava:
         stop: Sequence[str] = (),
         **sampling: Unpack[SamplingOptions],
     ) -> Reply:
-        """Return the whole answer to a conversation in OpenAI's form; `generation.sampler.Sampling` has the settings.
+        """Return the whole answer to a conversation in OpenAI's form; `generation.sampling.Sampling` has the settings.
 
         An answer ends at `max_tokens`, or where the context does, with finish_reason "length"; at a stop string or an
         end-of-generation token with "stop". Raises a LlavaError for what is wrong, before any work."""
@@ -169,7 +170,7 @@ class Llava:
             try:
                 while not answer.done:
                     began = time.perf_counter()
-                    yield answer.take(session.feed(answer.parts), began)
+                    yield answer.take(session.next(answer.parts), began)
             finally:
                 if reuse is not None and not session.watched:
                     reuse.keep_session(session)

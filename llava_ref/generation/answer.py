@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ..ops.step import NextLogits
 from .request import Clock, FinishReason, Reply, Request, Step, usage
 from .sampler import Sampler
 from .stops import StopStrings
@@ -43,7 +44,7 @@ class Answer:
         self._sampler, self._decoder, self._stops = sampler, decoder, stops
         self._end_ids, self._left = end_ids, limit
 
-    def take(self, logits: np.ndarray, began: float) -> Step:
+    def take(self, logits: np.ndarray | NextLogits, began: float) -> Step:
         """Choose the next token by logits (V,) of the last position. `began`: when its work did, of `perf_counter`.
 
         An end-of-generation token is a step of its own, without text."""

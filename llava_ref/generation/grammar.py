@@ -71,7 +71,7 @@ def _check_size(schema: dict[str, Any], where: str) -> None:
 
 
 class JsonGrammar:
-    """A `generation.sampler.Grammar`, made by `JsonGrammars`. No optional white space: an answer is as short as it can
+    """A `generation.sampling.Grammar`, made by `JsonGrammars`. No optional white space: an answer is as short as it can
     be."""
 
     def __init__(self, tokens: Any, source: str, end: np.ndarray, signs: Mapping[str, list[int]]) -> None:

@@ -13,9 +13,10 @@ from ..errors import ParameterError, PromptError
 from ..models.family import TextModel
 from ..ops.protocol import Array
 from ..ops.sees import Sees
+from ..ops.step import NextLogits
 from ..tracing.finite import RefuseNotFinite
 from ..tracing.trace import Probes, Tap
-from .units import Part, by_units, units
+from .units import Part, by_units, joined, units
 
 ROWS = 64  # positions whose logits `each` computes at once
 
@@ -30,7 +31,8 @@ class Session:
         self.n_context = n_context or c.context
         self._cache = text.ops.cache(c.n_layer, c.n_head_kv, c.head_size, self.n_context)
         self._run_units: list[tuple[Part, int]] = []  # and the position behind each
-        self._probes = probes or Probes()
+        self._probes = Probes() if probes is None else probes
+        self._stepper = text.ops.stepper(text.step_plan(), self._cache)
         self.watched = False
         """Whether a probe may have changed what is kept here, so that nobody else may go on from it."""
 
@@ -51,6 +53,21 @@ class Session:
         if all_logits:
             return self._logits(self._ops.concat(hidden), first)
         return self._logits(hidden[-1][-1:], self.n_past - 1)[-1]
+
+    def next(self, parts: Sequence[Part]) -> np.ndarray | NextLogits:
+        """Run parts as `feed` does; return the logits of the last position, (V,).
+
+        A single token is run by the backend's stepper, if it has one and nobody watches. Its logits may lie on the
+        device, and are valid until the next call."""
+        (first, *rest) = parts
+        if self._stepper is None or rest or isinstance(first, np.ndarray) or len(first) > 1 or self._probes:
+            return self.feed(parts)
+        self._check(parts)
+        logits = self._stepper.step(first[0])
+        self._run_units.append((first, self.n_past))
+        if not logits.finite:
+            self._refuse()
+        return logits
 
     def each(self, parts: Sequence[Part]) -> Iterator[np.ndarray]:
         """Yield logits (V,) of every position fed, one after the other: memory holds those of `ROWS` at once."""
@@ -79,9 +96,10 @@ class Session:
         return units(parts, self._text.WHOLE_PICTURES)
 
     def _runs(self, parts: Sequence[Part]) -> list[list[Part]]:
-        """Return what is run at once: a unit, or everything where a probe must see it whole."""
+        """Return what is run at once: everything where a probe must see it whole, else as many units as the backend
+        joins, one at least."""
         found = self._units(parts)
-        return [found] if self._probes.whole else [[unit] for unit in found]
+        return [found] if self._probes.whole else joined(found, self._ops.joined_rows)
 
     def _check(self, parts: Sequence[Part]) -> None:
         count, c = sum(map(len, parts)), self._text.config
@@ -106,7 +124,8 @@ class Session:
         # bad numbers are found by `all_finite`, not by numpy's warnings
         with np.errstate(all="ignore"), ops.running(max(map(len, run)), largest):
             rows = [ops.array(unit) if isinstance(unit, np.ndarray) else self._text.embed(unit) for unit in run]
-            tap, apart = self._tap(first, first + ends[-1]), by_units(ops, first, ends, largest)
+            tap = self._tap(first, first + ends[-1])
+            apart = by_units(ops, first, ends, largest) if self._probes.whole else ops
             hidden = self._text.forward(ops.concat(rows), self._sees(run, first), self._cache, apart, tap)
         self._run_units += [(unit, first + end) for unit, end in zip(run, ends, strict=True)]
         return hidden

@@ -33,6 +33,17 @@ def units(parts: Sequence[Part], whole_pictures: bool) -> list[Part]:
     return cut
 
 
+def joined(units: Sequence[Part], rows: int) -> list[list[Part]]:
+    """Put neighbouring units together while they have at most `rows` rows; a longer unit stays alone."""
+    runs: list[list[Part]] = []
+    for unit in units:
+        if runs and sum(map(len, runs[-1])) + len(unit) <= rows:
+            runs[-1].append(unit)
+        else:
+            runs.append([unit])
+    return runs
+
+
 def by_units(ops: Ops, first: int, ends: Sequence[int], weights: int) -> Ops:
     """Return `ops` for a pass from position `first` on, whose units end behind the rows `ends`.
 

@@ -106,6 +106,9 @@ class Probes:
         """Detach a probe."""
         self._set = [other for other in self._set if other is not probe]  # `!=` would compare the arrays of traces
 
+    def __bool__(self) -> bool:
+        return bool(self._set)
+
     @property
     def complete(self) -> bool:
         return any(probe.complete for probe in self._set)

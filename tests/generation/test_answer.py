@@ -10,7 +10,8 @@ from llava_ref.chat.chunks import ImageChunk, TextChunk
 from llava_ref.errors import ParameterError, PromptError
 from llava_ref.generation.answer import Answer, Stream
 from llava_ref.generation.request import Clock, Request, remaining, usage
-from llava_ref.generation.sampler import Sampler, Sampling
+from llava_ref.generation.sampler import Sampler
+from llava_ref.generation.sampling import Sampling
 from llava_ref.generation.stops import StopStrings
 from llava_ref.images.decoding import DecodedImage
 from llava_ref.models.family import Span

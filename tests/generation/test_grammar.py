@@ -10,7 +10,7 @@ pytest.importorskip("llguidance", reason="the server extra is not installed")
 import llava_ref
 from llava_ref.errors import ParameterError
 from llava_ref.generation.grammar import MAX_SCHEMA, JsonGrammars
-from llava_ref.generation.sampler import Sampling
+from llava_ref.generation.sampling import Sampling
 
 from ..support.tiny_pair import Tiny, vocabulary, write_pair
 

@@ -8,7 +8,7 @@ import pytest
 import llava_ref
 from llava_ref.conformance.pairs.gemma3 import Gemma3Spec, SiglipSpec, build_gemma3
 from llava_ref.generation.reuse import Reuse, cached_positions
-from llava_ref.generation.sampler import Sampling
+from llava_ref.generation.sampling import Sampling
 from llava_ref.generation.units import BATCH
 from llava_ref.tracing.trace import Probe
 

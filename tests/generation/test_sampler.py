@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from llava_ref.errors import ParameterError
-from llava_ref.generation.sampler import PENALTY_WINDOW, Sampler, Sampling, SamplingOptions, filtered
+from llava_ref.generation.filters import PENALTY_WINDOW, filtered
+from llava_ref.generation.sampler import Sampler
+from llava_ref.generation.sampling import Sampling, SamplingOptions
 
 from ..support.helpers import rand
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from llava_ref.errors import ParameterError
-from llava_ref.generation.sampler import Sampler, Sampling
+from llava_ref.generation.sampler import Sampler
+from llava_ref.generation.sampling import Sampling
 from llava_ref.generation.scores import score, score_prompt
 
 from ..support.helpers import rand

@@ -1,0 +1,98 @@
+"""`selftest`: every operation has cases, and one that computes wrongly is named."""
+
+import json
+from itertools import product
+
+import numpy as np
+import pytest
+
+from llava_ref.ops.cases import cases
+from llava_ref.ops.numpy_ops import NumpyOps
+from llava_ref.ops.protocol import Ops
+from llava_ref.ops.torch_ops import TorchOps
+from llava_ref.tools import selftest
+
+BACKENDS = {"torch": TorchOps, "numpy": NumpyOps}
+THROUGH = {"matrix": "product", "plan": "attention", "numpy": "array", "running": "product"}
+"""Methods whose cases stand under the name of another."""
+NOT_HERE = {"stepper"}
+"""Methods that do nothing on a CPU."""
+
+
+def names(method):
+    return [name for case in ALL for name in case.operation.split(", ") if name == method]
+
+
+def tensor(kind, rows, columns):
+    from llava_ref.conformance.pairs.random_blocks import random_tensor
+    from llava_ref.gguf.file import TensorView
+
+    data = random_tensor(kind, rows, columns, 1)
+    return TensorView(kind, kind, (rows, columns), memoryview(bytearray(data.tobytes())))
+
+
+ALL = list(cases(tensor, ["F32", "Q4_K"]))
+
+
+def test_every_operation_has_a_case():
+    methods = {name for name, value in vars(Ops).items() if callable(value) and not name.startswith("_")} - NOT_HERE
+    assert len(methods) > 15
+    assert not [method for method in methods if not names(THROUGH.get(method, method))]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_backends_pass(cli, backend):
+    status, out, err = cli("selftest", "--backend", backend, "--json")
+    found = json.loads(out)
+    rows = {row["operation"]: row for row in found["operations"]}
+    assert status == 0 and found["ok"] and (found["backend"], found["device"]) == (backend, "cpu")
+    assert all(row["ok"] and row["failed"] == {} and row["error"] <= row["bound"] for row in rows.values())
+    assert rows["product"]["n_cases"] == 4 * 26 and 1e-8 < rows["product"]["error"] < rows["product"]["bound"] < 1e-5
+    assert rows["rows"]["bound"] == rows["rows"]["error"] == 0
+    assert sum(row["n_cases"] for row in rows.values()) > 250 and "cases in" in err
+
+
+WRONG = {
+    "rms_norm": lambda y: y * (1 + 1e-5),
+    "attention": lambda y: y * (1 - 1e-4),
+    "layer_norm": lambda y: y * np.nan,
+    "rope": lambda y: y[:-1],
+    "concat": lambda y: y + 1e-6,
+    "all_finite": lambda y: True,
+    "activation": lambda y: 1 / 0,
+}
+
+
+@pytest.mark.parametrize("backend, name", list(product(BACKENDS, WRONG)))
+def test_what_is_wrong_is_named(cli, monkeypatch, backend, name):
+    right, static = getattr(BACKENDS[backend], name), isinstance(vars(BACKENDS[backend])[name], staticmethod)
+    monkeypatch.setattr(
+        BACKENDS[backend], name, lambda self, *args: WRONG[name](right(*args) if static else right(self, *args))
+    )
+    monkeypatch.setattr("llava_ref.conformance.pairs.random_blocks.KINDS", ("F32", "F16"))
+    monkeypatch.setattr("llava_ref.ops.cases.HEAD_SIZES", (64,))
+    status, out, err = cli("selftest", "--backend", backend)
+    last = err.splitlines()[-1]
+    assert status == 1 and last.startswith("failed: ") and name in last
+    assert "rows" not in last and f"\n{name} " in out and "FAILED" in out
+
+
+def test_a_matrix_that_is_wrong_is_named_with_its_type(cli, monkeypatch):
+    from llava_ref.ops import torch_quants
+
+    right = torch_quants.BLOCKS["Q4_K"]
+    monkeypatch.setitem(torch_quants.BLOCKS, "Q4_K", lambda b: right(b) * 1.01)
+    status, _, err = cli("selftest", "--backend", "numpy", "--json")
+    assert status == 1 and "product Q4_K, rows Q4_K, vector Q4_K" in err and "Q5_K" not in err
+
+
+def test_errors_are_infinite_where_a_number_is():
+    assert selftest.error(np.array([1.0, 1.1]), np.array([1.0, 1.0])) == pytest.approx(0.1 / 2**0.5)
+    assert selftest.error(np.array([np.nan]), np.array([1.0])) == np.inf
+    assert selftest.error(np.ones(2), np.ones(3)) == np.inf
+    assert selftest.error(np.zeros(2), np.zeros(2)) == 0 and selftest.error(np.ones(2), np.zeros(2)) == np.inf
+
+
+def test_no_device_is_one_line(cli):
+    status, out, err = cli("selftest", "--backend", "numpy", "--device", "cuda")
+    assert (status, out) == (2, "") and err.startswith("error: device: 'cuda': ")
