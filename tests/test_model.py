@@ -8,7 +8,7 @@ from PIL import Image
 
 import llava_ref
 from llava_ref import GGUFError, ImageError, NumericsError, PairError, ParameterError, PromptError
-from llava_ref.generation.sampler import Sampling
+from llava_ref.generation.sampling import Sampling
 
 from .support.helpers import close
 from .support.tiny_pair import VICUNA, Tiny, write_mmproj, write_pair, write_text

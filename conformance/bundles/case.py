@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from llava_ref.generation.sampler import Sampling
+from llava_ref.generation.sampling import Sampling
 from llava_ref.gguf.types import TYPES
 from llava_ref.loading import load
 from llava_ref.model import Llava

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from llava_ref.errors import LlavaError
-from llava_ref.generation.sampler import Sampling
+from llava_ref.generation.sampling import Sampling
 from llava_ref.loading import load
 from llava_ref.tracing.tracefile import TraceFile
 

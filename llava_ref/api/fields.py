@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from ..generation.sampler import MAX_TOP, Sampling
+from ..generation.sampling import MAX_TOP, Sampling
 from .limits import MAX_STOP_LENGTH
 
 NO_LIMIT = 2**31 - 1

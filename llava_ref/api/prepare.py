@@ -18,7 +18,7 @@ from ..chat.rendering import Prompt, render_prompt
 from ..errors import ImageError, PromptError, printable
 from ..generation.answer import Stream
 from ..generation.request import Request
-from ..generation.sampler import Grammar
+from ..generation.sampling import Grammar
 from ..generation.scores import score_prompt
 from ..model import Llava
 from ..tokenizer.quote import Quote

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
-from ..generation.sampler import Sampling
+from ..generation.sampling import Sampling
 from .errors import ApiError, value_at
 from .fields import SETTINGS, Biases, Ids, Int, Label, Limit, LimitOrZero, Stop, TokenId, Top, setting
 from .limits import MAX_CHOICES, MAX_PROMPTS, MAX_STOPS

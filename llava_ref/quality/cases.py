@@ -7,7 +7,7 @@ import numpy as np
 
 from ..chat.chunks import ImageChunk, TextChunk
 from ..generation.request import Request
-from ..generation.sampler import Sampling
+from ..generation.sampling import Sampling
 from ..generation.units import Part
 from ..images import ImageSource
 from ..images.decoding import DecodedImage

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import ParameterError
 from ..generation.request import Reply, Request
-from ..generation.sampler import Sampling
+from ..generation.sampling import Sampling
 from ..model import Llava
 from ..models.stages import residual
 from ..ops.protocol import Array

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import ParameterError
 from ..generation.request import Request
-from ..generation.sampler import Sampling
+from ..generation.sampling import Sampling
 from ..model import Llava
 from ..study.ablation import ablation, picture_grid
 from ..study.attention import attention_to_picture

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import LlavaError, ParameterError, PromptError, visible
 from ..generation.reuse import Reuse
-from ..generation.sampler import Sampling
+from ..generation.sampling import Sampling
 from ..model import Llava
 from . import options
 from .output import note, print_pieces, summary

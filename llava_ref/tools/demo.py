@@ -16,7 +16,7 @@ from PIL import Image
 from ..errors import ParameterError
 from ..generation.answer import Stream
 from ..generation.grammar import JsonGrammars
-from ..generation.sampler import Sampling
+from ..generation.sampling import Sampling
 from ..loading import embedded
 from ..model import Llava
 from ..scenes import WAYS, fresh_asked

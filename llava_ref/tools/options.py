@@ -12,7 +12,7 @@ from ..chat.rendering import parse_messages, render_prompt
 from ..chat.templates import TEMPLATES
 from ..errors import ParameterError
 from ..generation.request import Request
-from ..generation.sampler import Sampling
+from ..generation.sampling import Sampling
 from ..loading import embedded, load
 from ..model import Llava
 from ..ops import PRECISIONS

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ParameterError
-from ..generation.sampler import Sampling
+from ..generation.sampling import Sampling
 from ..model import Llava
 from ..models.stages import Stage
 from ..tracing.tracefile import Writer, hashes

@@ -21,7 +21,7 @@ from llava_ref.conformance.engines.llama_cpp import oracle
 from llava_ref.conformance.engines.llama_cpp.engine import LlamaCpp
 from llava_ref.conformance.engines.reference import Case, Run
 from llava_ref.conformance.pairs.gemma3 import Gemma3Spec, SiglipSpec, build_gemma3
-from llava_ref.generation.sampler import Sampling
+from llava_ref.generation.sampling import Sampling
 from llava_ref.generation.session import Session
 from llava_ref.loading import load
 from llava_ref.model import Llava

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import llava_ref
-from llava_ref.generation.sampler import Sampling
+from llava_ref.generation.sampling import Sampling
 from llava_ref.ops import numpy_ops, threads, torch_ops
 from llava_ref.ops.numpy_ops import NumpyOps
 from llava_ref.ops.threads import processors, worth

@@ -12,7 +12,7 @@ from PIL import Image
 
 import llava_ref
 from llava_ref.generation.request import Request
-from llava_ref.generation.sampler import Sampling
+from llava_ref.generation.sampling import Sampling
 from llava_ref.model import Llava
 from llava_ref.scenes import COLOURS, Scene, Thing, sample_scene
 from llava_ref.study.ablation import picture_grid

@@ -10,7 +10,7 @@ from PIL import Image
 import llava_ref
 from llava_ref.cli import main
 from llava_ref.errors import ParameterError
-from llava_ref.generation.sampler import Sampling
+from llava_ref.generation.sampling import Sampling
 from llava_ref.study.ablation import ablation, window_of_patches
 from llava_ref.study.attention import attention_to_picture, picture_positions
 from llava_ref.study.lens import logit_lens

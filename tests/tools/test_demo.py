@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import llava_ref
-from llava_ref.generation.sampler import Sampling
+from llava_ref.generation.sampling import Sampling
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 
 from llava_ref.errors import ParameterError
-from llava_ref.generation.sampler import Sampling
+from llava_ref.generation.sampling import Sampling
 from llava_ref.tools.options import FLAGS, add_sampling, sampling
 
 

@@ -9,7 +9,7 @@ import torch
 import llava_ref
 from llava_ref.errors import ParameterError
 from llava_ref.generation.reuse import Reuse
-from llava_ref.generation.sampler import Sampling
+from llava_ref.generation.sampling import Sampling
 from llava_ref.tracing.trace import ON_REQUEST, At
 
 from ..support.tiny_pair import VICUNA, Tiny, write_pair

@@ -5,7 +5,7 @@ import pytest
 
 import llava_ref
 from llava_ref.errors import ParameterError
-from llava_ref.generation.sampler import Sampling
+from llava_ref.generation.sampling import Sampling
 from llava_ref.models.stages import Stage
 from llava_ref.tracing.trace import ON_REQUEST, At, Probe, Probes, join, joined_shape, no_tap
 
