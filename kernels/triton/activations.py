@@ -239,27 +239,25 @@ def _check_gain(name: str, gain: Tensor, x: Tensor) -> None:
 def _target(x: Tensor, out: Activations | None) -> Activations:
     """Return `out`, or new Activations for x."""
     if out is None:
-        return Activations.empty(*x.shape, x.device)
+        return Activations.empty(x.shape[0], x.shape[1], x.device)
     if out.x.shape != (x.shape[0], -(-x.shape[1] // PAD) * PAD):
         raise ValueError(f"out: rows {tuple(out.x.shape)}, expected {tuple(x.shape)} padded to a multiple of {PAD}")
     return out
 
 
 def variants() -> Iterator[Variant]:
-    """List the configurations that LLaVA-1.5-7B launches, and Gemma 3's norm behind a branch."""
+    """List what differs in machine code: LLaVA-1.5-7B's width and MLP width, and Gemma 3's norms (4B, 256 a head)."""
     f, i = "*fp32", "*i32"
     target = {"x": f, "first": i, "second": i, "scale": f, "sums": f}
-    for K in (4096, 11008):
-        for pdl in (False, True):
-            constants = {"K": K, "Kp": -(-K // PAD) * PAD, "PDL": pdl}
-            yield Variant(f"quantise {K}{' pdl' * pdl}", _quantise, {"source": f, **target}, constants, warps=1)
+    for K, pdl in ((4096, True), (11008, False)):
+        constants = {"K": K, "Kp": -(-K // PAD) * PAD, "PDL": pdl}
+        yield Variant(f"quantise {K}{' pdl' * pdl}", _quantise, {"source": f, **target}, constants, warps=1)
     for D, add in ((4096, False), (2560, True)):
-        for pdl in (False, True):
-            types = {"source": f, "gain": f, "add": f, "add_gain": f, "eps": "fp32", **target}
-            constants = {"D": D, "Kp": -(-D // PAD) * PAD, "GROUPS": _groups(D), "ADD": add, "PDL": pdl}
-            name = f"rms_norm_quantise {D}{' add' * add}{' pdl' * pdl}"
-            yield Variant(name, _rms_norm_quantise, types, constants, warps=_warps(_groups(D)))
-    for D, H in ((128, 32), (256, 4), (4096, 1)):
+        types = {"source": f, "gain": f, "add": f, "add_gain": f, "eps": "fp32", **target}
+        constants = {"D": D, "Kp": -(-D // PAD) * PAD, "GROUPS": _groups(D), "ADD": add, "PDL": True}
+        name = f"rms_norm_quantise {D}{' add' * add} pdl"
+        yield Variant(name, _rms_norm_quantise, types, constants, warps=_warps(_groups(D)))
+    for D, H in ((256, 4), (4096, 1)):
         block = triton.next_power_of_2(D)
         types = {"source": f, "gain": f, "out": f, "eps": "fp32", "R": "i32"}
         constants = {"outer": 3 * H * D, "inner": D, "H": H, "D": D, "ROWS": _rows(block), "BLOCK": block}
