@@ -38,9 +38,13 @@ GROUPS = {  # each command is a module of tools/ with `add_arguments(parser)` an
         "diff": "compare two trace files stage by stage",
         "quality": "measure what quantisation costs, and which tensors need more bits",
     },
+    "Measure": {
+        "bench": "measure the speed of every stage, and what the memory would allow",
+        "selftest": "compare every operation and kernel with its definition in float64",
+    },
 }
 COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
-PLANNED = ("bench", "selftest", "batch", "apicheck", "explain", "replay")
+PLANNED = ("batch", "apicheck", "explain", "replay")
 START = """
 To begin:
   llava-ref demo

@@ -18,7 +18,7 @@ ORDER = [  # folders, and the modules beside them; one may import from earlier r
     ["generation"],
     ["model"],
     ["loading"],
-    ["quality", "study"],
+    ["benchmark", "quality", "study"],
     ["api"],
     ["tools"],
     ["cli"],

@@ -205,8 +205,8 @@ def test_ctrl_c_ends_an_answer_only(cli, monkeypatch):
 
 USER_ERRORS = {
     "unknown command": ["draw"],
-    "planned command": ["bench"],
-    "help of a planned command": ["bench", "--help"],
+    "planned command": ["batch"],
+    "help of a planned command": ["batch", "--help"],
     "no device": ["generate", *TEXT, "-p", "x", "--device", "cuda"],
     "option before the command": ["--device", "cpu", "generate", "-p", "x"],
     "shortened option before it": ["--vers"],
@@ -292,7 +292,7 @@ def test_version_without_torch(monkeypatch):
 
 
 def test_planned_commands_and_precisions_are_not_offered(cli, ending):
-    assert cli("bench")[2] == "error: bench: command: planned, not there yet; llava-ref --help lists those that are\n"
+    assert cli("batch")[2] == "error: batch: command: planned, not there yet; llava-ref --help lists those that are\n"
     assert cli("draw")[2] == f"error: 'draw': command: unknown, expected one of {', '.join(COMMANDS)}\n"
     assert "invalid choice: fast (choose from exact, ggml)" in cli(*USER_ERRORS["precision"])[2].replace("'", "")
     assert "fast" not in ending("generate", "--help")[1]

@@ -1,0 +1,47 @@
+"""Run the stages of an answer: a picture preprocessed and encoded, a prompt prefilled, tokens decoded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import ParameterError
+from ..generation.sampler import Sampler
+from ..generation.sampling import Sampling
+from ..model import Llava
+from .measure import Stopwatch
+
+STAGES = ("preprocess", "encode", "prefill", "decode")
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What one repetition does, always the same."""
+
+    image: Path | None
+    """The picture; None for a model without a tower."""
+    n_prompt: int
+    n_gen: int
+    """Tokens decoded behind the prompt, the likeliest each."""
+
+    def check(self, model: Llava) -> None:
+        """Raise ParameterError where prompt and tokens do not fit the model's context."""
+        if self.n_prompt + self.n_gen > model.n_context:
+            problem = f"with {self.n_gen} tokens behind it does not fit the context of {model.n_context}"
+            raise ParameterError("--n-prompt", str(self.n_prompt), problem)
+
+    def run(self, model: Llava, watch: Stopwatch) -> None:
+        """Run every stage once."""
+        if self.image is not None:
+            with watch.lap("preprocess"):
+                pixels = model.preprocess(model.decode_image(self.image)).pixels
+            with watch.lap("encode"):
+                model.encode(pixels)
+        n_vocab, session = model.tokenizer.n_vocab, model.session()
+        ids = np.random.default_rng(0).integers(0, n_vocab, self.n_prompt).tolist()
+        sampler = Sampler(Sampling(), n_vocab, ids, self.n_gen)
+        with watch.lap("prefill"):
+            logits = session.next([ids])
+        with watch.lap("decode"):
+            for _ in range(self.n_gen):
+                logits = session.next([[sampler.pick(logits)]])
