@@ -38,7 +38,7 @@ def load(
     """Open a pair; `text` may be None (pictures can then only be encoded), and `mmproj` (text only).
 
     `quirks` changes single quirks of the profile. `weight_cache`: bytes of weights kept as float32 (default: all, if
-    they take at most half of the free memory). `n_context`: positions of prompt and answer, by default and at most what
+    they take at most half of the free memory), in precision `fast` as bfloat16 (default: half of the free memory). `n_context`: positions of prompt and answer, by default and at most what
     the model was trained for. `template`, instead of the file's own: the name of one of ours, jinja source, or the
     path of a file that holds it. Raises GGUFError and PairError for the files, ParameterError for a setting."""
     began = time.perf_counter()
@@ -46,7 +46,7 @@ def load(
     text_file, mmproj_file = _read(text, mmproj)
     resolved = resolve(meant(profile, text_file, mmproj_file), quirks)
     files = [file for file in (text_file, mmproj_file) if file is not None]
-    budget = default_budget(files) if weight_cache is None else weight_cache
+    budget = default_budget(files, device, precision) if weight_cache is None else weight_cache
     ops = operations(backend, device, threads, budget, precision, resolved)
     settings = {"profile": profile, "precision": precision, "backend": backend, "device": device}
     model = Llava(

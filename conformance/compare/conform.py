@@ -20,7 +20,7 @@ from llava_ref.tracing.distance import Distance, rounding
 from llava_ref.tracing.tracefile import hashes
 
 from ..engines.reference import Case, Run
-from .bounds import Arithmetic, Bound, Tolerances, bound, recorded, widened
+from .bounds import ARITHMETICS, PRECISIONS, Bound, Tolerances, bound, recorded, widened
 from .comparing import Measured, run_against
 from .outcome import EndToEnd, end_to_end
 
@@ -146,8 +146,8 @@ def _compare(model: Llava, case: Case, run: Run) -> _Compared:
 
 def _tolerances(model: Llava, case: Case, run: Run) -> Tolerances:
     """Return what the tolerances depend on: how both sides compute, and the prompt."""
-    ours: Arithmetic = "ggml" if model.settings["precision"] == "ggml" else "float32"
-    theirs: Arithmetic = "ggml" if run.about.get("arithmetic") == "ggml" else "float32"
+    ours = PRECISIONS[model.settings["precision"]]
+    theirs = ARITHMETICS.get(run.about.get("arithmetic", ""), "float32")
     flash = run.about.get("attention") == "float16" or (ours == "ggml" and model.quirks.flash_attention == "on")
     jpeg = any(path.suffix.lower() in (".jpg", ".jpeg") for path in case.images)
     return Tolerances(ours, theirs, flash, len(run.token_ids), jpeg)

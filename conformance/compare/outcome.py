@@ -46,7 +46,8 @@ class EndToEnd:
 
 def end_to_end(model: Llava, case: Case, run: Run, ids: tuple[int, ...], logits: np.ndarray) -> EndToEnd:
     """Compare this project's run end to end, with token `ids` and `logits` (T, V), with the reference's."""
-    kind = coarsest(set(model.types().values()))
+    kinds = set(model.types().values()) | ({"BF16"} if model.settings["precision"] == "fast" else set())
+    kind = coarsest(kinds)
     theirs = None if "result_output" not in run.stages else in_axes(run.stages["result_output"], 2)
     if ids != run.token_ids or theirs is None or theirs.shape != logits.shape:
         divergences = top_1 = None

@@ -11,22 +11,33 @@ from llava_ref.generation.sampling import Sampling
 from llava_ref.loading import load
 from llava_ref.tracing.tracefile import TraceFile
 
+from ..compare.bounds import PRECISIONS
 from .reference import Case, ReferenceError, Run
 
 
 class ThisProject:
-    """Runs the same pair in this project with another backend, precision, profile or quirk."""
+    """Runs the same pair in this project with another backend, device, precision, profile or quirk."""
 
     def __init__(
-        self, *, backend: str = "torch", precision: str = "exact", profile: str = "llava",
+        self, *, backend: str = "torch", device: str = "cpu", precision: str = "exact", profile: str = "llava",
         quirks: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
-        self._backend, self._precision, self._profile, self._quirks = backend, precision, profile, dict(quirks or {})
+        self._backend, self._device, self._precision, self._profile = backend, device, precision, profile
+        self._quirks = dict(quirks or {})
 
     @property
     def name(self) -> str:
         changed = [f"{name}={value}" for name, value in self._quirks.items()]
-        return " ".join(["llava_ref", self._backend, self._precision, self._profile, *changed])
+        return " ".join(
+            [
+                "llava_ref",
+                self._backend,
+                *[self._device] * (self._device != "cpu"),
+                self._precision,
+                self._profile,
+                *changed,
+            ]
+        )
 
     def run(self, case: Case, *, n_greedy: int = 0) -> Run:
         try:
@@ -34,6 +45,7 @@ class ThisProject:
                 case.text,
                 case.mmproj,
                 backend=self._backend,
+                device=self._device,
                 precision=self._precision,
                 profile=self._profile,
                 quirks=self._quirks,
@@ -49,7 +61,7 @@ class ThisProject:
             raise ReferenceError(self.name, error.where, f"{error.field}: {error.problem}") from None
         flash = self._precision == "ggml" and model.quirks.flash_attention == "on"
         about = {
-            "arithmetic": "ggml" if self._precision == "ggml" else "float32",
+            "arithmetic": PRECISIONS[self._precision],
             "attention": "float16" if flash else "float32",
             **{key: value if isinstance(value, str) else json.dumps(value) for key, value in model.settings.items()},
         }

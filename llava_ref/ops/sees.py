@@ -50,47 +50,41 @@ class Sees:
         pictures = None if self.pictures is None else (self.pictures[0][start:end], self.pictures[1][:n_keys])
         return Sees(self.query[start:end], self.key[:n_keys], self.causal, self.window, pictures)
 
-    def reach(self, block: int) -> np.ndarray:
-        """Return (ceil(T / block), 2): the first and the behind-last key that any query of a block sees.
+    def ranges(self) -> np.ndarray:
+        """Return (T, 2): the first and the behind-last key that each query sees; drawn, they are `hidden`.
 
-        Memory grows with T + S. Keys that are not in order reach from the first to the last."""
-        first, end = self._range()
-        return np.stack([_blocks(np.minimum, first, block), _blocks(np.maximum, end, block)], 1)
-
-    def common(self, block: int) -> np.ndarray:
-        """Return (ceil(T / block), 2): a range of keys that every query of a block sees, for tiles that need no mask.
-
-        It lies within `reach`. Keys behind a query of its own picture, and keys that are not in order, are left out."""
-        if not self._in_order():
-            return np.zeros_like(self.reach(block))
-        first, end = self._range(pictures=False)
-        start = _blocks(np.maximum, first, block)
-        return np.stack([start, np.maximum(_blocks(np.minimum, end, block), start)], 1)
-
-    def _in_order(self) -> bool:
-        return bool((np.diff(self.key) >= 0).all())
-
-    def _range(self, pictures: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Return (T,) (T,): the first and the behind-last key that each query sees."""
+        Raises ValueError where a query need not see a range: keys out of order, text or a hole inside a picture."""
+        if (np.diff(self.key) < 0).any():
+            raise ValueError("sees: key: orders fall, expected orders that rise")
         first, end = np.zeros(len(self.query), np.intp), np.full(len(self.query), len(self.key), np.intp)
-        if not self._in_order():
-            return first, end
         if self.window is not None:
             first = np.searchsorted(self.key, self.query - self.window, "right")
         if self.causal:
             end = np.searchsorted(self.key, self.query, "right")
-            if pictures and self.pictures is not None:
-                end = np.maximum(end, _end_of_picture(*self.pictures))
-        return first, end
+        if self.causal and self.pictures is not None:
+            end = np.maximum(end, _ends_of_pictures(*self.pictures, end))
+        return np.stack([first, end], 1)
+
+    def reach(self, block: int) -> np.ndarray:
+        """Return (ceil(T / block), 2): the first and the behind-last key that any query of a block sees."""
+        ranges, starts = self.ranges(), np.arange(0, len(self.query), block)
+        return np.stack([np.minimum.reduceat(ranges[:, 0], starts), np.maximum.reduceat(ranges[:, 1], starts)], 1)
+
+    def common(self, block: int) -> np.ndarray:
+        """Return (ceil(T / block), 2): the first and the behind-last key that every query of a block sees."""
+        ranges, starts = self.ranges(), np.arange(0, len(self.query), block)
+        first = np.maximum.reduceat(ranges[:, 0], starts)
+        return np.stack([first, np.maximum(np.minimum.reduceat(ranges[:, 1], starts), first)], 1)
 
 
-def _blocks(extreme: np.ufunc, values: np.ndarray, block: int) -> np.ndarray:
-    """Return the extreme of every `block` values.  (T,) -> (ceil(T / block),)"""
-    return extreme.reduceat(values, np.arange(0, len(values), block))
-
-
-def _end_of_picture(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Return the index behind the last key of each query's picture; 0 for none.  (T,) (S,) -> (T,)"""
-    ends = np.zeros(max(ours.max(), theirs.max()) + 2, np.intp)  # the last stands for -1
-    np.maximum.at(ends, theirs[theirs >= 0], np.flatnonzero(theirs >= 0) + 1)
+def _ends_of_pictures(ours: np.ndarray, theirs: np.ndarray, past: np.ndarray) -> np.ndarray:
+    """Return the index behind each query's picture, 0 without one.  (T,) (S,), index behind the query (T,) -> (T,)"""
+    last = np.flatnonzero(np.diff(theirs, append=-1))  # of each run of one number
+    last = last[theirs[last] >= 0]
+    if len(np.unique(theirs[last])) < len(last):
+        raise ValueError("sees: pictures: keys of one picture stand apart, expected one after the other")
+    if ((ours >= 0) & ((past == 0) | (theirs[past - 1] != ours))).any():
+        raise ValueError("sees: pictures: a query stands outside the keys of its picture")
+    ends = np.zeros(max(ours.max(), theirs.max()) + 2, np.intp)  # the last is that of -1
+    ends[theirs[last]] = last + 1
     return ends[ours]

@@ -1,5 +1,4 @@
-"""Keep matrices in float32 after their first use while a budget lasts; dequantise them again at every use after
-that."""
+"""Keep matrices converted after their first use while a budget lasts; convert them again at every use after that."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ UNKNOWN = 1 << 32  # bytes of memory supposed to be free where the system does n
 
 @dataclass(slots=True)
 class WeightBudget:
-    """Count the bytes of float32 weights that may still be kept."""
+    """Count the bytes of converted weights that may still be kept."""
 
     left: int
 
@@ -64,10 +63,26 @@ def float32_bytes(view: TensorView) -> int:
     return 0 if view.type == "F32" else 4 * prod(view.shape)
 
 
-def default_budget(files: Sequence[GGUFFile]) -> int:
-    """Return the bytes of weights to keep in float32: all if they take at most half of the free memory, else none."""
-    total = sum(float32_bytes(view) for file in files for view in file.tensors.values())
-    return total if total <= _free_memory() // 2 else 0
+def default_budget(files: Sequence[GGUFFile], device: str = "cpu", precision: str = "exact") -> int:
+    """Return the bytes of converted weights to keep.
+
+    As float32: all if they take at most half of the memory that the weights themselves leave free, else none. In
+    precision `fast`, bfloat16 copies beside the packed weights: half of that memory, which they may use up in part."""
+    views = [view for file in files for view in file.tensors.values()]
+    if device == "cpu":
+        half = _free_memory() // 2  # the weights are pages of the file
+    else:
+        half = max(0, _free_device_memory() - sum(view.data.nbytes for view in views)) // 2
+    if precision == "fast":
+        return half
+    total = sum(map(float32_bytes, views))
+    return total if total <= half else 0
+
+
+def _free_device_memory() -> int:
+    import torch  # here, not above: numpy runs without it
+
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
 
 
 def _free_memory() -> int:

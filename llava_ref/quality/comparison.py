@@ -55,7 +55,9 @@ class Comparison:
         return operations(ops.name, ops.device, self.threads, budget, precision, self.reference.quirks)
 
     def _ops(self, files: list[GGUFFile], precision: str) -> Ops:
-        return self.ops(precision, default_budget(files) if self.weight_cache is None else self.weight_cache)
+        if self.weight_cache is not None:
+            return self.ops(precision, self.weight_cache)
+        return self.ops(precision, default_budget(files, self.reference.ops.device, precision))
 
 
 @dataclass(frozen=True, slots=True)

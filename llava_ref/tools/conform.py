@@ -103,7 +103,7 @@ def _reference(name: str, model: Llava) -> "Reference":
     kind, colon, settings = name.partition(":")
     if kind == "this" and colon:
         changed = _pairs(settings)
-        own = {key: changed.pop(key) for key in ("backend", "precision", "profile") if key in changed}
+        own = {key: changed.pop(key) for key in ("backend", "device", "precision", "profile") if key in changed}
         return ThisProject(**own, quirks=changed)
     if Path(name).is_file():
         return Recorded(Path(name))

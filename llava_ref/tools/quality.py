@@ -103,7 +103,7 @@ def measure(args: argparse.Namespace, ours: Paths, theirs: Paths) -> QualityRepo
     names = _swapped(args, siblings.changed(quantised, reference))
     if args.weight_cache is None:  # half of the free memory for both pairs together, not for each
         files = [file for pair in (quantised, reference) for file in (pair.text, pair.mmproj) if file is not None]
-        args.weight_cache = default_budget(files) / options.GIB
+        args.weight_cache = default_budget(files, args.device) / options.GIB
     model = options.load_model(options.changed(args, precision="exact"), *theirs)
     c = Comparison(model, quantised, args.precision, args.threads, int(args.weight_cache * options.GIB))
     progress = _progress()

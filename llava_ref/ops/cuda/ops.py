@@ -15,7 +15,8 @@ from ...gguf.file import TensorView
 from ...kernels.triton import gates
 from ...kernels.triton.activations import quantise, rms_norm
 from ...kernels.triton.attention import AttentionPlan, attention
-from ..protocol import KV, Activation, Cache, Linear, Norm
+from ...kernels.triton.rope import rope
+from ..protocol import KV, Activation, Cache, Linear, Norm, Pairs
 from ..sees import Sees
 from ..step import StepPlan
 from ..torch_ops import TorchOps
@@ -78,6 +79,9 @@ class CudaOps(TorchOps):
 
     def rms_norm(self, x: Tensor, gain: Tensor, eps: float) -> Tensor:
         return rms_norm(x, gain, eps)
+
+    def rope(self, x: Tensor, cos: Tensor, sin: Tensor, pairs: Pairs) -> Tensor:
+        return rope(x, cos, sin, pairs)
 
     def gated(self, gate: Tensor, up: Tensor, kind: Activation) -> Tensor:
         return gates.gate(gate, up, kind)

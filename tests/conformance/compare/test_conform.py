@@ -258,6 +258,10 @@ def test_bounds():
     assert bound(stage("float", "blk.0.Qcur_rope"), None, unlike).limit > bound(stage("float"), None, unlike).limit
     flash = Tolerances("float32", "ggml", True, 100, False)
     assert bound(stage("attention"), None, flash).limit > bound(stage("attention"), None, unlike).limit
+    fast = Tolerances("fast", "float32", False, 100, False)
+    assert bound(stage("matmul"), "Q4_K", fast).limit == 5e-3 > bound(stage("attention"), None, fast).limit
+    assert bound(stage("float"), None, fast) == bound(stage("float"), None, alike)
+    assert bound(stage("matmul"), "Q4_K", Tolerances("fast", "ggml", False, 100, False)).limit == 4e-2
     assert coarsest({"F32", "Q8_0", "F16"}) == "Q8_0" and coarsest(set()) == "F32"
     kinds = ["F32", "F16", "BF16", "Q8_0", "Q4_K"]
     for measure in (divergence, margin, matmul):

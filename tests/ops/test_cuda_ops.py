@@ -1,0 +1,153 @@
+"""The fast operations of a CUDA device, whole models on them: against float32, and a recorded step against `forward`."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from llava_ref import load
+from llava_ref.conformance.pairs.gemma3 import Gemma3Spec, SiglipSpec, build_gemma3
+from llava_ref.conformance.pairs.pairs import TextSpec, VisionSpec, build
+from llava_ref.errors import NumericsError
+from llava_ref.generation.session import Session
+from llava_ref.ops.cuda.cache import Slots, StaticCache
+from llava_ref.tracing.trace import Probes, Trace
+
+from ..support.cuda_models import fast
+from ..support.helpers import close, rand, rel_rms
+from ..support.triton_device import DEVICE
+
+PROMPT = [1, 70, 71, 300, 5, 9, 250, 70, 33, 34, 35]
+TOKENS = [12, 200, 7]
+TEXTS = {
+    "grouped heads, Q8_0": TextSpec(width=64, n_layer=2, mlp_width=96, kind="Q8_0"),
+    "three types side by side": TextSpec(
+        width=256, n_layer=2, mlp_width=256, kind="Q4_0", kinds=(("*attn_k*", "Q4_K"), ("*ffn_up*", "Q6_K"), ("token*", "Q5_K"))
+    ),
+    "biases, F16": TextSpec(n_layer=2, biases=True, kind="F16"),
+    "window, tied, BF16": TextSpec(n_layer=2, window=5, tied=True, kind="BF16"),
+    "no kernel for MXFP4": TextSpec(width=64, n_layer=2, mlp_width=96, kind="MXFP4"),
+    "F32, yarn": TextSpec(n_layer=2, rope_scaling="yarn", original_context=64),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Return a function that builds a pair once."""
+    built = {}
+
+    def pair(name):
+        if name not in built:
+            folder = tmp_path_factory.mktemp("pair")
+            if name == "gemma3":
+                built[name] = build_gemma3(folder, Gemma3Spec(), SiglipSpec())
+            else:
+                built[name] = build(folder, TEXTS[name], VisionSpec())
+        return built[name]
+
+    return pair
+
+
+NAMES = [*TEXTS, "gemma3"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prompt_is_within_bfloat16_of_float32(pairs, name):
+    exact, quick = (load(pairs(name).text).session(), fast(pairs(name)).session())
+    want, got = (session.feed([PROMPT], all_logits=True) for session in (exact, quick))
+    assert 1e-5 < rel_rms(got, want) < 2e-2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_is_what_forward_computes(pairs, name):
+    """The same tokens one by one: by the fused step, and by `forward` because somebody watches."""
+    model = fast(pairs(name))
+    watched, stepped = Session(model.text, probes=Probes(Trace(("embd",), model.ops))), model.session()
+    for session in (watched, stepped):
+        session.feed([PROMPT])
+    for token in TOKENS:
+        want, got = watched.next([[token]]), stepped.next([[token]])
+        assert isinstance(want, np.ndarray) and not isinstance(got, np.ndarray)
+        close(np.asarray(got), want, 1e-3)
+        assert got.finite and got.ids[got.values.argmax()] == want.argmax()
+        assert abs(got.total - torch.logsumexp(torch.tensor(want), 0).item()) < 1e-2
+    assert watched.n_past == stepped.n_past == len(PROMPT) + len(TOKENS)
+
+
+@pytest.mark.parametrize("name", ["grouped heads, Q8_0", "gemma3"])
+def test_steps_are_as_exact_as_their_cache(pairs, name):
+    """Few rows are multiplied to 5e-5: what is left against float32 is the float16 of keys and values."""
+    exact, quick = load(pairs(name).text).session(), fast(pairs(name)).session()
+    for token in [*PROMPT[:4], *TOKENS]:
+        want, got = exact.next([[token]]), quick.next([[token]])
+        close(np.asarray(got), want, 2e-3)
+
+
+@pytest.mark.parametrize("name", ["grouped heads, Q8_0", "gemma3"])
+def test_a_picture_is_within_bfloat16_of_float32(pairs, name):
+    exact, quick = (
+        load(pairs(name).text, pairs(name).mmproj),
+        fast(pairs(name), load(pairs(name).text, pairs(name).mmproj).settings["profile"]),
+    )
+    image = (rand(40, 56, 3) * 50 + 120).clip(0, 255).astype(np.uint8)
+    assert 1e-5 < rel_rms(quick.encode_image(image), exact.encode_image(image)) < 2e-2
+
+
+def test_without_memory_for_copies_a_prompt_is_the_same_to_rounding(pairs):
+    name = "three types side by side"
+    with_copies, without = (fast(pairs(name), copies=n).session().feed([PROMPT], all_logits=True) for n in (1 << 40, 0))
+    assert 0 < rel_rms(without, with_copies) < 1e-2
+
+
+def test_attention_weights_can_be_seen(pairs):
+    model, seen = fast(pairs("gemma3")), {}
+    with model.trace("blk.0.kq_soft_max", "blk.1.kqv_out") as trace:
+        model.session().feed([PROMPT])
+        seen = dict(trace.arrays) if hasattr(trace, "arrays") else dict(trace)
+    np.testing.assert_allclose(seen["blk.0.kq_soft_max"].sum(-1), 1, atol=1e-3)
+
+
+def test_bad_numbers_of_a_step_are_named(pairs):
+    model = fast(pairs("grouped heads, Q8_0"))
+    session = model.session()
+    session.next([[5]])
+    norm = model.text.weights.blocks[1].ffn_norm
+    norm[3] = float("nan")
+    with pytest.raises(NumericsError, match="blk.1.ffn_norm"):
+        session.next([[7]])
+
+
+def test_a_later_sequence_takes_over_the_memory_and_the_step():
+    slots = Slots(DEVICE)
+    first, second = (StaticCache(slots.take(2, 1, 8), slots, 100) for _ in range(2))
+    slot = first.slot
+    assert slot is not second.slot
+    del first
+    third = StaticCache(slots.take(2, 1, 8), slots, 100)
+    assert third.slot is slot and third.length == 0
+    assert StaticCache(slots.take(2, 2, 8), slots, 100).slot.shape == (2, 2, 8)
+
+
+def test_keys_are_kept_when_the_memory_grows(monkeypatch):
+    monkeypatch.setattr("llava_ref.ops.cuda.cache.FIRST_ROOM", 4)
+    cache = StaticCache(Slots(DEVICE).take(1, 2, 8), Slots(DEVICE), 11)
+    rows = torch.tensor(rand(11, 2, 8), device=DEVICE)
+    for start, end in ((0, 3), (3, 4), (4, 5), (5, 11)):
+        kv = cache.append(0, rows[start:end], -rows[start:end])
+        cache.advance(end - start)
+        np.testing.assert_array_equal(kv.keys.cpu().numpy(), rows[:end].half().cpu().numpy())
+        np.testing.assert_array_equal(kv.values.cpu().numpy(), -rows[:end].half().cpu().numpy())
+    assert cache.slot.room == 11 and kv.type == "f16"
+
+
+def test_a_step_is_recorded_again_when_the_memory_grows(pairs, monkeypatch):
+    monkeypatch.setattr("llava_ref.ops.cuda.cache.FIRST_ROOM", 4)
+    model = fast(pairs("grouped heads, Q8_0"))
+    steps = model.session()
+    short = [np.asarray(steps.next([[token]])) for token in PROMPT[:6]]
+    assert steps._cache.slot.room == 8
+    monkeypatch.undo()
+    other = fast(pairs("grouped heads, Q8_0")).session()
+    for token, logits in zip(PROMPT[:6], short, strict=True):
+        close(np.asarray(other.next([[token]])), logits, 1e-6)

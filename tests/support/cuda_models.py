@@ -1,0 +1,20 @@
+"""Load pairs over the kernels of a CUDA device; where there is none, they run in Triton's interpreter."""
+
+from llava_ref import Llava, gguf
+from llava_ref.conformance.pairs.pairs import Pair
+from llava_ref.models import text_family, tower_family
+from llava_ref.ops.cuda.ops import CudaOps
+from llava_ref.profiles import resolve
+
+from .triton_device import DEVICE
+
+EVERYTHING = 1 << 40  # bytes of bfloat16 copies
+
+
+def fast(pair: Pair, profile: str = "llava", copies: int = EVERYTHING) -> Llava:
+    """Load a pair in precision `fast`, with at most `copies` bytes of weights in bfloat16."""
+    ops, quirks = CudaOps(DEVICE, None, copies), resolve(profile, None)
+    text, mmproj = gguf.read(pair.text), gguf.read(pair.mmproj)
+    settings = {"profile": profile, "precision": "fast", "backend": "torch", "device": DEVICE}
+    decoder, tower = text_family(text).load(text, ops, quirks), tower_family(mmproj).load(mmproj, ops, quirks)
+    return Llava(decoder, tower, quirks, settings, None, None)
