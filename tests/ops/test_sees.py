@@ -13,7 +13,7 @@ from llava_ref.ops.sees import Sees
 from ..support.helpers import close, rand
 
 # T queries at the end of S positions
-SIZES = [(1, 1), (1, 13), (5, 5), (4, 11), (13, 29)]
+SIZES = [(1, 1), (2, 4), (1, 13), (5, 5), (4, 11), (13, 29)]
 PICTURES = [-1, 0, 0, 0, -1, -1, 1, 1, 1, 1, 1, 2, -1, -1, 3, 3, 3, -1, 4, 4, 4, 4, -1, 5, 6, 6, -1, 7, 7]
 
 
@@ -66,15 +66,6 @@ def test_parts_are_the_rows_of_the_whole(window, pictures):
         assert (whole.part(start, end, n_keys).hidden() == whole.hidden()[start:end, :n_keys]).all()
 
 
-def blocks(sees, block):
-    """Give, of each block of queries, (keys that any sees, keys that every one sees, `reach`, `common`)."""
-    seen = ~sees.hidden()
-    parts = [seen[first : first + block] for first in range(0, len(seen), block)]
-    assert sees.reach(block).shape == sees.common(block).shape == (len(parts), 2)
-    for rows, reach, common in zip(parts, sees.reach(block), sees.common(block), strict=True):
-        yield np.flatnonzero(rows.any(0)), np.flatnonzero(rows.all(0)), reach, common
-
-
 def gaps(T, S, causal, window, pictures):
     """Describe orders with holes, queries from the middle of the keys as well as from their end."""
     key = np.cumsum(np.random.default_rng([T, S]).integers(1, 5, S))
@@ -82,42 +73,35 @@ def gaps(T, S, causal, window, pictures):
     return Sees(key[at], key, causal, window, (numbers[at], numbers) if pictures else None)
 
 
+def shuffled(T, S, causal, window, pictures):
+    """Describe queries that are not in order."""
+    sees, order = last(T, S, causal, window, pictures), np.random.default_rng([T, S]).permutation(T)
+    numbers = (sees.pictures[0][order], sees.pictures[1]) if pictures else None
+    return Sees(sees.query[order], sees.key, causal, window, numbers)
+
+
 @pytest.mark.parametrize("causal, window, pictures", WAYS)
-@pytest.mark.parametrize("orders, T, S", [(last, *size) for size in SIZES] + [(gaps, 7, 29), (gaps, 19, 29)])
-def test_ranges_of_a_block_are_those_of_the_mask(orders, T, S, causal, window, pictures):
+@pytest.mark.parametrize("orders", [last, shuffled, gaps])
+@pytest.mark.parametrize("T, S", SIZES)
+def test_ranges_are_the_mask(orders, T, S, causal, window, pictures):
     sees = orders(T, S, causal, window, pictures)
-    for block in (1, 2, 4, 16):
-        for some, every, reach, common in blocks(sees, block):
-            assert reach.tolist() == [some[0], some[-1] + 1]
-            assert reach[0] <= common[0] <= common[1] <= reach[1]
-            assert {*range(*common)} <= {*every}
-            assert pictures or common[1] - common[0] == len(every), "pictures hide nothing, and may add to the range"
+    assert [[*range(*keys)] for keys in sees.ranges()] == [np.flatnonzero(row).tolist() for row in ~sees.hidden()]
 
 
-@pytest.mark.parametrize("window, pictures", list(product([None, 3], [True, False])))
-def test_ranges_of_keys_that_are_not_in_order_leave_nothing_out(window, pictures):
-    whole, shuffled = last(29, 29, True, window, pictures), np.random.default_rng(0).permutation(29)
-    numbers = None if whole.pictures is None else (whole.pictures[0], whole.pictures[1][shuffled])
-    sees = Sees(whole.query, whole.key[shuffled], True, window, numbers)
-    for some, every, reach, common in blocks(sees, 8):
-        assert {*some} <= {*range(*reach)} and {*range(*common)} <= {*every}
+@pytest.mark.parametrize("causal, window, pictures", WAYS)
+@pytest.mark.parametrize("orders", [last, shuffled, gaps])
+@pytest.mark.parametrize("block", [1, 2, 4, 16])
+def test_blocks_reach_what_any_query_sees_and_share_what_each_sees(orders, block, causal, window, pictures):
+    sees = orders(13, 29, causal, window, pictures)
+    starts, seen = range(0, len(sees.query), block), ~sees.hidden()
+    parts = zip(starts, sees.reach(block), sees.common(block), strict=True)
+    for rows, reach, common in ((seen[start : start + block], *ranges) for start, *ranges in parts):
+        some = np.flatnonzero(rows.any(0))
+        assert reach.tolist() == [some[0], some[-1] + 1] and [*range(*common)] == np.flatnonzero(rows.all(0)).tolist()
+        assert reach[0] <= common[0] <= common[1] <= reach[1]
 
 
-def test_ranges_hold_where_queries_are_not_in_order():
-    key, query = np.arange(29), np.random.default_rng(1).permutation(29)
-    for some, every, reach, common in blocks(Sees(query, key, window=9), 4):
-        assert reach.tolist() == [some[0], some[-1] + 1] and [*range(*common)] == every.tolist()
-
-
-@pytest.mark.parametrize("window", [None, 6])
-def test_ranges_hold_where_text_stands_inside_a_picture(window):
-    key, numbers = np.arange(29), np.array([0, -1, 0, -1, -1, 0, 1, -1, 1, -1] * 3)[:29]
-    for some, every, reach, common in blocks(Sees(key, key, window=window, pictures=(numbers, numbers)), 3):
-        assert reach.tolist() == [some[0], some[-1] + 1] and {*range(*common)} <= {*every}
-
-
-def test_ranges_draw_no_mask():
-    """A mask of a million positions would take 10^12 bytes; 128 a position are enough."""
+def test_ranges_of_a_million_positions_take_128_bytes_each():
     key = np.arange(1 << 20)
     picture = np.where(key % 1000 < 256, key // 1000, -1)
     sees = Sees(key, key, window=1024, pictures=(picture, picture))
@@ -128,7 +112,23 @@ def test_ranges_draw_no_mask():
     finally:
         tracemalloc.stop()
     assert reach[-1].tolist() == [(1 << 20) - 128 - 1023, 1 << 20] and reach.shape == (1 << 13, 2)
-    assert (reach[:, 1] - reach[:, 0]).max() < 1024 + 128 + 256 and (common[:, 1] > common[:, 0]).sum() > 8000
+    assert (reach[:, 1] - reach[:, 0]).max() < 1024 + 128 + 256 and (common[:, 1] > common[:, 0]).all()
+
+
+@pytest.mark.parametrize(
+    "key, ours, theirs, problem",
+    [
+        ([0, 2, 1], [-1], [-1, -1, -1], "key: orders fall"),
+        ([0, 1, 2, 3], [-1], [0, -1, 0, -1], "keys of one picture stand apart"),
+        ([0, 1, 2, 3], [0], [-1, -1, -1, 0], "a query stands outside"),
+        ([2, 3, 4, 5], [0], [-1, -1, -1, 0], "a query stands outside"),
+    ],
+)
+def test_what_is_no_range_is_refused(key, ours, theirs, problem):
+    sees = Sees(np.array([1]), np.array(key), pictures=(np.array(ours), np.array(theirs)))
+    for ranges in (sees.ranges, lambda: sees.reach(4), lambda: sees.common(4)):
+        with pytest.raises(ValueError, match=problem):
+            ranges()
 
 
 def test_a_tower_sees_everything():
