@@ -66,7 +66,8 @@ def _stepped(heads: tuple[int, int], dh: int, pairs: Pairs, position: int, windo
         qkv, cache[0], cache[1], at, cos, sin, out, Scratch.make(heads, dh, device), heads=heads, scale=scale,
         pairs=pairs, window=window, norms=(gains[0], gains[1]), eps=EPS,
     )  # fmt: skip
-    q, k, v = qkv.double().reshape(-1, dh).split((H, Hkv, Hkv))
+    rows = qkv.double().reshape(-1, dh)
+    q, k, v = rows[:H], rows[H : H + Hkv], rows[H + Hkv :]
     q, k = (reference.rms_norm(x, g, EPS)[None] for x, g in zip((q, k), gains.double(), strict=True))
     q, k = (reference.rope(x, cos[at].double(), sin[at].double(), pairs) for x in (q, k))
     first = 0 if window is None else max(0, position + 1 - window)

@@ -51,8 +51,8 @@ def _normed_and_quantised(M: int, K: int, add: bool, device: str) -> Both:
     x, gain = 3 * rand(M, K, device=device) + 1, rand(K, seed=1, device=device)
     branch, more = rand(M, K, seed=2, device=device), rand(K, seed=3, device=device)
     h = x.double() + reference.rms_norm(branch.double(), more.double(), EPS) * add
-    added = {"add": branch, "add_gain": more} if add else {}
-    return terms(rms_norm_quantise(x, gain, EPS, **added), K), reference.rms_norm(h, gain.double(), EPS)
+    found = rms_norm_quantise(x, gain, EPS, add=branch if add else None, add_gain=more if add else None)
+    return terms(found, K), reference.rms_norm(h, gain.double(), EPS)
 
 
 def gates_and_rope(device: str) -> Iterator[KernelCase]:

@@ -16,14 +16,21 @@ from ..gguf.types import TYPES
 from .arrays import KV, Activation, Array, Linear, Norm, Pairs
 from .protocol import Ops
 from .sees import Sees
+from .step_cases import STYLES, Style, decoder, forward
 
 RandomTensor = Callable[[str, int, int], TensorView]
 """(type, rows, columns) -> a matrix of random blocks of that type."""
 EPS = 1e-5
 ROUNDING = 2e-6
 """Largest relative RMS error of float32 arithmetic, which rounds by 6e-8."""
-BOUNDS = {"attention": 2 * ROUNDING, "attention_weights, attention_values": 2 * ROUNDING}
-"""The exponential multiplies the rounding of a score by the size of the score."""
+EXACT = {"attention": 2 * ROUNDING, "attention_weights, attention_values": 2 * ROUNDING, "stepper": 5 * ROUNDING}
+"""Bounds in precision `exact` beyond that. The exponential multiplies the rounding of a score by the score's size."""
+FEW, TERMS = 8, 1e-4
+"""In precision `fast` products of up to so many rows are of two 8-bit terms; this is their bound."""
+BFLOAT16, FLOAT16 = 6e-3, 1e-3
+FAST = dict.fromkeys(("product", "linear", "linears", "patches"), BFLOAT16)
+FAST |= dict.fromkeys(("attention", "attention_weights, attention_values", "cache", "stepper"), FLOAT16)
+"""Bounds in precision `fast`, of products with more rows."""
 HEAD_SIZES = (64, 72, 128, 256)
 HEADS = {"multi-head": (3, 3), "grouped": (6, 2), "multi-query": (4, 1)}  # H, Hkv
 
@@ -43,9 +50,12 @@ class OperationCase:
     work: tuple[int, int] = (8, 1 << 12)
     """Rows, and numbers in the largest matrix: what `Ops.running` is told."""
 
-    @property
-    def bound(self) -> float:
-        return 0.0 if self.exact else BOUNDS.get(self.operation, ROUNDING)
+    def bound(self, precision: str) -> float:
+        """Return the largest relative RMS error that is right in precision `exact` or `fast`."""
+        if precision == "fast" and self.operation in FAST:
+            few = FAST[self.operation] == BFLOAT16 and self.work[0] <= FEW
+            return TERMS if few else FAST[self.operation]
+        return 0.0 if self.exact else EXACT.get(self.operation, ROUNDING)
 
 
 def cases(tensor: RandomTensor, kinds: Sequence[str]) -> Iterator[OperationCase]:
@@ -58,6 +68,7 @@ def cases(tensor: RandomTensor, kinds: Sequence[str]) -> Iterator[OperationCase]
     yield from _rope()
     yield OperationCase("cache", "", _cached, exact=True)
     yield from _attention()
+    yield from _steps(tensor)
 
 
 def rand(*shape: int, seed: int = 0) -> np.ndarray:
@@ -109,11 +120,13 @@ def _replayed(ops: Ops) -> Array:
 def _linears(tensor: RandomTensor) -> Iterator[OperationCase]:
     views = [tensor("F16", n, 96) for n in (5, 33, 64)]
     for T in 1, 11:
-        yield OperationCase("linear", f"{T} rows", partial(_with_bias, views[1], T))
-        yield OperationCase("linears", f"{T} rows", partial(_beside, views, T))
+        yield OperationCase("linear", f"{T} rows", partial(_with_bias, views[1], T), work=(T, 33 * 96))
+        yield OperationCase("linears", f"{T} rows", partial(_beside, views, T), work=(T, 64 * 96))
     for kind in "F32", "F16":
         flat = tensor(kind, 21, 3 * 7 * 7)
-        yield OperationCase("patches", kind, partial(_patches, TensorView("k", kind, (21, 3, 7, 7), flat.data)))
+        yield OperationCase(
+            "patches", kind, partial(_patches, TensorView("k", kind, (21, 3, 7, 7), flat.data)), work=(15, 21 * 147)
+        )
 
 
 def _with_bias(view: TensorView, T: int, ops: Ops) -> Array:
@@ -224,3 +237,17 @@ def _attended(sees: Sees, shape: tuple[int, int, int], ops: Ops) -> Array:
 def _attended_in_two(sees: Sees, shape: tuple[int, int, int], ops: Ops) -> Array:
     q, kv = _qkv(sees, shape, ops)
     return ops.attention_values(ops.attention_weights(q, kv, shape[2] ** -0.5, ops.plan(sees)), kv)
+
+
+def _steps(tensor: RandomTensor) -> Iterator[OperationCase]:
+    for name, style in STYLES.items():
+        yield OperationCase("stepper", name, partial(_stepped, tensor, style), work=(1, 256 * 512))
+
+
+def _stepped(tensor: RandomTensor, style: Style, ops: Ops) -> Array:
+    """Run four tokens through a small decoder; by `forward` where the backend has no stepper."""
+    plan = decoder(tensor, style, ops)
+    cache = ops.cache(len(plan.layers), plan.n_head_kv, plan.head_size, 16)
+    stepper = ops.stepper(plan, cache)
+    found = [forward(plan, token, ops, cache) if stepper is None else stepper.step(token) for token in (5, 0, 63, 5)]
+    return ops.array(np.asarray(found[-1] if stepper is not None else ops.numpy(found[-1])))

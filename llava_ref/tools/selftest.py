@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
-    tested = test(operations(get_ops(args.backend, args.device, args.threads, 0)))
+    tested = test(trials(args.backend, args.device, args.threads))
     failed = [f"{row.operation} {sort}".strip() for row in tested for sort in row.failed]
     if args.json:
         about = {"ok": not failed, "backend": args.backend, "device": args.device}
@@ -79,13 +79,21 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def operations(ops: Ops) -> Iterator[Trial]:
+def trials(backend: str, device: str, threads: int | None) -> Iterator[Trial]:
+    """Yield everything that is to be tested. Raises ParameterError for a backend or device that is absent."""
+    yield from operations(get_ops(backend, device, threads, 0), "exact")
+    if device == "cuda":
+        yield from operations(get_ops(backend, device, threads, 0, "fast"), "fast")
+        yield from kernels(device)
+
+
+def operations(ops: Ops, precision: str) -> Iterator[Trial]:
     """Yield a trial for every case of `ops.cases`."""
     from ..conformance.pairs.random_blocks import KINDS, random_tensor
     from ..ops.cases import OperationCase, cases
     from ..ops.definition import Definition
 
-    defined = Definition()
+    defined, prefix = Definition(), "" if precision == "exact" else f"{precision} "
 
     def tensor(kind: str, rows: int, columns: int) -> TensorView:
         data = random_tensor(kind, rows, columns, 1)
@@ -97,7 +105,19 @@ def operations(ops: Ops) -> Iterator[Trial]:
         return got, defined.numpy(case.run(defined))
 
     for case in cases(tensor, KINDS):
-        yield Trial(case.operation, case.sort, case.bound, partial(both, case))
+        yield Trial(prefix + case.operation, case.sort, case.bound(precision), partial(both, case))
+
+
+def kernels(device: str) -> Iterator[Trial]:
+    """Yield a trial for every case of `kernels.cases`."""
+    from ..kernels.cases import KernelCase, cases
+
+    def both(case: KernelCase) -> tuple[np.ndarray, np.ndarray]:
+        got, want = case.run()
+        return got.double().cpu().numpy(), want.cpu().numpy()
+
+    for case in cases(device):
+        yield Trial(f"kernel {case.kernel}", case.sort, case.bound, partial(both, case))
 
 
 def test(trials: Iterable[Trial]) -> list[Tested]:
