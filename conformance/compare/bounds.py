@@ -2,7 +2,7 @@
 
 Two computations may both be float32 (this project in precision `exact`, transformers), both ggml's (precision `ggml`,
 llama.cpp), or one of each; the last differ by the rounding of activations to suit the type of the weights, and by
-ggml's tables of float16. Precision `fast` multiplies in bfloat16 and attends in float16. Bounds are about twice the
+ggml's tables of float16. Precision `fast` multiplies and attends in float16. Bounds are about twice the
 worst error that was measured on random models.
 """
 
@@ -31,7 +31,7 @@ FLASH_ALIKE = 1e-4
 JPEG = 3.0
 """Levels of 255 by which JPEG decoders may differ."""
 FAST: Mapping[Kind, float] = {"matmul": 5e-3, "attention": 2e-3}
-"""Relative RMS by which rounding to bfloat16 or float16 moves a stage of precision `fast`."""
+"""Relative RMS by which rounding to float16, or bfloat16 for weights in BF16, moves a stage of precision `fast`."""
 PASSED_ON, TO_ATTENTION = 1.0, 4.0
 """Factors by which the rounding of a stage's inputs may appear in its output; attention's exponential amplifies it.
 Measured in F16 and BF16 alike, on the embedded pair and random ones, beyond the stage's own rounding: 0.22 and 2.4."""

@@ -21,7 +21,7 @@ def get_ops(
     """Return the backend: "torch" on "cpu" or "cuda", "numpy" on "cpu".
 
     `threads`: that many for every pass; None: as many as its size is worth (`threads.worth`), at most what is allowed.
-    `budget`: bytes of weights that may be kept converted: as float32, in "fast" as bfloat16. `precision`: "exact" is
+    `budget`: bytes of weights that may be kept converted: as float32, in "fast" as float16. `precision`: "exact" is
     float32 throughout; "fast" is the fastest right answer of a CUDA device; "ggml" rounds as ggml's CPU backend does,
     where `kv_cache` and `flash_attention` say how its attention goes. Raises ParameterError for what is absent."""
     if precision not in PRECISIONS:

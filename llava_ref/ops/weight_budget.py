@@ -67,7 +67,7 @@ def default_budget(files: Sequence[GGUFFile], device: str = "cpu", precision: st
     """Return the bytes of converted weights to keep.
 
     As float32: all if they take at most half of the memory that the weights themselves leave free, else none. In
-    precision `fast`, bfloat16 copies beside the packed weights: half of that memory, which they may use up in part."""
+    precision `fast`, float16 copies beside the packed weights: half of that memory, which they may use up in part."""
     views = [view for file in files for view in file.tensors.values()]
     if device == "cpu":
         half = _free_memory() // 2  # the weights are pages of the file

@@ -53,7 +53,7 @@ NAMES = [*TEXTS, "gemma3"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_prompt_is_within_bfloat16_of_float32(pairs, name):
+def test_a_prompt_is_within_float16_of_float32(pairs, name):
     exact, quick = (load(pairs(name).text).session(), fast(pairs(name)).session())
     want, got = (session.feed([PROMPT], all_logits=True) for session in (exact, quick))
     assert 1e-5 < rel_rms(got, want) < 2e-2
@@ -85,7 +85,7 @@ def test_steps_are_as_exact_as_their_cache(pairs, name):
 
 
 @pytest.mark.parametrize("name", ["grouped heads, Q8_0", "gemma3"])
-def test_a_picture_is_within_bfloat16_of_float32(pairs, name):
+def test_a_picture_is_within_float16_of_float32(pairs, name):
     exact, quick = (
         load(pairs(name).text, pairs(name).mmproj),
         fast(pairs(name), load(pairs(name).text, pairs(name).mmproj).settings["profile"]),

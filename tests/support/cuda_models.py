@@ -8,11 +8,11 @@ from llava_ref.profiles import resolve
 
 from .triton_device import DEVICE
 
-EVERYTHING = 1 << 40  # bytes of bfloat16 copies
+EVERYTHING = 1 << 40  # bytes of float16 copies
 
 
 def fast(pair: Pair, profile: str = "llava", copies: int = EVERYTHING) -> Llava:
-    """Load a pair in precision `fast`, with at most `copies` bytes of weights in bfloat16."""
+    """Load a pair in precision `fast`, with at most `copies` bytes of weights in float16."""
     ops, quirks = CudaOps(DEVICE, None, copies), resolve(profile, None)
     text, mmproj = gguf.read(pair.text), gguf.read(pair.mmproj)
     settings = {"profile": profile, "precision": "fast", "backend": "torch", "device": DEVICE}

@@ -46,7 +46,7 @@ class Group:
         return torch.cat(found, 1) if out is None else out
 
     def product(self, x: Tensor) -> Tensor:
-        """Multiply many rows.  (T, K) bfloat16 -> (T, sum of N) float32"""
+        """Multiply many rows.  (T, K) -> (T, sum of N), float32"""
         found = []
         for product in self.products:
             y = product.store.product(x)

@@ -22,7 +22,7 @@ class CudaMatrix:
     def product(self, x: Tensor) -> Tensor:
         if len(x) <= FEW:
             return self.store.matvec(quantise(x))
-        return self.store.product(x.to(torch.bfloat16))
+        return self.store.product(x)
 
     def rows(self, ids: Sequence[int]) -> Tensor:
         return self.store.rows(torch.tensor(ids, dtype=torch.int32, device=self._device))

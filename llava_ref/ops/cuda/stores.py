@@ -2,7 +2,9 @@
 
 T rows of x, N rows of the matrix, K its columns, F MLP width. A store may hold several matrices of a file, one below
 the other, so that one launch multiplies by all of them. Up to `FEW` rows a kernel reads the packed weights, and x as
-two 8-bit terms; more rows are a product in bfloat16, with a copy of the weights where the memory allows one.
+two 8-bit terms. More rows are a product of float16 summed in float32, with a copy of the weights where the memory
+allows one: x is divided by 2^`SHIFT` and the copy multiplied by it, so that x may reach 4e6 where float16 ends at 65504.
+That is eight times closer to float32 than bfloat16. A file in F16 or BF16 is multiplied as it is, in its own type.
 """
 
 from collections.abc import Sequence
@@ -23,8 +25,9 @@ from ..torch_quants import PLAIN, decode, raw
 from ..weight_budget import WeightBudget
 
 Maybe = Tensor | None
+SHIFT = 6
 FEW = 8  # rows of x that a matrix-vector kernel takes
-FUSED = 64  # rows up to which unpacking weights inside the product reads less than the bfloat16 copy has
+FUSED = 64  # rows up to which unpacking weights inside the product reads less than the copy has
 
 
 class Store(Protocol):
@@ -41,7 +44,7 @@ class Store(Protocol):
         ...
 
     def product(self, x: Tensor) -> Tensor:
-        """Return x w^T for more than `FEW` rows, (T, K) bfloat16 -> (T, N) float32."""
+        """Return x w^T for more than `FEW` rows.  (T, K) -> (T, N), float32"""
         ...
 
     def rows(self, ids: Tensor, out: Tensor | None = None, *, scale: float = 1.0) -> Tensor:
@@ -57,12 +60,12 @@ class Store(Protocol):
 class Terms:
     """What every store of a model works under."""
 
-    budget: WeightBudget  # of bfloat16 copies
+    budget: WeightBudget  # of float16 copies
     dependent_launch: bool  # kernels may start before the one in front of them has ended
 
 
 class _Copied:
-    """A store that may have a bfloat16 copy of its weights for products with many rows."""
+    """A store that may have a float16 copy of its weights, times 2^SHIFT, for products with many rows."""
 
     shape: tuple[int, int]
 
@@ -81,12 +84,12 @@ class _Copied:
         return self._copy
 
     def converted(self) -> Tensor:
-        """Return the weights in bfloat16, (N, K)."""
+        """Return the weights in float16, times 2^SHIFT.  (N, K)"""
         raise NotImplementedError
 
     def product(self, x: Tensor) -> Tensor:
         copy = self.copy()
-        return _product(x, self.converted() if copy is None else copy)
+        return _product(x, self.converted() if copy is None else copy, SHIFT)
 
 
 class PlaneStore(_Copied):
@@ -104,11 +107,11 @@ class PlaneStore(_Copied):
 
     def product(self, x: Tensor) -> Tensor:
         if len(x) <= FUSED or self.copy() is None:
-            return matmul.matmul(x, self.planes)
+            return matmul.matmul(_narrow(x, torch.float16, SHIFT), self.planes, dtype=torch.float16).mul_(1 << SHIFT)
         return super().product(x)
 
     def converted(self) -> Tensor:
-        return rows.dense(self.planes, torch.bfloat16)
+        return rows.dense(self.planes, torch.float16, scale=1 << SHIFT)
 
     def rows(self, ids: Tensor, out: Tensor | None = None, *, scale: float = 1.0) -> Tensor:
         return rows.rows(self.planes, ids, out, scale=scale)
@@ -130,11 +133,11 @@ class PlainStore(_Copied):
     def gated(self, x: Activations, kind: Activation, out: Activations) -> None:
         dense.gated(x, self.weights, kind, out, pdl=self._pdl)
 
-    def copy(self) -> Tensor | None:
-        return self.weights if self.weights.dtype == torch.bfloat16 else super().copy()
+    def product(self, x: Tensor) -> Tensor:
+        return super().product(x) if self.weights.dtype == torch.float32 else _product(x, self.weights, 0)
 
     def converted(self) -> Tensor:
-        return self.weights.to(torch.bfloat16)
+        return _narrow(self.weights, torch.float16, -SHIFT)
 
     def rows(self, ids: Tensor, out: Tensor | None = None, *, scale: float = 1.0) -> Tensor:
         return torch.mul(self.weights[ids].float(), scale, out=out)
@@ -168,7 +171,7 @@ class BlockStore(_Copied):
         quantise(gates.gate(gate, up, kind), out)
 
     def converted(self) -> Tensor:
-        return decode(self.blocks, self.kind).to(torch.bfloat16)
+        return _narrow(decode(self.blocks, self.kind), torch.float16, -SHIFT)
 
     def rows(self, ids: Tensor, out: Tensor | None = None, *, scale: float = 1.0) -> Tensor:
         return torch.mul(decode(self.blocks[ids], self.kind), scale, out=out)
@@ -204,8 +207,14 @@ def below(stores: Sequence[Store], terms: Terms) -> Store:
     return PlainStore(torch.cat([s.weights for s in stores if isinstance(s, PlainStore)]), terms)
 
 
-def _product(x: Tensor, w: Tensor) -> Tensor:
-    """Return x w^T, summed and left in float32.  (T, K) (N, K) bfloat16 -> (T, N)"""
+def _product(x: Tensor, w: Tensor, shift: int) -> Tensor:
+    """Return x w^T, x divided by 2^shift and rounded to the type of w; summed and left in float32.  (T, K) (N, K)"""
+    narrow = _narrow(x, w.dtype, shift)
     if x.device.type == "cuda":
-        return torch.mm(x, w.T, out_dtype=torch.float32)
-    return x.float() @ w.float().T
+        return torch.mm(narrow, w.T, out_dtype=torch.float32)
+    return narrow.float() @ w.float().T
+
+
+def _narrow(x: Tensor, dtype: torch.dtype, shift: int) -> Tensor:
+    """Divide by 2^shift and round to `dtype`, in one pass."""
+    return torch.mul(x, 2.0**-shift, out=torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format))
