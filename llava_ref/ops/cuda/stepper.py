@@ -37,13 +37,24 @@ class _Layer:
     sin: Tensor
 
 
+class _Found:
+    """What a step brings to the host, side by side in one piece of memory, so that one copy brings it."""
+
+    def __init__(self, data: Tensor) -> None:
+        k = (len(data) - 12) // 12
+        words = data[8 * k :].view(torch.int32)
+        self.data, self.ids = data, data[: 8 * k].view(torch.int64)  # (k,)
+        self.values = words[3:].view(torch.float32)  # (k,)
+        self.summary = scores.Summary(words[0:1], words[1:2], words[2:3].view(torch.float32))
+
+
 class _Buffers:
     """Arrays between the kernels; the same in every step."""
 
     def __init__(self, p: StepPlan, device: str) -> None:
         D, V, F = p.norm.shape[0], p.output.weight.shape[0], p.layers[0].gate.weight.shape[0]
         heads, pinned = p.n_head + 2 * p.n_head_kv, device == "cuda"
-        self.input_host = torch.zeros(2, dtype=torch.int32, pin_memory=pinned)  # token, position
+        self.input_host = torch.zeros(2, dtype=torch.int32, device="cpu", pin_memory=pinned)  # token, position
         self.input = torch.zeros(2, dtype=torch.int32, device=device)
         self.x = torch.zeros((1, D), device=device)
         self.branch = torch.zeros((1, D), device=device)
@@ -53,11 +64,9 @@ class _Buffers:
         self.hidden = Activations.empty(1, F, device)
         self.scratch = Scratch.make((p.n_head, p.n_head_kv), p.head_size, device)
         self.logits = torch.zeros((1, V), device=device)
-        self.summary = scores.Summary.empty(device)
-        k = min(SHORT, V)
-        self.values, self.ids = torch.zeros(k, device=device), torch.zeros(k, dtype=torch.int64, device=device)
-        self.found = torch.zeros(2 + 2 * k, dtype=torch.float64, device=device)
-        self.found_host = torch.zeros(2 + 2 * k, dtype=torch.float64, pin_memory=pinned)
+        size = 12 * min(SHORT, V) + 12
+        self.found = _Found(torch.zeros(size, dtype=torch.uint8, device=device))
+        self.found_host = _Found(torch.zeros(size, dtype=torch.uint8, device="cpu", pin_memory=pinned))
 
 
 class CudaStepper:
@@ -90,7 +99,7 @@ class CudaStepper:
         if self._device == "cuda":
             torch.cuda.current_stream().synchronize()
         cache.advance(1)
-        return DeviceLogits(b.found_host.numpy().copy(), b.logits)
+        return DeviceLogits(b.found_host, b.logits)
 
     def _record(self, cache: StaticCache) -> None:
         """Record a step: what it launches is the same at every position. A first run compiles the kernels."""
@@ -166,26 +175,22 @@ class CudaStepper:
         quantise(gates.gate(gate, up, kind), b.hidden, pdl=self._pdl)
 
     def _summarise(self) -> None:
-        """Bring what a sampler asks for first to the host, in one array."""
+        """Bring what a sampler asks for first to the host."""
         b = self._buffers
-        k = len(b.ids)
-        scores.summarise(b.logits, b.summary)
-        torch.topk(b.logits[0], k, out=(b.values, b.ids))
-        b.found[0], b.found[1] = b.summary.finite[0], b.summary.total[0]
-        b.found[2 : 2 + k], b.found[2 + k :] = b.ids, b.values
-        b.found_host.copy_(b.found, non_blocking=True)
+        scores.summarise(b.logits, b.found.summary)
+        torch.topk(b.logits[0], len(b.found.ids), out=(b.found.values, b.found.ids))
+        b.found_host.data.copy_(b.found.data, non_blocking=True)
 
 
 class DeviceLogits:
     """Implement `step.NextLogits`. `numpy.asarray` must come before the next step, which overwrites the logits."""
 
-    def __init__(self, found: np.ndarray, logits: Tensor) -> None:
-        """`found`: finite, total, k ids, k logits, float64; `logits` (1, V) on the device."""
-        ids, values = np.split(found[2:], 2)
+    def __init__(self, found: _Found, logits: Tensor) -> None:
+        """`found` on the host, which is copied; `logits` (1, V) on the device."""
+        ids, values = found.ids.numpy(), found.values.numpy()
         order = np.argsort(ids)
-        self.finite, self.total = bool(found[0]), float(found[1])
-        self.ids, self.values = ids[order].astype(np.int64), values[order].astype(np.float32)
-        self._logits = logits
+        self.finite, self.total = bool(found.summary.finite), float(found.summary.total)
+        self.ids, self.values, self._logits = ids[order], values[order], logits
 
     def __len__(self) -> int:
         return self._logits.shape[1]
