@@ -113,7 +113,7 @@ def _half(bits):
 
 @triton.jit
 def factors(scales, supers, SCALE: tl.constexpr):
-    """Return s0, s1, m0, m1, float32: w = s (q - zero) - m, s0 and m0 for weights 0..15 of a group, s1, m1 for the rest.
+    """Return s0, s1, m0, m1, float32: w = s (q - zero) - m; s0, m0 for weights 0..15 of a group, s1, m1 for the rest.
 
     Tiles of `scales` and `supers`, as they are stored (supers: each group's, or None). A product d s is exact."""
     if SCALE == "f16":
