@@ -22,5 +22,7 @@ class Variant:
     """Values of the `tl.constexpr` arguments; REAL is set to True."""
     warps: int = 4
     stages: int = 3
+    registers: int | None = None
+    """Registers of a thread at most; None: as many as ptxas likes."""
     weights: int = 0
     """Weights that one program uses up in one trip of its innermost loop; 0 for a kernel that reads none."""
