@@ -1,17 +1,17 @@
 """Attend from one new token: everything between the qkv product and the output product, in one launch.
 
 The cache is read once, 4 dh bytes for each key and key/value head; qkv and partial results are some 100 KB in the L2
-cache. So what counts is to keep loads of the cache in flight (16 to 32 KB a trip, three trips in shared memory), and
-few steps before the first and behind the last. Head size 128: 1.4 instructions a byte, 80 registers, three programs a
-multiprocessor.
+cache. So what counts is to keep loads of the cache in flight, and to do little before the first and behind the last. A
+trip reads up to 32 KB by asynchronous 16-byte copies, two trips ahead. With head size 128 it takes 1.3 instructions a
+byte, 101 registers a thread and 70 KB of shared memory: three programs a multiprocessor.
 - The grid is key/value heads x slices. Their number is fixed when Scratch is made, because a CUDA graph records the
-  launch while the position changes on the device. Slice 0 is the new token; the others share the keys before it, in
-  multiples of BLOCK, and those left without keys end at once.
+  launch while the position changes on the device. Slice 0 takes the new token; the others share the keys before it, in
+  multiples of BLOCK, and those that get none end at once.
 - The query heads of a key/value head are the rows of one tile, padded to the 16 rows that a tensor core takes.
-- Slice 0 normalises, turns, rounds and stores the new key and value, and uses what it stored from registers: no other
-  program reads that row.
-- The last program of a head to finish merges the slices, always in the same order: Milakov, Gimelshein 2018,
-  https://arxiv.org/abs/1805.02867, equation 4; slices of the keys as in https://pytorch.org/blog/flash-decoding/, 2023.
+- Slice 0 normalises, turns, rounds and stores the new key and value, and attends to them as stored. No other program
+  reads that row, so none waits for it.
+- The last program of a head to finish merges its slices and writes the head's Activations (`slices`), as in
+  https://pytorch.org/blog/flash-decoding/, 2023, but without a second launch.
 """
 
 import math
@@ -33,78 +33,59 @@ LAUNCH = {"num_warps": 4, "num_stages": 3}
 
 
 @triton.jit
-def _pairs(
-    source, gain, eps, HEADS: tl.constexpr, TILE: tl.constexpr, DH: tl.constexpr, P: tl.constexpr,
+def _heads(
+    source, gain, cos, sin, eps, HEADS: tl.constexpr, TILE: tl.constexpr, DH: tl.constexpr, P: tl.constexpr,
     HALVES: tl.constexpr, NORMS: tl.constexpr,
 ):  # fmt: skip
-    """Load HEADS heads, normalised with NORMS, as the two channels of each pair: two tensors (TILE, P / 2)."""
-    head, pair = tl.arange(0, TILE)[:, None], tl.arange(0, P // 2)[None, :]
-    one = pair if HALVES else 2 * pair
-    other = one + (DH // 2 if HALVES else 1)
-    inside = (head < HEADS) & (pair < DH // 2)
-    a = tl.load(source + head * DH + one, inside, other=0.0)
-    b = tl.load(source + head * DH + other, inside, other=0.0)
-    if NORMS:
-        factor = tl.rsqrt(tl.sum(a * a + b * b, 1) * (1.0 / DH) + eps)[:, None]
-        a *= factor * tl.load(gain + one, pair < DH // 2, other=0.0)
-        b *= factor * tl.load(gain + other, pair < DH // 2, other=0.0)
-    return a, b
+    """Load HEADS heads, normalise them with NORMS and turn them: float16 (TILE, P).
 
-
-@triton.jit
-def _turn(a, b, cosine, sine, HALVES: tl.constexpr):
-    """Turn pairs of channels by angles (1, P / 2) and join them: float16 (TILE, P), in the order of `_channels`."""
-    pairs = tl.join((a * cosine - b * sine).to(tl.float16), (a * sine + b * cosine).to(tl.float16))
+    The other channel of a pair is loaded, too, rather than taken from another thread: a line of L1 serves both. Every
+    load has the whole tile's mask, and so its shape and its layout: no value is passed between threads."""
+    head, c = tl.arange(0, TILE)[:, None], tl.arange(0, P)[None, :]
+    inside = (head < HEADS) & (c < DH)
+    other, pair, sign = c ^ 1, c // 2, c % 2 * 2 - 1
     if HALVES:
-        pairs = tl.permute(pairs, 0, 2, 1)
-    return pairs.reshape(a.shape[0], 2 * a.shape[1])
+        other, pair, sign = (c + DH // 2) % DH, c % (DH // 2), tl.where(c < DH // 2, -1, 1)
+    x = tl.load(source + head * DH + c, inside, other=0.0)
+    y = tl.load(source + head * DH + other, inside, other=0.0)
+    if NORMS:
+        factor = tl.rsqrt(tl.sum(x * x, 1) * (1.0 / DH) + eps)[:, None]
+        x *= factor * tl.load(gain + c, inside, other=0.0)
+        y *= factor * tl.load(gain + other, inside, other=0.0)
+    cosine, sine = tl.load(cos + pair, inside, other=0.0), tl.load(sin + pair, inside, other=0.0)
+    return (x * cosine + y * (sine * sign)).to(tl.float16)
 
 
 @triton.jit
-def _channels(DH: tl.constexpr, P: tl.constexpr, HALVES: tl.constexpr):
-    """Return the channel in each column of `_turn`, and whether there is one: halves are padded each on its own."""
-    c = tl.arange(0, P)
-    channel, real = c, c < DH
-    if HALVES and DH != P:
-        channel, real = c // (P // 2) * (DH // 2) + c % (P // 2), c % (P // 2) < DH // 2
-    return channel, real
-
-
-@triton.jit
-def _attend_new(
-    q, cosine, sine, qkv, gain, eps, keys, values, scale, HKV: tl.constexpr, DH: tl.constexpr, P: tl.constexpr,
+def _append(
+    qkv, gain, cos, sin, eps, keys, values, HKV: tl.constexpr, DH: tl.constexpr, P: tl.constexpr,
     HALVES: tl.constexpr, NORMS: tl.constexpr,
 ):  # fmt: skip
-    """Store the new key and value of a head, and return the softmax over this key alone, as `_attend` does.
+    """Write the new key, at which qkv points, and its value to the row of the cache at which keys and values point.
 
-    qkv points at the new key; keys and values at the row of the cache where it goes."""
-    a, b = _pairs(qkv, gain, eps, 1, 1, DH, P, HALVES, NORMS)
-    k = _turn(a, b, cosine, sine, HALVES)
-    channel, real = _channels(DH, P, HALVES)
-    tl.store(keys + channel[None, :], k, real[None, :])
+    Behind the barrier all threads of this program may read the row."""
     c = tl.arange(0, P)[None, :]
-    v = tl.load(qkv + HKV * DH + c, c < DH, other=0.0).to(tl.float16)
-    tl.store(values + c, v, c < DH)
-    top = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1) * scale
-    return top, tl.full((ROWS,), 1.0, tl.float32), tl.zeros((ROWS, P), tl.float32) + v.to(tl.float32)
+    k = _heads(qkv, gain, cos, sin, eps, 1, 1, DH, P, HALVES, NORMS)
+    v = tl.load(qkv + HKV * DH + c, c < DH, other=0.0)
+    tl.store(keys + c, k, c < DH)
+    tl.store(values + c, v.to(tl.float16), c < DH)
+    tl.debug_barrier()
 
 
 @triton.jit
 def _attend(
-    q, keys, values, key_row, value_row, first, end, scale, DH: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
-    HALVES: tl.constexpr,
-):  # fmt: skip
+    q, keys, values, key_row, value_row, first, end, scale, DH: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr
+):
     """Return the softmax over keys first..end-1 of a head: its largest score and total (ROWS,), and values (ROWS, P).
 
     The total is of the rounded weights that the values are multiplied by. There is at least one key."""
     c = tl.arange(0, P)
-    channel, real = _channels(DH, P, HALVES)
     top, sums = tl.full((ROWS,), NONE, tl.float32), tl.zeros((ROWS, BLOCK), tl.float32)
     y = tl.zeros((ROWS, P), tl.float32)
     for start in tl.range(first, end, BLOCK):
         key = start + tl.arange(0, BLOCK)
         inside = key < end
-        k = tl.load(keys + key[None, :] * key_row + channel[:, None], inside[None, :] & real[:, None], other=0.0)
+        k = tl.load(keys + key[None, :] * key_row + c[:, None], inside[None, :] & (c < DH)[:, None], other=0.0)
         v = tl.load(values + key[:, None] * value_row + c[None, :], inside[:, None] & (c < DH)[None, :], other=0.0)
         scores = tl.where(inside[None, :], tl.dot(q, k) * scale, NONE)
         higher = tl.maximum(top, tl.max(scores, 1))
@@ -135,7 +116,7 @@ def _write(
 @triton.jit
 def _decode(
     qkv, keys, values, position, cos, sin, q_gain, k_gain, scale, eps, key_head, key_row, value_head, value_row,
-    counters, tops, totals, partial, x, first, second, out_scale, sums,
+    counters, tops, totals, partial, out, first, second, out_scale, sums,
     GROUP: tl.constexpr, TILE: tl.constexpr, HKV: tl.constexpr, DH: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
     SLICES: tl.constexpr, SPAN: tl.constexpr, CHUNK: tl.constexpr, WINDOW: tl.constexpr, HALVES: tl.constexpr,
     NORMS: tl.constexpr, PDL: tl.constexpr,
@@ -146,28 +127,26 @@ def _decode(
         gdc_launch_dependents()
         gdc_wait()
     here = tl.load(position)
-    a, b = _pairs(qkv + head * GROUP * DH, q_gain, eps, GROUP, ROWS, DH, P, HALVES, NORMS)
     oldest = tl.maximum(here - WINDOW + 1, 0) if WINDOW else 0
     share = tl.maximum(tl.cdiv(here - oldest, (SLICES - 1) * BLOCK), 1) * BLOCK
     used = 1 + tl.cdiv(here - oldest, share)
     if part < used:
-        angle = here * (DH // 2) + tl.arange(0, P // 2)[None, :]
-        real = tl.arange(0, P // 2)[None, :] < DH // 2
-        cosine, sine = tl.load(cos + angle, real, other=0.0), tl.load(sin + angle, real, other=0.0)
-        q = _turn(a, b, cosine, sine, HALVES)
+        cos += here * (DH // 2)
+        sin += here * (DH // 2)
+        q = _heads(qkv + head * GROUP * DH, q_gain, cos, sin, eps, GROUP, ROWS, DH, P, HALVES, NORMS)
         keys += head.to(tl.int64) * key_head
         values += head.to(tl.int64) * value_head
+        start = oldest + (part - 1) * share
+        end = tl.minimum(start + share, here)
         if part == 0:
-            new, k, v = qkv + (HKV * GROUP + head) * DH, keys + here * key_row, values + here * value_row
-            top, total, y = _attend_new(q, cosine, sine, new, k_gain, eps, k, v, scale, HKV, DH, P, HALVES, NORMS)
-        else:
-            start = oldest + (part - 1) * share
-            end = tl.minimum(start + share, here)
-            top, total, y = _attend(q, keys, values, key_row, value_row, start, end, scale, DH, P, BLOCK, HALVES)
+            start, end = here, here + 1
+            k, v = keys + here * key_row, values + here * value_row
+            _append(qkv + (HKV * GROUP + head) * DH, k_gain, cos, sin, eps, k, v, HKV, DH, P, HALVES, NORMS)
+        top, total, y = _attend(q, keys, values, key_row, value_row, start, end, scale, DH, P, BLOCK)
         keep(head * SLICES + part, top, total, y, tops, totals, partial, GROUP, DH, P)
         if is_last(counters + head, used):
             merged = merge(head, used, tops, totals, partial, GROUP, TILE, DH, P, SLICES, SPAN, CHUNK)
-            _write(merged, head, x, first, second, out_scale, sums, GROUP, TILE, DH, P)
+            _write(merged, head, out, first, second, out_scale, sums, GROUP, TILE, DH, P)
 
 
 def decode_attention(
@@ -197,11 +176,11 @@ def decode_attention(
 
 
 def _constants(heads: tuple[int, int], dh: int, slices: int, window: int | None, halves: bool) -> dict[str, int]:
-    """Return the sizes of a program: a trip reads 32 KB of the cache or less, and the merge adds 8192 floats or less."""
+    """Return the sizes of a program: a trip reads up to 32 KB of the cache, and the merge 16 KB of results."""
     group, P = heads[0] // heads[1], max(triton.next_power_of_2(dh), 16)
     tile, span = triton.next_power_of_2(group), triton.next_power_of_2(slices)
     sizes = {"GROUP": group, "TILE": tile, "HKV": heads[1], "DH": dh, "P": P, "BLOCK": 32 if P > 128 else 64}
-    chunk = min(max(min(8192, 64 * P) // (tile * P), 1), span)
+    chunk = min(max(4096 // (tile * P), 1), span)
     return sizes | {"SLICES": slices, "SPAN": span, "CHUNK": chunk, "WINDOW": window or 0, "HALVES": halves}
 
 
@@ -227,7 +206,7 @@ def _check_tensors(
     _expect("cos", cos, torch.float32, room, dh // 2)
     _expect("sin", sin, torch.float32, room, dh // 2)
     _expect("out", out.x, torch.float32, 1, -(-H * dh // PAD) * PAD)
-    _expect("scratch", scratch.partial, torch.float32, Hkv, scratch.tops.shape[1], H // Hkv, dh)
+    _expect("scratch", scratch.partial, torch.float32, Hkv, max(scratch.tops.shape[1], 2), H // Hkv, dh)
     for i, gain in enumerate(norms or ()):
         _expect(f"norms[{i}]", gain, torch.float32, dh)
     for name, cache in (("keys", keys), ("values", values)):
@@ -249,7 +228,7 @@ def variants() -> Iterator[Variant]:
         ("head size 64", (16, 8), 64, None),
         ("Gemma 3 4B", (8, 4), 256, 1024),
     )
-    floats = ("qkv", "cos", "sin", "q_gain", "k_gain", "tops", "totals", "partial", "x", "out_scale", "sums")
+    floats = ("qkv", "cos", "sin", "q_gain", "k_gain", "tops", "totals", "partial", "out", "out_scale", "sums")
     types = dict.fromkeys(floats, "*fp32") | dict.fromkeys(("position", "counters", "first", "second"), "*i32")
     types |= {"keys": "*fp16", "values": "*fp16", "scale": "fp32", "eps": "fp32"}
     types |= dict.fromkeys(("key_head", "key_row", "value_head", "value_row"), "i32:16")

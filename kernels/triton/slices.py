@@ -67,8 +67,8 @@ def is_last(counter, used):
 
     The barrier orders the stores of all threads before the atomic, which one thread performs. Its release publishes
     them to the device. Its acquire makes visible to this thread what earlier slices published, and to the others by the
-    barrier behind which Triton hands them the old count. No load of the merge can come before: the merge stands behind
-    a branch on the old count, and its ".cg" reads from the L2 cache, never from a line of L1 that may be older."""
+    barrier behind which Triton hands them the old count. The loads of the merge stand behind a branch on that count, so
+    none can come earlier; and none can find an older line in L1, which the acquire empties and ".cg" does not ask."""
     tl.debug_barrier()
     last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == used - 1
     if last:
@@ -88,7 +88,9 @@ def merge(
     head, used, tops, totals, partial, GROUP: tl.constexpr, TILE: tl.constexpr, DH: tl.constexpr, P: tl.constexpr,
     SLICES: tl.constexpr, SPAN: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Return the head's rows (TILE, P) from its first `used` slices; rows behind GROUP repeat the last."""
+    """Return the head's rows (TILE, P) from its first `used` slices; rows behind GROUP repeat the last.
+
+    A trip adds CHUNK slices while the loads of the next three are in flight."""
     row, c = tl.minimum(tl.arange(0, TILE), GROUP - 1), tl.arange(0, P)[None, None, :]
     at, there = _places(head, 0, used, row, SPAN, GROUP, SLICES)
     high = tl.load(tops + at, there, other=NONE, cache_modifier=".cg")
@@ -96,7 +98,7 @@ def merge(
     top = tl.max(high, 0)
     total = tl.sum(total * tl.exp2(high - top[None, :]), 0)
     y = tl.zeros((TILE, P), tl.float32)
-    for start in range(0, used, CHUNK):
+    for start in tl.range(0, used, CHUNK, num_stages=4):
         place, real = _places(head, start, used, row, CHUNK, GROUP, SLICES)
         weight = tl.exp2(tl.load(tops + place, real, other=NONE, cache_modifier=".cg") - top[None, :])
         inside = real[:, :, None] & (c < DH)
