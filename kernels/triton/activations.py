@@ -157,7 +157,7 @@ def quantise(x: Tensor, out: Activations | None = None, *, pdl: bool = False) ->
     (M, K), out = x.shape, _target(x, out)
     Kp = out.x.shape[1]
     grid, tensors = (Kp // 256, M), (out.x, out.first, out.second, out.scale, out.sums)
-    _quantise[grid](x, *tensors, K=K, Kp=Kp, PDL=pdl and REAL, num_warps=1, **_launch(pdl))
+    _quantise[grid](x, *tensors, K=K, Kp=Kp, PDL=pdl and REAL, num_warps=1, **launch(pdl))
     return out
 
 
@@ -183,7 +183,7 @@ def rms_norm_quantise(
     _rms_norm_quantise[(M,)](
         x, gain, add if add is not None else x, add_gain if add_gain is not None else gain, eps, out.x, out.first,
         out.second, out.scale, out.sums, D=D, Kp=Kp, GROUPS=groups, ADD=add is not None, PDL=pdl and REAL,
-        num_warps=_warps(groups), **_launch(pdl),
+        num_warps=_warps(groups), **launch(pdl),
     )  # fmt: skip
     return out
 
@@ -222,7 +222,8 @@ def _rows(block: int) -> int:
     return max(2048 // block, 1)
 
 
-def _launch(pdl: bool) -> dict[str, bool]:
+def launch(pdl: bool) -> dict[str, bool]:
+    """Return the launch options of a kernel that may begin before the one in front of it has ended."""
     return {"launch_pdl": True} if pdl else {}
 
 
