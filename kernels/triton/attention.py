@@ -132,7 +132,7 @@ def _attention(
         k = _tile(keys, at + tile, columns, 8 * k_row, S, HEAD, False)
         v = _tile(values, at + tile, columns, 8 * v_row, S, HEAD, False)
         sums, top, total = _add(sums, top, total, tl.dot(queries, tl.trans(k)), v, scale)
-    out += t[:, None] * (tl.num_programs(0) * HEAD) + head * HEAD + columns[None, :]
+    out += rows[:, None] * (tl.num_programs(0) * HEAD) + head * HEAD + columns[None, :]
     tl.store(out, sums / total[:, None], mask=(rows < T)[:, None] & (columns < HEAD)[None, :])
 
 

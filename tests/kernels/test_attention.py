@@ -111,18 +111,22 @@ def test_keys_out_of_reach_are_not_read():
     close(found(q, keys, values, 0.2, sees), want, EXACT)
 
 
-@pytest.mark.parametrize("S", [128, 131])
-def test_keys_and_values_in_a_cache_with_more_room(S):
-    """A cache is (Hkv, room, dh) and NaN behind S; q is a part of a wider row, with NaN on both sides."""
-    q, keys, values = tensors(40, S, 4, 2, 72)
-    cache = torch.full((2, 2, 200, 72), torch.nan, dtype=torch.float16, device=DEVICE)
-    cache[0, :, :S], cache[1, :, :S] = keys.transpose(0, 1), values.transpose(0, 1)
-    for dtype in (torch.float16, torch.float32):
-        wide = torch.full((40, 6, 72), torch.nan, dtype=dtype, device=DEVICE)
-        wide[:, 1:5] = q
-        viewed = wide[:, 1:5], *(part[:, :S].transpose(0, 1).to(dtype) for part in cache)
-        assert not any(x.is_contiguous() for x in viewed)
-        close(found(*viewed, 0.1, last(40, S)), expected(q, keys, values, 0.1, last(40, S)), EXACT)
+def roomy(x, room):
+    """Lay keys or values out as a cache does, (Hkv, room, dh), with NaN behind the last."""
+    cache = torch.full((x.shape[1], room, x.shape[2]), torch.nan, dtype=x.dtype, device=DEVICE)
+    cache[:, : len(x)] = x.transpose(0, 1)
+    return cache[:, : len(x)].transpose(0, 1)
+
+
+@pytest.mark.parametrize("S, dtype", [(128, torch.float16), (131, torch.float16), (131, torch.float32)])
+def test_strides(S, dtype):
+    """Keys and values each in a cache with more room, and in none; q a part of a wider row, NaN on both sides."""
+    q, keys, values = (x.to(dtype) for x in tensors(40, S, 4, 2, 72))
+    wide = torch.full((40, 6, 72), torch.nan, dtype=dtype, device=DEVICE)
+    wide[:, 1:5] = q
+    want = expected(q, keys, values, 0.1, last(40, S))
+    for k, v in ((roomy(keys, 200), roomy(values, 200)), (roomy(keys, 300), values), (keys, roomy(values, 300))):
+        close(found(wide[:, 1:5], k, v, 0.1, last(40, S)), want, EXACT)
 
 
 def test_out_is_made_where_none_is_given():
