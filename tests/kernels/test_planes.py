@@ -22,9 +22,10 @@ def blocks(kind: str, N: int, K: int) -> torch.Tensor:
 
 
 def extreme(kind: str, N: int, K: int) -> torch.Tensor:
-    """The same, each float16 replaced by one of zero, subnormal, largest, infinite and NaN."""
+    """The same, each float16 replaced by one of zero, subnormal, largest, infinite and NaN, of all bits set."""
     b, d = blocks(kind, N, K).reshape(-1, TYPES[kind].bytes), LAYOUTS[kind].d
-    ends = torch.tensor([0, -0.0, 6e-8, -3e-5, 65504, torch.inf, -torch.inf, torch.nan], dtype=torch.float16)
+    ends = torch.tensor([0, -0.0, 6e-8, -3e-5, 65504, torch.inf, -torch.inf, 1], dtype=torch.float16)
+    ends.view(torch.int16)[-1] = 0x7FFF
     for at in (d, d + 2) if LAYOUTS[kind].scale in ("f16x2", "k", "k16m") else (d,):
         b[:, at : at + 2] = ends[torch.arange(len(b)) * (at + 3) % len(ends)].view(torch.uint8).view(-1, 2)
     return b.reshape(N, -1)
@@ -125,11 +126,13 @@ def pack_with_unit_scales(kind: str, b: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_rows_are_aligned_and_padded_with_zeros(kind):
-    w, K = pack(blocks(kind, 5, 1280), kind, (5, 1280)), 1280
+    w, K, scale = pack(blocks(kind, 5, 1280), kind, (5, 1280)), 1280, LAYOUTS[kind].scale
     layout, groups = LAYOUTS[kind], 2 * PAD // 32
     assert w.quants.shape == (5, groups * layout.bits) and w.scales.shape == (5, groups)
+    assert w.scales.dtype == {"f16x2": torch.int32, "kx": torch.int8}.get(scale, torch.int16)
     assert w.high is None if layout.high == 0 else w.high.shape == (5, groups * layout.high)
     assert w.supers is None or w.supers.shape == (5, groups // 8)
+    assert w.supers is None or w.supers.dtype == (torch.int32 if scale in ("k", "k16m") else torch.int16)
     for plane, width in [(w.quants, 16), (w.high, 16), (w.scales, 16), (w.supers, 8)]:
         if plane is not None:
             assert plane.is_contiguous() and plane.stride(0) * plane.itemsize % width == 0
