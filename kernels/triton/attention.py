@@ -20,7 +20,7 @@ Cost by head size, from sm_90a's machine code (Triton 3.9): registers, then cloc
   256  64 x 32, 4 warps, 2 programs an SM: 231 registers; tensor 128, exponentials 36, issue 108, masked 134
 Prediction: issue binds at 64, the tensor cores above. A program takes 128 queries because tiles come from L2: they ask
 32 bytes an SM and clock of tensor work, about what L2 gives. At 256 models have few heads, and smaller programs fill
-the card. 128 x 128 at head size 128 issues 15 a hundred fewer but spills on sm_100; 64 x 64 at 256 spills on sm_80.
+the card. At 128, tiles of 128 x 128 would issue a quarter less, but spill on sm_100; at 256, of 64 x 64 spill on sm_80.
 """
 
 import math
@@ -142,7 +142,7 @@ def attention(
     """Return softmax(q k^T * scale) v over the keys seen.  (T, H, dh) (S, Hkv, dh) (S, Hkv, dh) -> (T, H * dh) float32
 
     Query head h reads key/value head h // (H / Hkv). Rows and heads may have any strides, multiples of 8; what is not
-    float16 is rounded to it. Raises ValueError for shapes, strides or a plan that do not fit."""
+    float16 is rounded to it, and is infinite beyond 65504. Raises ValueError for shapes, strides or a plan that do not fit."""
     T, H, dh = q.shape
     out = torch.empty(T, H * dh, device=q.device) if out is None else out
     _check(q, keys, values, scale, sees, out)
