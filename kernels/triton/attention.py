@@ -142,7 +142,8 @@ def attention(
     """Return softmax(q k^T * scale) v over the keys seen.  (T, H, dh) (S, Hkv, dh) (S, Hkv, dh) -> (T, H * dh) float32
 
     Query head h reads key/value head h // (H / Hkv). Rows and heads may have any strides, multiples of 8; what is not
-    float16 is rounded to it, and is infinite beyond 65504. Raises ValueError for shapes, strides or a plan that do not fit."""
+    float16 is rounded to it, and is infinite beyond 65504. Raises ValueError where shapes, strides or the plan do not
+    fit."""
     T, H, dh = q.shape
     out = torch.empty(T, H * dh, device=q.device) if out is None else out
     _check(q, keys, values, scale, sees, out)
