@@ -18,9 +18,12 @@ from llava_ref.kernels.triton.slices import MOST_SLICES, PROGRAMS, Scratch, slic
 
 BOUND = 5e-4
 """relRMS of a result: the queries and the weights of the values are rounded to float16 for the tensor cores. Measured:
-1.4e-4 to 3.1e-4 over the cases of this file, in Triton's interpreter."""
+up to 4.2e-4 with head size 10 and 3.7e-4 with others, in Triton's interpreter."""
 
-EPS, GUARD, CANARY = 1e-5, 64, 77
+EXACT = 1e-7
+"""The same where one key is seen, whose weight is 1."""
+
+EPS, GUARD, CANARY = 0.05, 64, 77  # of mean squares about 1: a missing epsilon shows
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Run:
         return ref.attention(q, *seen, s.dh**-0.5, None), k[0], v[0]
 
 
-def check_step(run: Run, seed: int, bound: float = BOUND) -> None:
+def check_step(run: Run, seed: int) -> None:
     """Run one step and hold all that it wrote, and all that it must leave alone, against the definition."""
     qkv, here = run.qkv(seed), int(run.position)
     before = run.keys.clone(), run.values.clone()
@@ -117,6 +120,7 @@ def check_step(run: Run, seed: int, bound: float = BOUND) -> None:
         old[:, here] = cache[:, here]
         assert torch.equal(cache.view(torch.int16), old.view(torch.int16))
     K = want.shape[1]
+    bound = EXACT if here == 0 or run.shape.window == 1 else BOUND
     close(out.x[:, :K].cpu().numpy(), want.cpu().numpy(), bound, f"{run.shape} at {here}")
     rounded = quantise(out.x[:, :K].contiguous())
     assert all(torch.equal(getattr(out, name), getattr(rounded, name)) for name in Activations.__slots__)
@@ -157,7 +161,7 @@ def test_slices(slices):
 
 def test_large_scores():
     """Scores of some hundreds: one key takes nearly all, and the largest moves from block to block."""
-    check_step(Run(Shape(norms=True, slices=2), 300, gain=12.0), seed=13, bound=0.02)
+    check_step(Run(Shape(norms=True, slices=2), 300, gain=12.0), seed=13)
 
 
 @pytest.mark.parametrize("shape", [Shape(), Shape(pairs="halves", norms=True, window=3), Shape((2, 1), 80)], ids=str)
@@ -184,10 +188,11 @@ def test_the_result_does_not_depend_on_who_finishes_last(monkeypatch):
 
 def test_a_cache_with_gaps_between_heads_and_rows():
     run = Run(Shape(), 100)
-    gaps = [torch.full((2, 320, 3, 32), torch.nan, dtype=torch.float16, device=DEVICE) for _ in "kv"]
+    shapes = (2, 320, 3, 32), (2, 330, 2, 32)
+    gaps = [torch.full(shape, torch.nan, dtype=torch.float16, device=DEVICE) for shape in shapes]
     for wide, cache in zip(gaps, (run.keys, run.values), strict=True):
-        wide[:, :, 1] = cache
-    run.keys, run.values = (wide[:, :, 1] for wide in gaps)
+        wide[:, :320, 1] = cache
+    run.keys, run.values = (wide[:, :320, 1] for wide in gaps)
     check_step(run, seed=15)
     assert all(wide[:, :, ::2].isnan().all() for wide in gaps)
 
