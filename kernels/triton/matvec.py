@@ -35,7 +35,7 @@ class Config:
     registers: int | None
 
 
-CONFIGS = {1: Config(16, 2, 128), 2: Config(32, 1, 128), 4: Config(32, 1, None)}
+CONFIGS = {1: Config(16, 2, 128), 2: Config(32, 1, 168), 4: Config(32, 1, None)}
 """By how many rows of x a program multiplies."""
 
 
@@ -118,8 +118,10 @@ def gated(
     (M, K) (2 F, K) -> (M, F), M from 1 to 8. `out` holds zeros behind F, as `Activations.empty` makes them. Raises
     ValueError."""
     M, N, trips = _check(x, w)
-    if N % 2 or kind not in get_args(Activation):
-        raise ValueError(f"kind, w: {kind}, {N} rows, expected one of {get_args(Activation)} and an even number")
+    if kind not in get_args(Activation):
+        raise ValueError(f"kind: {kind}, expected one of {', '.join(get_args(Activation))}")
+    if N % 2:
+        raise ValueError(f"w: {N} rows, expected an even number")
     out = Activations.empty(M, N // 2, x.x.device) if out is None else out
     groups = triton.cdiv(N // 2, 32)
     if out.x.shape != (M, triton.cdiv(groups * 32, 1024) * 1024):
@@ -135,8 +137,8 @@ def gated(
 def _check(x: Activations, w: Planes) -> tuple[int, int, int]:
     """Return M, N and the trips through a row of planes. Raises ValueError where x and w do not fit."""
     (M, Kp), N, groups = x.x.shape, w.quants.shape[0], w.scales.shape[1]
-    if not 1 <= M <= MOST or not N:
-        raise ValueError(f"x, w: {M} rows of x and {N} of w, expected 1 to {MOST} and at least 1")
+    if not 1 <= M <= MOST:
+        raise ValueError(f"x: {M} rows, expected 1 to {MOST}")
     if Kp != groups * 32:
         raise ValueError(f"x: {Kp} columns with their padding, expected {groups * 32} as w")
     if w.quants.device != x.x.device:
@@ -193,10 +195,11 @@ def _variants(kind: str, count: int, pdl: bool) -> Iterator[Variant]:
     types |= {"M": "i32", "TRIPS": "i32"}
     constants = {"high": None, "supers": None} | _constants(kind, count, pdl)
     constants = {name: value for name, value in constants.items() if name not in types}
-    weights, name = config.rows * _trip(kind), f"{kind}, {count} row{'s' * (count > 1)}{', pdl' * pdl}"
+    shape: dict[str, Any] = {"warps": WARPS, "weights": config.rows * _trip(kind), "registers": config.registers}
+    name = f"{kind}, {count} row{'s' * (count > 1)}{', pdl' * pdl}"
     alone = types | {"out": "*fp32", "N": "i32"}
     results = {"out_first": "*i32", "out_second": "*i32", "out_x": "*fp32", "out_scale": "*fp32", "out_sums": "*fp32"}
     paired = types | results | {"F": "i32", "GROUPS": "i32"}
     none = {"bias": None, "add": None}
-    yield Variant(f"matvec {name}", _matvec, alone, constants | none, WARPS, weights=weights)
-    yield Variant(f"gated {name}", _gated, paired, constants | {"KIND": "silu"}, WARPS, weights=weights)
+    yield Variant(f"matvec {name}", _matvec, alone, constants | none, **shape)
+    yield Variant(f"gated {name}", _gated, paired, constants | {"KIND": "silu"}, **shape)
