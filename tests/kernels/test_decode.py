@@ -114,7 +114,7 @@ def check_step(run: Run, seed: int) -> None:
     want, k, v = run.expected(qkv)
     stored = run.keys[:, here].double()
     assert torch.equal(run.values[:, here], v.half())
-    assert ((stored - k).abs() <= 2**-11 * 1.01 * k.abs() + 2**-25).all()  # half a unit in the last place, and a little
+    assert ((stored - k).abs() <= 2**-11 * k.abs() + 2e-6).all()  # half a unit in the last place, and float32 before it
     assert (stored == k.half()).double().mean() > 0.99  # float32 may round the other way where float64 is near a tie
     for cache, old in zip((run.keys, run.values), before, strict=True):
         old[:, here] = cache[:, here]
