@@ -5,12 +5,12 @@ import torch
 
 pytest.importorskip("triton")
 
-from llava_ref.gguf.types import TYPES  # noqa: E402
-from llava_ref.kernels.planes import LAYOUTS, pack  # noqa: E402
-from llava_ref.kernels.triton.rows import dense, rows  # noqa: E402
+from llava_ref.gguf.types import TYPES
+from llava_ref.kernels.planes import LAYOUTS, pack
+from llava_ref.kernels.triton.rows import dense, rows
 
-from ..support.triton_device import DEVICE  # noqa: E402
-from .test_planes import blocks, extreme, reference, same_bits  # noqa: E402
+from ..support.triton_device import DEVICE
+from .test_planes import blocks, extreme, reference, same_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")
 GUARD = 64
