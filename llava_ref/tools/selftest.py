@@ -3,58 +3,13 @@
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import asdict
 
-import numpy as np
-
+from ..benchmark.trials import Tested, Trial, kernels, operations, run_trials
 from ..errors import visible
-from ..gguf.file import TensorView
 from ..ops import get_ops
-from ..ops.protocol import Ops
 from .output import note, print_json
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One computation and its definition, not yet run."""
-
-    operation: str
-    sort: str
-    """Which of the operation's cases this is: a weight type, a shape."""
-    bound: float
-    """Largest relative RMS error."""
-    run: Callable[[], tuple[np.ndarray, np.ndarray]]
-    """Return what was computed, and what the definition gives."""
-
-
-@dataclass(slots=True)
-class Tested:
-    """All trials of one operation."""
-
-    operation: str
-    bound: float
-    n_cases: int = 0
-    error: float = 0.0
-    """Largest relative RMS error; infinite where a result is not finite."""
-    worst: str = ""
-    """The case with that error."""
-    failed: dict[str, str] = field(default_factory=dict)
-    """Cases that exceed the bound or raised an error, with what is wrong."""
-
-    def add(self, trial: Trial) -> None:
-        """Run a trial. Whatever it raises is a failure of its case, and the others go on."""
-        self.n_cases += 1
-        try:
-            off = error(*trial.run())
-        except Exception as problem:  # whatever a kernel may do wrong is what this is for
-            self.failed.setdefault(trial.sort, f"{type(problem).__name__}: {problem}".partition("\n")[0])
-            return
-        if off > self.error:
-            self.error, self.worst = off, trial.sort
-        if off > trial.bound:
-            self.failed.setdefault(trial.sort, f"error {off:.1e}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,14 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
-    tested = test(trials(args.backend, args.device, args.threads))
-    failed = [f"{row.operation} {sort}".strip() for row in tested for sort in row.failed]
+    rows = run_trials(trials(args.backend, args.device, args.threads))
+    failed = [f"{row.operation} {sort}".strip() for row in rows for sort in row.failed]
     if args.json:
         about = {"ok": not failed, "backend": args.backend, "device": args.device}
-        print_json(about | {"operations": [_as_json(row) for row in tested]})
+        print_json(about | {"operations": [_as_json(row) for row in rows]})
     else:
-        _print(tested)
-    note(f"[{sum(row.n_cases for row in tested)} cases in {time.perf_counter() - began:.1f} s]")
+        _print(rows)
+    note(f"[{sum(row.n_cases for row in rows)} cases in {time.perf_counter() - began:.1f} s]")
     if failed:
         note(f"failed: {', '.join(failed)}")
     return 1 if failed else 0
@@ -87,62 +42,10 @@ def trials(backend: str, device: str, threads: int | None) -> Iterator[Trial]:
         yield from kernels(device)
 
 
-def operations(ops: Ops, precision: str) -> Iterator[Trial]:
-    """Yield a trial for every case of `ops.cases`."""
-    from ..conformance.pairs.random_blocks import KINDS, random_tensor
-    from ..ops.cases import OperationCase, cases
-    from ..ops.definition import Definition
-
-    defined, prefix = Definition(), "" if precision == "exact" else f"{precision} "
-
-    def tensor(kind: str, rows: int, columns: int) -> TensorView:
-        data = random_tensor(kind, rows, columns, 1)
-        return TensorView(kind, kind, (rows, columns), memoryview(bytearray(data.tobytes())))
-
-    def both(case: OperationCase) -> tuple[np.ndarray, np.ndarray]:
-        with np.errstate(all="ignore"), ops.running(*case.work):
-            got = ops.numpy(case.run(ops))
-        return got, defined.numpy(case.run(defined))
-
-    for case in cases(tensor, KINDS):
-        yield Trial(prefix + case.operation, case.sort, case.bound(precision), partial(both, case))
-
-
-def kernels(device: str) -> Iterator[Trial]:
-    """Yield a trial for every case of `kernels.cases`."""
-    from ..kernels.cases import KernelCase, cases
-
-    def both(case: KernelCase) -> tuple[np.ndarray, np.ndarray]:
-        got, want = case.run()
-        return got.double().cpu().numpy(), want.cpu().numpy()
-
-    for case in cases(device):
-        yield Trial(f"kernel {case.kernel}", case.sort, case.bound, partial(both, case))
-
-
-def test(trials: Iterable[Trial]) -> list[Tested]:
-    """Run trials, and return a row for each operation. The bound of a row is the largest of its cases'."""
-    rows: dict[str, Tested] = {}
-    for trial in trials:
-        row = rows.setdefault(trial.operation, Tested(trial.operation, trial.bound))
-        row.bound = max(row.bound, trial.bound)
-        row.add(trial)
-    return list(rows.values())
-
-
-def error(got: np.ndarray, want: np.ndarray) -> float:
-    """Return ||got - want|| / ||want||; infinite where a number is not finite or the shapes differ."""
-    if got.shape != want.shape or not np.isfinite(got).all():
-        return math.inf
-    size = float(np.linalg.norm(np.asarray(want, np.float64)))
-    off = float(np.linalg.norm(np.asarray(got, np.float64) - want))
-    return off / size if size else math.inf * off if off else 0.0
-
-
-def _print(tested: list[Tested]) -> None:
-    width = max(len(row.operation) for row in tested)
+def _print(rows: list[Tested]) -> None:
+    width = max(len(row.operation) for row in rows)
     print(f"{'operation':{width}}  cases     error     bound  worst case")
-    for row in tested:
+    for row in rows:
         print(f"{row.operation:{width}}  {row.n_cases:5}  {row.error:8.1e}  {row.bound:8.1e}  {row.worst}".rstrip())
         for sort, problem in row.failed.items():
             print(f"{'':{width}}  {visible(f'FAILED {sort}: {problem}')}")

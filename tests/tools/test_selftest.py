@@ -6,11 +6,11 @@ from itertools import product
 import numpy as np
 import pytest
 
+from llava_ref.benchmark.trials import error
 from llava_ref.ops.cases import cases
 from llava_ref.ops.numpy_ops import NumpyOps
 from llava_ref.ops.protocol import Ops
 from llava_ref.ops.torch_ops import TorchOps
-from llava_ref.tools import selftest
 
 BACKENDS = {"torch": TorchOps, "numpy": NumpyOps}
 THROUGH = {"matrix": "product", "plan": "attention", "numpy": "array", "running": "product"}
@@ -85,10 +85,10 @@ def test_a_matrix_that_is_wrong_is_named_with_its_type(cli, monkeypatch):
 
 
 def test_errors_are_infinite_where_a_number_is():
-    assert selftest.error(np.array([1.0, 1.1]), np.array([1.0, 1.0])) == pytest.approx(0.1 / 2**0.5)
-    assert selftest.error(np.array([np.nan]), np.array([1.0])) == np.inf
-    assert selftest.error(np.ones(2), np.ones(3)) == np.inf
-    assert selftest.error(np.zeros(2), np.zeros(2)) == 0 and selftest.error(np.ones(2), np.zeros(2)) == np.inf
+    assert error(np.array([1.0, 1.1]), np.array([1.0, 1.0])) == pytest.approx(0.1 / 2**0.5)
+    assert error(np.array([np.nan]), np.array([1.0])) == np.inf
+    assert error(np.ones(2), np.ones(3)) == np.inf
+    assert error(np.zeros(2), np.zeros(2)) == 0 and error(np.ones(2), np.zeros(2)) == np.inf
 
 
 def test_no_device_is_one_line(cli):
