@@ -12,6 +12,7 @@ FAMILIES = (
     rows.planes,
     rows.activations,
     rows.gates_and_rope,
+    rows.scores,
     products.matvec,
     products.dense,
     products.rows_and_matmul,

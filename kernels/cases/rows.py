@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import get_args
 
+import torch
+
 from llava_ref.ops.arrays import Activation, Pairs
 
 from .. import reference
@@ -60,6 +62,27 @@ def gates_and_rope(device: str) -> Iterator[KernelCase]:
         yield KernelCase("gates.gate", kind, FLOAT32, partial(_gated, kind, device))
     for pairs in get_args(Pairs):
         yield KernelCase("rope.rope", pairs, FLOAT32, partial(_turned, pairs, device))
+
+
+def scores(device: str) -> Iterator[KernelCase]:
+    for V in 70, 2048, 32064:
+        for last in 0.0, float("nan"), float("-inf"):
+            run = partial(_summarised, V, last, device)
+            yield KernelCase("scores.summarise", f"{V} logits, the last {last}", FLOAT32, run)
+
+
+def _summarised(V: int, last: float, device: str) -> Both:
+    """Return of the second launch whether all are finite, whether the largest is named, and logsumexp; 0 for its NaN."""
+    from ..triton.scores import Summary, summarise
+
+    logits, summary = 5 * rand(1, V, device=device), Summary.empty(V, device)
+    logits[0, -1] = last
+    for _ in range(2):
+        summarise(logits, summary)
+    total = summary.total if last == 0 else torch.isnan(summary.total).float() - 1
+    x = logits.double().nan_to_num(-torch.inf)
+    want = torch.tensor([last == 0, True, x.logsumexp(1) if last == 0 else 0.0], dtype=torch.float64)
+    return torch.cat((summary.finite.double(), (summary.best == x.argmax()).double(), total.double())), want.to(device)
 
 
 def _gated(kind: Activation, device: str) -> Both:

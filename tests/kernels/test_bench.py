@@ -253,6 +253,6 @@ def test_what_is_right_is_asked_before_what_is_fast():
 
     names = [one.name for one in asked()]
     checks = [one.name for one in asked() if one.together]
-    assert names[: len(checks)] == checks and len(checks) == 9 and names[len(checks)] == "copy"
+    assert names[: len(checks)] == checks and len(checks) == 10 and names[len(checks)] == "copy"
     wanted = ["matvec", "dependent launch", "products", "attention", "step", "prefill", "picture"]
     assert [name for name in names if name in wanted] == wanted
