@@ -30,20 +30,22 @@ from .triton.variant import Variant
 PACKAGE = "llava_ref.kernels.triton"
 README = TABLE.with_name("README.md")
 BEGIN = "<!-- table: written by python -m llava_ref.kernels.compiled -->\n"
+END = "\n<!-- end -->\n"
 SAMPLE = 8
 """`--sample` compiles for sm_90, and every so-manyth variant for the other targets."""
 
 
 def collect(package: str = PACKAGE) -> dict[str, Variant]:
-    """Return the variants that the package's modules list, by name. Raises LlavaError where two have one name."""
+    """Return the variants that a package's modules list, by "module: name". Raises LlavaError if two share a name."""
     found: dict[str, Variant] = {}
     parent = importlib.import_module(package)
     names = [module.name for module in pkgutil.iter_modules(getattr(parent, "__path__", []))]
     for module in [parent, *(importlib.import_module(f"{package}.{name}") for name in names)]:
         for variant in module.variants() if hasattr(module, "variants") else ():
-            if variant.name in found:
+            name = f"{module.__name__.rpartition('.')[2]}: {variant.name}"
+            if name in found:
                 raise LlavaError(module.__name__, variant.name, "the name of another variant too")
-            found[variant.name] = variant
+            found[name] = variant
     return found
 
 
@@ -63,7 +65,8 @@ def build(variant: Variant, target: int) -> Any:
         constexprs={name: value for name, value in values.items() if types[name] == "constexpr"},
         attrs={(at,): [["tt.divisibility", 16]] for at in aligned},
     )
-    options = {"num_warps": variant.warps, "num_stages": variant.stages, "enable_fp_fusion": True}
+    options = {"num_warps": variant.warps, "num_stages": variant.stages, "maxnreg": variant.registers}
+    options["enable_fp_fusion"] = True
     return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
 
 
@@ -171,8 +174,8 @@ def write(args: argparse.Namespace) -> int:
     table = {key: figures for key, figures in old.items() if key[0] in variants} | dict(new)
     write_table(triton.__version__, table, args.file)
     if args.file == TABLE:
-        before, begin, rest = README.read_text("utf-8").partition(BEGIN)
-        README.write_text(before + begin + section(table) + "\n\n" + rest.partition("\n\n")[2], "utf-8")
+        before, _, rest = README.read_text("utf-8").partition(BEGIN)
+        README.write_text(before + BEGIN + section(table) + END + rest.partition(END)[2], "utf-8")
     return 0
 
 

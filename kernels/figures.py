@@ -1,10 +1,10 @@
 """Hold the figures that kernels' machine code shows: what may not get worse, the table as JSON and as Markdown."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from llava_ref.errors import LlavaError
 
@@ -34,7 +34,7 @@ class Figures:
 
 
 Figure = tuple[str, int]
-"""A variant's name and a target."""
+"""A variant, as "module: name", and a target."""
 
 Table = Mapping[Figure, Figures]
 
@@ -116,19 +116,33 @@ def _join(texts: Sequence[str]) -> str:
 
 
 def section(table: Table) -> str:
-    """Summarise the table for sm_90: a row for each kernel, the smallest and the largest figure of its variants."""
+    """Show the table for sm_90 in short: the range of each kernel's variants, and what a weight of each type costs."""
     rows = ["| kernel | variants | registers | barriers | instructions a weight |", "|" + "---|" * 5]
     groups: dict[str, list[Figures]] = {}
     for (name, target), figures in sorted(table.items()):
         if target == 90:
-            groups.setdefault(name.partition(" ")[0], []).append(figures)
+            module, kernel = re.split("[ ,:]+", name)[:2]
+            groups.setdefault(module if kernel == module else f"{module}: {kernel}", []).append(figures)
     for name, of in groups.items():
-        weights = _range([f"{f.per_weight:.2f}" for f in of if f.per_weight], key=float)
+        weights = _range([f.per_weight for f in of if f.per_weight is not None], ".2f")
         spans = _range([f.registers for f in of]), _range([f.barriers for f in of]), weights
         rows.append(f"| {name} | {len(of)} | {' | '.join(spans)} |")
+    return "\n".join(rows) + "\n\n" + _by_type(table)
+
+
+def _by_type(table: Table) -> str:
+    """Show the instructions that a weight of each type takes in `matvec` on sm_90, by the number of rows."""
+    cells: dict[str, dict[str, Figures]] = {}
+    for (name, target), figures in table.items():
+        if target == 90 and (found := re.fullmatch(r"matvec: matvec (\w+), (\d+ rows?)", name)):
+            cells.setdefault(found[1], {})[found[2]] = figures
+    heads = sorted({head for row in cells.values() for head in row})
+    rows = [f"| matvec, instructions a weight | {' | '.join(heads)} |", "|" + "---|" * (len(heads) + 1)]
+    for kind, row in cells.items():
+        rows.append(f"| {kind} | {' | '.join(f'{row[head].per_weight:.2f}' for head in heads)} |")
     return "\n".join(rows)
 
 
-def _range(values: Sequence[Any], key: Any = None) -> str:
+def _range(values: Sequence[float], form: str = "") -> str:
     """Write the smallest and the largest of values, or the one that all are."""
-    return " to ".join(dict.fromkeys(str(f(values, key=key)) for f in (min, max))) if values else ""
+    return " to ".join(dict.fromkeys(format(f(values), form) for f in (min, max))) if values else ""

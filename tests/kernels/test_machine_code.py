@@ -103,6 +103,16 @@ def test_the_inner_one_of_two_loops():
     assert code.whole.mix["NOP"] == 0 and code.whole.mix["UIADD3"] == 1
 
 
+def test_the_main_loop_loads_most():
+    copied = """        /*{0:04x}*/  LDG.E.128 R4, [R2.64] ;  /* */
+        /*{1:04x}*/  BRA 0x{0:x} ;  /* */
+"""
+    longer = LISTING.replace("0x20", "0x30")  # without the load
+    assert parse(longer).main.loaded == 0
+    code = parse(longer + copied.format(0x100, 0x110))
+    assert len(code.loops) == 2 and [i.name for i in code.main.body] == ["LDG.E.128", "BRA"]
+
+
 PTX = """
 .visible .entry f(
     .param .u64 .ptr .global .align 1 f_param_0,
@@ -128,6 +138,8 @@ $L__BB0_1:                              // =>This Inner Loop Header: Depth=1
     ld.global.b16 { %rs1 }, [ %rd5 + 0 ];
     ld.global.b64 { %rd6 }, [ %rd2 + 0 ];
     ld.global.b32 { %r5 }, [ %rd6 + 0 ];
+    ld.global.b64 %rd7, [%rd2 + 8];
+    ld.global.b32 { %r8 }, [ %rd7 + 0 ];
     cp.async.cg.shared.global [ %r6 + 0 ], [ %rd2 + 16 ], 0x10, 0x10;
     ld.shared.b32 %r7, [%r6];
     ret;
@@ -137,7 +149,7 @@ $L__BB0_1:                              // =>This Inner Loop Header: Depth=1
 
 def test_loads_by_argument():
     found = [(load.bits, set(load.arguments)) for load in loads(PTX)]
-    assert found == [(128, {0}), (16, {0, 1}), (64, {1}), (32, set()), (128, {1})]
+    assert found == [(128, {0}), (16, {0, 1}), (64, {1}), (32, set()), (64, {1}), (32, set()), (128, {1})]
     assert loop_loads(PTX) == loads(PTX)[:1]
 
 
