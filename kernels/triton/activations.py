@@ -253,10 +253,10 @@ def variants() -> Iterator[Variant]:
     for K, pdl in ((4096, True), (11008, False)):
         constants = {"K": K, "Kp": -(-K // PAD) * PAD, "PDL": pdl}
         yield Variant(f"quantise {K}{' pdl' * pdl}", _quantise, {"source": f, **target}, constants, warps=1)
-    for D, add in ((4096, False), (2560, True)):
+    for D, add, pdl in ((4096, False, True), (2560, True, False)):
         types = {"source": f, "gain": f, "add": f, "add_gain": f, "eps": "fp32", **target}
-        constants = {"D": D, "Kp": -(-D // PAD) * PAD, "GROUPS": _groups(D), "ADD": add, "PDL": True}
-        name = f"rms_norm_quantise {D}{' add' * add} pdl"
+        constants = {"D": D, "Kp": -(-D // PAD) * PAD, "GROUPS": _groups(D), "ADD": add, "PDL": pdl}
+        name = f"rms_norm_quantise {D}{' add' * add}{' pdl' * pdl}"
         yield Variant(name, _rms_norm_quantise, types, constants, warps=_warps(_groups(D)))
     for D, H in ((256, 4), (4096, 1)):
         block = triton.next_power_of_2(D)

@@ -1,15 +1,16 @@
 """Multiply up to 8 rows by a matrix of float32, float16 or bfloat16, and apply what follows the product.
 
-A lane reads 16 bytes of R rows of the matrix at once, and what it reads of x serves all R from registers. A weight is
-converted once (not float32) and costs M multiply-adds, so a byte of float16 costs (M + 1) / 2 instructions and some,
-where an H200 issues 6.9 while its memory delivers a byte, and an H100 9.9: read from machine code for sm_90, it is 1.7
-for one row, 3.0 for four and 5.1 for eight. Memory bounds one row by far; eight rows come near both bounds.
+A lane reads 16 bytes of four rows of the matrix at once, and what it reads of x serves all four from registers. A
+weight is converted once (not float32) and costs M multiply-adds. Read from the machine code for sm_90, a byte of
+float16 costs 1.5 to 1.8 instructions for one row of x, 3.0 for four and 5.1 for eight, and bfloat16 up to a sixth
+more; an H200 issues 6.9 and an H100 9.9 while its memory delivers a byte. So memory is the bound, by far for one row.
 
 `matvec` lays all 128 lanes along a row, so that 4096 rows of the matrix make 1024 programs, resident together for one
-row of x; `gated` gives each of 8 warps rows of its own, 32 outputs of both halves a program, and quantises their group.
-The part of a row that is shorter than a tile comes first: it alone needs a mask, and it is asked for before the kernel
-waits for the one in front of it. Other tiles are not asked for ahead: 24 KiB in flight keep an SM's memory busy, and
-the warps that are resident ask for 24 (eight rows) to 72 (one row).
+row of x. `gated` gives each of 8 warps rows of its own, and goes through 32 rows of gate, then the 32 of up, so that a
+program quantises the whole group. The part of a row that is shorter than a tile comes first: it alone needs a mask, and
+it is asked for before the kernel waits for the one in front of it. Other tiles are not asked for ahead: 24 KiB in
+flight keep an SM's memory busy, and the warps that fit ask for 64 and more for one row, for 24 (`matvec`) and 16
+(`gated`, 232 registers) for eight rows.
 """
 
 from collections.abc import Iterator
@@ -20,14 +21,15 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from ...ops.protocol import Activation
+from llava_ref.ops.protocol import Activation
+
 from ..planes import PAD
 from .activations import Activations, launch, write_terms
 from .gates import KINDS, TYPES, activate
 from .variant import REAL, Variant
 
 MATVEC = {"R": 4, "A": 1, "B": 128}  # sets of rows of the matrix, rows of a set, lanes along a row
-GATED = {"R": 8, "A": 8, "B": 32}
+GATED = {"R": 4, "A": 8, "B": 32}
 MOST = 8
 """Rows of x in one launch."""
 
@@ -90,7 +92,7 @@ def _products(
     starts, x, K: tl.constexpr, Kp: tl.constexpr, R: tl.constexpr, M: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
     V: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Multiply R sets of A rows of the matrix by M rows of x: M tiles (A, R)."""
+    """Multiply R sets of A rows of the matrix by M rows of x: M tiles (A * R,)."""
     TILE: tl.constexpr = B * V
     FIRST: tl.constexpr = (K - 1) // TILE * TILE
     at = tl.zeros((A, 1, 1), tl.int32) + tl.arange(0, B)[None, :, None] * V + tl.arange(0, V)[None, None, :]
@@ -106,7 +108,7 @@ def _products(
         sums = _add_products(sums, _weights(starts, k + at, K, R, False), x + k + at, Kp, R, M, V)
     out = ()
     for m in tl.static_range(M):
-        out = out + (tl.sum(side_by_side(sums[m * R : m * R + R], R), 1),)
+        out = out + (tl.sum(side_by_side(sums[m * R : m * R + R], R), 1).reshape(A * R),)
     return out
 
 
@@ -122,7 +124,7 @@ def _matvec(
         row = tl.minimum(first + tl.arange(0, A) * R + r, N - 1)
         starts = starts + ((w + row.to(tl.int64) * K)[:, None, None],)
     products = _products(starts, x, K, Kp, R, M, A, B, V, PDL)
-    column = first + tl.arange(0, A)[:, None] * R + tl.arange(0, R)[None, :]
+    column = first + tl.arange(0, A * R)
     inside = column < N
     for m in tl.static_range(M):
         y = products[m]
@@ -140,17 +142,21 @@ def _gated(
     PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute activation(gate) * up of 32 consecutive outputs of every row, and quantise them."""
-    H: tl.constexpr = R // 2  # rows of gate that a lane reads, and rows of up
     group = tl.program_id(0)
-    starts = ()
-    for r in tl.static_range(R):
-        row = tl.minimum(group * 32 + tl.arange(0, A) * H + r // 2, F - 1) + r % 2 * F
-        starts = starts + ((w + row.to(tl.int64) * K)[:, None, None],)
-    products = _products(starts, x, K, Kp, R, M, A, B, V, PDL)
+    up = ()
+    for _ in tl.static_range(M):
+        up = up + (tl.zeros((A * R,), tl.float32),)
+    gate = up
+    for half in range(2):
+        starts = ()
+        for r in tl.static_range(R):
+            row = tl.minimum(group * 32 + tl.arange(0, A) * R + r, F - 1) + half * F
+            starts = starts + ((w + row.to(tl.int64) * K)[:, None, None],)
+        gate = up
+        up = _products(starts, x, K, Kp, R, M, A, B, V, PDL)
     inside = group * 32 + tl.arange(0, 32) < F
     for m in tl.static_range(M):
-        gate, up = tl.split(products[m].reshape(A, H, 2))
-        y = tl.where(inside, (activate(gate, KIND) * up).reshape(32), 0.0)[None, :]
+        y = tl.where(inside, activate(gate[m], KIND) * up[m], 0.0)[None, :]
         at = m * (Fp // 32) + group + tl.arange(0, 1)
         write_terms(y, at, at >= 0, out, first, second, scale, sums)
 
@@ -211,16 +217,17 @@ def variants() -> Iterator[Variant]:
     f, i = "*fp32", "*i32"
     for dtype, K, M, pdl in (
         (torch.float16, 4096, 1, True), (torch.float16, 4096, 2, False), (torch.float16, 4096, 4, False),
-        (torch.float16, 4096, 8, False), (torch.float16, 11008, 1, True), (torch.bfloat16, 11008, 1, True),
-        (torch.float32, 4096, 1, True), (torch.float32, 11008, 8, False),
+        (torch.float16, 4096, 8, False), (torch.float16, 11008, 1, True), (torch.bfloat16, 11008, 1, False),
+        (torch.float32, 4096, 1, False),
     ):  # fmt: skip
         w, V = TYPES[dtype], 16 // dtype.itemsize
+        label = f"{w} {K}, {M} row{'s' * (M > 1)}{', pdl' * pdl}"
         common = {"K": K, "Kp": -(-K // PAD) * PAD, "M": M, "V": V, "PDL": pdl}
-        types = {"x": f, "w": f"*{w}", "add": f, "out": f, "N": "i32"}
-        name, weights = f"dense matvec {w} {K} M{M}", V * MATVEC["R"] * MATVEC["A"] * MATVEC["B"]
-        yield Variant(name, _matvec, types, {**common, **MATVEC, "bias": None}, weights=weights)
+        types, constants = {"x": f, "w": f"*{w}", "add": f, "out": f, "N": "i32"}, {**common, **MATVEC, "bias": None}
+        weights = V * MATVEC["R"] * MATVEC["A"] * MATVEC["B"]
+        yield Variant(f"dense matvec {label}", _matvec, types, constants, weights=weights)
         if K == 4096:
             types = {"x": f, "w": f"*{w}", "out": f, "first": i, "second": i, "scale": f, "sums": f}
-            constants = {**common, **GATED, "F": 11008, "Fp": 11264, "KIND": "silu"}
+            gate = {**common, **GATED, "F": 11008, "Fp": 11264, "KIND": "silu"}
             weights = V * GATED["R"] * GATED["A"] * GATED["B"]
-            yield Variant(f"dense gated {w} {K} M{M}", _gated, types, constants, warps=8, weights=weights)
+            yield Variant(f"dense gated {label}", _gated, types, gate, warps=8, weights=weights)

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...ops.protocol import Activation
+from llava_ref.ops.protocol import Activation
+
 from .variant import Variant
 
 BLOCK = 1024

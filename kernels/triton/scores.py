@@ -112,8 +112,8 @@ def summarise(logits: Tensor, out: Summary, *, pdl: bool = False) -> Summary:
 def variants() -> Iterator[Variant]:
     """List LLaVA-1.5's vocabulary, 32,000 or so, and Gemma 3's, 262,208."""
     f, i = "*fp32", "*i32"
-    for V in (32000, 262208):
+    for V, pdl in ((32000, True), (262208, False)):
         P = triton.cdiv(V, BLOCK)
         types = {"logits": f, "finite": i, "best": i, "total": f, "counts": i, "partial": f}
-        constants = {"V": V, "P": P, "BLOCK": BLOCK, "MERGE": triton.next_power_of_2(P), "PDL": True}
-        yield Variant(f"summarise {V} pdl", _summarise, types, constants)
+        constants = {"V": V, "P": P, "BLOCK": BLOCK, "MERGE": triton.next_power_of_2(P), "PDL": pdl}
+        yield Variant(f"summarise {V}{' pdl' * pdl}", _summarise, types, constants)
