@@ -28,14 +28,16 @@ WARPS, MOST = 8, 8
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """How many rows of weights a program takes at once, how far ahead it loads, and what a thread may hold."""
+    """How many rows of weights a program takes at once, how far ahead it loads, and what a thread may hold.
+
+    128 registers leave room for two programs on an SM; without a limit ptxas tries for more programs, and spills."""
 
     rows: int
     ahead: int  # trips
-    registers: int | None
+    registers: int
 
 
-CONFIGS = {1: Config(16, 2, 128), 2: Config(32, 1, 168), 4: Config(32, 1, None)}
+CONFIGS = {1: Config(16, 2, 128), 2: Config(32, 1, 255), 4: Config(32, 1, 255)}
 """By how many rows of x a program multiplies."""
 
 
@@ -172,8 +174,7 @@ def _options(M: int, w: Planes, pdl: bool) -> tuple[int, dict[str, Any]]:
     """Return how many rows of x a program takes, and the kernel's constants and launch options."""
     count = _count(M)
     options = _constants(w.type, count, pdl and REAL) | {"REAL": REAL, "num_warps": WARPS}
-    if CONFIGS[count].registers:
-        options["maxnreg"] = CONFIGS[count].registers
+    options["maxnreg"] = CONFIGS[count].registers
     return count, options | ({"launch_pdl": True} if pdl and REAL else {})
 
 

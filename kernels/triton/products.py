@@ -24,20 +24,21 @@ LANES = tl.constexpr(32)
 def _locate(planes, row, TRIPS, BITS: tl.constexpr, HIGH: tl.constexpr):
     """Point at what the first trip reads of the rows `row` (R,): tiles of pointers into the planes that there are.
 
-    That offsets are consecutive is hidden from the compiler where a thread's share of a tile would become a vector
-    along the lanes, in another layout than the quants': the tile would cross shared memory every trip."""
+    Hints keep the lanes of a warp along a row, and give a thread what is one unit's and not a wider vector: a tile in
+    another layout than the quants' would cross shared memory every trip. A group's scale may stand for two units, and
+    one of `supers` for eight: there the hint of contiguity is for the order of axes only, for `multiple_of` 1 rules a
+    vector out."""
     quants, high, scales, supers = planes
     PARTS: tl.constexpr = 2 if BITS == 8 else 1
     WORDS: tl.constexpr = 2 if BITS == 2 else 4
-    unit, r = tl.arange(0, LANES)[None, :], row.to(tl.int64)[:, None]
-    words = (r * (TRIPS * LANES * WORDS) + unit * WORDS)[:, :, None] + tl.arange(0, WORDS)[None, None, :]
-    at = (quants + words, scales + tl.max_contiguous(r * (TRIPS * LANES // PARTS) + unit // PARTS, (1, 1)))
-    if HIGH == 1:
-        at = at + (high + tl.max_contiguous(r * (TRIPS * LANES) + unit, (1, 1)),)
-    if HIGH == 2:
-        at = at + (high + ((r * (TRIPS * LANES * 2) + unit * 2)[:, :, None] + tl.arange(0, 2)[None, None, :]),)
+    unit, first = tl.arange(0, LANES)[None, :], row.to(tl.int64)[:, None] * (TRIPS * LANES)
+    words = first * WORDS + tl.arange(0, LANES * WORDS)[None, :]
+    group = tl.max_contiguous(tl.multiple_of(first // PARTS + unit // PARTS, (1, 1)), (1, 2))
+    at = (quants + tl.multiple_of(words, (1, WORDS)), scales + group)
+    if HIGH > 0:
+        at = at + (high + tl.multiple_of(first * HIGH + tl.arange(0, LANES * HIGH)[None, :], (1, HIGH)),)
     if supers is not None:
-        at = at + (supers + (r * (TRIPS * LANES // 8) + unit // 8),)
+        at = at + (supers + tl.max_contiguous(tl.multiple_of(first // 8 + unit // 8, (1, 1)), (1, 2)),)
     return at
 
 
@@ -47,10 +48,9 @@ def _load(at, trip, TRIPS, BITS: tl.constexpr, HIGH: tl.constexpr):
     PARTS: tl.constexpr = 2 if BITS == 8 else 1
     WORDS: tl.constexpr = 2 if BITS == 2 else 4
     inside = tl.full([1, 1], trip, tl.int32) < TRIPS
-    words = tl.load(at[0] + trip * (LANES * WORDS), inside[:, :, None])
-    out = (words, tl.load(at[1] + trip * (LANES // PARTS), inside))
+    out = (tl.load(at[0] + trip * (LANES * WORDS), inside), tl.load(at[1] + trip * (LANES // PARTS), inside))
     if HIGH > 0:
-        out = out + (tl.load(at[2] + trip * (LANES * HIGH), inside if HIGH == 1 else inside[:, :, None]),)
+        out = out + (tl.load(at[2] + trip * (LANES * HIGH), inside),)
     if len(at) > 2 + (HIGH > 0):
         out = out + (tl.load(at[2 + (HIGH > 0)] + trip * (LANES // 8), inside),)
     return out
@@ -59,12 +59,13 @@ def _load(at, trip, TRIPS, BITS: tl.constexpr, HIGH: tl.constexpr):
 @triton.jit
 def _decode(held, BITS: tl.constexpr, HIGH: tl.constexpr, TABLE: tl.constexpr, SCALE: tl.constexpr, REAL: tl.constexpr):
     """Turn what was loaded into quads and factors."""
+    R: tl.constexpr = held[0].shape[0]
     high, supers = (), None
-    words = tl.split(held[0]) if BITS == 2 else four(held[0])
+    words = tl.split(held[0].reshape(R, LANES, 2)) if BITS == 2 else four(held[0].reshape(R, LANES, 4))
     if HIGH == 1:
         high = (held[2],)
     if HIGH == 2:
-        high = tl.split(held[2])
+        high = tl.split(held[2].reshape(R, LANES, 2))
     if len(held) > 2 + (HIGH > 0):
         supers = held[2 + (HIGH > 0)]
     return quads(words, high, BITS, HIGH, TABLE, REAL), factors(held[1], supers, SCALE)
