@@ -16,8 +16,8 @@ from llava_ref.ops.torch_quants import dequantize
 from .. import reference
 from ..planes import Planes, pack
 
-TERMS, FLOAT32, FLOAT16, BFLOAT16 = 1e-4, 2e-6, 6e-4, 6e-3
-"""Largest relative RMS error: of rows in two 8-bit terms, and of arithmetic in these types."""
+TERMS, FLOAT32, FLOAT16 = 1e-4, 2e-6, 8e-4
+"""Largest relative RMS error: of rows in two 8-bit terms, of float32 arithmetic, of float16 tiles summed in float32."""
 EPS = 1e-5
 Both = tuple[Tensor, Tensor]
 """What a kernel computes, and float64 of its definition."""

@@ -72,7 +72,7 @@ def scores(device: str) -> Iterator[KernelCase]:
 
 
 def _summarised(V: int, last: float, device: str) -> Both:
-    """Return of the second launch whether all are finite, whether the largest is named, and logsumexp; 0 for its NaN."""
+    """Return of a second launch whether all are finite, whether the largest is named, and logsumexp (0 for NaN)."""
     from ..triton.scores import Summary, summarise
 
     logits, summary = 5 * rand(1, V, device=device), Summary.empty(V, device)

@@ -27,7 +27,7 @@ EXACT = {"attention": 2 * ROUNDING, "attention_weights, attention_values": 2 * R
 """Bounds in precision `exact` beyond that. The exponential multiplies the rounding of a score by the score's size."""
 FEW, TERMS = 8, 1e-4
 """In precision `fast` products of up to so many rows are of two 8-bit terms; this is their bound."""
-BFLOAT16, FLOAT16 = 6e-3, 1e-3
+BFLOAT16, FLOAT16 = 4e-3, 1e-3
 FAST = dict.fromkeys(("product", "linear", "linears", "patches"), BFLOAT16)
 FAST |= dict.fromkeys(("attention", "attention_weights, attention_values", "cache", "stepper"), FLOAT16)
 """Bounds in precision `fast`, of products with more rows."""

@@ -91,7 +91,7 @@ def test_products_of_many_rows_have_their_operations(card):
     assert len(rows) == 4 * 3
     row = rows[f"fused Q8_0 {2 * S.mlp} x {S.width}, {S.prompt} rows"]
     assert row.n_flops == 2 * S.prompt * 2 * S.mlp * S.width
-    assert {what.split()[0] for what in rows} == {"bfloat16", "fused", "unpacked"}
+    assert {what.split()[0] for what in rows} == {"float16", "fused", "unpacked"}
 
 
 def test_every_number_of_rows_is_asked(card):

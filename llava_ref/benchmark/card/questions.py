@@ -19,7 +19,8 @@ from .sizes import Sizes
 from .timing import Launch, Row, Timer, answered, copies
 
 REPEATED = 64  # rows of a matrix that are drawn at random; the others are copies of these
-COMPARED = ("Q4_K", "Q8_0")  # types whose products are compared with those of a bfloat16 copy
+COMPARED = ("Q4_K", "Q8_0")  # types whose products are compared with those of a float16 copy
+NARROW = torch.float16  # of x and of a copy of the weights, where there are many rows
 FEW, MANY = (1, 2, 4, 8), (9, 16, 32, 64, 128)  # rows of x: for a matrix-vector kernel, for a product
 
 
@@ -108,22 +109,17 @@ def rows_of_x(card: Card) -> Iterator[Row]:
         for M in MANY:
             yield answered(name, f"fused {kind}, {M} rows", partial(_fused, card, kind, N, K, M, name))
     for M in *FEW, *MANY:
-        yield answered(name, f"bfloat16, {M} rows", partial(_bfloat16, card, N, K, M, name))
+        yield answered(name, f"float16, {M} rows", partial(_dense, card, N, K, M, name))
 
 
 def prefill(card: Card) -> Iterator[Row]:
     """Ask how fast the products of a prompt with a picture are: cuBLAS on a copy, fused, and unpacked before."""
     s, name = card.sizes, "products"
     for N, K in (s.width, s.width), (3 * s.width, s.width), (2 * s.mlp, s.width), (s.width, s.mlp):
-        yield answered(name, f"bfloat16 {N} x {K}", partial(_bfloat16, card, N, K, s.prompt, name))
+        yield answered(name, f"float16 {N} x {K}", partial(_dense, card, N, K, s.prompt, name))
         for kind in COMPARED:
             yield answered(name, f"fused {kind} {N} x {K}", partial(_fused, card, kind, N, K, s.prompt, name))
             yield answered(name, f"unpacked {kind} {N} x {K}", partial(_unpacked, card, kind, N, K, s.prompt, name))
-
-
-def _narrow(card: Card) -> torch.dtype:
-    """Return bfloat16, or float16 in Triton's interpreter, which computes wrongly in bfloat16."""
-    return torch.bfloat16 if card.device == "cuda" else torch.float16
 
 
 def _product(x: Tensor, w: Tensor) -> Tensor:
@@ -132,25 +128,25 @@ def _product(x: Tensor, w: Tensor) -> Tensor:
     return x.float() @ w.float().T
 
 
-def _bfloat16(card: Card, N: int, K: int, M: int, question: str) -> Row:
-    x, weights = rand(M, K, device=card.device).to(_narrow(card)), card.dense(N, K, _narrow(card))
+def _dense(card: Card, N: int, K: int, M: int, question: str) -> Row:
+    x, weights = rand(M, K, device=card.device).to(NARROW), card.dense(N, K, NARROW)
     seconds = card.timer.seconds([partial(_product, x, w) for w in weights])
-    return Row(question, f"bfloat16 {N} x {K}, {M} rows", seconds, weights[0].nbytes, 2 * M * N * K)
+    return Row(question, f"float16 {N} x {K}, {M} rows", seconds, weights[0].nbytes, 2 * M * N * K)
 
 
 def _fused(card: Card, kind: str, N: int, K: int, M: int, question: str) -> Row:
     from ...kernels.triton.matmul import matmul
 
-    x, planes = rand(M, K, device=card.device).to(_narrow(card)), card.several(card.matrix(kind, N, K))
-    seconds = card.timer.seconds([partial(matmul, x, w, dtype=_narrow(card)) for w in planes])
+    x, planes = rand(M, K, device=card.device).to(NARROW), card.several(card.matrix(kind, N, K))
+    seconds = card.timer.seconds([partial(matmul, x, w, dtype=NARROW) for w in planes])
     return Row(question, f"fused {kind} {N} x {K}, {M} rows", seconds, planes[0].n_bytes, 2 * M * N * K)
 
 
 def _unpacked(card: Card, kind: str, N: int, K: int, M: int, question: str) -> Row:
     from ...kernels.triton.rows import dense
 
-    x, planes = rand(M, K, device=card.device).to(_narrow(card)), card.several(card.matrix(kind, N, K))
-    scratch = torch.empty(N, K, dtype=_narrow(card), device=card.device)
+    x, planes = rand(M, K, device=card.device).to(NARROW), card.several(card.matrix(kind, N, K))
+    scratch = torch.empty(N, K, dtype=NARROW, device=card.device)
 
     def run(w: Planes) -> Tensor:
         return _product(x, dense(w, scratch.dtype, scratch))

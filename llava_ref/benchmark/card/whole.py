@@ -29,7 +29,7 @@ def steps(card: Card) -> Iterator[Row]:
 
 
 def _ops(card: Card, dependent_launch: bool = False) -> Ops:
-    """Return the fast operations, with as much memory for bfloat16 copies as half of what is free."""
+    """Return the fast operations, with as much memory for float16 copies as half of what is free."""
     from ...ops.cuda.ops import CudaOps
 
     gc.collect()
