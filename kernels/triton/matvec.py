@@ -1,9 +1,14 @@
 """Multiply 1 to 8 rows of activations by a quantised matrix, as it is stored in planes: the decoding step's products.
 
-What machine code for sm_90 says, a row of x: 1.4 to 3.2 instructions a weight (Q4_0, Q4_K, Q6_K, IQ4_XS: 1.6, 1.9,
-2.8, 3.2), which take 25 to 60% of the time that an H100's memory needs for the weights (Q2_K 74%). With 4 rows dp4a is
-the bound of 4-bit types: 75 to 85% of that time. So 5 to 8 rows run as two programs of 4, which share their weights in
-the L2 cache. These are counts of instructions and no measurements.
+A program of 8 warps computes 16 outputs of one row of x, or 32 of 2 or 4 rows; products.py says how. Predicted from
+machine code for sm_90 (Triton 3.9), never timed, for one row of x:
+
+    instructions a weight   Q4_0 1.7, Q4_K 2.0, Q8_0 2.2, Q5_K 2.5, Q2_K 2.5, Q6_K 2.7, Q3_K 2.8, IQ4_NL 2.9, IQ4_XS 3.2
+    busiest pipe, in % of the time that the weights take to arrive on H100 (H200 1.43 times as much)
+                            Q8_0 23, Q4_0 33, Q4_K 34, Q6_K 34, Q5_K 37, IQ4_NL 58, Q3_K 63, IQ4_XS 65, Q2_K 78
+
+2 rows take 1.3 to 1.4 times the instructions of one, 4 rows 1.8 to 2.4 times: there dp4a is the bound of 4-bit types,
+with 78% of that time for Q4_K on H100. So 5 to 8 rows run as two programs of 4, which share their weights in the L2 cache.
 """
 
 from collections.abc import Iterator

@@ -7,7 +7,7 @@ A thread's unit is a group of 32 weights of a row, 16 of 8-bit types: one load o
 has 32 units side by side, and of several rows, so that what it loads of x serves them all. Weights are loaded a trip or
 two before they are used, and a program of 8 warps needs no barrier until its rows are summed. That depends on the
 compiler in two points: tiles of x have fewer elements than the program has threads, and so are loaded in the layout of
-their use; and `max_contiguous` (see `_locate`).
+their use; and hints bring the tiles of all planes into one layout (see `_locate`). Triton 3.6 and 3.9 agree in both.
 """
 
 import triton
