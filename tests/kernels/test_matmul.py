@@ -64,7 +64,7 @@ def test_every_type(kind, dtype):
     assert error(matmul(x, w, dtype=dtype), x, w) < BOUND[dtype]
 
 
-SHAPES = [(9, 1, 32), (16, 65, 96), (17, 130, 1056), (64, 37, 2080), (100, 37, 64), (130, 5, 160)]
+SHAPES = [(1, 3, 32), (9, 1, 32), (16, 65, 96), (17, 130, 1056), (64, 37, 2080), (100, 37, 64), (130, 5, 160)]
 
 
 @pytest.mark.parametrize("M, N, K", SHAPES)
