@@ -3,7 +3,7 @@
 A thread takes words of `quants`, of 4, 8 or 16 weights that stand side by side in the row, so that neighbours read and
 write side by side. Its scales it reads from the L1 cache but for the first time. Compiled for sm_90, Q4_K to bfloat16:
 10 instructions a weight, 80 clocks of the ALU for 1024 weights, while their 2.6 KB take 141 clocks of an H200's memory
-(prediction): the 6.7 G weights of a 7B model take the 4 ms of their bytes. Types with high bits: 15 instructions.
+(prediction): the 6.7 G weights of a 7B model take the 4 ms of their bytes. Q6_K: 15 instructions, 145 clocks of 155.
 """
 
 from collections.abc import Iterator
