@@ -72,3 +72,9 @@ def test_a_launch_refuses_what_it_would_read_wrongly() -> None:
         gate(tensor(2, 8)[:, ::2], tensor(2, 4), "silu")
     with pytest.raises(ValueError, match="^kind: "):
         gate(tensor(2, 8), tensor(2, 8), "relu")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_activation_alone_is_a_gate_of_ones(kind: str) -> None:
+    for x in (tensor(3, 8), tensor(2, 1030)):
+        assert torch.equal(gate(x, None, kind), gate(x, torch.ones_like(x), kind))

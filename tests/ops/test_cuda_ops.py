@@ -18,13 +18,14 @@ from ..support.cuda_models import EVERYTHING, fast
 from ..support.helpers import close, rand, rel_rms
 from ..support.triton_device import DEVICE
 
-PROMPT = [1, 70, 71, 300, 5, 9, 250, 70, 33, 34, 35]
+PROMPT = [1, 70, 71, 200, 5, 9, 250, 70, 33, 34, 35]
 LONG = PROMPT * 7  # more rows than the fused product takes where there are copies
-TOKENS = [12, 200, 7]
+TOKENS = [12, 200]
 TEXTS = {
     "grouped heads, Q8_0": TextSpec(width=64, n_layer=2, mlp_width=96, kind="Q8_0"),
     "three types side by side": TextSpec(
-        width=256, n_layer=2, mlp_width=256, kind="Q4_0", kinds=(("*attn_k*", "Q4_K"), ("*ffn_up*", "Q6_K"), ("token*", "Q5_K"))
+        width=256, n_layer=1, n_head_kv=1, mlp_width=256, kind="Q4_0", words=("a",),
+        kinds=(("*attn_k*", "Q4_K"), ("*ffn_up*", "Q6_K"), ("token*", "Q5_K")),
     ),
     "biases, F16": TextSpec(n_layer=2, biases=True, kind="F16"),
     "window, tied, BF16": TextSpec(n_layer=2, window=5, tied=True, kind="BF16"),

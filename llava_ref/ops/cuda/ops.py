@@ -83,6 +83,9 @@ class CudaOps(TorchOps):
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor, pairs: Pairs) -> Tensor:
         return rope(x, cos, sin, pairs)
 
+    def activation(self, x: Tensor, kind: Activation) -> Tensor:
+        return gates.gate(x, None, kind)
+
     def gated(self, gate: Tensor, up: Tensor, kind: Activation) -> Tensor:
         return gates.gate(gate, up, kind)
 

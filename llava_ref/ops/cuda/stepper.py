@@ -6,7 +6,7 @@ gate and up with the activation; down on top of the residual. Where matrices sid
 is a product for each. `forward` of the model is the definition, and the way that is taken whenever somebody watches.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class _Found:
         words = data[8 * k :].view(torch.int32)
         self.data, self.ids = data, data[: 8 * k].view(torch.int64)  # (k,)
         self.values = words[3:].view(torch.float32)  # (k,)
-        self.summary = scores.Summary(words[0:1], words[1:2], words[2:3].view(torch.float32))
+        self.finite, self.best, self.total = words[0:1], words[1:2], words[2:3].view(torch.float32)  # (1,) each
 
 
 class _Buffers:
@@ -65,7 +65,9 @@ class _Buffers:
         self.scratch = Scratch.make((p.n_head, p.n_head_kv), p.head_size, device)
         self.logits = torch.zeros((1, V), device=device)
         size = 12 * min(SHORT, V) + 12
-        self.found = _Found(torch.zeros(size, dtype=torch.uint8, device=device))
+        found = self.found = _Found(torch.zeros(size, dtype=torch.uint8, device=device))
+        summary = scores.Summary.empty(V, device)
+        self.summary = replace(summary, finite=found.finite, best=found.best, total=found.total)
         self.found_host = _Found(torch.zeros(size, dtype=torch.uint8, device="cpu", pin_memory=pinned))
 
 
@@ -177,7 +179,7 @@ class CudaStepper:
     def _summarise(self) -> None:
         """Bring what a sampler asks for first to the host."""
         b = self._buffers
-        scores.summarise(b.logits, b.found.summary)
+        scores.summarise(b.logits, b.summary, pdl=self._pdl)
         torch.topk(b.logits[0], len(b.found.ids), out=(b.found.values, b.found.ids))
         b.found_host.data.copy_(b.found.data, non_blocking=True)
 
@@ -189,7 +191,7 @@ class DeviceLogits:
         """`found` on the host, which is copied; `logits` (1, V) on the device."""
         ids, values = found.ids.numpy(), found.values.numpy()
         order = np.argsort(ids)
-        self.finite, self.total = bool(found.summary.finite), float(found.summary.total)
+        self.finite, self.total = bool(found.finite), float(found.total)
         self.ids, self.values, self._logits = ids[order], values[order], logits
 
     def __len__(self) -> int:
