@@ -11,9 +11,9 @@ from .triton_device import DEVICE
 EVERYTHING = 1 << 40  # bytes of float16 copies
 
 
-def fast(pair: Pair, profile: str = "llava", copies: int = EVERYTHING) -> Llava:
+def fast(pair: Pair, profile: str = "llava", copies: int = EVERYTHING, dependent_launch: bool = False) -> Llava:
     """Load a pair in precision `fast`, with at most `copies` bytes of weights in float16."""
-    ops, quirks = CudaOps(DEVICE, None, copies), resolve(profile, None)
+    ops, quirks = CudaOps(DEVICE, None, copies, dependent_launch), resolve(profile, None)
     text, mmproj = gguf.read(pair.text), gguf.read(pair.mmproj)
     settings = {"profile": profile, "precision": "fast", "backend": "torch", "device": DEVICE}
     decoder, tower = text_family(text).load(text, ops, quirks), tower_family(mmproj).load(mmproj, ops, quirks)

@@ -4,7 +4,8 @@ T rows of x, N rows of the matrix, K its columns, F MLP width. A store may hold 
 the other, so that one launch multiplies by all of them. Up to `FEW` rows a kernel reads the packed weights, and x as
 two 8-bit terms. More rows are a product of float16 summed in float32, with a copy of the weights where the memory
 allows one: x is divided by 2^`SHIFT` and the copy multiplied by it, so that x may reach 4e6 where float16 ends at
-65504. That is eight times closer to float32 than bfloat16. A file in F16 or BF16 is multiplied as it is, in its own type.
+65504. That is eight times closer to float32 than bfloat16. A file in F16 or BF16 is multiplied as it is, in its own
+type.
 """
 
 from collections.abc import Sequence
