@@ -7,7 +7,7 @@ machine code for sm_90 (Triton 3.9), never timed, for one row of x:
     busiest pipe, in % of the time that the weights take to arrive on H100 (H200 1.43 times as much)
                             Q8_0 23, Q4_0 33, Q4_K 34, Q6_K 34, Q5_K 37, IQ4_NL 58, Q3_K 63, IQ4_XS 65, Q2_K 78
 
-2 rows take 1.3 to 1.4 times the instructions of one, 4 rows 1.8 to 2.4 times: there dp4a is the bound of 4-bit types,
+2 rows take 1.2 to 1.4 times the instructions of one, 4 rows 1.7 to 2.4 times: there dp4a is the bound of 4-bit types,
 with 78% of that time for Q4_K on H100. So 5 to 8 rows run as two programs of 4, which share their weights in the L2
 cache.
 """
