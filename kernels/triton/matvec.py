@@ -202,7 +202,11 @@ def _variants(kind: str, count: int, pdl: bool) -> Iterator[Variant]:
     types |= {"M": "i32", "TRIPS": "i32"}
     constants = {"high": None, "supers": None} | _constants(kind, count, pdl)
     constants = {name: value for name, value in constants.items() if name not in types}
-    shape: dict[str, Any] = {"warps": WARPS, "weights": config.rows * _trip(kind), "registers": config.registers}
+    shape: dict[str, Any] = {
+        "warps": WARPS,
+        "weights": config.rows * config.ahead * _trip(kind),
+        "registers": config.registers,
+    }
     name = f"{kind}, {count} row{'s' * (count > 1)}{', pdl' * pdl}"
     alone = types | {"out": "*fp32", "N": "i32"}
     results = {"out_first": "*i32", "out_second": "*i32", "out_x": "*fp32", "out_scale": "*fp32", "out_sums": "*fp32"}
