@@ -36,6 +36,7 @@ from torch import Tensor
 
 from llava_ref.ops.sees import Sees
 
+from .fitting import launch_fitting
 from .variant import Variant
 
 
@@ -150,10 +151,10 @@ def attention(
     named = {"q": q.to(torch.float16), "keys": keys.to(torch.float16), "values": values.to(torch.float16)}
     strides = [n for name, x in named.items() for n in _strides(name, x)]
     cut = blocking(dh)
-    _attention[H, len(sees.reach)](
-        *named.values(), out, sees.ranges, sees.reach, sees.common, T, len(keys), scale * math.log2(math.e), *strides,
-        **_constants(dh, H // keys.shape[1]), num_warps=cut.warps, num_stages=cut.stages,
-    )  # fmt: skip
+    seen = (sees.ranges, sees.reach, sees.common)
+    arguments = (*named.values(), out, *seen, T, len(keys), scale * math.log2(math.e), *strides)
+    constants = _constants(dh, H // keys.shape[1])
+    launch_fitting(_attention, (H, len(sees.reach)), arguments, constants, warps=cut.warps, stages=cut.stages)
     return out
 
 

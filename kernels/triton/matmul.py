@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..planes import LAYOUTS, SCALES, SUPERS, Planes
+from .fitting import launch_fitting
 from .quads import factors, four, quads
 from .rows import POINTERS
 from .variant import REAL, Variant
@@ -161,10 +162,9 @@ def matmul(x: Tensor, w: Planes, *, bias: Tensor | None = None, dtype: torch.dty
     grid = (triton.cdiv(N, tiling.BN), triton.cdiv(M, tiling.BM), parts)
     shape = {"G": G, "PART": triton.cdiv(G // 32, parts) * 32, "BN": tiling.BN, "BM": tiling.BM, "BG": tiling.BG}
     supers = None if w.supers is None else w.supers.to(torch.int32)  # 16 bits would not be loaded ahead of their use
-    _matmul[grid](
-        ordered, powers, w.quants, w.high, w.scales, supers, out, M, N, **constants, **shape, REAL=REAL,
-        num_warps=tiling.warps, num_stages=tiling.stages,
-    )  # fmt: skip
+    arguments = (ordered, powers, w.quants, w.high, w.scales, supers, out, M, N)
+    fixed = constants | shape | {"REAL": REAL}
+    launch_fitting(_matmul, grid, arguments, fixed, warps=tiling.warps, stages=tiling.stages)
     y = out[0] if parts == 1 else out.sum(0)
     return y if bias is None else y + bias
 
