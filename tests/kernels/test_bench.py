@@ -2,14 +2,13 @@
 
 import json
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("triton")
-from llava_ref.benchmark.card import asking, peers, questions, report, whole
+from llava_ref.benchmark.card import asking, models, peers, questions, report, whole
 from llava_ref.benchmark.card.asking import Asked, ask, ask_all, parsed
 from llava_ref.benchmark.card.questions import Card
 from llava_ref.benchmark.card.sizes import TINY
@@ -18,8 +17,7 @@ from llava_ref.benchmark.card.timing import Row, answered, copies, figures
 from llava_ref.kernels import bench
 from llava_ref.kernels.triton import matvec as matvec_module
 
-S = replace(TINY, width=64, mlp=160, heads=2, head_size=32)  # Q8_0 only
-T = TINY
+S = TINY  # too narrow for any type with blocks of 256
 
 
 class Counting:
@@ -47,13 +45,6 @@ def card(monkeypatch):
     for name, value in {"LAYOUTS": ("Q8_0",), "COMPARED": ("Q8_0",), "FEW": (1, 3), "MANY": (9,)}.items():
         monkeypatch.setattr(questions, name, value)
     return Card(Counting(), S, "cpu")
-
-
-@pytest.fixture
-def whole_card(card, monkeypatch):
-    monkeypatch.setattr(whole, "TOKENS", 2)
-    monkeypatch.setattr(whole, "PREFILLED", ("Q4_K_M",))
-    return Card(card.timer, TINY, "cpu")
 
 
 def asked(question, card):
@@ -112,25 +103,38 @@ def test_small_kernels(card):
     assert len(asked(questions.small, card)) == 2
 
 
-def test_whole_models_run_at_the_given_sizes(whole_card):
-    rows = asked(whole.steps, whole_card)
-    assert [*rows] == [f"{mix}, {T.context} before" for mix in ("Q4_K_M", "Q8_0", "F16")]
-    assert all(row.n_tokens == 1 and row.seconds == 2e-3 for row in rows.values())
-    by_mix = [row.n_bytes for row in rows.values()]
-    assert by_mix == sorted(by_mix) and by_mix[2] > 2 * (T.vocabulary + 7 * T.width) * T.width
-    (prompt,) = asked(whole.prompts, whole_card).values()
-    assert prompt.n_tokens == T.prompt and prompt.n_flops > 0
-    (picture,) = asked(whole.picture, whole_card).values()
+def test_whole_models_run_at_the_given_sizes(card, monkeypatch):
+    monkeypatch.setattr(whole, "PREFILLED", ("Q8_0", "F16"))
+    monkeypatch.setattr(models, "MIXES", {name: models.MIXES[name] for name in ("Q8_0", "F16")})
+    one, other = asked(whole.prompts, card).values()
+    assert one.n_tokens == S.prompt and one.n_flops == other.n_flops == 2 * S.prompt * (4 * 64 * 64 + 3 * 64 * 160)
+    (picture,) = asked(whole.picture, card).values()
     assert picture.what == "4 patches, 1 layers, projector"
+    monkeypatch.setattr(models, "MIXES", {"F16": models.MIXES["F16"]})
+    (step,) = asked(whole.steps, card).values()
+    assert (step.what, step.n_tokens, step.seconds) == (f"F16, {S.context} before", 1, 2e-3)
+    weights, cached = 4 * 64 * 64 + 3 * 64 * 160 + (35 + 1) * 64, (S.context + whole.TOKENS // 2) * 2 * 64
+    assert step.n_bytes == 2 * (weights + cached) + 4 * 3 * 64
 
 
-def test_steps_that_differ_are_counted(whole_card, monkeypatch):
-    monkeypatch.setattr(whole, "TOKENS", 1)
-    (row,) = asked(whole.dependent_launch, whole_card).values()
+def test_the_mix_is_llama_cpp_s():
+    """Of 32 layers the first four, the last four, and every third of those between: 16."""
+    kinds = {name: [models.q4_k_m(name, i, 32) for i in range(32)] for name in ("v", "down", "q", "output")}
+    assert [kinds[name].count("Q6_K") for name in kinds] == [16, 16, 0, 32]
+    assert [i for i in range(8) if kinds["v"][i] == "Q6_K"] == [0, 1, 2, 3, 6]
+
+
+def test_steps_that_differ_are_counted(card, monkeypatch):
+    class Sequence:
+        def next(self, parts):
+            return np.array([0.0, next(answers)])
+
+    answers = iter([0.0, 0.5, 9.0, 0.0, 0.5, 9.0, 0.0, 0.5, 9.0, 0.0, 1.0, 9.0])  # two steps, and one that is timed
+    monkeypatch.setattr(whole, "DEPENDENT", "F16")
+    monkeypatch.setattr(whole, "_behind_context", lambda *rest: Sequence())
+    (row,) = asked(whole.dependent_launch, card).values()
     assert row.note == "2000.0 µs without; 2 steps: the same bits"
-    answers = iter([0.0, 0.0, 1.0, 1.0, 0.0, 1.0])
-    monkeypatch.setattr(whole.Session, "next", lambda self, parts: np.array([0.0, next(answers)]))
-    (row,) = asked(whole.dependent_launch, whole_card).values()
+    (row,) = asked(whole.dependent_launch, card).values()
     assert row.note.endswith("**1 of 2 steps differ**")
 
 
@@ -154,7 +158,7 @@ def test_transformers_is_asked_the_same(card, monkeypatch):
     monkeypatch.setattr(peers, "TOKENS", 2)
     row = list(peers.transformers(card))[0]
     assert row.problem is None and row.n_tokens == 1
-    weights = 4 * 64 * 64 + 3 * 64 * 160 + 70 * 64
+    weights = 4 * 64 * 64 + 3 * 64 * 160 + 35 * 64
     assert row.n_bytes == 2 * weights + 2 * S.context * 64 * 2
 
 
@@ -248,11 +252,20 @@ def test_an_unknown_question_is_refused(capsys):
     assert "unknown, expected one of selftest planes, " in capsys.readouterr().err
 
 
+def test_a_card_is_asked_whether_its_kernels_are_right(card):
+    from llava_ref.benchmark.card.catalogue import QUESTIONS
+
+    (row,) = asked(QUESTIONS["selftest planes"], card).values()
+    assert row.what == "kernel planes.pack, planes.unpack" and row.note == "12 cases, error 0.0e+00 of 0.0e+00"
+    rows = asked(QUESTIONS["selftest scores"], card)
+    assert rows["kernel scores.summarise"].note.startswith("9 cases, error ")
+
+
 def test_what_is_right_is_asked_before_what_is_fast():
     from llava_ref.benchmark.card.catalogue import asked
 
     names = [one.name for one in asked()]
     checks = [one.name for one in asked() if one.together]
     assert names[: len(checks)] == checks and len(checks) == 10 and names[len(checks)] == "copy"
-    wanted = ["matvec", "dependent launch", "products", "attention", "step", "prefill", "picture"]
+    wanted = ["matvec", "dependent launch", "products", "attention", "step", "prefill", "picture", "rows of x"]
     assert [name for name in names if name in wanted] == wanted

@@ -1,4 +1,4 @@
-"""All questions by name, in the order in which they are asked: right first, then fast."""
+"""All questions by name, in the order in which they are asked: is it right, then how fast is it."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -40,14 +40,14 @@ _CHECKS: dict[str, Question] = {
 QUESTIONS: dict[str, Question] = _CHECKS | {
     "copy": questions.copy,
     "matvec": questions.matvec,
-    "small kernels": questions.small,
     "dependent launch": whole.dependent_launch,
     "products": questions.prefill,
-    "rows of x": questions.rows_of_x,
     "attention": questions.attention,
     "step": whole.steps,
     "prefill": whole.prompts,
     "picture": whole.picture,
+    "rows of x": questions.rows_of_x,
+    "small kernels": questions.small,
     **peers.QUESTIONS,
 }
 LIMITS = {"copy": 30.0, "small kernels": 30.0, "picture": 45.0}

@@ -19,7 +19,7 @@ from .timing import Row, answered
 
 TIMES = 10  # passes over a prompt or a picture
 TOKENS = 64  # steps timed one by one
-PREFILLED = ("Q4_K_M", "F16")
+PREFILLED, DEPENDENT = ("Q4_K_M", "F16"), "Q4_K_M"
 
 
 def steps(card: Card) -> Iterator[Row]:
@@ -91,13 +91,13 @@ def _picture(card: Card) -> Row:
 
 def dependent_launch(card: Card) -> Iterator[Row]:
     """Ask what programmatic dependent launch brings, and whether the same steps give the same bits with it."""
-    yield answered("dependent launch", "Q4_K_M", partial(_dependent, card))
+    yield answered("dependent launch", DEPENDENT, partial(_dependent, card))
 
 
 def _dependent(card: Card) -> Row:
     found, times = [], []
     for on in False, True:
-        text = models.decoder(card.sizes, models.q4_k_m, _ops(card, on))
+        text = models.decoder(card.sizes, models.MIXES[DEPENDENT], _ops(card, on))
         session = _behind_context(card, text, TOKENS + card.sizes.steps + 2)
         ids = _ids(card, card.sizes.steps)
         found.append(np.stack([np.array(session.next([[token]])) for token in ids]))
@@ -106,4 +106,4 @@ def _dependent(card: Card) -> Row:
     differing = int((found[0] != found[1]).any(1).sum())
     same = "the same bits" if not differing else f"**{differing} of {len(found[0])} steps differ**"
     note = f"{times[0] * 1e6:.1f} µs without; {card.sizes.steps} steps: {same}"
-    return Row("dependent launch", "Q4_K_M", times[1], n_tokens=1, note=note)
+    return Row("dependent launch", DEPENDENT, times[1], n_tokens=1, note=note)
