@@ -12,12 +12,12 @@ from ..benchmark.measure import QUIET
 from ..benchmark.measurement import Measurement, measure
 from ..benchmark.workload import Workload
 from ..errors import ParameterError, visible
-from ..loading import embedded
 from ..ops import get_ops
 from ..ops.threads import blas, processors
 from . import options
 from .output import print_json
 
+PICTURES = Path(__file__).parents[1] / "assets" / "pictures"
 MOST = {"n_prompt": 1 << 20, "n_gen": 1 << 20, "repetitions": 1000}
 
 
@@ -53,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _picture() -> Path:
-    """Return the first of the embedded pictures."""
-    folder = embedded()[0].parent / "pictures"
-    return folder / str(json.loads((folder / "pictures.json").read_text())[0]["file"])
+    """Return the first of the pictures that come with the package."""
+    first = json.loads((PICTURES / "pictures.json").read_text())[0]
+    return PICTURES / str(first["file"])
 
 
 def _machine(device: str, threads: int) -> Machine:

@@ -3,8 +3,9 @@
 import argparse
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import chain
 
 from ..benchmark.trials import Tested, Trial, kernels, operations, run_trials
 from ..errors import visible
@@ -34,12 +35,12 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def trials(backend: str, device: str, threads: int | None) -> Iterator[Trial]:
-    """Yield everything that is to be tested. Raises ParameterError for a backend or device that is absent."""
-    yield from operations(get_ops(backend, device, threads, 0), "exact")
+def trials(backend: str, device: str, threads: int | None) -> Iterable[Trial]:
+    """Return everything that is to be tested. Raises ParameterError for a backend or device that is absent."""
+    found = [operations(get_ops(backend, device, threads, 0), "exact")]
     if device == "cuda":
-        yield from operations(get_ops(backend, device, threads, 0, "fast"), "fast")
-        yield from kernels(device)
+        found += [operations(get_ops(backend, device, threads, 0, "fast"), "fast"), kernels(device)]
+    return chain.from_iterable(found)
 
 
 def _print(rows: list[Tested]) -> None:

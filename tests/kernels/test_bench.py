@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 from llava_ref.benchmark.card import asking, models, peers, questions, report, whole
-from llava_ref.benchmark.card.asking import Asked, ask, ask_all, parsed
+from llava_ref.benchmark.card.asking import CardQuestion, ask, ask_all, parsed
 from llava_ref.benchmark.card.questions import Card
 from llava_ref.benchmark.card.sizes import TINY
 from llava_ref.benchmark.card.table import markdown
@@ -200,7 +200,7 @@ COMMAND = (sys.executable, "-c", SCRIPT)
 
 
 def test_a_question_is_a_process_of_its_own():
-    found = ask(Asked("fine", 30), end=1e9, command=COMMAND, clock=lambda: 0.0)
+    found = ask(CardQuestion("fine", 30), end=1e9, command=COMMAND, clock=lambda: 0.0)
     assert [(row.what, row.problem) for row in found] == [("first", None), ("second", None)]
 
 
@@ -209,14 +209,19 @@ def test_a_question_is_a_process_of_its_own():
     [("crash", "ended by SIGABRT"), ("error", "it broke: badly"), ("hang", "stopped after 2 s")],
 )
 def test_a_process_that_fails_keeps_what_it_said(name, problem):
-    first, rest = ask(Asked(name, 2), end=1e9, command=COMMAND, clock=lambda: 0.0)
+    first, rest = ask(CardQuestion(name, 2), end=1e9, command=COMMAND, clock=lambda: 0.0)
     assert (first.what, first.problem) == ("first", None)
     assert (rest.question, rest.what, rest.problem) == (name, "the rest", problem)
 
 
 def test_all_are_asked_in_order_until_the_time_is_over():
     now = iter([0.0, *[10.0] * 3, 1e6])
-    asks = [Asked("slow", 30), Asked("a", 30, together=True), Asked("b", 30, together=True), Asked("late", 30)]
+    asks = [
+        CardQuestion("slow", 30),
+        CardQuestion("a", 30, together=True),
+        CardQuestion("b", 30, together=True),
+        CardQuestion("late", 30),
+    ]
     found = list(ask_all(asks, COMMAND, lambda: next(now)))
     assert [row.question for row in found] == ["a", "a", "b", "b", "slow", "slow", "late"]
     assert found[-1].problem == "not asked: the time was over"

@@ -20,7 +20,7 @@ Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CardQuestion:
     """A question by its name, and the seconds that its process may take."""
 
     name: str
@@ -29,7 +29,9 @@ class Asked:
     """Whether it measures no time, so that it may run beside others of its sort."""
 
 
-def ask_all(asked: Sequence[Asked], command: Sequence[str] = COMMAND, clock: Clock = time.monotonic) -> Iterator[Row]:
+def ask_all(
+    asked: Sequence[CardQuestion], command: Sequence[str] = COMMAND, clock: Clock = time.monotonic
+) -> Iterator[Row]:
     """Yield the rows of every question, in order: first those that may run together, then one after the other."""
     end = clock() + TOTAL_S
     together = [one for one in asked if one.together]
@@ -41,7 +43,7 @@ def ask_all(asked: Sequence[Asked], command: Sequence[str] = COMMAND, clock: Clo
             yield from ask(one, end, command, clock)
 
 
-def ask(one: Asked, end: float, command: Sequence[str], clock: Clock = time.monotonic) -> list[Row]:
+def ask(one: CardQuestion, end: float, command: Sequence[str], clock: Clock = time.monotonic) -> list[Row]:
     """Return the rows of one question: those that came, and one more where the process failed or was stopped."""
     left = min(one.limit_s, end - clock())
     if left <= 0:

@@ -8,7 +8,7 @@ from ...kernels.cases.case import KernelCase
 from ...ops import get_ops
 from ..trials import Tested, Trial, kernel_trial, operations, run_trials
 from . import peers, questions, whole
-from .asking import Asked
+from .asking import CardQuestion
 from .questions import Card, Question
 from .timing import Row
 
@@ -54,6 +54,7 @@ LIMITS = {"copy": 30.0, "small kernels": 30.0, "picture": 45.0}
 """Seconds of a question's process; most of them go into compiling kernels."""
 
 
-def asked() -> list[Asked]:
+def asked() -> list[CardQuestion]:
     """Return all questions with their limits."""
-    return [Asked(name, LIMITS.get(name, 120.0), together=name in _CHECKS) for name in QUESTIONS]
+    checks = [CardQuestion(name, 180.0, together=True) for name in _CHECKS]
+    return [*checks, *(CardQuestion(name, LIMITS.get(name, 120.0)) for name in QUESTIONS if name not in _CHECKS)]
