@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from llava_ref.benchmark.trials import error
+from llava_ref.benchmark.trials import error, operations, run_trials
 from llava_ref.ops.cases import cases
 from llava_ref.ops.numpy_ops import NumpyOps
 from llava_ref.ops.protocol import Ops
@@ -82,6 +82,22 @@ def test_a_matrix_that_is_wrong_is_named_with_its_type(cli, monkeypatch):
     monkeypatch.setitem(torch_quants.BLOCKS, "Q4_K", lambda b: right(b) * 1.01)
     status, _, err = cli("selftest", "--backend", "numpy", "--json")
     assert status == 1 and "product Q4_K, rows Q4_K, vector Q4_K" in err and "Q5_K" not in err
+
+
+def test_the_operations_of_fast_are_within_their_bounds(monkeypatch):
+    """In Triton's interpreter; products and steps, which take long there, have tests of their own."""
+    pytest.importorskip("triton")
+    from llava_ref.ops.cuda.ops import CudaOps
+
+    monkeypatch.setattr("llava_ref.ops.cases.HEAD_SIZES", (64,))
+    monkeypatch.setattr("llava_ref.conformance.pairs.random_blocks.KINDS", ("F32", "F16", "Q4_K"))
+    left_out = ("fast product", "fast stepper")
+    trials = [trial for trial in operations(CudaOps("cpu", None, 1 << 30), "fast") if trial.operation not in left_out]
+    rows = {row.operation.removeprefix("fast "): row for row in run_trials(trials)}
+    assert len(rows) == 17 and not [row for row in rows.values() if row.failed]
+    assert rows["rows"].error == 0 and rows["attention"].error > 1e-5 > rows["rms_norm"].error
+    bounds = {trial.sort: trial.bound for trial in trials if trial.operation == "fast linear"}
+    assert bounds["1 rows"] < bounds["11 rows"], "few rows are of two 8-bit terms, more of float16"
 
 
 def test_errors_are_infinite_where_a_number_is():
