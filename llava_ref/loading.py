@@ -37,12 +37,10 @@ def load(
 ) -> Llava:
     """Open a pair; `text` may be None (pictures can then only be encoded), and `mmproj` (text only).
 
-    `quirks` changes single quirks of the profile. `weight_cache`: bytes of weights kept as float32 (default: all, if
-    they take at most half of the free memory), in precision `fast` as float16 (default: half of the free memory).
-    `n_context`: positions of prompt and answer, by default and at most what the model was trained for. `template`,
-    instead of the file's own: the name of one of ours, jinja source, or the path of a file that holds it.
-
-    Raises GGUFError and PairError for the files, ParameterError for a setting."""
+    `quirks` changes single quirks of the profile. `weight_cache`: bytes of converted weights kept, by default as
+    `weight_budget.default_budget` says. `n_context`: positions of prompt and answer, by default and at most what the
+    model was trained for. `template`, instead of the file's own: the name of one of ours, jinja source, or the path of
+    a file that holds it. Raises GGUFError and PairError for the files, ParameterError for a setting."""
     began = time.perf_counter()
     _check_settings(threads, weight_cache, n_context)
     text_file, mmproj_file = _read(text, mmproj)

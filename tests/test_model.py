@@ -200,8 +200,9 @@ def test_vision_only_encodes(pair, one):
 
 
 SETTINGS = [
-    ({"precision": "fast"}, "precision: 'fast': unknown, expected 'exact' or 'ggml'"),
-    ({"precision": "half"}, "precision: 'half': unknown"),
+    ({"precision": "fast"}, "precision: 'fast': needs backend torch on device cuda, not torch on cpu"),
+    ({"precision": "fast", "backend": "numpy"}, "precision: 'fast': needs backend torch on device cuda, not numpy on"),
+    ({"precision": "half"}, "precision: 'half': unknown, expected one of exact, fast, ggml"),
     ({"backend": "jax"}, "backend: 'jax'"),
     ({"backend": "numpy", "device": "cuda"}, "device: 'cuda'"),
     ({"device": "tpu"}, "device: 'tpu'"),
