@@ -5,7 +5,8 @@ Every function takes b, (n, bytes of a block) uint8, and gives (n, weights of a 
 `d`, `m` are float16 scales; a field of a byte is counted from its lowest bit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -51,8 +52,14 @@ def _dequantize(data: Tensor, kind: str) -> Tensor:
     return out
 
 
-def _table(values: Sequence[int], index: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=index.device)[index.int()]
+@cache
+def _constant(values: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Upload numbers once: a graph that is being recorded may copy nothing from the host."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+def _table(values: tuple[int, ...], index: Tensor) -> Tensor:
+    return _constant(values, torch.float32, index.device)[index.int()]
 
 
 def q4_0(b: Tensor) -> Tensor:
@@ -151,7 +158,7 @@ def tq1_0(b: Tensor) -> Tensor:
     their second digits, and so on; then so of 16 bytes, then of 4."""
 
     def digits(q: Tensor, count: int) -> Tensor:
-        powers = torch.tensor([3**k for k in range(count)], dtype=torch.uint8, device=q.device)
+        powers = _constant(tuple(3**k for k in range(count)), torch.uint8, q.device)
         return (q[:, None, :] * powers[:, None]).flatten(1)  # uint8 wraps round, as it should
 
     q = torch.cat((digits(b[:, :32], 5), digits(b[:, 32:48], 5), digits(b[:, 48:52], 4)), 1)

@@ -1,5 +1,7 @@
 """Whole models on the fast operations of a CUDA device: against float32, and the fused step against `forward`."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,7 @@ def pairs(tmp_path_factory):
     return pair
 
 
+PICTURE = (rand(40, 56, 3) * 50 + 120).clip(0, 255).astype(np.uint8)
 NAMES = [*TEXTS, "gemma3"]
 STEPPED = [name for name in NAMES if "BF16" not in name and "F32" not in name]  # each takes seconds
 
@@ -93,8 +96,7 @@ def test_a_picture_is_within_float16_of_float32(pairs, name):
         load(pairs(name).text, pairs(name).mmproj),
         fast(pairs(name), load(pairs(name).text, pairs(name).mmproj).settings["profile"]),
     )
-    image = (rand(40, 56, 3) * 50 + 120).clip(0, 255).astype(np.uint8)
-    assert 1e-5 < rel_rms(quick.encode_image(image), exact.encode_image(image)) < 2e-2
+    assert 1e-5 < rel_rms(quick.encode_image(PICTURE), exact.encode_image(PICTURE)) < 2e-2
 
 
 def test_the_embedded_pair_goes_on_with_the_same_token():
@@ -113,6 +115,19 @@ def test_without_memory_for_copies_a_prompt_is_the_same_to_rounding(pairs):
     with_copies, without = (model.session().feed([LONG], all_logits=True) for model in models)
     assert 0 < rel_rms(without, with_copies) < 5e-3
     close(with_copies, load(pairs(name).text).session().feed([LONG], all_logits=True), 2e-2)
+
+
+@pytest.mark.parametrize("name", ["no kernel for MXFP4", "grouped heads, Q8_0"])
+def test_what_is_recorded_copies_nothing_from_the_host(pairs, name, monkeypatch):
+    """A second step and a second picture upload nothing: a graph that is being recorded must not."""
+    model = fast(pairs(name))
+    pixels = model.ops.array(model.preprocess(model.decode_image(PICTURE)).pixels)
+    session, first = model.session(), model.tower.encode(pixels)
+    session.next([[5]])
+    for maker in ("tensor", "from_numpy", "as_tensor", "frombuffer"):
+        monkeypatch.setattr(torch, maker, None)
+    assert torch.equal(model.tower.encode(pixels), first)
+    assert session.next([[7]]).finite
 
 
 def test_attention_weights_can_be_seen(pairs):
@@ -144,6 +159,24 @@ def test_a_later_sequence_takes_over_the_memory_and_the_step():
     assert StaticCache(slots.take(2, 2, 8), slots, 100).slot.shape == (2, 2, 8)
 
 
+def test_a_later_session_takes_over_the_recorded_step(pairs):
+    """At once, without Python's search for circles: a slot holds gigabytes."""
+    model = fast(pairs("no kernel for MXFP4"))
+    first, second = model.session(), model.session()
+    first.next([[5]])
+    logits, slot = np.asarray(first.next([[7]])), first._cache.slot
+    assert second._cache.slot is not slot
+    gc.disable()
+    try:
+        del first
+        third = model.session()
+    finally:
+        gc.enable()
+    assert third._cache.slot is slot and third.n_past == 0
+    third.next([[5]])
+    np.testing.assert_array_equal(np.asarray(third.next([[7]])), logits)
+
+
 def test_keys_are_kept_when_the_memory_grows(monkeypatch):
     monkeypatch.setattr("llava_ref.ops.cuda.cache.FIRST_ROOM", 4)
     cache = StaticCache(Slots(DEVICE).take(1, 2, 8), Slots(DEVICE), 11)
@@ -171,11 +204,10 @@ def test_a_step_is_recorded_again_when_the_memory_grows(pairs, monkeypatch):
 @pytest.mark.parametrize("name", ["three types side by side", "no kernel for MXFP4", "gemma3"])
 def test_every_array_says_where_it_lies(pairs, name):
     """With another default device, an array that is made without one could not meet the others."""
-    picture = (rand(40, 56, 3) * 50 + 120).clip(0, 255).astype(np.uint8)
     with torch.device("meta"):
         model = fast(pairs(name))
         session = model.session()
-        session.feed([PROMPT[:2], model.encode_image(picture), PROMPT])
+        session.feed([PROMPT[:2], model.encode_image(PICTURE), PROMPT])
         logits = session.next([[7]])
         assert logits.finite and np.isfinite(np.asarray(logits)).all()
         with model.trace("*", "*kq_soft_max"):

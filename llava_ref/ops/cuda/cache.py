@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 
 from ..arrays import KV
-from ..step import Stepper
 
 FIRST_ROOM = 4096
 
 
 class Slot:
-    """The memory of one sequence, and the step that was recorded over it. A later sequence takes both over."""
+    """The memory of one sequence, and the step (`stepper.SlotStep`) that was recorded over it.
+
+    A later sequence takes both over, so neither may refer to the cache of an earlier one."""
 
     def __init__(self, n_layer: int, n_head_kv: int, head_size: int, device: str) -> None:
         self.shape, self._device = (n_layer, n_head_kv, head_size), device
         self.keys = self.values = self._zeros(0)  # (L, Hkv, room, dh)
-        self.stepper: Stepper | None = None
+        self.step: object = None
 
     @property
     def room(self) -> int:

@@ -25,7 +25,7 @@ from .cache import Slots, StaticCache
 from .graph import record
 from .groups import Groups
 from .matrix import CudaMatrix
-from .stepper import CudaStepper
+from .stepper import CudaStepper, SlotStep
 from .stores import FEW, Terms
 
 
@@ -123,10 +123,9 @@ class CudaOps(TorchOps):
     def stepper(self, plan: StepPlan, cache: Cache) -> CudaStepper:  # type: ignore[override]
         assert isinstance(cache, StaticCache)
         slot = cache.slot
-        stepper = slot.stepper
-        if not isinstance(stepper, CudaStepper) or stepper.plan.embd is not plan.embd:
-            stepper = slot.stepper = CudaStepper(plan, self._groups, self.device, self._terms.dependent_launch)
-        return stepper.over(cache)
+        if not isinstance(slot.step, SlotStep) or slot.step.plan.embd is not plan.embd:
+            slot.step = SlotStep(plan, self._groups, self.device, self._terms.dependent_launch)
+        return CudaStepper(slot.step, cache)
 
 
 class _Recorded:
@@ -137,6 +136,6 @@ class _Recorded:
         self._graph, self._y = record(lambda: f(x))
 
     def __call__(self, x: np.ndarray) -> Tensor:
-        self._x.copy_(torch.from_numpy(x))
+        self._x.copy_(torch.tensor(x))
         self._graph.replay()
         return self._y.clone()

@@ -16,7 +16,7 @@ from ...kernels.triton import gates, scores
 from ...kernels.triton.activations import Activations, quantise, rms_norm_quantise
 from ...kernels.triton.decode import Scratch, decode_attention
 from ..step import Angles, StepLayer, StepPlan
-from .cache import StaticCache
+from .cache import Slot, StaticCache
 from .graph import record
 from .groups import Group, Groups
 from .matrix import store_of
@@ -71,45 +71,36 @@ class _Buffers:
         self.found_host = _Found(torch.zeros(size, dtype=torch.uint8, device="cpu", pin_memory=pinned))
 
 
-class CudaStepper:
-    """Implement `step.Stepper` over the slot of a cache. The first step at a place in memory records the graph."""
+class SlotStep:
+    """The step over the memory of one slot. The first step at a place in memory records the graph."""
 
     def __init__(self, plan: StepPlan, groups: Groups, device: str, dependent_launch: bool) -> None:
         self.plan, self._groups, self._device, self._pdl = plan, groups, device, dependent_launch
         self._buffers = _Buffers(plan, device)
-        self._cache: StaticCache | None = None
         self._keys: Tensor | None = None  # the memory that the graph was recorded over
         self._layers: tuple[_Layer, ...] = ()
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def over(self, cache: StaticCache) -> "CudaStepper":
-        """Step this cache from now on."""
-        self._cache = cache
-        return self
-
-    def step(self, token: int) -> "DeviceLogits":
-        cache, b = self._cache, self._buffers
-        assert cache is not None
-        cache.slot.reserve(cache.length + 1, cache.limit)
-        b.input_host[0], b.input_host[1] = token, cache.length
-        if self._keys is not cache.slot.keys:
-            self._record(cache)
+    def run(self, slot: Slot, token: int, position: int) -> "DeviceLogits":
+        """Run a token at a position that has its place in `slot`."""
+        b = self._buffers
+        b.input_host[0], b.input_host[1] = token, position
+        if self._keys is not slot.keys:
+            self._record(slot)
         if self._graph is None:
-            self._launch(cache)
+            self._launch(slot)
         else:
             self._graph.replay()
         if self._device == "cuda":
             torch.cuda.current_stream().synchronize()
-        cache.advance(1)
         return DeviceLogits(b.found_host, b.logits)
 
-    def _record(self, cache: StaticCache) -> None:
+    def _record(self, slot: Slot) -> None:
         """Record a step: what it launches is the same at every position. A first run compiles the kernels."""
-        self._keys, self._graph = cache.slot.keys, None
-        self._layers = self._laid_out(cache.slot.room)
-        if self._device != "cuda":
-            return
-        self._graph, _ = record(lambda: self._launch(cache))
+        self._keys, self._graph = slot.keys, None
+        self._layers = self._laid_out(slot.room)
+        if self._device == "cuda":
+            self._graph, _ = record(lambda: self._launch(slot))
 
     def _laid_out(self, room: int) -> tuple[_Layer, ...]:
         tables: dict[Angles, tuple[Tensor, Tensor]] = {}
@@ -126,14 +117,14 @@ class CudaStepper:
             for layer in self.plan.layers
         )  # fmt: skip
 
-    def _launch(self, cache: StaticCache) -> None:
+    def _launch(self, slot: Slot) -> None:
         p, b = self.plan, self._buffers
         b.input.copy_(b.input_host, non_blocking=True)
         store_of(p.embd).rows(b.input[:1], b.x, scale=p.embd_scale)
         behind: Tensor | None = None  # the gain of the norm behind the branch that has yet to be added
         for i, layer in enumerate(self._layers):
             self._norm(layer.plan.attn_norm, behind)
-            self._attention(layer, cache.slot.keys[i], cache.slot.values[i])
+            self._attention(layer, slot.keys[i], slot.values[i])
             behind = self._residual(layer.out, b.attended, layer.plan.post_norms, 0)
             self._norm(layer.plan.ffn_norm, behind)
             self._gated(layer.gate_up)
@@ -182,6 +173,20 @@ class CudaStepper:
         scores.summarise(b.logits, b.summary, pdl=self._pdl)
         torch.topk(b.logits[0], len(b.found.ids), out=(b.found.values, b.found.ids))
         b.found_host.data.copy_(b.found.data, non_blocking=True)
+
+
+class CudaStepper:
+    """Implement `step.Stepper`: the step of a cache's slot, for as long as the cache lives."""
+
+    def __init__(self, step: SlotStep, cache: StaticCache) -> None:
+        self._step, self._cache = step, cache
+
+    def step(self, token: int) -> "DeviceLogits":
+        cache = self._cache
+        cache.slot.reserve(cache.length + 1, cache.limit)
+        logits = self._step.run(cache.slot, token, cache.length)
+        cache.advance(1)
+        return logits
 
 
 class DeviceLogits:
