@@ -177,6 +177,17 @@ def test_a_later_session_takes_over_the_recorded_step(pairs):
     np.testing.assert_array_equal(np.asarray(third.next([[7]])), logits)
 
 
+@pytest.mark.parametrize("text", [
+    TextSpec(width=68, n_layer=1, n_head=17, n_head_kv=1, mlp_width=32),
+    TextSpec(width=264, n_layer=1, n_head=1, n_head_kv=1, mlp_width=32),
+], ids=["17 heads of one key", "head of 264"])  # fmt: skip
+def test_heads_that_no_kernel_takes_are_attended_to_by_torch(text, tmp_path):
+    pair = build(tmp_path, text, VisionSpec())
+    exact, quick = load(pair.text).session(), fast(pair).session()
+    close(quick.feed([PROMPT]), exact.feed([PROMPT]), 2e-2)
+    assert isinstance(quick.next([[7]]), np.ndarray)
+
+
 def test_keys_are_kept_when_the_memory_grows(monkeypatch):
     monkeypatch.setattr("llava_ref.ops.cuda.cache.FIRST_ROOM", 4)
     cache = StaticCache(Slots(DEVICE).take(1, 2, 8), Slots(DEVICE), 11)

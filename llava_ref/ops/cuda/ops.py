@@ -28,6 +28,10 @@ from .matrix import CudaMatrix
 from .stepper import CudaStepper, SlotStep
 from .stores import FEW, Terms
 
+MOST_HEAD_SIZE, MOST_GROUP = 256, 16
+"""The largest heads, and the most query heads of a key/value head, that attention's kernels take: larger than those of
+any family here. Others are attended to by torch."""
+
 
 class CudaPlan:
     """What each query sees, as attention's kernel reads it; the mask is drawn only where weights are asked for."""
@@ -70,7 +74,7 @@ class CudaOps(TorchOps):
         return self.linears(x, (w,))[0]
 
     def linears(self, x: Tensor, ws: Sequence[Linear]) -> tuple[Tensor, ...]:
-        group = self._groups.of(ws)
+        group, x = self._groups.of(ws), x.contiguous()
         y = group.matvec(quantise(x)) if len(x) <= FEW else group.product(x)
         return group.split(y)
 
@@ -102,7 +106,7 @@ class CudaOps(TorchOps):
         return self._everything[n]
 
     def attention(self, q: Tensor, kv: KV, scale: float, plan: CudaPlan) -> Tensor:  # type: ignore[override]
-        if q.shape[-1] % 8:  # rows that do not begin at 16 bytes; no known model has such heads
+        if q.shape[-1] % 8 or q.shape[-1] > MOST_HEAD_SIZE:
             return super().attention(q, kv, scale, plan.mask())
         return attention(q, kv.keys, kv.values, scale, plan.of(q.shape[-1]))
 
@@ -120,7 +124,9 @@ class CudaOps(TorchOps):
             self._graphs[key] = _Recorded(f, self.array(x))
         return self._graphs[key](x)
 
-    def stepper(self, plan: StepPlan, cache: Cache) -> CudaStepper:  # type: ignore[override]
+    def stepper(self, plan: StepPlan, cache: Cache) -> CudaStepper | None:  # type: ignore[override]
+        if plan.head_size > MOST_HEAD_SIZE or plan.head_size % 2 or plan.n_head > MOST_GROUP * plan.n_head_kv:
+            return None
         assert isinstance(cache, StaticCache)
         slot = cache.slot
         if not isinstance(slot.step, SlotStep) or slot.step.plan.embd is not plan.embd:
