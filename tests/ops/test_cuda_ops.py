@@ -8,7 +8,12 @@ import torch
 
 pytest.importorskip("triton")
 
+from PIL import Image
+
 from llava_ref import embedded, load
+from llava_ref.conformance.compare.conform import conform
+from llava_ref.conformance.engines.reference import Case
+from llava_ref.conformance.engines.this import ThisProject
 from llava_ref.conformance.pairs.gemma3 import Gemma3Spec, SiglipSpec, build_gemma3
 from llava_ref.conformance.pairs.pairs import Pair, TextSpec, VisionSpec, build
 from llava_ref.errors import NumericsError
@@ -97,6 +102,21 @@ def test_a_picture_is_within_float16_of_float32(pairs, name):
         fast(pairs(name), load(pairs(name).text, pairs(name).mmproj).settings["profile"]),
     )
     assert 1e-5 < rel_rms(quick.encode_image(PICTURE), exact.encode_image(PICTURE)) < 2e-2
+
+
+@pytest.mark.parametrize("name", ["grouped heads, Q8_0", "gemma3"])
+def test_every_stage_is_within_the_bounds_of_fast(pairs, name, tmp_path):
+    """Each stage by itself, from float32's inputs: conform names none, and sees that none is float32 either."""
+    Image.fromarray(PICTURE).save(tmp_path / "picture.png")
+    pair, profile = pairs(name), "hf" if name == "gemma3" else "llava"
+    case = Case(pair.text, pair.mmproj, (tmp_path / "picture.png",), "<image>\nWhat is red in the picture?")
+    model = fast(pair, profile)
+    report = conform(lambda changed: model, case, ThisProject(profile=profile).run(case))
+    assert not report.findings and report.n_compared > 50
+    worst = {
+        kind: max(s.own.rel_rms for s in report.stages if s.own and s.kind == kind) for kind in ("matmul", "float")
+    }
+    assert worst["matmul"] > 1e-4 and worst["float"] < 1e-6
 
 
 def test_the_embedded_pair_goes_on_with_the_same_token():

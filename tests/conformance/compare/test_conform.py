@@ -259,7 +259,8 @@ def test_bounds():
     flash = Tolerances("float32", "ggml", True, 100, False)
     assert bound(stage("attention"), None, flash).limit > bound(stage("attention"), None, unlike).limit
     fast = Tolerances("fast", "float32", False, 100, False)
-    assert bound(stage("matmul"), "Q4_K", fast).limit == 5e-3 > bound(stage("attention"), None, fast).limit
+    assert bound(stage("matmul"), "Q4_K", fast).limit == 7e-4 < bound(stage("attention"), None, fast).limit
+    assert bound(stage("matmul"), "BF16", fast).limit == matmul("BF16") == 4e-3
     assert bound(stage("float"), None, fast) == bound(stage("float"), None, alike)
     assert bound(stage("matmul"), "Q4_K", Tolerances("fast", "ggml", False, 100, False)).limit == 4e-2
     assert coarsest({"F32", "Q8_0", "F16"}) == "Q8_0" and coarsest(set()) == "F32"
