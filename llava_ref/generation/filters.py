@@ -71,7 +71,9 @@ def shortlist(logits: NextLogits, history: Sequence[int], s: Sampling) -> tuple[
     ids, least = logits.ids, float(logits.values.min())
     if s.grammar is not None or s.logit_bias or not _only_lowers(s):
         return None
-    x = _penalised(ids, np.array(logits.values, np.float64), history, s)
+    x = np.array(logits.values, np.float64)
+    if _penalises(s):
+        x = _penalised(ids, x, history, s)
     if s.temperature == 0:  # the likeliest outlives every stage
         x = keep_top_k(x, 1)
     elif 0 < s.top_k < len(ids):
