@@ -83,6 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         return _fail(f"{error.filename or 'output'}: file: {error.strerror or error}")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, told by its name because torch may not be there
+            raise
+        return _fail(f"device: memory: {str(error).partition('. GPU')[0]}")
     except KeyboardInterrupt:
         return 130
     finally:

@@ -9,6 +9,7 @@ from importlib import metadata
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
 
@@ -280,6 +281,17 @@ def test_version_names_what_a_report_needs():
     assert list(lines) == ["llava-ref", "python", "torch", "numpy", "platform"]
     assert lines["python"] == platform.python_version() and lines["numpy"] == np.__version__
     assert lines["llava-ref"] == llava_ref.__version__ and lines["platform"] == platform.platform()
+
+
+def test_a_full_device_is_one_line(monkeypatch, capsys):
+    full = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.6 GiB of which ..."
+
+    def load(*args, **options):
+        raise torch.OutOfMemoryError(full)
+
+    monkeypatch.setattr("llava_ref.tools.options.load", load)
+    assert main(["generate", "-p", "x"]) == 2
+    assert capsys.readouterr().err == "error: device: memory: CUDA out of memory. Tried to allocate 2.00 GiB\n"
 
 
 def test_version_without_torch(monkeypatch):
