@@ -150,6 +150,37 @@ def test_what_is_recorded_copies_nothing_from_the_host(pairs, name, monkeypatch)
     assert session.next([[7]]).finite
 
 
+def launches(monkeypatch, run) -> list[tuple]:
+    """Return what `run` launches: kernels, grids, numbers, and the shapes of arrays."""
+    from triton.runtime.interpreter import GridExecutor
+
+    seen, launch = [], GridExecutor.__call__
+
+    def logged(self, *args, **options):
+        told = [(tuple(x.shape), x.stride(), x.dtype) if isinstance(x, torch.Tensor) else x for x in args]
+        seen.append((self.fn.__name__, tuple(self.grid), *told, *sorted(options.items())))
+        return launch(self, *args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(GridExecutor, "__call__", logged)
+        run()
+    return seen
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="reads what the interpreter is given")
+@pytest.mark.parametrize("name", ["no kernel for MXFP4", "grouped heads, Q8_0"])
+def test_a_step_launches_the_same_at_every_position(pairs, name, monkeypatch):
+    """Or it could not be recorded. What `forward` launches depends on the position."""
+    model = fast(pairs(name))
+    session = model.session()
+    session.next([[5]])
+    first, second = (launches(monkeypatch, lambda: session.next([[7]])) for _ in range(2))
+    assert first == second and len(first) > 8
+    watched = Session(model.text, probes=Probes(Trace(("embd",), model.ops)))
+    first, second = (launches(monkeypatch, lambda: watched.next([[7]])) for _ in range(2))
+    assert first != second
+
+
 def test_attention_weights_can_be_seen(pairs):
     model, seen = fast(pairs("gemma3")), {}
     with model.trace("blk.0.kq_soft_max", "blk.1.kqv_out") as trace:
