@@ -94,13 +94,10 @@ def _copy_ms(source: object, target: object) -> float:
     """Copy a tensor on the device, and return the milliseconds between two events around it."""
     import torch
 
+    from .card.timing import elapsed
+
     assert isinstance(source, torch.Tensor) and isinstance(target, torch.Tensor)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    start.record()
-    target.copy_(source)
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
+    return elapsed(lambda: target.copy_(source)) * 1e3
 
 
 def peak_rss_mb() -> float | None:

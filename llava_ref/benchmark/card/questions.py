@@ -122,15 +122,11 @@ def prefill(card: Card) -> Iterator[Row]:
             yield answered(name, f"unpacked {kind} {N} x {K}", partial(_unpacked, card, kind, N, K, s.prompt, name))
 
 
-def _product(x: Tensor, w: Tensor) -> Tensor:
-    if x.device.type == "cuda":
-        return torch.mm(x, w.T, out_dtype=torch.float32)
-    return x.float() @ w.float().T
-
-
 def _dense(card: Card, N: int, K: int, M: int, question: str) -> Row:
+    from ...ops.cuda.stores import wide_product
+
     x, weights = rand(M, K, device=card.device).to(NARROW), card.dense(N, K, NARROW)
-    seconds = card.timer.seconds([partial(_product, x, w) for w in weights])
+    seconds = card.timer.seconds([partial(wide_product, x, w) for w in weights])
     return Row(question, f"float16 {N} x {K}, {M} rows", seconds, weights[0].nbytes, 2 * M * N * K)
 
 
@@ -144,12 +140,13 @@ def _fused(card: Card, kind: str, N: int, K: int, M: int, question: str) -> Row:
 
 def _unpacked(card: Card, kind: str, N: int, K: int, M: int, question: str) -> Row:
     from ...kernels.triton.rows import dense
+    from ...ops.cuda.stores import wide_product
 
     x, planes = rand(M, K, device=card.device).to(NARROW), card.several(card.matrix(kind, N, K))
     scratch = torch.empty(N, K, dtype=NARROW, device=card.device)
 
     def run(w: Planes) -> Tensor:
-        return _product(x, dense(w, scratch.dtype, scratch))
+        return wide_product(x, dense(w, scratch.dtype, scratch))
 
     seconds = card.timer.seconds([partial(run, w) for w in planes])
     return Row(question, f"unpacked {kind} {N} x {K}, {M} rows", seconds, planes[0].n_bytes, 2 * M * N * K)

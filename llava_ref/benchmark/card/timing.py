@@ -49,7 +49,7 @@ class CudaTimer:
         while time.perf_counter() - began < WARM_S:
             graph.replay()
             torch.cuda.synchronize()
-        return median(_elapsed(graph.replay) for _ in range(REPLAYS)) / len(row)
+        return median(elapsed(graph.replay) for _ in range(REPLAYS)) / len(row)
 
     def wall(self, run: Launch, times: int) -> float:
         for _ in range(2):  # compiles, records, and brings the card to its clock
@@ -64,7 +64,7 @@ class CudaTimer:
         return time.perf_counter() - began
 
 
-def _elapsed(run: Launch) -> float:
+def elapsed(run: Launch) -> float:
     """Return the seconds between two events around what `run` launches."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()

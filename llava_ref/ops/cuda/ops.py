@@ -14,8 +14,9 @@ from torch import Tensor
 from ...gguf.file import TensorView
 from ...kernels.triton import gates
 from ...kernels.triton.activations import quantise, rms_norm
-from ...kernels.triton.attention import AttentionPlan, attention
+from ...kernels.triton.attention import BLOCKINGS, AttentionPlan, attention
 from ...kernels.triton.rope import rope
+from ...kernels.triton.slices import MOST_ROWS
 from ..protocol import KV, Activation, Cache, Linear, Norm, Pairs
 from ..sees import Sees
 from ..step import StepPlan
@@ -28,7 +29,7 @@ from .matrix import CudaMatrix
 from .stepper import CudaStepper, SlotStep
 from .stores import FEW, Terms
 
-MOST_HEAD_SIZE, MOST_GROUP = 256, 16
+MOST_HEAD_SIZE, MOST_GROUP = max(BLOCKINGS), MOST_ROWS
 """The largest heads, and the most query heads of a key/value head, that attention's kernels take: larger than those of
 any family here. Others are attended to by torch."""
 

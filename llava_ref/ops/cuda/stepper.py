@@ -41,11 +41,11 @@ class _Found:
     """What a step brings to the host, side by side in one piece of memory, so that one copy brings it."""
 
     def __init__(self, data: Tensor) -> None:
-        k = (len(data) - 12) // 12
+        k = (len(data) - 8) // 12
         words = data[8 * k :].view(torch.int32)
         self.data, self.ids = data, data[: 8 * k].view(torch.int64)  # (k,)
-        self.values = words[3:].view(torch.float32)  # (k,)
-        self.finite, self.best, self.total = words[0:1], words[1:2], words[2:3].view(torch.float32)  # (1,) each
+        self.values = words[2:].view(torch.float32)  # (k,)
+        self.finite, self.total = words[0:1], words[1:2].view(torch.float32)  # (1,) each
 
 
 class _Buffers:
@@ -64,10 +64,10 @@ class _Buffers:
         self.hidden = Activations.empty(1, F, device)
         self.scratch = Scratch.make((p.n_head, p.n_head_kv), p.head_size, device)
         self.logits = torch.zeros((1, V), device=device)
-        size = 12 * min(SHORT, V) + 12
+        size = 12 * min(SHORT, V) + 8
         found = self.found = _Found(torch.zeros(size, dtype=torch.uint8, device=device))
         summary = scores.Summary.empty(V, device)
-        self.summary = replace(summary, finite=found.finite, best=found.best, total=found.total)
+        self.summary = replace(summary, finite=found.finite, total=found.total)
         self.found_host = _Found(torch.zeros(size, dtype=torch.uint8, device="cpu", pin_memory=pinned))
 
 

@@ -27,7 +27,7 @@ from ..weight_budget import WeightBudget
 
 Maybe = Tensor | None
 SHIFT = 6
-FEW = 8  # rows of x that a matrix-vector kernel takes
+FEW = matvec.MOST  # rows of x that a matrix-vector kernel takes
 FUSED = 64  # rows up to which unpacking weights inside the product reads less than the copy has
 
 
@@ -210,10 +210,14 @@ def below(stores: Sequence[Store], terms: Terms) -> Store:
 
 def _product(x: Tensor, w: Tensor, shift: int) -> Tensor:
     """Return x w^T, x divided by 2^shift and rounded to the type of w; summed and left in float32.  (T, K) (N, K)"""
-    narrow = _narrow(x, w.dtype, shift)
+    return wide_product(_narrow(x, w.dtype, shift), w)
+
+
+def wide_product(x: Tensor, w: Tensor) -> Tensor:
+    """Return x w^T of 16-bit numbers, summed and left in float32.  (T, K) (N, K) -> (T, N)"""
     if x.device.type == "cuda":
-        return torch.mm(narrow, w.T, out_dtype=torch.float32)
-    return narrow.float() @ w.float().T
+        return torch.mm(x, w.T, out_dtype=torch.float32)
+    return x.float() @ w.float().T
 
 
 def _narrow(x: Tensor, dtype: torch.dtype, shift: int) -> Tensor:
