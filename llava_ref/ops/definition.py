@@ -14,7 +14,7 @@ from ..gguf.file import TensorView
 from ..kernels import reference
 from .arrays import KV, Activation, Cache, Linear, Norm, Pairs
 from .sees import Sees
-from .step import StepPlan
+from .step import StepPlan, one_by_one
 from .torch_quants import dequantize
 
 
@@ -24,6 +24,8 @@ class Definition:
     name = "definition"
     device = "cpu"
     joined_rows = 0
+    together = 1
+    step_together = staticmethod(one_by_one)
 
     @contextmanager
     def running(self, rows: int, weights: int) -> Iterator[None]:

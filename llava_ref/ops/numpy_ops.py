@@ -14,7 +14,7 @@ from .kv import GrowingCache
 from .numpy_quants import dequantize, dequantize_rows
 from .protocol import KV, Activation, Cache, Linear, Norm, Pairs
 from .sees import Sees
-from .step import StepPlan
+from .step import StepPlan, one_by_one
 from .threads import blas, one_blas_thread, processors, worth
 from .weight_budget import Dequantised, WeightBudget
 
@@ -27,6 +27,8 @@ class NumpyOps:
     name = "numpy"
     device = "cpu"
     joined_rows = 0
+    together = 1
+    step_together = staticmethod(one_by_one)
 
     def __init__(self, threads: int | None, budget: int) -> None:
         self._budget = WeightBudget(budget)

@@ -14,7 +14,7 @@ import numpy as np
 from ..gguf.file import TensorView
 from .arrays import KV, Activation, Array, Cache, CacheType, Linear, Matrix, Norm, Pairs, Plan
 from .sees import Sees
-from .step import Stepper, StepPlan
+from .step import NextLogits, Stepper, StepPlan
 
 __all__ = [
     "KV", "Activation", "Array", "Cache", "CacheType", "Linear", "Matrix", "Norm", "Ops", "Pairs", "Plan",
@@ -28,6 +28,8 @@ class Ops(Protocol):
     device: str
     joined_rows: int
     """Rows up to which a decoder's units are run as one; 0: each by itself, so that no bit depends on the others."""
+    together: int
+    """Sequences whose next tokens may be run in one step, which changes no bit of any; 1: each by itself."""
 
     def running(self, rows: int, weights: int) -> AbstractContextManager[None]:
         """Give a pass the threads it is worth: `rows` rows through matrices of up to `weights` numbers."""
@@ -83,4 +85,8 @@ class Ops(Protocol):
     def stepper(self, plan: StepPlan, cache: Cache) -> Stepper | None:
         """Return what runs one token through the whole decoder over this cache; None where nothing is faster than its
         `forward`."""
+        ...
+
+    def step_together(self, steppers: Sequence[Stepper], tokens: Sequence[int]) -> list[np.ndarray | NextLogits]:
+        """Run a token of each of up to `together` sequences of one decoder, each at its next position."""
         ...

@@ -4,7 +4,7 @@ D width, H query heads, Hkv key/value heads, dh head size, F MLP width, V vocabu
 definition; a test holds every backend's stepper to it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -82,6 +82,11 @@ class NextLogits(Protocol):
 class Stepper(Protocol):
     """Run a decoder by one token at a time over one cache."""
 
-    def step(self, token: int) -> NextLogits:
-        """Run a token at the next position, whose keys and values are then in the cache."""
+    def step(self, token: int) -> np.ndarray | NextLogits:
+        """Run a token at the next position, whose keys and values are then in the cache.  -> logits (V,)"""
         ...
+
+
+def one_by_one(steppers: Sequence[Stepper], tokens: Sequence[int]) -> list[np.ndarray | NextLogits]:
+    """Step each sequence by itself: `Ops.step_together` where sequences cannot share a step."""
+    return [stepper.step(token) for stepper, token in zip(steppers, tokens, strict=True)]

@@ -13,7 +13,7 @@ from ..kernels import reference
 from .kv import GrowingCache
 from .protocol import KV, Activation, Cache, Linear, Norm
 from .sees import Sees
-from .step import StepPlan
+from .step import StepPlan, one_by_one
 from .threads import processors, worth
 from .torch_quants import decode, dequantize, raw
 from .weight_budget import Dequantised, WeightBudget
@@ -33,6 +33,8 @@ class TorchOps:
 
     name = "torch"
     joined_rows = 0
+    together = 1
+    step_together = staticmethod(one_by_one)
 
     def __init__(self, device: str, threads: int | None, budget: int) -> None:
         if device not in ("cpu", "cuda"):
