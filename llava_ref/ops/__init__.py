@@ -21,9 +21,10 @@ def get_ops(
     """Return the backend: "torch" on "cpu" or "cuda", "numpy" on "cpu".
 
     `threads`: that many for every pass; None: as many as its size is worth (`threads.worth`), at most what is allowed.
-    `budget`: bytes of weights that may be kept converted: as float32, in "fast" as float16. `precision`: "exact" is
-    float32 throughout; "fast" is the fastest right answer of a CUDA device; "ggml" rounds as ggml's CPU backend does,
-    where `kv_cache` and `flash_attention` say how its attention goes. Raises ParameterError for what is absent."""
+    `budget`: bytes of weights that may be kept converted: as float32, in "fast" on a CUDA device as float16.
+    `precision`: "exact" is float32 throughout; "fast" is the fastest right answer of the device; "ggml" rounds as
+    ggml's CPU backend does, where `kv_cache` and `flash_attention` say how its attention goes. Raises ParameterError
+    for what is absent."""
     if precision not in PRECISIONS:
         raise ParameterError("precision", repr(precision), f"unknown, expected one of {', '.join(PRECISIONS)}")
     if precision == "fast":
@@ -37,13 +38,18 @@ def get_ops(
 
 
 def _fast(backend: str, device: str, threads: int | None, budget: int) -> Ops:
-    if (backend, device) != ("torch", "cuda"):
-        raise ParameterError("precision", "'fast'", f"needs backend torch on device cuda, not {backend} on {device}")
+    if backend != "torch":
+        raise ParameterError("precision", "'fast'", f"needs backend torch, not {backend}")
+    extra, needs = ("fast", "numba") if device == "cpu" else ("gpu", "Triton")
     try:
         with sleeping_openmp():
+            if device == "cpu":
+                from .cpu.ops import CpuOps
+
+                return CpuOps(threads, budget)
             from .cuda.ops import CudaOps
     except ImportError as error:
-        problem = f"{error}; its kernels need Triton: pip install 'llava-ref[gpu]'"
+        problem = f"{error}; its kernels need {needs}: pip install 'llava-ref[{extra}]'"
         raise ParameterError("precision", "'fast'", problem) from None
     return CudaOps(device, threads, budget)
 

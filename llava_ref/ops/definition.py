@@ -27,6 +27,9 @@ class Definition:
     together = 1
     step_together = staticmethod(one_by_one)
 
+    def kernels(self) -> str:
+        return "torch, float64"
+
     @contextmanager
     def running(self, rows: int, weights: int) -> Iterator[None]:
         yield

@@ -35,6 +35,9 @@ class NumpyOps:
         self._threads, self._most = threads, min(processors(), blas()[1])
         self._pool = ThreadPoolExecutor(threads or self._most, "product")  # has no thread before it has work
 
+    def kernels(self) -> str:
+        return f"numpy {np.__version__}, float32"
+
     def running(self, rows: int, weights: int) -> AbstractContextManager[None]:
         """Keep BLAS to one thread: `product` has threads of its own, which sleep while they wait."""
         return one_blas_thread()

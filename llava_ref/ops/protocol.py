@@ -31,6 +31,10 @@ class Ops(Protocol):
     together: int
     """Sequences whose next tokens may be run in one step, which changes no bit of any; 1: each by itself."""
 
+    def kernels(self) -> str:
+        """Say in one line what multiplies matrices here, and which types have no kernel."""
+        ...
+
     def running(self, rows: int, weights: int) -> AbstractContextManager[None]:
         """Give a pass the threads it is worth: `rows` rows through matrices of up to `weights` numbers."""
         ...
@@ -87,6 +91,6 @@ class Ops(Protocol):
         `forward`."""
         ...
 
-    def step_together(self, steppers: Sequence[Stepper], tokens: Sequence[int]) -> list[np.ndarray | NextLogits]:
+    def step_together(self, steppers: Sequence[Stepper], tokens: Sequence[int]) -> Sequence[np.ndarray | NextLogits]:
         """Run a token of each of up to `together` sequences of one decoder, each at its next position."""
         ...

@@ -87,6 +87,6 @@ class Stepper(Protocol):
         ...
 
 
-def one_by_one(steppers: Sequence[Stepper], tokens: Sequence[int]) -> list[np.ndarray | NextLogits]:
+def one_by_one(steppers: Sequence[Stepper], tokens: Sequence[int]) -> Sequence[np.ndarray | NextLogits]:
     """Step each sequence by itself: `Ops.step_together` where sequences cannot share a step."""
     return [stepper.step(token) for stepper, token in zip(steppers, tokens, strict=True)]

@@ -46,6 +46,9 @@ class TorchOps:
         self._budget = WeightBudget(budget)
         self._threads = threads
 
+    def kernels(self) -> str:
+        return f"torch {torch.__version__} on {self.device}, float32"
+
     @contextmanager
     def running(self, rows: int, weights: int) -> Iterator[None]:
         before = torch.get_num_threads()

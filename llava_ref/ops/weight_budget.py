@@ -67,8 +67,11 @@ def default_budget(files: Sequence[GGUFFile], device: str = "cpu", precision: st
     """Return the bytes of converted weights to keep.
 
     As float32: all if they take at most half of the memory that the weights themselves leave free, else none. In
-    precision `fast`, float16 copies beside the packed weights: half of that memory, which they may use up in part."""
+    precision `fast` a CUDA device keeps float16 copies beside the packed weights, in half of that memory, which they
+    may use up in part; a processor reads the file's own pages, and keeps nothing."""
     views = [view for file in files for view in file.tensors.values()]
+    if device == "cpu" and precision == "fast":
+        return 0
     if device == "cpu":
         half = _free_memory() // 2  # the weights are pages of the file
     else:

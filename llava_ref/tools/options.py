@@ -18,6 +18,7 @@ from ..model import Llava
 from ..ops import PRECISIONS
 from ..profiles import PROFILES, QUIRKS, ImageOrder
 from ..tokenizer.quote import IMAGE
+from .output import note
 
 GIB = 1 << 30
 FLAGS = {  # setting of `Sampling` -> its option
@@ -68,6 +69,7 @@ def add_running(command: argparse.ArgumentParser) -> None:
         metavar="GIB",
         help="memory for float32 weights (default: for all, if that takes at most half of the free memory, else 0)",
     )
+    parser.add_argument("--show-kernels", action="store_true", help="say what multiplies matrices, and what fell back")
     add_profile(parser)
 
 
@@ -150,7 +152,7 @@ def load_model(args: argparse.Namespace, text: Path | None, mmproj: Path | None)
     cache = args.weight_cache
     if cache is not None and not 0 <= cache <= 1 << 20:  # false for NaN too
         raise ParameterError("--weight-cache", str(cache), "expected a number of GiB from 0")
-    return load(
+    model = load(
         text,
         mmproj,
         backend=args.backend,
@@ -163,6 +165,9 @@ def load_model(args: argparse.Namespace, text: Path | None, mmproj: Path | None)
         n_context=getattr(args, "ctx_size", None),
         template=template(getattr(args, "template", None)),
     )
+    if args.show_kernels:
+        note(f"[kernels: {model.ops.kernels()}]")
+    return model
 
 
 def template(name: str | None) -> str | Path | None:

@@ -36,6 +36,9 @@ class GgmlOps(Over):
         super().__init__(inner)
         self._kv_cache, self._flash = kv_cache, flash_attention
 
+    def kernels(self) -> str:
+        return f"{self._inner.kernels()}, activations rounded as ggml rounds them"
+
     def matrix(self, view: TensorView) -> Matrix:
         """Round a patch kernel to float16 at once. Raises ParameterError for a type that ggml cannot multiply by."""
         if view.type not in (ROUNDING if len(view.shape) < 4 else ("F32", "F16")):
