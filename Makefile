@@ -43,7 +43,7 @@ train: .venv/.training ## goes on training the embedded pair (about two hours of
 	touch $@
 
 .venv/.dev: .venv/.python $(SOURCES)
-	$(PIP) torch && $(PIP) --editable '.[dev,server,gpu]'
+	$(PIP) torch && $(PIP) --editable '.[dev,server,gpu,fast]'
 	touch $@
 
 .venv/.conformance: .venv/.dev

@@ -1,0 +1,1 @@
+"""Products with one row of a matrix, one module a type."""
