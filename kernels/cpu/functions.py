@@ -53,6 +53,10 @@ class _Locator(UserProvidedCacheLocator):
         self._py_file, self._lineno = file, function.__code__.co_firstlineno
         self._cache_path = str(folder())
 
+    def get_disambiguator(self) -> str:
+        """Tell functions of the same name apart that are in files of the same name."""
+        return f"{hashlib.sha256(self._py_file.encode()).hexdigest()[:8]}-{self._lineno}"
+
     @classmethod
     def from_function(cls, function: Any, file: str) -> Any:
         found = cls(function, file)
