@@ -85,7 +85,7 @@ def compiled(function: Callable[..., Any], signature: Any) -> int:
     made: Any = CFunc(function, (signature.args, signature.return_type), {}, OPTIONS)
     try:
         made._cache = _Cache(function)
-    except RuntimeError:  # the folder cannot be written
+    except (RuntimeError, OSError):  # the folder cannot be written, or the source is no file
         pass
     made.compile()
     return int(made.address)

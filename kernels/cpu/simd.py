@@ -103,7 +103,7 @@ def operation(result: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]
 
 def llvm_type(kind: Any) -> ir.Type:
     """Return LLVM's type of a vector or a number."""
-    return kind.llvm if isinstance(kind, Vec) else ELEMENTS[f"{kind.name[0]}{kind.bitwidth}"]
+    return kind.llvm if isinstance(kind, Vec) else ELEMENTS[f"{kind.name[0]}{kind.bitwidth}".replace("u", "i")]
 
 
 def call(builder: Any, name: str, result: ir.Type, *args: Any) -> Any:

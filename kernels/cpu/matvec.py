@@ -1,0 +1,41 @@
+"""Multiply a matrix by a few rows, T of them, from the file's own blocks: one kernel a type.
+
+The matrix is read once. Rows are rounded (activations.py) for types of codes, float32 for dense ones.
+"""
+
+from functools import cache
+from importlib import import_module
+
+from llava_ref.gguf.types import TYPES
+
+from .activations import Activations
+from .functions import Kernel
+from .launch import Launch, arguments
+from .sums import FEW
+
+__all__ = ["DENSE", "FEW", "SUPPORTED", "matvec"]
+DENSE = frozenset({"F16", "BF16", "F32"})
+SUPPORTED = DENSE | {"Q8_0", "Q4_K", "Q6_K"}
+UNIT = 64 << 10
+"""Bytes of a matrix that a thread takes at least: some microseconds."""
+
+
+@cache
+def _kernel(kind: str) -> Kernel:
+    """Return a type's kernel; its module is compiled when it is first asked for."""
+    module = import_module(f".blocks.{'dense' if kind in DENSE else kind.lower()}", __package__)
+    made: Kernel = getattr(module, kind.lower() if kind in DENSE else "matvec")
+    return made
+
+
+def matvec(
+    kind: str, blocks: int, N: int, K: int, x: Activations | int, rows: int, out: int, bias: int = 0, add: int = 0
+) -> Launch:
+    """Write x w^T + bias + add to `out`, at most `FEW` rows of x; 0 for no bias, nothing to add.
+
+    Arguments are addresses: w (N, K) in blocks of type `kind`, x (rows, K) float32 for dense types, out and add
+    (rows, N) float32, which may be the same."""
+    row_bytes = K // TYPES[kind].weights * TYPES[kind].bytes
+    address, x_bytes = (x, 4 * K) if isinstance(x, int) else (x.address, x.row_bytes)
+    args = arguments(blocks, row_bytes, K, address, x_bytes, rows, out, N, bias, add)
+    return Launch(_kernel(kind), args, N, max(2, -(-UNIT // row_bytes) & ~1))
