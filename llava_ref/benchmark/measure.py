@@ -6,7 +6,7 @@ repetition records the processor time of the whole machine beside its own.
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,19 +119,22 @@ class Stopwatch:
 
 
 def repeat(
-    watch: Stopwatch, run: Callable[[], object], n: int, between: Callable[[], object] = lambda: None
-) -> Repetitions:
-    """Run until `n` repetitions were quiet, at most `TRIES` times n; then the least noisy fill up what is missing.
+    runs: Sequence[Callable[[], Repetition]], n: int, processors: int, between: Callable[[], object] = lambda: None
+) -> list[Repetitions]:
+    """Run all in turn until `n` turns were quiet, at most `TRIES` times n; then the least noisy fill up the rest.
 
-    `between` is called behind each, and does not count."""
-    limit = QUIET * watch.clocks.processors
-    made: list[Repetition] = []
-    while sum(map(_quiet(limit), made)) < n and len(made) < TRIES * n:
-        made.append(watch.repetition(run))
+    A turn is noisy if one of its runs is, so all have as many that count, made at the same times. `between` is called
+    behind each turn, and does not count."""
+    limit = QUIET * processors
+    turns: list[list[Repetition]] = []
+    while sum(_noise(turn) <= limit for turn in turns) < n and len(turns) < TRIES * n:
+        turns.append([run() for run in runs])
         between()
-    kept = tuple(sorted(made, key=lambda one: (not _quiet(limit)(one), one.others or 0.0))[:n])
-    return Repetitions(kept, len(made) - n, n - sum(map(_quiet(limit), kept)))
+    kept = sorted(turns, key=lambda turn: max(limit, _noise(turn)))[:n]
+    n_noisy = sum(_noise(turn) > limit for turn in kept)
+    return [Repetitions(each, len(turns) - n, n_noisy) for each in zip(*kept, strict=True)]
 
 
-def _quiet(limit: float) -> Callable[[Repetition], bool]:
-    return lambda one: one.others is None or one.others <= limit
+def _noise(turn: Sequence[Repetition]) -> float:
+    """Return the processors that others used in the noisiest run of a turn; 0 where the system does not say."""
+    return max(one.others or 0.0 for one in turn)

@@ -30,18 +30,23 @@ class Workload:
             problem = f"with {self.n_gen} tokens behind it does not fit the context of {model.n_context}"
             raise ParameterError("--n-prompt", str(self.n_prompt), problem)
 
-    def run(self, model: Llava, watch: Stopwatch) -> None:
-        """Run every stage once."""
+    def prompt(self, model: Llava) -> list[int]:
+        """Return the token ids of the prompt: random ones, the same in every run."""
+        return np.random.default_rng(0).integers(0, model.tokenizer.n_vocab, self.n_prompt).tolist()
+
+    def run(self, model: Llava, prompt: list[int], watch: Stopwatch) -> list[int]:
+        """Run every stage once; return the tokens that were chosen behind the prompt."""
         if self.image is not None:
             with watch.lap("preprocess"):
                 pixels = model.preprocess(model.decode_image(self.image)).pixels
             with watch.lap("encode"):
                 model.encode(pixels)
-        n_vocab, session = model.tokenizer.n_vocab, model.session()
-        ids = np.random.default_rng(0).integers(0, n_vocab, self.n_prompt).tolist()
-        sampler = Sampler(Sampling(), n_vocab, ids, self.n_gen)
+        session, tokens = model.session(), list[int]()
+        sampler = Sampler(Sampling(), model.tokenizer.n_vocab, prompt, self.n_gen)
         with watch.lap("prefill"):
-            logits = session.next([ids])
+            logits = session.next([prompt])
         with watch.lap("decode"):
             for _ in range(self.n_gen):
-                logits = session.next([[sampler.pick(logits)]])
+                tokens.append(sampler.pick(logits))
+                logits = session.next([tokens[-1:]])
+        return tokens

@@ -73,7 +73,7 @@ def default_budget(files: Sequence[GGUFFile], device: str = "cpu", precision: st
     if device == "cpu" and precision == "fast":
         return 0
     if device == "cpu":
-        half = _free_memory() // 2  # the weights are pages of the file
+        half = free_memory() // 2  # the weights are pages of the file
     else:
         half = max(0, _free_device_memory() - sum(view.data.nbytes for view in views)) // 2
     if precision == "fast":
@@ -88,7 +88,7 @@ def _free_device_memory() -> int:
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Return the bytes that are free, or a guess where the system does not say."""
     try:
         with open("/proc/meminfo") as lines:

@@ -40,17 +40,22 @@ def test_a_lap_is_wall_time_and_processors():
     assert waits == [101.0, 103.0, 103.0, 103.5], "the device is waited for before a lap and at its end"
 
 
-def repeated(time, others, n=3, **options):
-    """Repeat a second of work while others use what the list says, one after the other."""
+def repeated_in_turn(time, others, n, runs, **options):
+    """Repeat a second of work, or several in turn, while others use what the list says, one after the other."""
     left = list(others)
     watch = Stopwatch(time.clocks, lambda: None)
 
-    def run():
+    def work():
         time.others = left.pop(0)
         with watch.lap("work"):
             time.work(1.0 + time.others)
 
-    return repeat(watch, run, n, **options)
+    return repeat([lambda: watch.repetition(work)] * runs, n, time.clocks.processors, **options)
+
+
+def repeated(time, others, n=3, **options):
+    (found,) = repeated_in_turn(time, others, n, 1, **options)
+    return found
 
 
 def test_quiet_repetitions_are_kept_as_they_come():
@@ -71,6 +76,18 @@ def test_the_least_noisy_count_where_too_few_were_quiet():
     found = repeated(Time(), [3.0, 2.0, 0.0, 1.0, 4.0, 5.0, 6.0, 7.0, 8.0])
     assert (len(found.kept), found.n_refused, found.n_noisy) == (3, 6, 2)
     assert [one.others for one in found.kept] == pytest.approx([0.0, 1.0, 2.0])
+
+
+def test_a_turn_counts_whole_or_not_at_all():
+    """The second of two runs is disturbed in the first turn, the first in the third."""
+    ours, theirs = repeated_in_turn(Time(), [0.0, 2.0, 0.1, 0.2, 3.0, 0.0, 0.3, 0.35], 2, 2)
+    assert ours.seconds("work") == pytest.approx([1.1, 1.3]) and theirs.seconds("work") == pytest.approx([1.2, 1.35])
+    assert (ours.n_refused, ours.n_noisy, theirs.n_refused, theirs.n_noisy) == (2, 0, 2, 0)
+
+
+def test_the_least_noisy_turns_are_those_whose_worst_run_is():
+    ours, theirs = repeated_in_turn(Time(), [5.0, 0.0, 1.0, 1.0, 0.0, 4.0], 1, 2)
+    assert ours.seconds("work") == theirs.seconds("work") == [2.0] and (ours.n_refused, ours.n_noisy) == (2, 1)
 
 
 def test_what_is_done_between_repetitions_does_not_count():

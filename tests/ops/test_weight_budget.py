@@ -23,14 +23,14 @@ def files() -> list[Any]:
 
 @pytest.mark.parametrize("free, expected", [(8 * MIB, 4 * MIB), (8 * MIB - 2, 0)])
 def test_float32_is_kept_for_all_weights_or_none(files, monkeypatch, free, expected):
-    monkeypatch.setattr(weight_budget, "_free_memory", lambda: free)
+    monkeypatch.setattr(weight_budget, "free_memory", lambda: free)
     assert default_budget(files) == expected
 
 
 def test_a_card_holds_the_packed_weights_first(files, monkeypatch):
     packed = sum(view.data.nbytes for view in files[0].tensors.values())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(weight_budget, "_free_memory", lambda: 1 << 60)
+    monkeypatch.setattr(weight_budget, "free_memory", lambda: 1 << 60)
     for free, exact, fast in (
         (packed + 8 * MIB, 4 * MIB, 4 * MIB),
         (packed + 7 * MIB, 0, 7 * MIB // 2),

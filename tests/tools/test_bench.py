@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import llava_ref
-from llava_ref.benchmark.measure import Clocks
+from llava_ref.benchmark.measure import Clocks, Lap, Repetition
 from llava_ref.benchmark.measurement import measure
 from llava_ref.benchmark.workload import Workload
 
@@ -103,8 +103,80 @@ def test_what_is_timed_is_what_is_done(folder):
     once = [tick, tick, "decode image", tick, tick, "encode", tick, tick, 40, tick, tick, 1, 1, 1, tick, tick]
     assert events == [tick, tick, "load", tick, tick, *once, *once]
     assert memory.n_reads == 1 and memory.closed and found.read_gb_s == (2.0,)
-    assert found.passes.seconds("decode") == [4.0], "three tokens and the clock's own reading"
-    assert found.rate("decode", 3) == 0.75 and found.rate("encode", 2) == 1.0
+    assert found.own.passes.seconds("decode") == [4.0], "three tokens and the clock's own reading"
+    assert found.own.rate("decode", 3) == 0.75 and found.own.rate("encode", 2) == 1.0
+
+
+class Rival:
+    """A llama.cpp that takes as long as it is told to: a load 4 s, and 1, 2, 4, 8 s for the stages of a pass."""
+
+    name, wheel, made = "llama.cpp", True, []
+
+    def __init__(self, *asked):
+        self.asked, self.calls, self.closed = asked, [], False
+        self.made.append(self)
+
+    def load(self):
+        self.calls.append("load")
+        return Repetition({"load": Lap(4.0, 1.0)}, 4.0, 0.0)
+
+    def run(self, prompt, tokens):
+        self.calls.append((len(prompt), len(tokens)))
+        seconds = dict(zip(("preprocess", "encode", "prefill", "decode"), (1.0, 2.0, 4.0, 8.0), strict=True))
+        return Repetition({stage: Lap(s, 2.0) for stage, s in seconds.items()}, 15.0, 0.0)
+
+    def about(self):
+        return {"peak_rss_mb": 100.0, "system": "AVX2", "library": "libllama.so", "same_tokens": 5}
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def rival(monkeypatch, memory):
+    monkeypatch.setattr(Rival, "made", [])
+    monkeypatch.setattr("llava_ref.tools.bench.LlamaProcess", Rival)
+
+
+def test_both_are_measured_in_turn(cli, rival):
+    status, out, err = cli("bench", *PAIR, *SHORT, "-t", "1", "--against", "llama.cpp", "--json")
+    got = json.loads(out)
+    (llama,) = Rival.made
+    refused = len(llama.calls) - 5
+    assert llama.calls == ["load"] * llama.calls.count("load") + [(40, 5)] * (llama.calls.count((40, 5)))
+    assert status == 0 and refused >= 0 and llama.closed and "no AVX-512 code: a native build, named by LLAMA" in err
+    text, mmproj, image, *work = llama.asked
+    assert (text.name, mmproj.name, image.name, work) == ("text.gguf", "mmproj.gguf", image.name, [40, 5, 1])
+    theirs, ratio = got["reference"], got["ratio"]
+    assert all(theirs[key] > 0 for key in CONTRACT) and theirs["n_threads"] == 1
+    assert (theirs["load_s"], theirs["encode_s"], theirs["prefill_tok_s"], theirs["decode_tok_s"]) == (4, 2, 10, 0.625)
+    assert theirs["processors"]["decode"] == 2.0 and got["processors"]["decode"] > 0
+    assert theirs["read_gb_s"] == got["read_gb_s"] and len(theirs["repetitions"]) == len(got["repetitions"]) == 2
+    for rate in "prefill_tok_s", "decode_tok_s":
+        assert ratio[rate] == pytest.approx(got[rate] / theirs[rate])
+    for cost in "load_s", "preprocess_s", "encode_s", "peak_rss_mb":
+        assert ratio[cost] == pytest.approx(theirs[cost] / got[cost])
+    assert got["profile"] == "llama.cpp", "so that both run as many blocks of the tower"
+
+
+def test_a_table_of_both(cli, rival):
+    status, out, _ = cli("bench", *PAIR, *SHORT, "--against", "llama.cpp", "--profile", "llava")
+    lines = {line.split()[0]: line for line in out.splitlines() if line}
+    assert status == 0 and lines["stage"].split() == ["stage", "this", "llama.cpp", "ratio", "processors"]
+    assert lines["decode"].split()[2] == "0.625" and lines["decode"].endswith("| 2.00")
+    assert "libllama.so, " in out and "the likeliest token was this project's 5 times of 5" in out
+    assert "encode: without clip.vision.feature_layer llama.cpp runs a block less" in out
+
+
+def test_a_rival_without_a_tower(cli, rival):
+    got = json.loads(cli("bench", *PAIR[:2], *SHORT, "--backend", "numpy", "--against", "llama.cpp", "--json")[1])
+    assert Rival.made[0].asked[1:3] == (None, None) and got["ratio"]["encode_s"] is None
+
+
+def test_llama_cpp_is_measured_on_the_processor(cli, rival):
+    asked = ["--against", "llama.cpp", "--device", "cuda"]
+    problem = "error: --against: llama.cpp: is measured on the processor, not on --device cuda\n"
+    assert cli("bench", *PAIR, *SHORT, *asked) == (2, "", problem) and not Rival.made
 
 
 USER_ERRORS = {
