@@ -9,7 +9,7 @@ from numba import types
 from ..functions import inlined, kernel
 from ..lanes import bits, convert, convert_unsigned, half_number, join, shift_down, shuffle, vector
 from ..simd import Vec, f32x16, i8x32, i16x8, i16x32, i32x16, load, splat
-from ..sums import scaled_rows
+from ..sums import whole_scales
 
 BYTES = 144
 i8x8, i64x1 = Vec("i8", 8), Vec("i64", 1)
@@ -56,4 +56,4 @@ def minima(at):
 @kernel
 def matvec(args, first, end):
     """Multiply rows of the matrix by a few rows of x."""
-    scaled_rows(unpack, minima, BYTES, args, first, end)
+    whole_scales(unpack, minima, BYTES, args, first, end)
