@@ -12,16 +12,16 @@ from typing import Any, TypeVar, Unpack
 
 import numpy as np
 
-from .chat.chunks import Prompt, TextChunk
+from .chat.chunks import Prompt
 from .chat.templates import ChatTemplate, choose_template
 from .errors import ParameterError, PromptError
-from .generation.answer import Answer, Stream
+from .generation.answer import Answer, Stream, Turn, answered
 from .generation.prompts import Messages, Prompts, decode_image
 from .generation.request import Clock, Reply, Request, Step, remaining
 from .generation.reuse import Reuse, cached_positions
 from .generation.sampler import Sampler
 from .generation.sampling import Sampling, SamplingOptions
-from .generation.session import Session, unembed
+from .generation.session import Session, shared_steps, unembed
 from .generation.stops import StopStrings
 from .generation.units import Part
 from .images import DecodedImage, ImageSource
@@ -56,7 +56,8 @@ class Llava:
         """Positions that prompt and answer have together."""
         self.reuse: Reuse | None = None
         """Set to a `Reuse`, the work for one answer serves the next. The answers are the same, bit for bit."""
-        self._probes = Probes()
+        self.probes = Probes()
+        self._steps = None if text is None else shared_steps(text)
         self._prompts: Prompts | None = None
         if text is not None:
             if n_context is not None and n_context > text.config.context:
@@ -91,6 +92,11 @@ class Llava:
     @property
     def ops(self) -> Ops:
         return self.text.ops if self._text is not None else self.tower.ops
+
+    @property
+    def together(self) -> int:
+        """Return how many answers can be run at once, their tokens in one step; 1 where each runs by itself."""
+        return 1 if self._steps is None else self.ops.together
 
     @property
     def prompts(self) -> Prompts:
@@ -160,38 +166,36 @@ class Llava:
         sampler = Sampler(sampling, self.tokenizer.n_vocab, [token for token in ids if token >= 0], limit)
         stops = StopStrings(stop)
 
-        def steps() -> Iterator[Step]:
-            parts, reuse = self._parts(request, clock), self._reuse()
-            session = (reuse and reuse.take_session()) or self.session()
-            rest = session.rewind(parts)
-            clock.cached_tokens = cached_positions(parts, clock.cached_rows, session.n_past)
-            decoder = self.tokenizer.stream(at_start=not request.continues)
-            answer = Answer(rest, sampler, decoder, stops, self.tokenizer.end_ids, limit)
+        def turns() -> Iterator[Step | Turn]:
+            rows = []
+            for image in request.images:
+                yield Turn.PROMPT
+                rows.append(self._rows(image, clock))
+            parts, reuse = request.parts(rows), self._reuse()
+            session = (reuse and reuse.take_session(parts)) or self.session()
             try:
-                while not answer.done:
-                    began = time.perf_counter()
-                    yield answer.take(session.next(answer.parts), began)
+                rest = session.rewind(parts)
+                clock.cached_tokens = cached_positions(parts, clock.cached_rows, session.n_past)
+                decoder = self.tokenizer.stream(at_start=not request.continues)
+                yield from answered(Answer(rest, sampler, decoder, stops, self.tokenizer.end_ids, limit), session)
             finally:
-                if reuse is not None and not session.watched:
-                    reuse.keep_session(session)
+                session.stop()
+                if reuse is not None:
+                    reuse.give_back(session)
 
-        return Stream(request, clock, steps)
+        return Stream(request, clock, turns)
 
     def _reuse(self) -> Reuse | None:
         """Return what may be reused now: nothing while a probe must see everything computed."""
-        return None if self._probes.complete else self.reuse
+        return None if self.probes.complete else self.reuse
 
     def session(self) -> Session:
         """Begin an empty sequence."""
-        return Session(self.text, self.n_context, self._probes)
+        return Session(self.text, self.n_context, self.probes, self._steps)
 
     def parts(self, request: Request) -> list[Part]:
         """Return a prepared prompt as `forward` takes it: token ids and image rows (N, D), in order."""
-        return self._parts(request, Clock())
-
-    def _parts(self, request: Request, clock: Clock) -> list[Part]:
-        rows = [self._rows(image, clock) for image in request.images]
-        return [chunk.token_ids if isinstance(chunk, TextChunk) else rows[chunk.index] for chunk in request.chunks]
+        return request.parts([self._rows(image, Clock()) for image in request.images])
 
     def _rows(self, image: DecodedImage, clock: Clock) -> np.ndarray:
         reuse = self._reuse()
@@ -199,7 +203,7 @@ class Llava:
         if kept is not None:
             clock.cached_rows.append(kept)
             return kept
-        began, tap = time.perf_counter(), self._probes.tap(object())
+        began, tap = time.perf_counter(), self.probes.tap(object())
         pixels = self.preprocess(image, tap).pixels
         ready = time.perf_counter()
         rows = self.encode(pixels, tap)
@@ -252,8 +256,7 @@ class Llava:
 
     def stage_table(self) -> tuple[Stage, ...]:
         """Return a row for every array that a run of this pair computes, in order."""
-        halves = [half for half in (self._tower, self._text) if half is not None]
-        return tuple(stage for half in halves for stage in half.stages())
+        return tuple(stage for half in (self._tower, self._text) if half is not None for stage in half.stages())
 
     def stages(self) -> tuple[str, ...]:
         """Return the names of all arrays that a run of this pair computes, in order."""
@@ -285,11 +288,8 @@ class Llava:
             if not any(fnmatchcase(name, glob) for name in names):
                 some = f"{', '.join(names[:3])}, ... {names[-1]} ({len(names)} in all)"
                 raise ParameterError("stage", repr(glob), f"fits none of this model's, which are {some}")
-        self._probes.add(probe)
-        try:
+        with self.probes.attached(probe):
             yield probe
-        finally:
-            self._probes.remove(probe)
 
     def unembed(self, hidden: np.ndarray) -> np.ndarray:
         """Apply the final norm and the output matrix to hidden states of any layer.  (T, D) -> (T, V) float32"""

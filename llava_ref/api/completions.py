@@ -4,16 +4,16 @@ With `echo` the prompt comes before the answer. With `echo` and `logprobs`, ever
 too; evaluation harnesses score with that.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..generation.answer import Stream
+from ..generation.answer import Stream, Turn
 from ..generation.pieces import id_pieces, prompt_pieces
 from ..generation.request import Reply, Request, usage
-from ..generation.scores import Score, score_prompt
+from ..generation.scores import Score
 from ..model import Llava
-from .handler import MIN_LOGPROB, ResponseHead, answer_pieces, extras
+from .handler import MIN_LOGPROB, ResponseHead, answer_pieces, extras, prompt_scores
 
 TokenRow = tuple[str, Score | None, bool]  # the text that a token adds, its score, whether it begins the whole text
 
@@ -39,12 +39,16 @@ class CompletionChoice:
 
 def chunks(
     choices: Sequence[CompletionChoice], head: ResponseHead, model: Llava, include_usage: bool
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, Any] | Turn]:
     """Yield the chunks of a streamed completion; the last chunk of each choice has its finish reason."""
     common = head.fields() | ({"usage": None} if include_usage else {})
     for index, choice in enumerate(choices):
         offset = 0
-        for text, rows in _pieces(choice, model):
+        for piece in _pieces(choice, model):
+            if isinstance(piece, Turn):
+                yield piece
+                continue
+            text, rows = piece
             scores = _logprobs(model, rows, offset) if choice.n_top is not None else None
             yield common | _chunk(index, text, scores, None)
             offset += len(text)
@@ -53,11 +57,16 @@ def chunks(
         yield head.fields() | {"choices": [], "usage": _usage(choices)}
 
 
-def reply(choices: Sequence[CompletionChoice], head: ResponseHead, model: Llava) -> dict[str, Any]:
-    """Return the whole completion, with all its choices, as one object."""
+def reply(
+    choices: Sequence[CompletionChoice], head: ResponseHead, model: Llava
+) -> Generator[Turn, None, dict[str, Any]]:
+    """Run all choices, turn by turn, and return the whole completion as one object."""
     answers = []
     for index, choice in enumerate(choices):
-        pieces = list(_pieces(choice, model))
+        pieces: list[tuple[str, list[TokenRow]]] = []
+        for piece in _pieces(choice, model):
+            pieces += [] if isinstance(piece, Turn) else [piece]
+            yield piece if isinstance(piece, Turn) else Turn.TOKEN
         rows = [row for _, more in pieces for row in more]
         scores = _logprobs(model, rows, 0) if choice.n_top is not None else None
         text = "".join(text for text, _ in pieces)
@@ -73,24 +82,29 @@ def _finish_reason(choice: CompletionChoice) -> str | None:
     return "length" if choice.reply is None else choice.reply.finish_reason
 
 
-def _pieces(choice: CompletionChoice, model: Llava) -> Iterator[tuple[str, list[TokenRow]]]:
+def _pieces(choice: CompletionChoice, model: Llava) -> Iterator[tuple[str, list[TokenRow]] | Turn]:
     """Yield the text piece by piece, each with its tokens; the list is empty if no scores were requested."""
     if choice.echo:
-        yield choice.request.prompt.shown, _prompt_rows(model, choice)
+        rows = yield from _prompt_rows(model, choice)
+        yield choice.request.prompt.shown, rows
     if choice.stream is None:
         return
-    for text, pieces in answer_pieces(choice.stream, model.tokenizer):
-        yield text, [(piece.text, piece.score, piece.first) for piece in pieces]
+    for piece in answer_pieces(choice.stream, model.tokenizer):
+        if isinstance(piece, Turn):
+            yield piece
+            continue
+        text, pieces = piece
+        yield text, [(one.text, one.score, one.first) for one in pieces]
 
 
-def _prompt_rows(model: Llava, choice: CompletionChoice) -> list[TokenRow]:
+def _prompt_rows(model: Llava, choice: CompletionChoice) -> Generator[Turn, None, list[TokenRow]]:
     if choice.n_top is None:
         return []
     ids, prompt = choice.request.token_ids, choice.prompt
     texts = (
         prompt_pieces(model.tokenizer, prompt, ids) if isinstance(prompt, str) else id_pieces(model.tokenizer, prompt)
     )
-    scores = score_prompt(model.each_logits(choice.request), ids, choice.n_top)
+    scores = yield from prompt_scores(model, choice.request, choice.n_top)
     return [(text, score, False) for text, score in zip(texts, scores, strict=True)]
 
 

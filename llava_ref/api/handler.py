@@ -1,17 +1,20 @@
 """Builds OpenAI's response objects: streams of the library -> dicts. No sockets, no threads; all iterators are lazy.
 
 The chunks of a chat come in the order that both SDKs check: for each answer the role, the text, and a chunk with the
-finish reason; then the usage, if it was requested.
+finish reason; then the usage, if it was requested. Between them come `Turn`s, where the work can stop for that of
+other requests.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..generation.answer import Stream
+from ..generation.answer import Stream, Turn
 from ..generation.pieces import AnswerPieces, Piece
-from ..generation.request import Reply
-from ..generation.scores import Score
+from ..generation.request import Reply, Request, Step
+from ..generation.scores import Score, each_score
+from ..generation.session import ROWS
+from ..model import Llava
 from ..tokenizer.tokenizer import Tokenizer
 
 MIN_LOGPROB = -9999.0  # OpenAI's value for "very unlikely"; JSON has no infinity
@@ -75,6 +78,16 @@ def _token_entry(text: str, data: bytes, logprob: float) -> dict[str, Any]:
     return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": list(data)}
 
 
+def prompt_scores(model: Llava, request: Request, n_top: int) -> Generator[Turn, None, list[Score | None]]:
+    """Score every token of a prompt, turn by turn, as many positions each as have their logits computed at once."""
+    scores: list[Score | None] = []
+    for score in each_score(model.each_logits(request), request.token_ids, n_top):
+        scores.append(score)
+        if len(scores) % ROWS == 1:
+            yield Turn.PROMPT
+    return scores
+
+
 def prompt_logprobs(tokenizer: Tokenizer, scores: Sequence[Score | None]) -> list[dict[str, Any] | None]:
     """Return one entry per prompt position, in vLLM's format; None for the first one and for picture positions."""
     return [None if s is None else _position_entry(tokenizer, s) for s in scores]
@@ -94,12 +107,16 @@ def _position_entry(tokenizer: Tokenizer, s: Score) -> dict[str, Any]:
 
 def chat_chunks(
     streams: Sequence[Stream], head: ResponseHead, tokenizer: Tokenizer, include_usage: bool
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, Any] | Turn]:
     """Yield the chunks of a streamed chat: all chunks of the first answer, then those of the next."""
     common = head.fields() | ({"usage": None} if include_usage else {})
     for index, stream in enumerate(streams):
         yield common | _delta(index, {"role": "assistant", "content": "", "refusal": None})
-        for text, pieces in answer_pieces(stream, tokenizer):
+        for piece in answer_pieces(stream, tokenizer):
+            if isinstance(piece, Turn):
+                yield piece
+                continue
+            text, pieces = piece
             yield common | _delta(index, {"content": text}, logprobs(tokenizer, pieces))
         reply = stream.reply
         yield common | _delta(index, {}, finish=reply.finish_reason) | extras(head, reply)
@@ -113,17 +130,25 @@ def _delta(
     return {"choices": [{"index": index, "delta": delta, "logprobs": scores, "finish_reason": finish}]}
 
 
-def answer_pieces(stream: Stream, tokenizer: Tokenizer) -> Iterator[tuple[str, list[Piece]]]:
-    """Yield an answer while it is generated: each text with its tokens, or with none if no scores were requested."""
+def answer_pieces(stream: Stream, tokenizer: Tokenizer) -> Iterator[tuple[str, list[Piece]] | Turn]:
+    """Yield an answer while it is generated: each text with its tokens, or with none if no scores were requested.
+
+    A turn comes in front of each stretch of the prompt, and for each token that adds nothing."""
     pieces = AnswerPieces(tokenizer, at_start=not stream.request.continues)
-    for step in stream.steps():
-        if step.score is None:
-            settled, text = [], step.text
-        else:
-            settled = pieces.push(step)
-            text = "".join(piece.text for piece in settled)
-        if settled or text:
-            yield text, settled
+    try:
+        for turn in stream.turns():
+            yield turn if isinstance(turn, Turn) else _settled(turn, pieces) or Turn.TOKEN
+    finally:
+        stream.close()  # here, in the thread that runs the model
+
+
+def _settled(step: Step, pieces: AnswerPieces) -> tuple[str, list[Piece]] | None:
+    """Return what a token adds, or None."""
+    if step.score is None:
+        return (step.text, []) if step.text else None
+    settled = pieces.push(step)
+    text = "".join(piece.text for piece in settled)
+    return (text, settled) if settled or text else None
 
 
 def extras(head: ResponseHead, reply: Reply | None) -> dict[str, Any]:
@@ -132,11 +157,16 @@ def extras(head: ResponseHead, reply: Reply | None) -> dict[str, Any]:
     return ({"timings": reply.timings} if reply else {}) | ({"warnings": warnings} if warnings else {})
 
 
-def chat_reply(streams: Sequence[Stream], head: ResponseHead, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Run all streams to their end and return the answers as one object."""
+def chat_reply(
+    streams: Sequence[Stream], head: ResponseHead, tokenizer: Tokenizer
+) -> Generator[Turn, None, dict[str, Any]]:
+    """Run all streams to their end, turn by turn, and return the answers as one object."""
     choices = []
     for index, stream in enumerate(streams):
-        pieces = [piece for _, more in answer_pieces(stream, tokenizer) for piece in more]
+        pieces: list[Piece] = []
+        for piece in answer_pieces(stream, tokenizer):
+            pieces += [] if isinstance(piece, Turn) else piece[1]
+            yield piece if isinstance(piece, Turn) else Turn.TOKEN
         message = {"role": "assistant", "content": stream.reply.text, "refusal": None}
         choice = {"index": index, "message": message, "logprobs": logprobs(tokenizer, pieces)}
         choices.append(choice | {"finish_reason": stream.reply.finish_reason})

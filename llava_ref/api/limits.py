@@ -31,7 +31,7 @@ class Limits:
     max_pixels: int = 80_000_000
     """Pixels of all pictures of one request together, counted before they are decoded."""
     max_queue: int = 16
-    """Requests that may wait while another is being answered."""
+    """Requests that may wait while others are being answered."""
     read_seconds: float = 30.0
     """Timeout for a request's header, and a second one for its body."""
     write_seconds: float = 30.0
@@ -39,7 +39,7 @@ class Limits:
     ping_seconds: float = 5.0
     """Interval of the comments that keep a silent stream open."""
     grace_seconds: float = 10.0
-    """Time that the running answer is given to finish at shutdown."""
+    """Time that the running answers are given to finish at shutdown."""
 
 
 class Allowance:
@@ -55,10 +55,10 @@ class Allowance:
     def taken(self) -> int:
         return self.amount - self._remaining
 
-    def take(self, count: int) -> None:
-        """Take `count` from the amount. Raises ApiError 429 if less remains."""
+    def take(self, count: int, beyond: int = 0) -> None:
+        """Take `count` from the amount, or up to `beyond` more. Raises ApiError 429 if less remains."""
         with self._lock:
-            if count > self._remaining:
+            if count > self._remaining + beyond:
                 raise ApiError(429, f"busy: {self._reason}", code="server_busy", retry_after=RETRY_AFTER)
             self._remaining -= count
 
@@ -66,16 +66,16 @@ class Allowance:
         with self._lock:
             self._remaining += count
 
-    def share(self, count: int) -> "Share":
+    def share(self, count: int, beyond: int = 0) -> "Share":
         """Take `count` and return it as a context manager. Raises ApiError 429 if less remains."""
-        return Share(self, count)
+        return Share(self, count, beyond)
 
 
 class Share:
     """The part of an allowance that one request holds. It is given back exactly once, at the latest on exit."""
 
-    def __init__(self, allowance: Allowance, count: int) -> None:
-        allowance.take(count)
+    def __init__(self, allowance: Allowance, count: int, beyond: int) -> None:
+        allowance.take(count, beyond)
         self._allowance, self._count, self._lock = allowance, count, threading.Lock()
 
     def give_back(self) -> None:

@@ -5,15 +5,17 @@ from typing import Any
 
 from ..chat.messages import Fetch, Message, TextPart, parse_messages
 from ..errors import PromptError
+from ..generation.answer import Turn
 from ..html import data_uri
 from ..study.look import Look, answer_pieces, check_answer, look
 from .body import parse_json
 from .errors import library_errors
 from .limits import Allowance, Limits
 from .models import LoadedModel
-from .prepare import Items, Prepared, chat_request, message_warnings, reserve_pixels
+from .prepare import Prepared, chat_request, message_warnings, reserve_pixels
 from .schema import LookRequest, parse
 from .texts import warnings_field
+from .worker import Items
 
 
 def prepare_look(
@@ -37,6 +39,7 @@ def prepare_look(
         on_error.pop_all()
 
     def work() -> Items:
+        yield Turn.PROMPT
         yield look_response(look(model, request, pieces)) | warnings_field(warnings)
 
     return Prepared(model, False, work, (), pixels)

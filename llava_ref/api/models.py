@@ -68,6 +68,11 @@ class Models:
     def current_or_none(self) -> LoadedModel | None:
         return self._current
 
+    @property
+    def together(self) -> int:
+        """Return how many requests the current model can answer at once."""
+        return 1 if self._current is None else self._current.model.together
+
     def start(self, text: Path, mmproj: Path | None, n_context: int | None = None) -> LoadedModel:
         """Load the first model. The operator named it, so it may lie in any folder. Raises LlavaError."""
         pair = (text.resolve(), None if mmproj is None else mmproj.resolve())
@@ -134,7 +139,7 @@ class Models:
 def _loaded_model(
     model: Llava, pair: Pair, prompts: ChatTemplate | None = None, stops: tuple[str, ...] = ()
 ) -> LoadedModel:
-    model.reuse = Reuse()
+    model.reuse = Reuse(sequences=model.together)
     files = [(path.name, path.stat().st_size) for path in pair if path is not None]
     about = json.dumps([files, model.settings, model.n_context, None if prompts is None else prompts.source])
     fingerprint = "fp_" + hashlib.sha256(about.encode()).hexdigest()[:12]

@@ -6,7 +6,7 @@ are left for that thread, including those of the vision tower.
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,10 +16,9 @@ from ..chat.chunks import TextChunk
 from ..chat.messages import Fetch, ImagePart, Message, TextPart, parse_messages, unheard
 from ..chat.rendering import Prompt, render_prompt
 from ..errors import ImageError, PromptError, printable
-from ..generation.answer import Stream
+from ..generation.answer import Stream, Turn
 from ..generation.request import Request
 from ..generation.sampling import Grammar
-from ..generation.scores import score_prompt
 from ..model import Llava
 from ..tokenizer.quote import Quote
 from . import completions, handler
@@ -30,8 +29,7 @@ from .limits import Allowance, Limits
 from .models import LoadedModel
 from .schema import ChatRequest, CompletionRequest, GenerationRequest, parse
 from .undeclared import capped
-
-Items = Iterator[dict[str, Any]]
+from .worker import Items, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +38,8 @@ class Prepared:
 
     model: Llava
     stream: bool
-    work: Callable[[], Items]
-    """Returns an iterator of response objects: one, or with `stream` one per chunk."""
+    work: Work
+    """Returns an iterator of response objects: one, or with `stream` one per chunk; and of turns in between."""
     streams: tuple[Stream, ...]
     pixels: int
     """Taken from the shared allowance until the request is done."""
@@ -70,8 +68,9 @@ def chat(
         if params.stream:
             yield from handler.chat_chunks(streams, head, model.tokenizer, params.include_usage)
         else:
-            scores = _prompt_scores(model, request, params.prompt_logprobs)
-            yield handler.chat_reply(streams, head, model.tokenizer) | scores
+            scores = yield from _prompt_scores(model, request, params.prompt_logprobs)
+            reply = yield from handler.chat_reply(streams, head, model.tokenizer)
+            yield reply | scores
 
     return Prepared(model, bool(params.stream), work, streams, pixels)
 
@@ -186,10 +185,10 @@ def _answer(loaded: LoadedModel, request: Request, params: ChatRequest, grammar:
     return loaded.model.answer(request, sampling, max_tokens=params.limit, stop=[*params.stops, *loaded.stops])
 
 
-def _prompt_scores(model: Llava, request: Request, n_top: int | None) -> dict[str, Any]:
+def _prompt_scores(model: Llava, request: Request, n_top: int | None) -> Generator[Turn, None, dict[str, Any]]:
     if n_top is None:
         return {}
-    scores = score_prompt(model.each_logits(request), request.token_ids, n_top)
+    scores = yield from handler.prompt_scores(model, request, n_top)
     return {"prompt_logprobs": handler.prompt_logprobs(model.tokenizer, scores)}
 
 
@@ -211,7 +210,7 @@ def completion(body: bytearray, loaded: LoadedModel, strict: bool) -> Prepared:
         if params.stream:
             yield from completions.chunks(choices, head, model, params.include_usage)
         else:
-            yield completions.reply(choices, head, model)
+            yield (yield from completions.reply(choices, head, model))
 
     return Prepared(model, bool(params.stream), work, tuple(choice.stream for choice in choices if choice.stream), 0)
 

@@ -46,7 +46,7 @@ class Api:
         self.metrics = Metrics()
         self._body_bytes = Allowance(MAX_BODIES, "too many large requests at once")
         self._pixels = Allowance(MAX_HELD_PIXELS, "too many large pictures at once")
-        self._queue_places = Allowance(1 + limits.max_queue, f"{limits.max_queue} requests are waiting already")
+        self._queue_places = Allowance(limits.max_queue, f"{limits.max_queue} requests are waiting already")
         self._threads = ThreadPoolExecutor(4, "prepare")
         self._loader = ThreadPoolExecutor(2, "load")  # while one thread loads, the other refuses a second load
 
@@ -71,7 +71,7 @@ class Api:
         """Prepare a request in a thread, queue it for the model, and send its answer."""
         with ExitStack() as stack:
             async with read_body(request, self.limits, self._body_bytes) as body:
-                place = stack.enter_context(self._queue_places.share(1))
+                place = stack.enter_context(self._queue_places.share(1, self.models.together))
                 prepared = await self._in_thread(prepare_request, body, *args, self.strict)
             del body
             pixels = prepared.pixels
@@ -96,7 +96,7 @@ class Api:
     async def _without_model(self, request: Request, function: Callable[..., Any], *args: Any) -> Any:
         """Read the body of a request that needs no forward pass; returns `function(body, ...)`, run in a thread."""
         async with read_body(request, self.limits, self._body_bytes) as body:
-            with self._queue_places.share(1):
+            with self._queue_places.share(1, self.models.together):
                 return await self._in_thread(function, body, *args, self.strict)
 
     async def tokenize(self, request: Request, receive: Receive, send: Send) -> None:
@@ -124,6 +124,10 @@ class Api:
         gauges = {
             "llava_ref_queue_length": ("Requests that wait for the model", float(self.worker.waiting)),
             "llava_ref_busy": ("1 while a request is being answered", float(self.worker.busy)),
+            "llava_ref_requests_running": (
+                "Requests that the model answers at once, their tokens in one step",
+                float(self.worker.running),
+            ),
             "llava_ref_requests_active": (
                 "Requests being read, prepared or answered, including this one",
                 float(self.metrics.active),

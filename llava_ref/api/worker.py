@@ -1,21 +1,27 @@
-"""Runs the model in one thread, one request after the other, first come, first served.
+"""Runs the model in one thread: first come, first served; several requests at once where their tokens share steps.
 
-A job is a function that returns an iterator of JSON objects, which are handed to the event loop. A job whose client
-disconnects is removed from the queue, or stopped at the next array that the forward pass names.
+A job is a function that returns an iterator of turns: JSON objects, which are handed to the event loop, and in between
+`Turn`s, where other jobs may run. As many jobs run at once as the model's sequences can share a step, so one at a time
+where each is stepped by itself. A job whose client disconnects is removed from the queue, or stopped before its next
+token, or within a prompt at the next array that the forward pass names.
 
 Backpressure: a stream whose client does not read is paused after MAX_BEHIND unread events and resumed once they have
-been read; meanwhile the next request runs. At most one job is paused, because each keeps the memory of a sequence.
+been read; meanwhile the next request runs. Each paused job keeps the memory of a sequence, so there are at most as many
+as run at once.
 """
 
 import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
+from enum import Enum
 from typing import Any
 
 from ..errors import LlavaError
+from ..generation.answer import Turn
+from ..generation.together import in_turn
 from ..model import Llava
 from ..ops.protocol import Array
 from ..tracing.trace import At, Probe
@@ -23,7 +29,8 @@ from .errors import ApiError, from_library, internal
 from .limits import MAX_BEHIND
 
 log = logging.getLogger("llava_ref.server")
-Work = Callable[[], Iterator[dict[str, Any]]]
+Items = Generator[dict[str, Any] | Turn, None, None]
+Work = Callable[[], Items]
 ENDED = object()
 
 
@@ -46,6 +53,14 @@ class CancelProbe(Probe):
         return x
 
 
+class State(Enum):
+    """What becomes of a job after a turn."""
+
+    GOING = "has another turn"
+    BEHIND = "must be paused until its client has read"
+    ENDED = "is done"
+
+
 class ModelJob:
     """The work of one request. Created on the event loop, which takes its items: objects, then ENDED or an ApiError.
 
@@ -53,42 +68,56 @@ class ModelJob:
 
     def __init__(self, model: Llava, work: Work, on_end: Callable[[], None]) -> None:
         self.model, self.on_end, self._work = model, on_end, work
-        self._items: asyncio.Queue[Any] = asyncio.Queue()
         self.cancelled = threading.Event()
+        self.at_prompt = False
+        """Whether a stretch of a prompt is run in the next turn."""
         self.on_ready: Callable[[], None] | None = None
         """Called when enough items have been taken for a paused job to resume."""
-        self._steps: Iterator[dict[str, Any]] | None = None
+        self._items: asyncio.Queue[Any] = asyncio.Queue()
+        self._turns: Items | None = None
+        self._probe = CancelProbe(self.cancelled)
         self._n_produced = self._n_consumed = 0
         self._loop = asyncio.get_running_loop()
 
-    def run(self) -> bool:
-        """Run in the worker's thread until the end (returns True) or until the job must be paused (False).
-
-        An error affects only this request."""
+    def turn(self) -> State:
+        """Run in the worker's thread, to the next token or for a stretch of a prompt. An error ends only this job."""
         try:
-            with self.model.probed(CancelProbe(self.cancelled)):
-                return self._produce()
+            with self.model.probes.attached(self._probe):
+                state = State.ENDED if self.cancelled.is_set() else self._advance()
         except Cancelled:
-            pass
+            state = State.ENDED
         except ApiError as error:
-            self.put(error)
+            state = self._failed(error)
         except LlavaError as error:
-            self.put(from_library(error, None, None))
+            state = self._failed(from_library(error, None, None))
         except Exception:
             log.exception("a request failed")
-            self.put(internal())
-        return True
+            state = self._failed(internal())
+        return state
 
-    def _produce(self) -> bool:
-        self._steps = self._steps or self._work()
-        for item in self._steps:
-            if self.cancelled.is_set():
-                return True
-            self.put(item)
-            if self._n_produced - self._n_consumed > MAX_BEHIND:
-                return False
-        self.put(ENDED)
-        return True
+    def _advance(self) -> State:
+        self._turns = self._turns or self._work()
+        item = next(self._turns, ENDED)
+        self.at_prompt = item is Turn.PROMPT
+        if isinstance(item, Turn):
+            return State.GOING
+        self.put(item)
+        if item is ENDED:
+            return State.ENDED
+        return State.BEHIND if self._n_produced - self._n_consumed > MAX_BEHIND else State.GOING
+
+    def _failed(self, error: ApiError) -> State:
+        self.put(error)
+        return State.ENDED
+
+    def end(self) -> None:
+        """Give back what the job holds. Called in the worker's thread, behind its last turn."""
+        try:
+            if self._turns is not None:
+                self._turns.close()
+        except Exception:
+            log.exception("a request did not end well")
+        self.on_end()
 
     @property
     def ready(self) -> bool:
@@ -100,6 +129,11 @@ class ModelJob:
         with suppress(RuntimeError):  # the event loop has ended, and the waiting request with it
             self._loop.call_soon_threadsafe(self._items.put_nowait, item)
 
+    def refuse(self, error: ApiError) -> None:
+        """Cancel the job, and tell the client why."""
+        self.cancelled.set()
+        self.put(error)
+
     async def take(self) -> Any:
         item = await self._items.get()
         self._n_consumed += 1
@@ -109,12 +143,12 @@ class ModelJob:
 
 
 class Worker:
-    """The model's thread and its queue of jobs."""
+    """The model's thread, the jobs that it runs, and the queue of those that wait."""
 
     def __init__(self) -> None:
         self._waiting: deque[ModelJob] = deque()
-        self._running: ModelJob | None = None
-        self._paused: ModelJob | None = None
+        self._running: list[ModelJob] = []  # in the order in which they began
+        self._paused: list[ModelJob] = []
         self._changed = threading.Condition()
         self._closing = self._dead = False
         self._thread = threading.Thread(target=self._serve, name="model", daemon=True)
@@ -129,8 +163,13 @@ class Worker:
         return len(self._waiting)
 
     @property
+    def running(self) -> int:
+        """Return how many jobs are being run at once."""
+        return len(self._running)
+
+    @property
     def busy(self) -> bool:
-        return self._running is not None
+        return bool(self._running)
 
     def submit(self, job: ModelJob) -> None:
         """Queue a job. Raises ApiError 503 if it would never run."""
@@ -151,54 +190,58 @@ class Worker:
                 self._waiting.remove(job)
 
     def drain(self, grace: float) -> None:
-        """Accept no more jobs, refuse the waiting ones, and stop the running one after `grace` seconds."""
+        """Accept no more jobs, refuse the waiting ones, and stop the running ones after `grace` seconds."""
         with self._changed:
             self._closing = True
-            running = self._running
-            waiting = [*self._waiting, *([] if self._paused is None else [self._paused])]
+            running, refused = [*self._running], [*self._waiting, *self._paused]
             self._waiting.clear()
-            self._paused = None
+            for job in refused:
+                job.refuse(shutting_down())
             self._changed.notify()
-        for job in waiting:
-            job.cancelled.set()
-            job.put(shutting_down())
-        if running is not None:
-            timer = threading.Timer(grace, self._cancel_running, [running])
+        if running:
+            timer = threading.Timer(grace, self._stop, [running])
             timer.daemon = True
             timer.start()
 
     def join(self, seconds: float) -> None:
         self._thread.join(seconds)
 
-    def _cancel_running(self, job: ModelJob) -> None:
+    def _stop(self, jobs: Iterable[ModelJob]) -> None:
         with self._changed:
-            if job in (self._running, self._paused):
-                job.cancelled.set()
-                job.put(shutting_down())
-                self._changed.notify()
+            for job in jobs:
+                if job in self._running or job in self._paused:
+                    job.refuse(shutting_down())
+            self._changed.notify()
 
     def _serve(self) -> None:
         try:
-            while (job := self._next()) is not None:
-                ended = job.run()
-                with self._changed:
-                    self._running = None
-                    if not ended:
-                        self._pause(job)
-                if ended:
-                    job.on_end()
-                del job  # it may hold the last reference to a model
+            while self._start():
+                self._round()
         finally:
             self._fail_waiting()
 
-    def _pause(self, job: ModelJob) -> None:
-        """Pause a job; one that was paused before is cancelled."""
-        before, self._paused = self._paused, job
-        job.on_ready = self._notify
-        if before is not None:
-            before.cancelled.set()
-            before.put(ApiError(408, "the answer is not being read and other requests wait", code="timeout"))
-            before.on_end()
+    def _round(self) -> None:
+        """Run a turn of each job whose turn it is."""
+        cancelled = [job for job in self._running if job.cancelled.is_set()]
+        for job in dict.fromkeys([*cancelled, *in_turn(self._running)]):
+            state = job.turn()
+            if state is not State.GOING:
+                self._leave(job, state)
+
+    def _leave(self, job: ModelJob, state: State) -> None:
+        """Take a job out of those that run. One that is paused when too many are takes the place of the oldest."""
+        ended = [job] if state is State.ENDED else []
+        with self._changed:
+            if state is State.BEHIND:
+                job.on_ready = self._notify
+                self._paused.append(job)
+                if len(self._paused) > job.model.together:
+                    ended = [self._paused.pop(0)]
+                    problem = "the answer is not being read and other requests wait"
+                    ended[0].refuse(ApiError(408, problem, code="timeout"))
+            self._running.remove(job)
+        for job in ended:
+            job.end()
 
     def _notify(self) -> None:
         with self._changed:
@@ -208,23 +251,34 @@ class Worker:
         """Unblock all waiting requests when the thread dies."""
         with self._changed:
             self._dead = True
-            left = [job for job in (self._running, self._paused, *self._waiting) if job is not None]
+            left = [*self._running, *self._paused, *self._waiting]
             self._waiting.clear()
         for job in left:
             job.put(worker_dead())
 
-    def _next(self) -> ModelJob | None:
+    def _start(self) -> bool:
+        """Start the jobs that may run now, and wait until there is one; return False at the end of the server."""
         with self._changed:
-            while (job := self._next_ready()) is None and (not self._closing or self._paused is not None):
+            while True:
+                while self._start_next():
+                    pass
+                if self._running or (self._closing and not self._paused):
+                    return bool(self._running)
                 self._changed.wait()
-            self._running = job
-            return job
 
-    def _next_ready(self) -> ModelJob | None:
-        if self._paused is not None and self._paused.ready:
-            job, self._paused = self._paused, None
-            return job
-        return self._waiting.popleft() if self._waiting else None
+    def _start_next(self) -> bool:
+        """Start a paused job that is ready, or the next that waits, if it may run beside those that do."""
+        ready = [job for job in self._paused if job.ready]
+        paused = next((job for job in ready if job.cancelled.is_set()), ready[0] if ready else None)
+        job = paused or (self._waiting[0] if self._waiting else None)
+        if job is None or not (job.cancelled.is_set() or self._has_room(job)):
+            return False
+        (self._waiting if paused is None else self._paused).remove(job)
+        self._running.append(job)
+        return True
+
+    def _has_room(self, job: ModelJob) -> bool:
+        return len(self._running) < min(other.model.together for other in [*self._running, job])
 
 
 def shutting_down() -> ApiError:

@@ -1,11 +1,12 @@
 """Generate an answer token by token: a state between the logits and the next parts to feed.
 
-Everything is decided between tokens: closing a stream stops the work before the next one.
+Everything is decided between tokens: closing a stream stops the work before the next one. V vocabulary.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Protocol
 
 import numpy as np
@@ -64,6 +65,41 @@ class Answer:
         return "stop" if self._stops.met or (ended and not self._sampler.cut) else "length"
 
 
+class Turn(Enum):
+    """Where work for one answer can stop for that of others, and there is nothing to show."""
+
+    PROMPT = "a stretch of a prompt, or a picture, is run next"
+    TOKEN = "a token has come, without text"
+
+
+class Runs(Protocol):
+    """Runs what an answer is to be fed: `session.Session`."""
+
+    @property
+    def seconds(self) -> float: ...
+
+    def start(self, parts: Sequence[Part]) -> None: ...
+
+    def advance(self) -> np.ndarray | NextLogits | None: ...
+
+
+def answered(answer: Answer, session: Runs) -> Iterator[Step | Turn]:
+    """Yield the steps of an answer, and a turn in front of each stretch of its prompt.
+
+    The next token is started before a step is given out, so that another sequence's step can run it meanwhile."""
+    session.start(answer.parts)
+    yield Turn.PROMPT
+    while not answer.done:
+        logits = session.advance()
+        if logits is None:
+            yield Turn.PROMPT
+            continue
+        step = answer.take(logits, time.perf_counter() - session.seconds)
+        if not answer.done:
+            session.start(answer.parts)
+        yield step
+
+
 @dataclass(slots=True)
 class Stream(Iterator[str]):
     """One answer as it comes: iterate for pieces of text; then `reply`. No work is done before the first piece.
@@ -72,21 +108,25 @@ class Stream(Iterator[str]):
 
     request: Request
     clock: Clock
-    begin: Callable[[], Iterator[Step]]
-    _steps: Iterator[Step] | None = None
+    begin: Callable[[], Iterator[Step | Turn]]
+    _turns: Iterator[Step | Turn] | None = None
     _taken: list[Step] = field(default_factory=list)
+
+    def turns(self) -> Iterator[Step | Turn]:
+        """Yield the same answer token by token, and `Turn.PROMPT` where other work can come in between."""
+        return iter(self._turn, None)
 
     def steps(self) -> Iterator[Step]:
         """Yield the same answer token by token, the ones without text too."""
-        return iter(self._step, None)
+        return (turn for turn in self.turns() if isinstance(turn, Step))
 
-    def _step(self) -> Step | None:
-        if self._steps is None:
-            self._steps = self.begin()
-        step = next(self._steps, None)
-        if step is not None:
-            self._taken.append(step)
-        return step
+    def _turn(self) -> Step | Turn | None:
+        if self._turns is None:
+            self._turns = self.begin()
+        turn = next(self._turns, None)
+        if isinstance(turn, Step):
+            self._taken.append(turn)
+        return turn
 
     def __next__(self) -> str:
         for step in self.steps():
@@ -95,7 +135,7 @@ class Stream(Iterator[str]):
         raise StopIteration
 
     def close(self) -> None:
-        self._steps = iter(())
+        self._turns = iter(())
 
     def finish(self) -> Reply:
         """Run to the end."""

@@ -1,4 +1,4 @@
-"""A prompt ready to run, and the answer to it with its figures.   V vocabulary, n rows of a picture."""
+"""A prompt ready to run, and the answer to it with its figures.   n rows of a picture, D decoder width."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from ..errors import ParameterError, PromptError
 from ..images.decoding import DecodedImage
 from ..models.family import Span
 from .scores import Score
+from .units import Part
 
 FinishReason = Literal["stop", "length"]
 
@@ -53,6 +54,10 @@ class Request:
         for chunk in self.chunks:
             ids.extend(chunk.token_ids if isinstance(chunk, TextChunk) else [-1] * self.spans[chunk.index].n_rows)
         return ids
+
+    def parts(self, rows: Sequence[np.ndarray]) -> list[Part]:
+        """Return what a decoder is fed: token ids and the pictures' rows, (n, D) each, in order."""
+        return [chunk.token_ids if isinstance(chunk, TextChunk) else rows[chunk.index] for chunk in self.chunks]
 
     def describe(self) -> list[dict[str, Any]]:
         """Return the chunks as JSON; a picture's width and height are those of the source, in pixels."""

@@ -1,4 +1,4 @@
-"""Keep for the next answer rows of pictures, and the keys and values of a prompt's beginning.
+"""Keep for later answers rows of pictures, and the keys and values of a prompt's beginning.
 
 Neither changes a bit of any answer. Rows are those of the same decoded pixels under the same preprocessing; keys and
 values are kept for whole units of a prompt, and a unit is run by itself whether it was kept or not
@@ -18,14 +18,14 @@ IMAGE_BYTES = 256 << 20
 
 
 class Reuse:
-    """One model's. `image_bytes`: rows kept, those used longest ago given up first; 0 keeps none.
+    """One model's. `image_bytes`: rows kept, those used longest ago given up first; 0 keeps none. `sequences`: how many
+    there are at most, those in use included; the last one is kept in any case. For one thread."""
 
-    Of sequences the last one is kept. For one thread at a time."""
-
-    def __init__(self, image_bytes: int = IMAGE_BYTES) -> None:
+    def __init__(self, image_bytes: int = IMAGE_BYTES, sequences: int = 1) -> None:
         self._limit, self._held = image_bytes, 0
         self._rows: OrderedDict[bytes, np.ndarray] = OrderedDict()
-        self._session: Session | None = None
+        self._sequences, self._n_used = sequences, 0
+        self._kept: list[Session] = []  # the one used longest ago is first
 
     def rows(self, rgb: np.ndarray) -> np.ndarray | None:
         """Return the rows (N, D) that these pixels (height, width, 3) had the last time, or None."""
@@ -41,18 +41,31 @@ class Reuse:
         while self._held > self._limit:
             self._held -= self._rows.popitem(last=False)[1].nbytes
 
-    def take_session(self) -> Session | None:
-        """Return the last sequence and forget it: it is the caller's from now on."""
-        session, self._session = self._session, None
-        return session
+    def take_session(self, parts: Sequence[Part] = ()) -> Session | None:
+        """Return a kept sequence and forget it: it is the caller's until `give_back`.
 
-    def keep_session(self, session: Session) -> None:
-        self._session = session
+        It is the one that has most of a prompt. Where none has half of it, or would lose more than half of its own
+        positions, a sequence is to be begun (None); or the one used longest ago is given up, if there is no room."""
+        best = max(self._kept, key=lambda session: session.common(parts), default=None)
+        if best is not None and 2 * best.common(parts) < min(sum(map(len, parts)), best.n_past):
+            best = self._kept[0] if self._n_used + len(self._kept) >= self._sequences else None
+        if best is not None:
+            self._kept.remove(best)
+        self._n_used += 1
+        return best
+
+    def give_back(self, session: Session) -> None:
+        """Keep a sequence that was taken, or begun instead, unless somebody may have changed what it holds."""
+        self._n_used -= 1
+        if not session.watched:
+            self._kept.append(session)
+        surplus = self._n_used + len(self._kept) - self._sequences
+        del self._kept[: max(0, min(surplus, len(self._kept) - 1))]
 
     def clear(self) -> None:
         """Forget everything and free its memory."""
         self._rows.clear()
-        self._session = None
+        self._kept.clear()
 
 
 def cached_positions(parts: Sequence[Part], cached_rows: Sequence[np.ndarray], n_past: int) -> int:

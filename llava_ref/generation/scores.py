@@ -4,7 +4,7 @@ They are the model's own, at temperature 1, before any stage of the sampler: the
 whatever the settings. numpy float64.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +46,11 @@ def score_prompt(logits: Iterable[np.ndarray], token_ids: Sequence[int], n_top: 
     (T,), -1 at image positions.
 
     None for the first position, which has nothing before it, and for image positions, which hold no token."""
-    scores: list[Score | None] = [None]
+    return list(each_score(logits, token_ids, n_top))
+
+
+def each_score(logits: Iterable[np.ndarray], token_ids: Sequence[int], n_top: int = 0) -> Iterator[Score | None]:
+    """Yield the same, each as soon as its logits are there."""
+    yield None
     for row, token_id in zip(logits, token_ids[1:], strict=False):  # nothing follows the last
-        scores.append(None if token_id < 0 else score(row, token_id, n_top))
-    return scores
+        yield None if token_id < 0 else score(row, token_id, n_top)

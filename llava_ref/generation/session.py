@@ -3,9 +3,10 @@
 D decoder width, V vocabulary, T positions fed.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, takewhile
 
 import numpy as np
 
@@ -13,9 +14,10 @@ from ..errors import ParameterError, PromptError
 from ..models.family import TextModel
 from ..ops.protocol import Array
 from ..ops.sees import Sees
-from ..ops.step import NextLogits
+from ..ops.step import Stepper
 from ..tracing.finite import RefuseNotFinite
 from ..tracing.trace import Probes, Tap
+from .steps import Logits, Seat, SharedSteps
 from .units import Part, by_units, joined, units
 
 ROWS = 64  # positions whose logits `each` computes at once
@@ -24,8 +26,15 @@ ROWS = 64  # positions whose logits `each` computes at once
 class Session:
     """One sequence: the positions fed so far and their keys and values."""
 
-    def __init__(self, text: TextModel, n_context: int | None = None, probes: Probes | None = None) -> None:
-        """Begin an empty sequence of at most `n_context` positions (default: what the model was trained for)."""
+    def __init__(
+        self,
+        text: TextModel,
+        n_context: int | None = None,
+        probes: Probes | None = None,
+        steps: SharedSteps | None = None,
+    ) -> None:
+        """Begin an empty sequence of at most `n_context` positions (default: what the model was trained for), whose
+        single tokens are run in `steps`, with those of other sequences."""
         c = text.config
         self._text, self._ops = text, text.ops
         self.n_context = n_context or c.context
@@ -33,6 +42,11 @@ class Session:
         self._run_units: list[tuple[Part, int]] = []  # and the position behind each
         self._probes = Probes() if probes is None else probes
         self._stepper = text.ops.stepper(text.step_plan(), self._cache)
+        self._seat: Seat | None = None if steps is None or self._stepper is None else steps.seat(self._stepper)
+        self._left: list[Part] = []  # units that were started and have not been run
+        self._single = False  # whether what was started is one token
+        self.seconds = 0.0
+        """What was spent on that which was started last."""
         self.watched = False
         """Whether a probe may have changed what is kept here, so that nobody else may go on from it."""
 
@@ -47,33 +61,75 @@ class Session:
         Return the logits of the last position (V,), or of every one fed, (T, V), float32. Raises PromptError, before
         any work, where they do not fit the context; NumericsError where a NaN or infinity appears, naming the first
         tensor to hold one."""
+        self.stop()
         self._check(parts)
         first = self.n_past
-        hidden = [self._forward(run) for run in self._runs(parts)]
+        hidden = [self._forward(run) for run in self._runs(self._units(parts))]
         if all_logits:
             return self._logits(self._ops.concat(hidden), first)
         return self._logits(hidden[-1][-1:], self.n_past - 1)[-1]
 
-    def next(self, parts: Sequence[Part]) -> np.ndarray | NextLogits:
+    def next(self, parts: Sequence[Part]) -> Logits:
         """Run parts as `feed` does; return the logits of the last position, (V,).
 
         A single token is run by the backend's stepper, if it has one and nobody watches. Its logits may lie on the
         device, and are valid until the next call."""
-        (first, *rest) = parts
-        if self._stepper is None or rest or isinstance(first, np.ndarray) or len(first) > 1 or self._probes:
-            return self.feed(parts)
+        self.start(parts)
+        while (logits := self.advance()) is None:
+            pass
+        return logits
+
+    def start(self, parts: Sequence[Part]) -> None:
+        """Say what is run next. `advance` runs it, a stretch at a time; a single token may share its step with those
+        of other sequences. Raises PromptError where it does not fit the context."""
+        self.stop()
         self._check(parts)
+        self._left, self.seconds = self._units(parts), 0.0
+        first = parts[0]
+        self._single = len(parts) == len(first) == 1 and not isinstance(first, np.ndarray)
+        if self._single and self._seat is not None:
+            self._seat.ask(first[0])
+
+    def advance(self) -> Logits | None:
+        """Run the next stretch of what was started; return the logits of the last position, (V,), once all has run."""
+        if self._stepper is not None and self._single and (self._has_run or not self._probes.complete):
+            return self._step(self._stepper)
+        began, run = time.perf_counter(), self._runs(self._left)[0]
+        if self._seat is not None:
+            self._seat.leave()
+        hidden = self._forward(run)
+        del self._left[: len(run)]
+        logits = None if self._left else self._logits(hidden[-1:], self.n_past - 1)[-1]
+        self.seconds += time.perf_counter() - began
+        return logits
+
+    @property
+    def _has_run(self) -> bool:
+        """Say whether another sequence's step has run the token already."""
+        return self._seat is not None and self._seat.logits is not None
+
+    def _step(self, stepper: Stepper) -> Logits:
+        began, (unit,) = time.perf_counter(), self._left
         with np.errstate(all="ignore"):  # Triton's interpreter computes with numpy
-            logits = self._stepper.step(first[0])
-        self._run_units.append((first, self.n_past))
-        if not logits.finite:
+            logits = stepper.step(unit[0]) if self._seat is None else self._seat.take()
+        self._left = []
+        self._run_units.append((unit, self.n_past))
+        self.seconds = time.perf_counter() - began if self._seat is None else self._seat.seconds
+        if not (np.isfinite(logits).all() if isinstance(logits, np.ndarray) else logits.finite):
             self._refuse()
         return logits
 
+    def stop(self) -> None:
+        """Forget what was started and `advance` has not run."""
+        if self._seat is not None and self._seat.leave():  # another sequence's step has run it
+            self._cache.truncate(self.n_past - 1)
+        self._left = []
+
     def each(self, parts: Sequence[Part]) -> Iterator[np.ndarray]:
         """Yield logits (V,) of every position fed, one after the other: memory holds those of `ROWS` at once."""
+        self.stop()
         self._check(parts)
-        for run in self._runs(parts):
+        for run in self._runs(self._units(parts)):
             first, hidden = self.n_past, self._forward(run)
             ends = _ends(run, ROWS)
             if self._probes.whole:
@@ -82,25 +138,34 @@ class Session:
             for start, end in pairwise([0, *ends]):
                 yield from self._logits(hidden[start:end], first + start)
 
+    def common(self, parts: Sequence[Part]) -> int:
+        """Count the positions run so far that `parts` begin with, in whole units."""
+        same = self._same(self._units(parts))
+        return self._run_units[same - 1][1] if same else 0
+
     def rewind(self, parts: Sequence[Part]) -> list[Part]:
         """Truncate to the longest common prefix with `parts`; return the rest of them, at least one unit.
 
         What is kept is bit for bit what would be computed again, because a unit's result depends on no other split."""
-        wanted, same = self._units(parts), 0
-        while same < min(len(self._run_units), len(wanted) - 1) and _equal(self._run_units[same][0], wanted[same]):
-            same += 1
+        self.stop()
+        wanted = self._units(parts)
+        same = self._same(wanted)
         del self._run_units[same:]
         self._cache.truncate(self._run_units[-1][1] if self._run_units else 0)
         return wanted[same:]
 
+    def _same(self, wanted: Sequence[Part]) -> int:
+        """Count the units run so far that are the first of `wanted`, of which the last is always to be run."""
+        pairs = zip(self._run_units, wanted[:-1], strict=False)
+        return sum(1 for _ in takewhile(lambda pair: _equal(pair[0][0], pair[1]), pairs))
+
     def _units(self, parts: Sequence[Part]) -> list[Part]:
         return units(parts, self._text.WHOLE_PICTURES)
 
-    def _runs(self, parts: Sequence[Part]) -> list[list[Part]]:
+    def _runs(self, units: Sequence[Part]) -> list[list[Part]]:
         """Return what is run at once: everything where a probe must see it whole, else as many units as the backend
         joins, one at least."""
-        found = self._units(parts)
-        return [found] if self._probes.whole else joined(found, self._ops.joined_rows)
+        return [list(units)] if self._probes.whole else joined(units, self._ops.joined_rows)
 
     def _check(self, parts: Sequence[Part]) -> None:
         count, c = sum(map(len, parts)), self._text.config
@@ -163,6 +228,11 @@ class Session:
         return self._probes.tap(self, range(first, end))
 
 
+def shared_steps(text: TextModel) -> SharedSteps | None:
+    """Return the steps that sequences of a decoder share; None where the backend runs each by itself."""
+    return SharedSteps(text.ops) if text.ops.together > 1 and Session(text)._stepper is not None else None
+
+
 def unembed(text: TextModel, hidden: np.ndarray) -> np.ndarray:
     """Apply the final norm and the output matrix to hidden states of any layer.  (T, D) -> (T, V) float32"""
     c = text.config
@@ -180,6 +250,8 @@ def _ends(run: Sequence[Part], rows: int) -> list[int]:
 
 
 def _equal(a: Part, b: Part) -> bool:
+    if a is b:
+        return True
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return np.array_equal(a, b)
     return not isinstance(a, np.ndarray) and not isinstance(b, np.ndarray) and list(a) == list(b)

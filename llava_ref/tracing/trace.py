@@ -8,6 +8,7 @@ lists the names.
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
@@ -106,8 +107,14 @@ class Probes:
         """Detach a probe."""
         self._set = [other for other in self._set if other is not probe]  # `!=` would compare the arrays of traces
 
-    def __bool__(self) -> bool:
-        return bool(self._set)
+    @contextmanager
+    def attached(self, probe: Probe) -> Iterator[None]:
+        """Attach a probe inside the block."""
+        self.add(probe)
+        try:
+            yield
+        finally:
+            self.remove(probe)
 
     @property
     def complete(self) -> bool:

@@ -99,8 +99,8 @@ def test_an_unread_answer_does_not_block_the_model():
         server.until(lambda: server.worker.busy)
         answer = server.chat("Hi", max_tokens=1)
         assert answer.status_code == 200
-        job = server.worker._paused
-        assert job is not None and job._n_produced < 1500, "of 8 times 2,000 tokens"
+        (job,) = server.worker._paused
+        assert job._n_produced < 1500, "of 8 times 2,000 tokens"
         server.until(lambda: not server.worker.busy)
         assert server.chat("Hi", max_tokens=1).status_code == 200
 
@@ -110,7 +110,7 @@ def test_a_paused_stream_resumes_with_the_same_content(server, small_buffers):
     with server.client.stream("POST", CHAT, json=body) as answer:
         whole = [_pieces(line) for line in answer.iter_lines() if line.startswith("data: {")]
     with many(server, 1, message("POST", CHAT, json.dumps(body).encode(), "Connection: close")) as (sock,):
-        server.until(lambda: server.worker._paused is not None, 60)
+        server.until(lambda: server.worker._paused, 60)
         other = server.chat("What is this?", max_tokens=3, logit_bias={"2": -100}).json()
         assert other["usage"]["completion_tokens"] == 3
         file = sock.makefile("rb")
@@ -126,7 +126,7 @@ def _pieces(line):
 def test_pausing_a_second_stream_cancels_the_first(small_buffers):
     """Only one stream may be paused, because each keeps the memory of a sequence."""
     with serving(limits=Limits(write_seconds=600)) as server, unread(server, 3):
-        server.until(lambda: server.api._queue_places.taken == 1 and server.worker._paused is not None, 60)
+        server.until(lambda: server.api._queue_places.taken == 1 and server.worker._paused, 60)
         assert idle(server) and server.chat("Hi", max_tokens=1).status_code == 200
 
 
@@ -149,16 +149,16 @@ def _stalled(server):
 def test_a_disconnect_while_paused_frees_everything(small_buffers):
     with serving(limits=Limits(write_seconds=600)) as server:
         with unread(server):
-            server.until(lambda: server.worker._paused is not None, 60)
-        server.until(lambda: server.worker._paused is None and idle(server) and not server.connections)
+            server.until(lambda: server.worker._paused, 60)
+        server.until(lambda: not server.worker._paused and idle(server) and not server.connections)
         server.until(lambda: server.api._queue_places.taken == 0)
         assert server.chat("Hi", max_tokens=1).status_code == 200
 
 
 def test_shutdown_cancels_a_paused_stream(small_buffers):
     with serving(limits=Limits(write_seconds=600)) as server, unread(server):
-        server.until(lambda: server.worker._paused is not None, 60)
-        job = server.worker._paused
+        server.until(lambda: server.worker._paused, 60)
+        (job,) = server.worker._paused
         server.worker.drain(0)
         server.worker.join(10)
         assert job.cancelled.is_set() and not server.worker.alive
@@ -187,7 +187,13 @@ def test_a_share_is_given_back_once():
 
 def test_a_client_that_keeps_reading_is_never_paused(server, monkeypatch):
     aside = []
-    monkeypatch.setattr(worker.Worker, "_pause", lambda _, job: aside.append(job))
+    leave = worker.Worker._leave
+
+    def logged(self, job, state):
+        aside.extend([job] if state is worker.State.BEHIND else [])
+        leave(self, job, state)
+
+    monkeypatch.setattr(worker.Worker, "_leave", logged)
     with server.client.stream("POST", CHAT, json=UNREAD | {"max_tokens": 25}) as answer:
         assert sum(line.startswith("data: ") for line in answer.iter_lines()) > 200
     assert not aside

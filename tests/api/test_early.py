@@ -249,7 +249,7 @@ def test_a_disconnect_is_detected_although_it_looks_like_a_half_close(monkeypatc
         with connect(server) as sock:
             sock.sendall(message("POST", CHAT, LONG[:-1] + stream + b"}", version=version))
             assert hold.reached.wait(10)
-            (job,) = [server.worker._running]
+            (job,) = server.worker._running
         server.until(job.cancelled.is_set, 5)
         hold.go.set()
         server.until(lambda: idle(server) and not server.connections)
@@ -262,7 +262,7 @@ def test_a_disconnect_after_a_half_close_is_detected(monkeypatch):
         sock.sendall(message("POST", CHAT, LONG))
         sock.shutdown(1)
         assert hold.reached.wait(10)
-        (job,) = [server.worker._running]
+        (job,) = server.worker._running
         time.sleep(0.5)
         assert not job.cancelled.is_set(), "it has only half closed"
         sock.close()

@@ -78,7 +78,7 @@ def test_a_disconnect_in_prefill_stops_the_forward_pass(server, stage, stream):
     with holding(server, stage) as hold:
         connection = send_request(server, body)
         assert hold.reached.wait(10)
-        (job,) = [server.worker._running]
+        (job,) = server.worker._running
         connection.close()
         server.until(job.cancelled.is_set)
         hold.go.set()
