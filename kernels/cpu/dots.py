@@ -111,6 +111,14 @@ def dot8(builder, acc, codes, x):
 EXACT8 = VNNI
 
 
+@operation(lambda a, b: a)
+def upper_product(builder, a, b):
+    """Return the upper 16 bits of products of int16 lanes without sign."""
+    wide = ir.VectorType(I32, a.type.count)
+    product = builder.mul(builder.zext(a, wide), builder.zext(b, wide))
+    return builder.trunc(builder.lshr(product, constant(wide, 16)), a.type)
+
+
 @operation(lambda table, index: index)
 def look_up(builder, table, index):
     """Look up bytes in 16 bytes: result[i] = table[index[i]], index 0..15.  table i8 (16), index i8 (n)"""

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 
 import llvmlite
 import numba
-from numba import njit, types
+from numba import types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, UserProvidedCacheLocator
 from numba.core.ccallback import CFunc
+from numba.core.registry import CPUDispatcher
 
 from . import simd
 
@@ -75,9 +76,16 @@ class _Cache(FunctionCache):
     _impl_class = _Files
 
 
+class Inlined(CPUDispatcher):
+    """A function that is compiled into its callers; where Python calls it, as a traced kernel does, Python runs it."""
+
+    def __call__(self, *args: Any) -> Any:
+        return self.py_func(*args)
+
+
 def inlined(function: Callable[..., Any]) -> Any:
     """Make a function that kernels call, and that becomes part of them."""
-    return njit(forceinline=True, error_model="numpy")(function)
+    return Inlined(function, {}, {"nopython": True, "forceinline": True, "error_model": "numpy"})
 
 
 def compiled(function: Callable[..., Any], signature: Any) -> int:

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 
 from . import simd
-from .simd import ELEMENTS, I32, Vec, call, constant, filled, first_lanes, named, operation, shuffled
+from .simd import ELEMENTS, I32, Vec, call, constant, filled, first_lanes, llvm_type, named, operation, shuffled
 
 HALF = simd.SET != "portable"  # conversions of half precision are instructions
 
@@ -27,10 +27,11 @@ def bits(builder, kind, value):
 
 
 def _converted(builder: Any, value: Any, to: Any, signed: bool) -> Any:
-    """Convert LLVM vectors, from float to integer towards zero."""
-    whole, was_whole = isinstance(to.element, ir.IntType), isinstance(value.type.element, ir.IntType)
+    """Convert LLVM vectors or numbers, from float to integer towards zero."""
+    element, had = getattr(to, "element", to), getattr(value.type, "element", value.type)
+    whole, was_whole = isinstance(element, ir.IntType), isinstance(had, ir.IntType)
     if whole and was_whole:
-        longer = to.element.width - value.type.element.width
+        longer = element.width - had.width
         extended = builder.sext if signed else builder.zext
         return value if not longer else extended(value, to) if longer > 0 else builder.trunc(value, to)
     if was_whole:
@@ -38,22 +39,22 @@ def _converted(builder: Any, value: Any, to: Any, signed: bool) -> Any:
     if whole:
         return (builder.fptosi if signed else builder.fptoui)(value, to)
     order = [ELEMENTS[name] for name in ("f16", "f32", "f64")]
-    longer = order.index(to.element) - order.index(value.type.element)
+    longer = order.index(element) - order.index(had)
     return value if not longer else builder.fpext(value, to) if longer > 0 else builder.fptrunc(value, to)
 
 
 @operation(lambda kind, value: kind)
 def convert(builder, kind, value):
-    """Convert every lane: integers with their sign or cut short, floats rounded, to integers towards zero.
+    """Convert a number or every lane: integers with their sign or cut short, floats rounded, to integers towards zero.
 
     Half precision is converted by `from_half` and `to_half`."""
-    return _converted(builder, value, kind.llvm, True)
+    return _converted(builder, value, llvm_type(kind), True)
 
 
 @operation(lambda kind, value: kind)
 def convert_unsigned(builder, kind, value):
-    """Convert every lane of integers without sign."""
-    return _converted(builder, value, kind.llvm, False)
+    """Convert a number or every lane, integers without sign."""
+    return _converted(builder, value, llvm_type(kind), False)
 
 
 def half_to_float(builder: Any, words: Any) -> Any:
@@ -209,6 +210,12 @@ def shift_down(builder, x, count):
     """Shift every lane to its lower end, zeros come in; by a number, or by the lanes of a vector."""
     wide = isinstance(count.type, ir.VectorType)
     return builder.lshr(x, count if wide else filled(builder, x.type, simd.number(builder, count, x.type.element)))
+
+
+@operation(_same)
+def shift_up(builder, x, counts):
+    """Shift every lane to its upper end by the lanes of another vector."""
+    return builder.shl(x, counts)
 
 
 @operation(lambda a, b: Vec(a.element, 2 * a.lanes))

@@ -20,7 +20,8 @@ from numba import types
 from numba.core import cgutils
 from numba.core import config as numba_config
 from numba.core.typing.templates import AbstractTemplate, infer_global
-from numba.extending import intrinsic, lower_builtin, models, register_model
+from numba.core.extending import _Intrinsic
+from numba.extending import lower_builtin, models, register_model
 
 SETS = {"avx512": ("avx512f", "avx512bw", "avx512vl", "avx512dq"), "avx2": ("avx2", "fma", "f16c"), "portable": ()}
 BASELINE = {"avx2": "haswell", "portable": "x86-64"}  # LLVM's names of processors that have a set and no more
@@ -79,12 +80,22 @@ i8x16, i16x8, i32x4, f16x8, f32x4 = (
 )
 
 
-def operation(result: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """Make an intrinsic of `build(builder, *values) -> value`; `result` gives its type from those of the arguments.
+class Operation(_Intrinsic):
+    """One instruction or a few: numba's functions call it, and so may a kernel that is traced (traced.py)."""
+
+    trace: Callable[..., Any]
+
+    def __call__(self, *args: Any) -> Any:
+        """Add the instructions to the kernel that is being traced."""
+        return self.trace(*args)
+
+
+def operation(result: Callable[..., Any]) -> Callable[[Callable[..., Any]], Operation]:
+    """Make an operation of `build(builder, *values) -> value`; `result` gives its type from those of the arguments.
 
     An argument that names a type, as in `load(f32x16, ...)`, is handed to both as that type."""
 
-    def made(build: Callable[..., Any]) -> Any:
+    def made(build: Callable[..., Any]) -> Operation:
         def typing(context, *given):
             meant = [getattr(t, "instance_type", t) for t in given]
 
@@ -96,9 +107,16 @@ def operation(result: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]
 
         typing.__name__, typing.__doc__ = build.__name__, build.__doc__
         typing.__signature__ = inspect.signature(build)  # type: ignore[attr-defined]
-        return intrinsic(typing)
+        found = Operation(build.__name__, typing)
+        found._register()
+        found.trace = lambda *args: TRACED[0](result, build, args)
+        return found
 
     return made
+
+
+TRACED: list[Callable[..., Any]] = []
+"""How a call is traced: set by traced.py."""
 
 
 def llvm_type(kind: Any) -> ir.Type:

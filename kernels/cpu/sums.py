@@ -1,179 +1,178 @@
-"""Multiply rows of a matrix by rows of x: the loop that every quantised type shares.
+"""Multiply rows of a matrix by rows of x: the loops that all types share. Traced (traced.py).
 
 A group is 256 weights. Its codes are 8 vectors of int16, evens and odds of each 64 weights, as the codes of x lie
-(activations.py). Weights of two rows of the matrix are unpacked once and multiplied by every row of x, so reading x is
-shared by two rows, and unpacking by all rows of x. A row of the result is the same bits however many there are.
+(activations.py). Two rows of the matrix are unpacked at a time and multiplied by every row of x, so reading x is shared
+by two rows, and unpacking by all rows of x. A row of the result is the same bits however many there are.
 """
 
-from llvmlite import ir
+from collections.abc import Callable
+from typing import Any
+
 from numba import types
-from numba.core import cgutils
 
 from .activations import CODES, GROUP, SUMS
 from .dots import dot16
-from .functions import inlined
 from .lanes import bits, convert, fma, join, total
-from .simd import ELEMENTS, I64, f32x16, i8x32, i8x64, i16x32, i32x16, load, operation, splat, store
+from .simd import f32x16, i8x32, i8x64, i16x32, i32x16, load, splat, store
+from .traced import Cell, Number, Value, least, loop, otherwise, pick, room, when
 
 FEW = 8
 """Rows of x that a launch may have."""
 ROOM = 320
 """Bytes for 8 blocks of 32 weights, a multiple of 64."""
-ARGS = (
-    "blocks", "bytes of a row", "K", "x", "bytes of a row of x", "rows of x", "out", "N", "bias", "add"
-)  # fmt: skip
+ARGS = ("blocks", "bytes of a row", "K", "x", "bytes of a row of x", "rows of x", "out", "N", "bias", "add")
 
 
-@operation(lambda: types.int64)
-def scratch(builder):
-    """Return the address of room on the stack: two vectors for each row of x, and two times 8 blocks."""
-    count = 2 * FEW + 2 * ROOM // 64
-    room = cgutils.alloca_once(builder, ir.ArrayType(ir.VectorType(ELEMENTS["f32"], 16), count))
-    return builder.ptrtoint(room, I64)
-
-
-@inlined
-def arg(args, i):
+def arg(args: Number, i: int) -> Any:
     """Return argument i, an int64."""
     return load(types.int64, args + 8 * i)
 
 
-@inlined
-def finish(args, t, n, y):
-    """Store element n of row t of the result, after the bias and what is to be added."""
+def finish(args: Number, t: Number, n: Number, lanes: Value) -> None:
+    """Store element n of row t of the result: the lanes' sum, the bias, and what is to be added."""
     N, bias, add = arg(args, 7), arg(args, 8), arg(args, 9)
-    if bias != 0:
-        y += load(types.float32, bias + 4 * n)
-    if add != 0:
-        y += load(types.float32, add + 4 * (t * N + n))
-    store(y, arg(args, 6) + 4 * (t * N + n))
+    y = Cell(total(lanes))
+    with when(bias != 0):
+        y.value = y.value + load(types.float32, bias + 4 * n)
+    with when(add != 0):
+        y.value = y.value + load(types.float32, add + 4 * (t * N + n))
+    store(y.value, arg(args, 6) + 4 * (t * N + n))
 
 
-@inlined
-def clear(acc, rows):
-    """Set the sums of two rows of the matrix to zero."""
-    for t in range(2 * rows):
-        store(splat(f32x16, 0.0), acc + 64 * t)
+def finish_two(args: Number, t: Number, n: Number, end: Number, y: Value, z: Value) -> None:
+    """Store elements n and n + 1 of row t of the result, the second if it is there."""
+    finish(args, t, n, y)
+    with when(n + 1 < end):
+        finish(args, t, n + 1, z)
 
 
-@inlined
-def finish_two(args, rows, n, end, acc):
-    """Add up the lanes of row n, and of row n + 1 if it is there."""
-    for t in range(rows):
-        finish(args, t, n, total(load(f32x16, acc + 128 * t)))
-        if n + 1 < end:
-            finish(args, t, n + 1, total(load(f32x16, acc + 128 * t + 64)))
+def nothing(row: Number, x: Number, lanes: Value) -> Value:
+    """Leave the sums as they are: groups are all that a row has."""
+    return lanes
 
 
-@inlined
-def filled_up(blocks, count, room):
-    """Copy the bytes of a row's last blocks to a place where zeros follow them, and return its address."""
-    for i in range(0, ROOM, 64):
-        store(splat(i8x64, 0), room + i)
-    for i in range(count):
-        store(load(types.int8, blocks + i), room + i)
-    return room
+def product(
+    args: Number,
+    first: Number,
+    end: Number,
+    groups: Number,
+    unpack: Callable[..., Any],
+    add: Callable[..., Value],
+    rest: Callable[..., Value] = nothing,
+) -> None:
+    """Multiply rows `first` to `end - 1` of the matrix by every row of x.
+
+    `unpack(row, g, other)` gives the weights of group g of a row at an address; `other` tells the second of two rows.
+    `add(weights, x, g, lanes)` adds their products with group g of a row of x at an address, `rest(row, x, lanes)` what
+    is behind the groups. One row of x is summed up in registers, several in memory."""
+    blocks, row_bytes, x, x_bytes, rows = arg(args, 0), arg(args, 1), arg(args, 3), arg(args, 4), arg(args, 5)
+    zero, sums = splat(f32x16, 0.0), room(2 * FEW)
+    for n in loop(first, end, 2):
+        a, b = blocks + n * row_bytes, blocks + least(n + 1, end - 1) * row_bytes
+        with when(rows == 1):
+            y, z = Cell(zero), Cell(zero)
+            for g in loop(0, groups):
+                y.value = add(unpack(a, g, 0), x, g, y.value)
+                z.value = add(unpack(b, g, 1), x, g, z.value)
+            finish_two(args, 0, n, end, rest(a, x, y.value), rest(b, x, z.value))
+        with otherwise(rows == 1):
+            for t in loop(0, 2 * rows):
+                store(zero, sums + 64 * t)
+            for g in loop(0, groups):
+                w, v = unpack(a, g, 0), unpack(b, g, 1)
+                for t in loop(0, rows):
+                    at, row = sums + 128 * t, x + t * x_bytes
+                    store(add(w, row, g, load(f32x16, at)), at)
+                    store(add(v, row, g, load(f32x16, at + 64)), at + 64)
+            for t in loop(0, rows):
+                y, z, row = load(f32x16, sums + 128 * t), load(f32x16, sums + 128 * t + 64), x + t * x_bytes
+                finish_two(args, t, n, end, rest(a, row, y), rest(b, row, z))
 
 
-@inlined
-def words(codes):
+def words(codes: Value) -> tuple[Value, Value]:
     """Widen 64 int8 codes to int16: the 32 at even places, and the 32 at odd ones."""
     pairs = bits(i16x32, codes)
     return pairs << 8 >> 8, pairs >> 8
 
 
-@inlined
-def pair(low, high):
-    """Put the bytes of two blocks in one vector."""
+def pair(low: Number, high: Number) -> Value:
+    """Put 32 bytes at two addresses in one vector."""
     return join(load(i8x32, low), load(i8x32, high))
 
 
-@inlined
-def dot64(acc, even, odd, x):
+def dot64(acc: Value, even: Value, odd: Value, x: Number) -> Value:
     """Add products of 64 codes with those of x at an address, in 16 lanes of int32, one for each 4 codes."""
     return dot16(dot16(acc, even, load(i16x32, x)), odd, load(i16x32, x + 64))
 
 
-@inlined
-def dot256(w, x):
-    """Add products of a group's codes with those of x at an address."""
-    acc = dot64(splat(i32x16, 0), w[0], w[1], x)
-    acc = dot64(acc, w[2], w[3], x + 128)
-    acc = dot64(acc, w[4], w[5], x + 256)
-    return dot64(acc, w[6], w[7], x + 384)
-
-
-@inlined
-def scaled256(w, d, x):
-    """Add products of a group's codes with those of x, times one float32 scale in d for each 4 weights."""
-    zero = splat(i32x16, 0)
-    acc = convert(f32x16, dot64(zero, w[0], w[1], x)) * d[0]
-    acc = fma(convert(f32x16, dot64(zero, w[2], w[3], x + 128)), d[1], acc)
-    acc = fma(convert(f32x16, dot64(zero, w[4], w[5], x + 256)), d[2], acc)
-    return fma(convert(f32x16, dot64(zero, w[6], w[7], x + 384)), d[3], acc)
-
-
-@inlined
-def whole_scales(unpack, minima, block_bytes, args, first, end):
+def whole_scales(
+    unpack: Callable[..., Any],
+    minima: Callable[..., Any] | None,
+    block_bytes: int,
+    args: Number,
+    first: Number,
+    end: Number,
+) -> None:
     """Do rows of a matrix whose blocks are groups: codes have whole scales, and a block has one float32 factor.
 
     `unpack(address)` gives the words, times their scales, and the factor; `minima(address)` what is to be added for
     each 16 weights, a multiple of the sum of x; it may be None."""
-    blocks, row_bytes, groups = arg(args, 0), arg(args, 1), arg(args, 2) // GROUP
-    x, x_bytes, rows = arg(args, 3), arg(args, 4), arg(args, 5)
-    acc = scratch()
-    for n in range(first, end, 2):
-        a, b = blocks + n * row_bytes, blocks + min(n + 1, end - 1) * row_bytes
-        clear(acc, rows)
-        for g in range(groups):
-            w, d = unpack(a)
-            v, e = unpack(b)
-            codes, sums, scales = x + g * CODES, x + groups * CODES + g * SUMS, x + groups * (CODES + SUMS) + 4 * g
-            for t in range(rows):
-                at = t * x_bytes
-                s = load(types.float32, scales + at)
-                y, z = load(f32x16, acc + 128 * t), load(f32x16, acc + 128 * t + 64)
-                y = fma(convert(f32x16, dot256(w, codes + at)), splat(f32x16, d * s), y)
-                z = fma(convert(f32x16, dot256(v, codes + at)), splat(f32x16, e * s), z)
-                if minima is not None:
-                    y = fma(minima(a), load(f32x16, sums + at), y)
-                    z = fma(minima(b), load(f32x16, sums + at), z)
-                store(y, acc + 128 * t)
-                store(z, acc + 128 * t + 64)
-            a += block_bytes
-            b += block_bytes
-        finish_two(args, rows, n, end, acc)
+    groups = arg(args, 2) // GROUP
+
+    def block(row: Number, g: Number, other: int) -> Any:
+        at = row + g * block_bytes
+        return *unpack(at), minima and minima(at)
+
+    def add(weights: Any, x: Number, g: Number, lanes: Value) -> Value:
+        w, d, m = weights
+        codes, acc = x + g * CODES, splat(i32x16, 0)
+        for i in range(4):
+            acc = dot64(acc, w[2 * i], w[2 * i + 1], codes + 128 * i)
+        s = load(types.float32, x + groups * (CODES + SUMS) + 4 * g)
+        lanes = fma(convert(f32x16, acc), splat(f32x16, d * s), lanes)
+        return lanes if m is None else fma(m, load(f32x16, x + groups * CODES + g * SUMS), lanes)
+
+    product(args, first, end, groups, block, add)
 
 
-@inlined
-def float_scales(unpack, minima, block_bytes, args, first, end):
+def filled_up(row: Number, whole: Number, row_bytes: Number, room: Number) -> None:
+    """Copy the bytes of a row's last blocks, behind `whole` bytes, to a place where zeros follow them."""
+    for i in range(0, ROOM, 64):
+        store(splat(i8x64, 0), room + i)
+    for i in loop(whole, row_bytes):
+        store(load(types.int8, row + i), room + (i - whole))
+
+
+def float_scales(
+    unpack: Callable[..., Any],
+    minima: Callable[..., Any] | None,
+    block_bytes: int,
+    args: Number,
+    first: Number,
+    end: Number,
+) -> None:
     """Do rows of a matrix with a block for 32 weights, 8 blocks at a time, the last ones filled up with zeros.
 
     `unpack(address)` gives the words of 8 blocks and their scales, 4 vectors, a scale for each 4 weights; `minima` as
     above."""
-    blocks, row_bytes, K = arg(args, 0), arg(args, 1), arg(args, 2)
-    x, x_bytes, rows = arg(args, 3), arg(args, 4), arg(args, 5)
-    acc, whole, groups = scratch(), K // GROUP, (K + GROUP - 1) // GROUP
-    for n in range(first, end, 2):
-        a, b = blocks + n * row_bytes, blocks + min(n + 1, end - 1) * row_bytes
-        clear(acc, rows)
-        for g in range(groups):
-            if g == whole:
-                a = filled_up(a, row_bytes - g * 8 * block_bytes, acc + 128 * FEW)
-                b = filled_up(b, row_bytes - g * 8 * block_bytes, acc + 128 * FEW + ROOM)
-            w, d = unpack(a)
-            v, e = unpack(b)
-            codes, sums, scales = x + g * CODES, x + groups * CODES + g * SUMS, x + groups * (CODES + SUMS) + 4 * g
-            for t in range(rows):
-                at = t * x_bytes
-                s = splat(f32x16, load(types.float32, scales + at))
-                y = fma(scaled256(w, d, codes + at), s, load(f32x16, acc + 128 * t))
-                z = fma(scaled256(v, e, codes + at), s, load(f32x16, acc + 128 * t + 64))
-                if minima is not None:
-                    y = fma(minima(a), load(f32x16, sums + at), y)
-                    z = fma(minima(b), load(f32x16, sums + at), z)
-                store(y, acc + 128 * t)
-                store(z, acc + 128 * t + 64)
-            a += 8 * block_bytes
-            b += 8 * block_bytes
-        finish_two(args, rows, n, end, acc)
+    row_bytes, K = arg(args, 1), arg(args, 2)
+    whole, groups, last = K // GROUP, (K + GROUP - 1) // GROUP, room(2 * ROOM // 64)
+
+    def blocks(row: Number, g: Number, other: int) -> Any:
+        step, copy = 8 * block_bytes, last + other * ROOM
+        with when(g == whole):
+            filled_up(row, g * step, row_bytes, copy)
+        at = pick(g == whole, copy, row + g * step)
+        return *unpack(at), minima and minima(at)
+
+    def add(weights: Any, x: Number, g: Number, lanes: Value) -> Value:
+        w, d, m = weights
+        codes, zero, acc = x + g * CODES, splat(i32x16, 0), splat(f32x16, 0.0)
+        for i in range(4):
+            dots = convert(f32x16, dot64(zero, w[2 * i], w[2 * i + 1], codes + 128 * i))
+            acc = fma(dots, d[i], acc) if i else dots * d[i]
+        s = load(types.float32, x + groups * (CODES + SUMS) + 4 * g)
+        lanes = fma(acc, splat(f32x16, s), lanes)
+        return lanes if m is None else fma(m, load(f32x16, x + groups * CODES + g * SUMS), lanes)
+
+    product(args, first, end, groups, blocks, add)

@@ -1,75 +1,60 @@
-"""Multiply by float16, bfloat16 and float32 weights: rows of x stay float32.
+"""Multiply by float16, bfloat16 and float32 weights: rows of x stay float32."""
 
-64 weights of two rows of the matrix are widened once and multiplied by every row of x.
-"""
+from collections.abc import Callable
+from typing import Any
 
-from numba import types
-
-from ..functions import inlined, kernel
 from ..lanes import fma, from_bfloat16, from_half
-from ..simd import f32x16, i16x16, load, load_some, store
-from ..sums import arg, clear, finish_two, scratch
+from ..simd import f32x16, i16x16, load, load_some
+from ..sums import arg, product
+from ..traced import Cell, Number, Value, loop, traced
+
+STEP = 64
 
 
-@inlined
-def half(at, count):
-    """Load up to 16 weights of float16."""
-    return from_half(load(i16x16, at) if count >= 16 else load_some(i16x16, count, at))
+def dense_rows(
+    kind: Any, widened: Callable[[Value], Value], size: int, args: Number, first: Number, end: Number
+) -> None:
+    """Do rows of a matrix of weights of `size` bytes, loaded as vectors of type `kind`; `widened` makes float32."""
+    K = arg(args, 2)
+    whole = K // STEP
+
+    def weights(row: Number, g: Number, other: int) -> Any:
+        return [widened(load(kind, row + size * (STEP * g + i))) for i in range(0, STEP, 16)]
+
+    def add(weights: Any, x: Number, g: Number, lanes: Value) -> Value:
+        for i, w in enumerate(weights):
+            lanes = fma(w, load(f32x16, x + 4 * (STEP * g + 16 * i)), lanes)
+        return lanes
+
+    def rest(row: Number, x: Number, lanes: Value) -> Value:
+        total = Cell(lanes)
+        for k in loop(whole * STEP, K, 16):
+            total.value = fma(
+                widened(load_some(kind, K - k, row + size * k)), load_some(f32x16, K - k, x + 4 * k), total.value
+            )
+        return total.value
+
+    product(args, first, end, whole, weights, add, rest)
 
 
-@inlined
-def bfloat(at, count):
-    """Load up to 16 weights of bfloat16."""
-    return from_bfloat16(load(i16x16, at) if count >= 16 else load_some(i16x16, count, at))
+def same(x: Value) -> Value:
+    """Return x: it is float32 already."""
+    return x
 
 
-@inlined
-def single(at, count):
-    """Load up to 16 weights of float32."""
-    return load(f32x16, at) if count >= 16 else load_some(f32x16, count, at)
-
-
-@inlined
-def four(weights, size, at, count):
-    """Load up to 64 weights."""
-    a, b = weights(at, count), weights(at + 16 * size, count - 16)
-    return a, b, weights(at + 32 * size, count - 32), weights(at + 48 * size, count - 48)
-
-
-@inlined
-def dense_rows(weights, size, args, first, end):
-    """Do rows of a matrix; `weights(address, count)` loads 16, of which `count` are there, of `size` bytes each."""
-    blocks, row_bytes, K = arg(args, 0), arg(args, 1), arg(args, 2)
-    x, x_bytes, rows = arg(args, 3), arg(args, 4), arg(args, 5)
-    acc = scratch()
-    for n in range(first, end, 2):
-        a, b = blocks + n * row_bytes, blocks + min(n + 1, end - 1) * row_bytes
-        clear(acc, rows)
-        for k in range(0, K, 64):
-            w, v = four(weights, size, a + size * k, K - k), four(weights, size, b + size * k, K - k)
-            for t in range(rows):
-                at, y, z = x + t * x_bytes + 4 * k, load(f32x16, acc + 128 * t), load(f32x16, acc + 128 * t + 64)
-                p = four(single, 4, at, K - k)
-                y = fma(w[3], p[3], fma(w[2], p[2], fma(w[1], p[1], fma(w[0], p[0], y))))
-                z = fma(v[3], p[3], fma(v[2], p[2], fma(v[1], p[1], fma(v[0], p[0], z))))
-                store(y, acc + 128 * t)
-                store(z, acc + 128 * t + 64)
-        finish_two(args, rows, n, end, acc)
-
-
-@kernel
-def f16(args, first, end):
+@traced
+def f16(args: Number, first: Number, end: Number) -> None:
     """Multiply rows of a float16 matrix by a few rows of x."""
-    dense_rows(half, 2, args, first, end)
+    dense_rows(i16x16, from_half, 2, args, first, end)
 
 
-@kernel
-def bf16(args, first, end):
+@traced
+def bf16(args: Number, first: Number, end: Number) -> None:
     """Multiply rows of a bfloat16 matrix by a few rows of x."""
-    dense_rows(bfloat, 2, args, first, end)
+    dense_rows(i16x16, from_bfloat16, 2, args, first, end)
 
 
-@kernel
-def f32(args, first, end):
+@traced
+def f32(args: Number, first: Number, end: Number) -> None:
     """Multiply rows of a float32 matrix by a few rows of x."""
-    dense_rows(single, 4, args, first, end)
+    dense_rows(f32x16, same, 4, args, first, end)
