@@ -19,8 +19,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core import config as numba_config
-from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.core.extending import _Intrinsic
+from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import lower_builtin, models, register_model
 
 SETS = {"avx512": ("avx512f", "avx512bw", "avx512vl", "avx512dq"), "avx2": ("avx2", "fma", "f16c"), "portable": ()}
@@ -80,7 +80,7 @@ i8x16, i16x8, i32x4, f16x8, f32x4 = (
 )
 
 
-class Operation(_Intrinsic):
+class Operation(_Intrinsic):  # type: ignore[misc]
     """One instruction or a few: numba's functions call it, and so may a kernel that is traced (traced.py)."""
 
     trace: Callable[..., Any]
@@ -177,6 +177,13 @@ def load(builder, kind, address):
 def store(builder, value, address):
     """Store a vector or a number."""
     builder.store(value, pointer(builder, value.type, address), align=1)
+
+
+@operation(lambda address: types.void)
+def prefetch(builder, address):
+    """Have 64 bytes brought to the second-level cache."""
+    kind, numbers = ir.IntType(8), [ir.Constant(I32, number) for number in (0, 2, 1)]
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer(builder, kind, address), *numbers)
 
 
 def first_lanes(builder: Any, kind: ir.VectorType, count: Any) -> Any:

@@ -13,7 +13,7 @@ from numba import types
 from .activations import CODES, GROUP, SUMS
 from .dots import dot16
 from .lanes import bits, convert, fma, join, total
-from .simd import f32x16, i8x32, i8x64, i16x32, i32x16, load, splat, store
+from .simd import f32x16, i8x32, i8x64, i16x32, i32x16, load, prefetch, splat, store
 from .traced import Cell, Number, Value, least, loop, otherwise, pick, room, when
 
 FEW = 8
@@ -51,11 +51,18 @@ def nothing(row: Number, x: Number, lanes: Value) -> Value:
     return lanes
 
 
+def ahead(row: Number, g: Number, row_bytes: Number, group_bytes: int) -> None:
+    """Fetch what is two rows further: a group is too long for the processor to look far enough ahead itself."""
+    for at in range(0, group_bytes, 64):
+        prefetch(row + g * group_bytes + 2 * row_bytes + at)
+
+
 def product(
     args: Number,
     first: Number,
     end: Number,
     groups: Number,
+    group_bytes: int,
     unpack: Callable[..., Any],
     add: Callable[..., Value],
     rest: Callable[..., Value] = nothing,
@@ -72,6 +79,8 @@ def product(
         with when(rows == 1):
             y, z = Cell(zero), Cell(zero)
             for g in loop(0, groups):
+                for row in (a, b):
+                    ahead(row, g, row_bytes, group_bytes)
                 y.value = add(unpack(a, g, 0), x, g, y.value)
                 z.value = add(unpack(b, g, 1), x, g, z.value)
             finish_two(args, 0, n, end, rest(a, x, y.value), rest(b, x, z.value))
@@ -79,6 +88,8 @@ def product(
             for t in loop(0, 2 * rows):
                 store(zero, sums + 64 * t)
             for g in loop(0, groups):
+                for row in (a, b):
+                    ahead(row, g, row_bytes, group_bytes)
                 w, v = unpack(a, g, 0), unpack(b, g, 1)
                 for t in loop(0, rows):
                     at, row = sums + 128 * t, x + t * x_bytes
@@ -132,13 +143,13 @@ def whole_scales(
         lanes = fma(convert(f32x16, acc), splat(f32x16, d * s), lanes)
         return lanes if m is None else fma(m, load(f32x16, x + groups * CODES + g * SUMS), lanes)
 
-    product(args, first, end, groups, block, add)
+    product(args, first, end, groups, block_bytes, block, add)
 
 
 def filled_up(row: Number, whole: Number, row_bytes: Number, room: Number) -> None:
     """Copy the bytes of a row's last blocks, behind `whole` bytes, to a place where zeros follow them."""
-    for i in range(0, ROOM, 64):
-        store(splat(i8x64, 0), room + i)
+    for at in range(0, ROOM, 64):
+        store(splat(i8x64, 0), room + at)
     for i in loop(whole, row_bytes):
         store(load(types.int8, row + i), room + (i - whole))
 
@@ -175,4 +186,4 @@ def float_scales(
         lanes = fma(acc, splat(f32x16, s), lanes)
         return lanes if m is None else fma(m, load(f32x16, x + groups * CODES + g * SUMS), lanes)
 
-    product(args, first, end, groups, blocks, add)
+    product(args, first, end, groups, 8 * block_bytes, blocks, add)

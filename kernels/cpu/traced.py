@@ -15,20 +15,36 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 from .functions import Kernel, kernel
-from .simd import I64, TRACED, Vec, filled, llvm_type, number
+from .simd import I64, SET, TRACED, VNNI, Vec, filled, llvm_type, number
 
 Number = Any
+TUNING = {f'"target-features"="{get_host_cpu_features()},+fast-dpwssd"'} if VNNI and SET == "avx512" else set()
+"""LLVM takes some processors' multiply-add apart into two instructions, for a chain that is no bottleneck here."""
 BUILDERS: list[Any] = []
 """The builder of the kernel that is being written, while there is one."""
-SIGNS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
-ARITHMETIC = {
-    "add": ("add", "fadd"), "sub": ("sub", "fsub"), "mul": ("mul", "fmul"), "truediv": ("sdiv", "fdiv"),
-    "floordiv": ("sdiv", ""), "mod": ("srem", ""), "and": ("and_", ""), "or": ("or_", ""), "xor": ("xor", ""),
-    "lshift": ("shl", ""), "rshift": ("ashr", ""),
-}  # fmt: skip
+
+
+def _operator(whole: str, real: str = "") -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Make an operator's two methods of a value, from the names of LLVM's instructions."""
+
+    def method(self: "Value", other: Number) -> "Value":
+        return _binary(whole, real, self, other)
+
+    def turned(self: "Value", other: Number) -> "Value":
+        return _binary(whole, real, other, self)
+
+    return method, turned
+
+
+def _comparison(sign: str) -> Callable[..., Any]:
+    def method(self: "Value", other: Number) -> "Value":
+        return _compared(sign, self, other)
+
+    return method
 
 
 class Value:
@@ -37,8 +53,23 @@ class Value:
     def __init__(self, kind: Any, llvm: Any):
         self.kind, self.llvm = kind, llvm
 
+    __add__, __radd__ = _operator("add", "fadd")
+    __sub__, __rsub__ = _operator("sub", "fsub")
+    __mul__, __rmul__ = _operator("mul", "fmul")
+    __truediv__, __rtruediv__ = _operator("sdiv", "fdiv")
+    __floordiv__, __rfloordiv__ = _operator("sdiv")
+    __mod__, __rmod__ = _operator("srem")
+    __and__, __rand__ = _operator("and_")
+    __or__, __ror__ = _operator("or_")
+    __xor__, __rxor__ = _operator("xor")
+    __lshift__, __rlshift__ = _operator("shl")
+    __rshift__, __rrshift__ = _operator("ashr")
+    __lt__, __le__, __gt__, __ge__ = (_comparison(sign) for sign in ("<", "<=", ">", ">="))
+    __eq__ = _comparison("==")
+    __ne__ = _comparison("!=")
+
     def __neg__(self) -> "Value":
-        return _binary("sub", 0, self) if _whole(self.kind) else Value(self.kind, _builder().fneg(self.llvm))
+        return _binary("sub", "", 0, self) if _whole(self.kind) else Value(self.kind, _builder().fneg(self.llvm))
 
     def __bool__(self) -> bool:
         raise TypeError("a condition on a number of the machine: use when() or choose()")
@@ -70,9 +101,8 @@ def _common(a: Number, b: Number) -> Any:
     return max(kinds, key=lambda kind: (isinstance(kind, Vec), not _whole(kind), width[str(kind)]))
 
 
-def _binary(name: str, a: Number, b: Number) -> Value:
+def _binary(whole: str, real: str, a: Number, b: Number) -> Value:
     kind = _common(a, b)
-    whole, real = ARITHMETIC[name]
     made = getattr(_builder(), whole if _whole(kind) else real)
     return Value(kind, made(valued(a, kind).llvm, valued(b, kind).llvm))
 
@@ -82,13 +112,6 @@ def _compared(sign: str, a: Number, b: Number) -> Value:
     made = _builder().icmp_signed if _whole(kind) else _builder().fcmp_ordered
     mask = Vec("i1", kind.lanes) if isinstance(kind, Vec) else types.boolean
     return Value(mask, made(sign, valued(a, kind).llvm, valued(b, kind).llvm))
-
-
-for _name in ARITHMETIC:
-    setattr(Value, f"__{_name}__", lambda self, other, _name=_name: _binary(_name, self, other))
-    setattr(Value, f"__r{_name}__", lambda self, other, _name=_name: _binary(_name, other, self))
-for _name, _sign in SIGNS.items():
-    setattr(Value, f"__{_name}__", lambda self, other, _sign=_sign: _compared(_sign, self, other))
 
 
 def _call(result: Callable[..., Any], build: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -167,6 +190,7 @@ def _write(body: Callable[..., None]) -> Any:
 
     def typing(context, args, first, end):
         def lower(context, builder, sig, given):
+            set.update(builder.function.attributes, TUNING)
             BUILDERS.append(builder)
             try:
                 body(*(Value(types.int64, value) for value in given))
@@ -180,7 +204,7 @@ def _write(body: Callable[..., None]) -> Any:
 
 
 def _calling(args, first, end):
-    BODY(args, first, end)  # type: ignore[name-defined]  # noqa: F821
+    BODY(args, first, end)  # noqa: F821
 
 
 def traced(body: Callable[..., None]) -> Kernel:

@@ -34,7 +34,7 @@ def dense_rows(
             )
         return total.value
 
-    product(args, first, end, whole, weights, add, rest)
+    product(args, first, end, whole, STEP * size, weights, add, rest)
 
 
 def same(x: Value) -> Value:

@@ -14,7 +14,8 @@ FACTORS = shuffle(*[0] * 8, *[BYTES // 2] * 8)
 
 def unpack(at: Number) -> tuple[list[Value], list[Value]]:
     """Unpack 8 blocks into 8 vectors of codes and 4 of scales."""
-    codes, scales = [], []
+    codes: list[Value] = []
+    scales: list[Value] = []
     for two in (at + 2 * BYTES * i for i in range(4)):
         codes += words(pair(two + 2, two + BYTES + 2))
         scales.append(from_half(FACTORS(load(i16x32, two))))
