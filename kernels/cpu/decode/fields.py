@@ -65,12 +65,17 @@ def signed(q):
 
 
 @inlined
-def factors(at, scales):
-    """Unpack 8 scales and 8 minima of 6 bits from 12 bytes, and multiply by d and m, which are at `at`.  -> (16) f32
+def six_bits(at):
+    """Unpack 8 scales and 8 minima of 6 bits from 12 bytes: words a, c, both.  -> (16) bytes, scales first
 
-    The 12 bytes are words a, c, both. The first four of each are the low 6 bits of a and c; of the other four the low
-    nibbles are in `both`, those of the minima in its high nibbles, and the high pairs in the top of a and c."""
-    words = load(i32x4, scales)
+    The first four of each are the low 6 bits of a and c; of the other four the low nibbles are in `both`, those of the
+    minima in its high nibbles, and the high pairs in the top of a and c."""
+    words = load(i32x4, at)
     lower = shift_down(A_BOTH_C_BOTH(words), DOWN()) & MASK()
-    found = bits(i8x16, lower | shift_down(A_A_C_C(words), 2) & TOP())
-    return join(splat(f32x8, half(at)), splat(f32x8, half(at + 2))) * whole(found)
+    return bits(i8x16, lower | shift_down(A_A_C_C(words), 2) & TOP())
+
+
+@inlined
+def factors(at, scales):
+    """Unpack 8 scales and 8 minima, and multiply by d and m, which are at `at`.  -> (16) float32, scales first"""
+    return join(splat(f32x8, half(at)), splat(f32x8, half(at + 2))) * whole(six_bits(scales))

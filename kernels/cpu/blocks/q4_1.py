@@ -1,0 +1,37 @@
+"""Multiply by Q4_1: 32 weights, codes of 4 bits.  w = d q + m
+
+Layout: d, m, 16 bytes of codes (nibbles.py).
+"""
+
+from ..lanes import from_half
+from ..sums import float_scales
+from ..traced import Number, Value, traced
+from .eight import TWICE, spread, strided
+from .nibbles import codes, nibbles
+
+BYTES = 20
+SCALES, MINIMA = strided("i16", BYTES, 8 * BYTES), strided("i16", BYTES, 8 * BYTES - 2)
+
+
+def scales(at: Number) -> Value:
+    """Return d of 8 blocks."""
+    return from_half(SCALES(at))
+
+
+def unpack(at: Number) -> tuple[list[Value], list[Value]]:
+    """Unpack 8 blocks into 8 vectors of codes and 4 of scales."""
+    words: list[Value] = []
+    for two in (at + 2 * BYTES * i for i in range(4)):
+        words += codes(nibbles(two + 4, two + BYTES + 4))
+    return words, spread(scales(at))
+
+
+def minima(at: Number) -> Value:
+    """Return m for each 16 weights."""
+    return TWICE(from_half(MINIMA(at + 2)))
+
+
+@traced
+def matvec(args: Number, first: Number, end: Number) -> None:
+    """Multiply rows of the matrix by a few rows of x."""
+    float_scales(unpack, minima, BYTES, args, first, end)
