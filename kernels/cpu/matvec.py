@@ -12,10 +12,11 @@ from .activations import Activations
 from .functions import Kernel
 from .launch import Launch, arguments
 from .sums import FEW
+from .typed import QUANTISED
 
 __all__ = ["DENSE", "FEW", "SUPPORTED", "matvec"]
 DENSE = frozenset({"F16", "BF16", "F32"})
-SUPPORTED = DENSE | {"Q8_0", "Q4_K", "Q6_K"}
+SUPPORTED = DENSE | QUANTISED
 UNIT = 64 << 10
 """Bytes of a matrix that a thread takes at least: some microseconds."""
 
@@ -34,7 +35,9 @@ def matvec(
     """Write x w^T + bias + add to `out`, at most `FEW` rows of x; 0 for no bias, nothing to add.
 
     Arguments are addresses: w (N, K) in blocks of type `kind`, x (rows, K) float32 for dense types, out and add
-    (rows, N) float32, which may be the same."""
+    (rows, N) float32, which may be the same. Raises ValueError for more rows than `FEW`."""
+    if rows > FEW:
+        raise ValueError(f"rows: {rows}, expected at most {FEW}")
     row_bytes = K // TYPES[kind].weights * TYPES[kind].bytes
     address, x_bytes = (x, 4 * K) if isinstance(x, int) else (x.address, x.row_bytes)
     args = arguments(blocks, row_bytes, K, address, x_bytes, rows, out, N, bias, add)
