@@ -1,7 +1,7 @@
 """Compute on a processor as fast as its memory allows: the file's own blocks, compiled kernels, a cache of float16.
 
 The letters are those of `ops.protocol`. Whatever is not here is `TorchOps`, float32. A product of up to 8 rows reads
-the file's blocks, and x as two 8-bit terms; one of more rows is what `kernels/cpu/product.py` chose for this machine.
+the file's blocks, and x rounded to 16 bits; one of more rows is what `kernels/cpu/product.py` chose for this machine.
 docs/cpu.md has what was measured.
 """
 

@@ -45,13 +45,13 @@ class Products:
 
 
 class Operand:
-    """Rows of x (T, K), and the same as two 8-bit terms: what the kernels of few rows read."""
+    """Rows of x (T, K), and the same rounded to 16 bits: what the kernels of few rows read."""
 
     def __init__(self, x: Tensor) -> None:
-        self.x, self.terms = x, Activations.of(*x.shape)
+        self.x, self.codes = x, Activations.of(*x.shape)
 
     def launch(self) -> Launch:
-        return quantise(self.x.data_ptr(), self.x.stride(0), self.terms, len(self.x))
+        return quantise(self.x.data_ptr(), self.x.stride(0), self.codes, len(self.x))
 
 
 def products(x: Operand, *maps: tuple[Linear, Tensor], add: Tensor | None = None) -> Iterator[Sequence[Launch]]:
@@ -64,5 +64,5 @@ def products(x: Operand, *maps: tuple[Linear, Tensor], add: Tensor | None = None
 def _product(w: Linear, x: Operand, out: Tensor, add: Tensor | None) -> Launch:
     m = matrix_of(w)
     addresses = (0 if y is None else y.data_ptr() for y in (w.bias, add))
-    rows = x.x.data_ptr() if m.type in DENSE else x.terms
+    rows = x.x.data_ptr() if m.type in DENSE else x.codes
     return matvec(m.type, m.address, m.N, m.K, rows, len(x.x), out.data_ptr(), *addresses)
