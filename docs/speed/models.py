@@ -97,7 +97,7 @@ def filled(small: Metadata, n: int) -> Metadata:
         "tokenizer.ggml.scores": [-2000.0 - i for i in range(more)],
         "tokenizer.ggml.token_type": [1] * more,
     }
-    return {key: value + added[key] if key in added else value for key, value in small.items()}  # type: ignore
+    return {key: value + added[key] if key in added else value for key, value in small.items()}  # type: ignore[operator]
 
 
 def text_tensors(s: Shape, mix: str) -> Iterator[tuple[str, StoredTensor]]:

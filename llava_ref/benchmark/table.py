@@ -58,7 +58,9 @@ def _stages(timed: Timed) -> Iterator[tuple[str, Sequence[float], int]]:
 
 def _reference(other: Timed, figures: dict[str, Any]) -> Iterator[str]:
     about = figures["reference"]
-    yield visible(f"llama.cpp: {about['library']}, {about['n_threads']} threads; {about['system']}")
+    yield visible(
+        f"llama.cpp: {about['library']}, ggml {about['ggml']}, {about['n_threads']} threads; {about['system']}"
+    )
     yield f"llama.cpp: {_megabytes(other)} at most; first pass {other.first_pass_s:.3g} s"
     if figures["encode_s"] is not None and figures["quirks"].get("vit_layers") == "stored":
         yield "encode: without clip.vision.feature_layer llama.cpp runs a block less: so does --profile llama.cpp"

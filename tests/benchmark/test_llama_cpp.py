@@ -132,6 +132,7 @@ class TestRealLlamaCpp:
             wrong = llama.run(prompt, [(token + 1) % 100 for token in tokens])
             assert wrong.seconds > 0 and llama.about()["same_tokens"] == 0
         assert llama.wheel and about["peak_rss_mb"] > 10 and "AVX2" in about["system"]
+        assert about["ggml"].count(".") == 2
 
     def test_a_picture(self, pair, tmp_path):
         from PIL import Image

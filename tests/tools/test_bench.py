@@ -126,7 +126,7 @@ class Rival:
         return Repetition({stage: Lap(s, 2.0) for stage, s in seconds.items()}, 15.0, 0.0)
 
     def about(self):
-        return {"peak_rss_mb": 100.0, "system": "AVX2", "library": "libllama.so", "same_tokens": 5}
+        return {"peak_rss_mb": 100.0, "system": "AVX2", "ggml": "0.1", "library": "libllama.so", "same_tokens": 5}
 
     def close(self):
         self.closed = True

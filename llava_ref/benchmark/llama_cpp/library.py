@@ -136,17 +136,17 @@ def find() -> Path:
 
 
 class LlamaLibraries:
-    """The functions of a build as attributes: `llama_*`, and `mtmd_*` where a tower is wanted."""
+    """The functions of a build as attributes: `llama_*`, and `mtmd_*` where a tower is wanted. `ggml`: its version."""
 
     def __init__(self, path: Path, *, tower: bool) -> None:
         """Load the libraries. Raises LlamaCppError where one does not load or its structs do not fit."""
-        self.path, self.log = path, list[str]()
+        self.path, self.log, self.ggml = path, list[str](), "unknown"
         self._log = Log(self._keep)
         try:
             for neighbour in _neighbours(path):
                 with suppress(OSError):  # libllama finds it by itself, or says that it does not
-                    _load_backends(c.CDLL(str(neighbour), c.RTLD_GLOBAL), path.parent)
-            self._add(c.CDLL(str(path), c.RTLD_GLOBAL), TEXT)
+                    self._prepare(c.CDLL(str(neighbour), c.RTLD_GLOBAL))
+            self._add(self._prepare(c.CDLL(str(path), c.RTLD_GLOBAL)), TEXT)
             if tower:
                 self._add(c.CDLL(str(_beside(path, "mtmd") or path)), TOWER)
         except (OSError, AttributeError) as error:
@@ -165,6 +165,18 @@ class LlamaLibraries:
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
             setattr(self, name, function)
+
+    def _prepare(self, library: c.CDLL) -> c.CDLL:
+        """Read ggml's version, and load the processors' code of a build that has it in libraries of its own."""
+        with suppress(AttributeError):
+            version = library.ggml_version
+            version.restype, version.argtypes = Text, []
+            self.ggml = version().decode()
+        with suppress(AttributeError):
+            load = library.ggml_backend_load_all_from_path
+            load.restype, load.argtypes = None, [Text]
+            load(os.fsencode(self.path.parent))
+        return library
 
     def _check(self) -> None:
         for name, fields in DEFAULTS.items():
@@ -202,11 +214,3 @@ def _beside(path: Path, name: str) -> Path | None:
     ending = behind.split(".")[1]
     found = sorted(path.parent.glob(f"{before}{name}.{ending}*"), key=lambda one: len(one.name))
     return found[0] if found else None
-
-
-def _load_backends(library: c.CDLL, folder: Path) -> None:
-    """Load the processors' code of a build that has it in libraries of its own, one for each kind of processor."""
-    with suppress(AttributeError):
-        load = library.ggml_backend_load_all_from_path
-        load.restype, load.argtypes = None, [Text]
-        load(os.fsencode(folder))

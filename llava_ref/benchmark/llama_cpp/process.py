@@ -63,7 +63,7 @@ class LlamaProcess:
         return _repetition(self._ask(do="run", prompt=list(prompt), tokens=list(tokens)))
 
     def about(self) -> dict[str, Any]:
-        """Return `peak_rss_mb`, `same_tokens`, `system` and `library`."""
+        """Return `peak_rss_mb`, `same_tokens`, `system`, `ggml` and `library`."""
         return self._ask(do="about") | {"library": str(self.library)}
 
     def close(self) -> None:

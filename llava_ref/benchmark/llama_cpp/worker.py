@@ -135,8 +135,9 @@ class LlamaEngine:
         llama.mtmd_bitmap_free(bitmap)
 
     def about(self) -> dict[str, Any]:
-        """Return peak memory, the build's options, and which tokens of the last run were the likeliest here too."""
-        return {"peak_rss_mb": peak_rss_mb(), "system": self._llama.system, "same_tokens": sum(self._same)}
+        """Return peak memory, the build, and how many tokens of the last run were the likeliest here too."""
+        build = {"system": self._llama.system, "ggml": self._llama.ggml}
+        return {"peak_rss_mb": peak_rss_mb(), "same_tokens": sum(self._same), **build}
 
 
 def main() -> None:
