@@ -123,11 +123,14 @@ def whole_scales(
     args: Number,
     first: Number,
     end: Number,
+    *,
+    parts: int = 1,
 ) -> None:
     """Do rows of a matrix whose blocks are groups: codes have whole scales, and a block has one float32 factor.
 
     `unpack(address)` gives the words, times their scales, and the factor; `minima(address)` what is to be added for
-    each 16 weights, a multiple of the sum of x; it may be None."""
+    each 16 weights, a multiple of the sum of x; it may be None. Words may have 12 bits and a sign; in two parts, which
+    are added as float32, 13."""
     groups = arg(args, 2) // GROUP
 
     def block(row: Number, g: Number, other: int) -> Any:
@@ -136,11 +139,12 @@ def whole_scales(
 
     def add(weights: Any, x: Number, g: Number, lanes: Value) -> Value:
         w, d, m = weights
-        codes, acc = x + g * CODES, splat(i32x16, 0)
+        codes, acc = x + g * CODES, [splat(i32x16, 0)] * parts
         for i in range(4):
-            acc = dot64(acc, w[2 * i], w[2 * i + 1], codes + 128 * i)
-        s = load(types.float32, x + groups * (CODES + SUMS) + 4 * g)
-        lanes = fma(convert(f32x16, acc), splat(f32x16, d * s), lanes)
+            j = i * parts // 4
+            acc[j] = dot64(acc[j], w[2 * i], w[2 * i + 1], codes + 128 * i)
+        s, dots = load(types.float32, x + groups * (CODES + SUMS) + 4 * g), [convert(f32x16, dots) for dots in acc]
+        lanes = fma(sum(dots[1:], dots[0]), splat(f32x16, d * s), lanes)
         return lanes if m is None else fma(m, load(f32x16, x + groups * CODES + g * SUMS), lanes)
 
     product(args, first, end, groups, block_bytes, block, add)
