@@ -6,14 +6,16 @@ It prints JSON, a row for each number of pictures, or of sequences.
 import argparse
 import json
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rival import Sequences
 
 from llava_ref import load
-from llava_ref.benchmark.measure import Clocks, Repetitions, Stopwatch, repeat
+from llava_ref.benchmark.measure import Clocks, Repetition, Repetitions, Stopwatch, repeat
 from llava_ref.model import Llava
 
 COUNTS = (1, 2, 4, 8)
@@ -36,13 +38,13 @@ def pictures(model: Llava) -> list[dict[str, Any]]:
 
     rows = []
     for n in COUNTS:
-        found = _repeated(partial(run, n))
+        (found,) = _repeated(partial(run, n))
         positions = n * model.tokens_per_image + QUESTION
         rows.append({"pictures": n, "positions": positions, **_seconds(found, "encode", "prefill")})
     return rows
 
 
-def sequences(model: Llava) -> list[dict[str, Any]]:
+def sequences(model: Llava, rival: Sequences | None) -> list[dict[str, Any]]:
     """Measure 1 to 8 sequences that share each step, a token of each, from an empty context."""
     ops, plan, c = model.ops, model.text.step_plan(), model.text.config
     if ops.together < max(COUNTS):
@@ -57,17 +59,22 @@ def sequences(model: Llava) -> list[dict[str, Any]]:
 
     rows = []
     for n in COUNTS:
-        found = _repeated(partial(run, n))
-        seconds = found.median("decode") or 0.0
-        rows.append({"sequences": n, "tok_s": n * STEPS / seconds, **_seconds(found, "decode")})
+        found = _repeated(partial(run, n), *([] if rival is None else [partial(rival.together, n, STEPS)]))
+        speeds = [n * STEPS / (each.median("decode") or 1.0) for each in found]
+        row = {"sequences": n, "tok_s": speeds[0], **_seconds(found[0], "decode")}
+        rows.append(row | ({} if rival is None else {"reference": {"tok_s": speeds[1]}}))
     return rows
 
 
-def _repeated(run: Callable[[Stopwatch], None]) -> Repetitions:
+def _repeated(run: Callable[[Stopwatch], None], *rivals: Callable[[], Repetition]) -> list[Repetitions]:
     watch = Stopwatch(Clocks(), lambda: None)
-    watch.repetition(lambda: run(watch))
-    (found,) = repeat([lambda: watch.repetition(lambda: run(watch))], REPETITIONS, watch.clocks.processors)
-    return found
+
+    def own() -> Repetition:
+        return watch.repetition(lambda: run(watch))
+
+    for first in (own, *rivals):
+        first()
+    return repeat([own, *rivals], REPETITIONS, watch.clocks.processors)
 
 
 def _seconds(found: Repetitions, *stages: str) -> dict[str, Any]:
@@ -84,10 +91,15 @@ def main() -> None:
     parser.add_argument("what", choices=("pictures", "sequences"))
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--precision", default="fast")
-    parser.add_argument("-t", "--threads", type=int)
+    parser.add_argument("-t", "--threads", type=int, required=True)
+    parser.add_argument("--against", action="store_true", help="sequences of llama.cpp too")
     args = parser.parse_args()
     model = load(*args.files, precision=args.precision, threads=args.threads)
-    print(json.dumps((pictures if args.what == "pictures" else sequences)(model)))
+    with ExitStack() as stack:
+        rival = stack.enter_context(closing(Sequences(args.files[0], args.threads))) if args.against else None
+        if rival is not None:
+            rival.load()
+        print(json.dumps(pictures(model) if args.what == "pictures" else sequences(model, rival)))
 
 
 if __name__ == "__main__":

@@ -129,8 +129,11 @@ def _seconds(row: Kept, side: Kept) -> dict[str, float]:
     return found | {"first token": sum(list(found.values())[:2]), "whole answer": sum(found.values())}
 
 
-def _beside(ours: float, theirs: float | None) -> list[str]:
-    return [_g(ours), _g(theirs), "–" if theirs is None else f"**{theirs / ours:.2f}**"]
+def _beside(ours: float, theirs: float | None, *, faster: bool = False) -> list[str]:
+    """Return seconds, or with `faster` speeds, of both, and how many times better ours is."""
+    if theirs is None:
+        return [_g(ours), "–", "–"]
+    return [_g(ours), _g(theirs), f"**{ours / theirs if faster else theirs / ours:.2f}**"]
 
 
 def contexts(kept: Kept) -> str:
@@ -166,14 +169,13 @@ def pictures(kept: Kept) -> str:
 
 
 def sequences(kept: Kept) -> str:
-    models = list(dict.fromkeys(row["model"] for row in kept["rows"]))
-    counts = list(dict.fromkeys(row["sequences"] for row in kept["rows"]))
-    speed = {(row["model"], row["sequences"]): row["tok_s"] for row in kept["rows"]}
+    head = ("model", "sequences at once", "tok/s together", "llama.cpp", "ratio", "of one alone")
+    alone = {row["model"]: row["tok_s"] for row in reversed(kept["rows"])}
     rows = []
-    for n in counts:
-        cells = [f"{_g(speed[m, n])} ({speed[m, n] / speed[m, counts[0]]:.2f}x)" for m in models]
-        rows.append([str(n), *cells])
-    return _table(("sequences at once", *(f"{m.removesuffix('.gguf')}, tok/s together" for m in models)), rows)
+    for row in kept["rows"]:
+        speeds = _beside(row["tok_s"], (row.get("reference") or {}).get("tok_s"), faster=True)
+        rows.append([_name(row), str(row["sequences"]), *speeds, f"{row['tok_s'] / alone[row['model']]:.2f}x"])
+    return _table(head, rows)
 
 
 def kernels(kept: Kept) -> str:

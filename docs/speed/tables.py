@@ -72,9 +72,10 @@ def pictures(s: Settings) -> list[Row]:
 
 
 def sequences(s: Settings) -> list[Row]:
-    """Measure several sequences that decode at the same time, this project alone."""
+    """Measure several sequences that decode at the same time."""
     files = [FOUR_LAYERS, FOUR_LAYERS.replace("q4_k_m", "q8_0")]
-    return [row | {"model": name} for name in files for row in _own(s, "sequences", make(s.folder, name))]
+    against = ("--against",) if s.against else ()
+    return [row | {"model": name} for name in files for row in _own(s, "sequences", make(s.folder, name), *against)]
 
 
 def kernels(s: Settings) -> list[Row]:
@@ -111,7 +112,7 @@ def _bench(s: Settings, model: Path, *options: object, n_prompt: int = 512, n_ge
     return row
 
 
-def _own(s: Settings, what: str, *files: Path) -> list[Row]:
+def _own(s: Settings, what: str, *files: object) -> list[Row]:
     found: list[Row] = _run(Path(__file__).with_name("alone.py"), what, *files, *_how(s), "-t", s.threads)
     return found
 

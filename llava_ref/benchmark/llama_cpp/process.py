@@ -44,7 +44,7 @@ class LlamaProcess:
         files = {"text": str(text), "mmproj": mmproj and str(mmproj), "image": image and str(image)}
         work = {"n_prompt": n_prompt, "n_gen": n_gen, "threads": threads}
         try:
-            self._ask(library=str(self.library), **files, **work)
+            self.ask(library=str(self.library), **files, **work)
         except ParameterError:
             self.close()
             raise
@@ -56,22 +56,23 @@ class LlamaProcess:
 
     def load(self) -> Repetition:
         """Load everything anew."""
-        return _repetition(self._ask(do="load"))
+        return repetition(self.ask(do="load"))
 
     def run(self, prompt: Sequence[int], tokens: Sequence[int]) -> Repetition:
         """Run the picture and a prompt, and these tokens behind it."""
-        return _repetition(self._ask(do="run", prompt=list(prompt), tokens=list(tokens)))
+        return repetition(self.ask(do="run", prompt=list(prompt), tokens=list(tokens)))
 
     def about(self) -> dict[str, Any]:
         """Return `peak_rss_mb`, `same_tokens`, `system`, `ggml` and `library`."""
-        return self._ask(do="about") | {"library": str(self.library)}
+        return self.ask(do="about") | {"library": str(self.library)}
 
     def close(self) -> None:
         with suppress(OSError):
             self._process.communicate()
         self._said.close()
 
-    def _ask(self, **request: Any) -> dict[str, Any]:
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Return the answer to one line."""
         assert self._process.stdin is not None and self._process.stdout is not None
         with suppress(BrokenPipeError):  # there is no answer then, and why is found below
             print(json.dumps(request), file=self._process.stdin, flush=True)
@@ -92,7 +93,8 @@ class LlamaProcess:
         return f"{how}; last heard: {words or 'nothing'}"
 
 
-def _repetition(answer: dict[str, Any]) -> Repetition:
+def repetition(answer: dict[str, Any]) -> Repetition:
+    """Return a repetition as it was before it became JSON."""
     laps = {stage: Lap(**lap) for stage, lap in answer["laps"].items()}
     return Repetition(laps, answer["seconds"], answer["others"])
 
