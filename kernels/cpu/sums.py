@@ -1,8 +1,8 @@
 """Multiply rows of a matrix by rows of x: the loops that all types share. Traced (traced.py).
 
 A group is 256 weights. Its codes are 8 vectors of int16, evens and odds of each 64 weights, as the codes of x lie
-(activations.py). Two rows of the matrix are unpacked at a time and multiplied by every row of x, so reading x is shared
-by two rows, and unpacking by all rows of x. A row of the result is the same bits however many there are.
+(activations.py). A few rows of the matrix are unpacked at a time and multiplied by every row of x, so they share the
+reading of x, and all rows of x the unpacking. A row of the result is the same bits however many there are.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,8 @@ from .traced import Cell, Number, Value, least, loop, otherwise, pick, room, whe
 
 FEW = 8
 """Rows of x that a launch may have."""
+ONE, SOME = 2, 4
+"""Rows of the matrix that are done at once, with one row of x and with several: they share the loads of x."""
 ROOM = 320
 """Bytes for 8 blocks of 32 weights, a multiple of 64."""
 ARGS = ("blocks", "bytes of a row", "K", "x", "bytes of a row of x", "rows of x", "out", "N", "bias", "add")
@@ -39,22 +41,15 @@ def finish(args: Number, t: Number, n: Number, lanes: Value) -> None:
     store(y.value, arg(args, 6) + 4 * (t * N + n))
 
 
-def finish_two(args: Number, t: Number, n: Number, end: Number, y: Value, z: Value) -> None:
-    """Store elements n and n + 1 of row t of the result, the second if it is there."""
-    finish(args, t, n, y)
-    with when(n + 1 < end):
-        finish(args, t, n + 1, z)
-
-
 def nothing(row: Number, x: Number, lanes: Value) -> Value:
     """Leave the sums as they are: groups are all that a row has."""
     return lanes
 
 
-def ahead(row: Number, g: Number, row_bytes: Number, group_bytes: int) -> None:
-    """Fetch what is two rows further: a group is too long for the processor to look far enough ahead itself."""
+def ahead(row: Number, g: Number, distance: Number, group_bytes: int) -> None:
+    """Fetch what is a few rows further: the processor does not look so far ahead itself."""
     for at in range(0, group_bytes, 64):
-        prefetch(row + g * group_bytes + 2 * row_bytes + at)
+        prefetch(row + g * group_bytes + distance + at)
 
 
 def product(
@@ -69,35 +64,54 @@ def product(
 ) -> None:
     """Multiply rows `first` to `end - 1` of the matrix by every row of x.
 
-    `unpack(row, g, other)` gives the weights of group g of a row at an address; `other` tells the second of two rows.
+    `unpack(row, g, i)` gives the weights of group g of a row at an address, which is row i of those done at once;
     `add(weights, x, g, lanes)` adds their products with group g of a row of x at an address, `rest(row, x, lanes)` what
-    is behind the groups. One row of x is summed up in registers, several in memory."""
-    blocks, row_bytes, x, x_bytes, rows = arg(args, 0), arg(args, 1), arg(args, 3), arg(args, 4), arg(args, 5)
-    zero, sums = splat(f32x16, 0.0), room(2 * FEW)
-    for n in loop(first, end, 2):
-        a, b = blocks + n * row_bytes, blocks + least(n + 1, end - 1) * row_bytes
-        with when(rows == 1):
-            y, z = Cell(zero), Cell(zero)
-            for g in loop(0, groups):
-                for row in (a, b):
-                    ahead(row, g, row_bytes, group_bytes)
-                y.value = add(unpack(a, g, 0), x, g, y.value)
-                z.value = add(unpack(b, g, 1), x, g, z.value)
-            finish_two(args, 0, n, end, rest(a, x, y.value), rest(b, x, z.value))
-        with otherwise(rows == 1):
-            for t in loop(0, 2 * rows):
-                store(zero, sums + 64 * t)
-            for g in loop(0, groups):
-                for row in (a, b):
-                    ahead(row, g, row_bytes, group_bytes)
-                w, v = unpack(a, g, 0), unpack(b, g, 1)
-                for t in loop(0, rows):
-                    at, row = sums + 128 * t, x + t * x_bytes
-                    store(add(w, row, g, load(f32x16, at)), at)
-                    store(add(v, row, g, load(f32x16, at + 64)), at + 64)
+    is behind the groups."""
+    with when(arg(args, 5) == 1):
+        one_row(args, first, end, groups, group_bytes, unpack, add, rest)
+    with otherwise(arg(args, 5) == 1):
+        some_rows(args, first, end, groups, group_bytes, unpack, add, rest)
+
+
+def together(args: Number, n: Number, end: Number, count: int) -> list[Value]:
+    """Return the addresses of rows n to n + count - 1 of the matrix; behind the last one, that one again."""
+    return [arg(args, 0) + least(n + i, end - 1) * arg(args, 1) for i in range(count)]
+
+
+def one_row(args, first, end, groups, group_bytes, unpack, add, rest):
+    """Multiply by one row of x, with its sums in registers."""
+    x = arg(args, 3)
+    for n in loop(first, end, ONE):
+        matrix, sums = together(args, n, end, ONE), [Cell(splat(f32x16, 0.0)) for _ in range(ONE)]
+        for g in loop(0, groups):
+            for i, row in enumerate(matrix):
+                ahead(row, g, ONE * arg(args, 1), group_bytes)
+                sums[i].value = add(unpack(row, g, i), x, g, sums[i].value)
+        for i, row in enumerate(matrix):
+            with when(n + i < end):
+                finish(args, 0, n + i, rest(row, x, sums[i].value))
+
+
+def some_rows(args, first, end, groups, group_bytes, unpack, add, rest):
+    """Multiply by several rows of x, with their sums in memory."""
+    x, x_bytes, rows, sums = arg(args, 3), arg(args, 4), arg(args, 5), room(FEW * SOME)
+    for n in loop(first, end, SOME):
+        matrix = together(args, n, end, SOME)
+        for t in loop(0, SOME * rows):
+            store(splat(f32x16, 0.0), sums + 64 * t)
+        for g in loop(0, groups):
+            for row in matrix:
+                ahead(row, g, SOME * arg(args, 1), group_bytes)
+            weights = [unpack(row, g, i) for i, row in enumerate(matrix)]
             for t in loop(0, rows):
-                y, z, row = load(f32x16, sums + 128 * t), load(f32x16, sums + 128 * t + 64), x + t * x_bytes
-                finish_two(args, t, n, end, rest(a, row, y), rest(b, row, z))
+                places = [sums + 64 * (SOME * t + i) for i in range(SOME)]
+                lanes = [add(weights[i], x + t * x_bytes, g, load(f32x16, places[i])) for i in range(SOME)]
+                for at, y in zip(places, lanes, strict=True):  # stores behind all loads, which could be of the same
+                    store(y, at)
+        for t in loop(0, rows):
+            for i, row in enumerate(matrix):
+                with when(n + i < end):
+                    finish(args, t, n + i, rest(row, x + t * x_bytes, load(f32x16, sums + 64 * (SOME * t + i))))
 
 
 def words(codes: Value) -> tuple[Value, Value]:
@@ -133,7 +147,7 @@ def whole_scales(
     are added as float32, 13."""
     groups = arg(args, 2) // GROUP
 
-    def block(row: Number, g: Number, other: int) -> Any:
+    def block(row: Number, g: Number, i: int) -> Any:
         at = row + g * block_bytes
         return *unpack(at), minima and minima(at)
 
@@ -143,8 +157,9 @@ def whole_scales(
         for i in range(4):
             j = i * parts // 4
             acc[j] = dot64(acc[j], w[2 * i], w[2 * i + 1], codes + 128 * i)
-        s, dots = load(types.float32, x + groups * (CODES + SUMS) + 4 * g), [convert(f32x16, dots) for dots in acc]
-        lanes = fma(sum(dots[1:], dots[0]), splat(f32x16, d * s), lanes)
+        s = splat(f32x16, load(types.float32, x + groups * (CODES + SUMS) + 4 * g))
+        dots = [convert(f32x16, dots) for dots in acc]
+        lanes = fma(sum(dots[1:], dots[0]) * s, splat(f32x16, d), lanes)
         return lanes if m is None else fma(m, load(f32x16, x + groups * CODES + g * SUMS), lanes)
 
     product(args, first, end, groups, block_bytes, block, add)
@@ -171,10 +186,10 @@ def float_scales(
     `unpack(address)` gives the words of 8 blocks and their scales, 4 vectors, a scale for each 4 weights; `minima` as
     above."""
     row_bytes, K = arg(args, 1), arg(args, 2)
-    whole, groups, last = K // GROUP, (K + GROUP - 1) // GROUP, room(2 * ROOM // 64)
+    whole, groups, last = K // GROUP, (K + GROUP - 1) // GROUP, room(SOME * ROOM // 64)
 
-    def blocks(row: Number, g: Number, other: int) -> Any:
-        step, copy = 8 * block_bytes, last + other * ROOM
+    def blocks(row: Number, g: Number, i: int) -> Any:
+        step, copy = 8 * block_bytes, last + i * ROOM
         with when(g == whole):
             filled_up(row, g * step, row_bytes, copy)
         at = pick(g == whole, copy, row + g * step)

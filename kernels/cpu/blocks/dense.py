@@ -18,7 +18,7 @@ def dense_rows(
     K = arg(args, 2)
     whole = K // STEP
 
-    def weights(row: Number, g: Number, other: int) -> Any:
+    def weights(row: Number, g: Number, i: int) -> Any:
         return [widened(load(kind, row + size * (STEP * g + i))) for i in range(0, STEP, 16)]
 
     def add(weights: Any, x: Number, g: Number, lanes: Value) -> Value:
