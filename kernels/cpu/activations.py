@@ -10,14 +10,15 @@ codes, for minima and offsets of weights; scales (n,) float32: d.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import types
 
-from .functions import inlined, kernel
 from .lanes import absolute, bits, convert, join, larger, largest, shuffle_two, total
 from .launch import Launch, arguments
 from .simd import f32x16, i16x16, i32x16, load, load_some, splat, store
+from .traced import Number, loop, pick, traced
 
 GROUP = 256
 CODES, SUMS = 2 * GROUP, 4 * 16  # bytes a group
@@ -47,52 +48,42 @@ class Activations:
         return cls(room.ctypes.data + -room.ctypes.data % 64, K, row_bytes, groups, room)
 
 
-@inlined
-def largest_of(x, count):
-    """Return the largest size of `count` numbers, at most 256; NaN where one is infinite or no number."""
-    most, odd = splat(f32x16, 0.0), splat(f32x16, 0.0)
-    for i in range(0, count, 16):
-        values = load_some(f32x16, count - i, x + 4 * i)
-        most = larger(absolute(values), most)
-        odd = odd + values * 0.0
-    return largest(most) + total(odd)
+def sixteen(x: Number, count: Number, i: int) -> Any:
+    """Load numbers 16 i to 16 i + 15 of a group of which `count` are there; the others are 0."""
+    return load_some(f32x16, count - 16 * i, x + 64 * i)
 
 
-@inlined
-def codes_of(x, count, inverse):
-    """Round 16 numbers, of which `count` are there, to int32."""
-    scaled = load_some(f32x16, count, x) * inverse + WHOLE
-    return bits(i32x16, scaled) - bits(i32x16, splat(f32x16, WHOLE))
+def scale_of(numbers: list[Any]) -> tuple[Any, Any]:
+    """Return a group's scale and what to multiply by; the scale is NaN where a number is infinite or none."""
+    most, odd = absolute(numbers[0]), numbers[0] * 0.0
+    for values in numbers[1:]:
+        most, odd = larger(absolute(values), most), odd + values * 0.0
+    size = largest(most) + total(odd)
+    none = size < SMALLEST
+    return pick(none, 0.0, size / 32767.0), pick(none, 0.0, 32767.0 / size)
 
 
-@inlined
-def round_group(x, count, codes, sums, scale):
+def round_group(x: Number, count: Number, codes: Number, sums: Number, scale: Number) -> None:
     """Round 256 numbers, of which `count` are there."""
-    most = largest_of(x, min(count, GROUP))
-    d, inverse = most / types.float32(32767), types.float32(32767) / most
-    if most < SMALLEST:
-        d = inverse = types.float32(0)
+    numbers = [sixteen(x, count, i) for i in range(16)]
+    d, inverse = scale_of(numbers)
     store(d, scale)
-    for i in range(0, GROUP, 64):
-        a, b = codes_of(x + 4 * i, count - i, inverse), codes_of(x + 4 * i + 64, count - i - 16, inverse)
-        c, e = codes_of(x + 4 * i + 128, count - i - 32, inverse), codes_of(x + 4 * i + 192, count - i - 48, inverse)
-        low = join(convert(i16x16, a), convert(i16x16, b))
-        high = join(convert(i16x16, c), convert(i16x16, e))
-        store(EVEN(low, high), codes + 2 * i)
-        store(ODD(low, high), codes + 2 * i + 64)
-        store(d * types.float32(total(a)), sums + i // 4)
-        store(d * types.float32(total(b)), sums + i // 4 + 4)
-        store(d * types.float32(total(c)), sums + i // 4 + 8)
-        store(d * types.float32(total(e)), sums + i // 4 + 12)
+    rounded = [bits(i32x16, values * inverse + WHOLE) - bits(i32x16, splat(f32x16, WHOLE)) for values in numbers]
+    for i, values in enumerate(rounded):
+        store(d * convert(types.float32, total(values)), sums + 4 * i)
+    for i in range(0, 16, 4):
+        a, b, c, e = (convert(i16x16, values) for values in rounded[i : i + 4])
+        low, high = join(a, b), join(c, e)
+        store(EVEN(low, high), codes + 32 * i)
+        store(ODD(low, high), codes + 32 * i + 64)
 
 
-@kernel
-def round_rows(args, first, end):
+@traced
+def round_rows(args: Number, first: Number, end: Number) -> None:
     """Round groups of 256 numbers, counted through all rows."""
-    x, stride, K = load(types.int64, args), load(types.int64, args + 8), load(types.int64, args + 16)
-    out, row_bytes = load(types.int64, args + 24), load(types.int64, args + 32)
+    x, stride, K, out, row_bytes = (load(types.int64, args + 8 * i) for i in range(5))
     groups = (K + GROUP - 1) // GROUP
-    for i in range(first, end):
+    for i in loop(first, end):
         t, g = i // groups, i % groups
         row, at = out + t * row_bytes, x + t * stride + g * 4 * GROUP
         sums, scales = row + groups * CODES, row + groups * (CODES + SUMS)

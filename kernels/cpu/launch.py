@@ -15,13 +15,12 @@ from functools import cache
 import numpy as np
 
 from .functions import Kernel
-from .workers import LAUNCH, RECORD, STAGE, WORKER, alone, start
+from .workers import LAUNCH, RECORD, STAGE, alone, start, work
 
 __all__ = ["Kernel", "Launch", "Program", "arguments", "run"]
 WORDS = RECORD // 8
 _CALL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-_START, _ALONE = _CALL(start.address), _CALL(alone.address)
-_WORK = ctypes.CFUNCTYPE(None, ctypes.c_int64)(WORKER)
+_START, _ALONE, _WORK = (_CALL(kernel.address) for kernel in (start, alone, work))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +89,14 @@ class Program:
         self._words[0, 1] = threads
         gomp = _symbol("GOMP_parallel")
         if gomp:
-            _START(address, WORKER, gomp)
+            _START(address, work.address, gomp)
         else:
             self._run_elsewhere(address, threads)
 
     def _run_elsewhere(self, address: int, threads: int) -> None:
         self._words[1 : 1 + len(self._stages), :2] = 0
-        others = [_threads(threads - 1).submit(_WORK, address) for _ in range(threads - 1)]
-        _WORK(address)
+        others = [_threads(threads - 1).submit(_WORK, address, 0, 0) for _ in range(threads - 1)]
+        _WORK(address, 0, 0)
         for other in others:
             other.result()
 

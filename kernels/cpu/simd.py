@@ -121,6 +121,8 @@ TRACED: list[Callable[..., Any]] = []
 
 def llvm_type(kind: Any) -> ir.Type:
     """Return LLVM's type of a vector or a number."""
+    if kind == types.boolean:
+        return ELEMENTS["i1"]
     return kind.llvm if isinstance(kind, Vec) else ELEMENTS[f"{kind.name[0]}{kind.bitwidth}".replace("u", "i")]
 
 

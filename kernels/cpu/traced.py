@@ -137,6 +137,28 @@ def loop(first: Number, end: Number, step: int = 1) -> Iterator[Value]:
         yield Value(kind, index)
 
 
+class Leave:
+    """Where to go on behind a loop."""
+
+    def __init__(self, block: Any):
+        self._block = block
+
+    def leave(self) -> None:
+        """End the loop."""
+        _builder().branch(self._block)
+
+
+def turns() -> Iterator[Leave]:
+    """Give what ends the loop: its body is done over and over, until `with when(...): turn.leave()`."""
+    builder = _builder()
+    body, behind = builder.append_basic_block("turn"), builder.append_basic_block("behind")
+    builder.branch(body)
+    builder.position_at_end(body)
+    yield Leave(behind)
+    builder.branch(body)
+    builder.position_at_end(behind)
+
+
 @contextmanager
 def when(condition: Value) -> Iterator[None]:
     """Do what follows where the condition holds."""
@@ -162,10 +184,16 @@ def least(a: Number, b: Number) -> Value:
     return pick(_compared("<", a, b), a, b)
 
 
+def most(a: Number, b: Number) -> Value:
+    """Return the larger of two numbers."""
+    return pick(_compared(">", a, b), a, b)
+
+
 class Cell:
     """A number or vector that changes: `cell.value = cell.value + 1`."""
 
-    def __init__(self, value: Value):
+    def __init__(self, value: Number):
+        value = value if isinstance(value, Value) else valued(value, _python(value))
         self._kind, self._at = value.kind, cgutils.alloca_once(_builder(), value.llvm.type)
         self.value = value
 
@@ -175,7 +203,7 @@ class Cell:
         return Value(self._kind, _builder().load(self._at))
 
     @value.setter
-    def value(self, value: Value) -> None:
+    def value(self, value: Number) -> None:
         _builder().store(valued(value, self._kind).llvm, self._at)
 
 

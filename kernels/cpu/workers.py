@@ -9,11 +9,13 @@ thread that is waited for.
 A program is an int64 array: the number of stages; then 64 bytes a stage, from byte 64 on; then 64 bytes a launch.
 """
 
+from typing import Any
+
 from llvmlite import ir
 from numba import types
 
-from .functions import compiled, inlined, kernel
 from .simd import I32, I64, SET, call, load, operation, pointer, store
+from .traced import Cell, Number, least, loop, most, otherwise, pick, traced, turns, when
 
 STAGE = ("taken", "done", "units", "launches", "first launch")  # words of a stage, from byte 64 on
 LAUNCH = ("kernel", "args", "items", "grain", "units")
@@ -21,8 +23,6 @@ RECORD = 64
 SPINS = 400
 """Looks at the counter before a nap, some microseconds."""
 NAP = 20
-FORK = types.void(types.int64, types.int64, types.int64, types.int64, types.int64)
-WORK = types.void(types.int64, types.int64, types.int64)
 
 
 @operation(lambda address, amount: types.int64)
@@ -63,79 +63,68 @@ def fork(builder, address, function, data, threads):
     builder.call(pointer(builder, kind, address), [function, data, builder.trunc(threads, I32), ir.Constant(I32, 0)])
 
 
-@inlined
-def word(at, i):
+def word(at: Number, i: int) -> Any:
     """Read word i of a record."""
     return load(types.int64, at + 8 * i)
 
 
-@inlined
-def part(at, first, end):
-    """Do units `first` to `end - 1` of a launch; the last unit has the items that are left over."""
-    grain = word(at, 3)
-    launch(word(at, 0), word(at, 1), first * grain, word(at, 2) if end == word(at, 4) else end * grain)
+def units(program: Number, stage: Number, first: Number, end: Number) -> None:
+    """Do units `first` to `end - 1` of a stage, which may be of several launches. A launch's last has its odd items."""
+    at, before = Cell(program + word(stage, 4)), Cell(0)
+    for _ in loop(0, word(stage, 3)):
+        record, count, grain = at.value, word(at.value, 4), word(at.value, 3)
+        start, stop = most(first - before.value, 0), least(end - before.value, count)
+        with when(start < stop):
+            items = pick(stop == count, word(record, 2), stop * grain)
+            launch(word(record, 0), word(record, 1), start * grain, items)
+        before.value = before.value + count
+        at.value = record + RECORD
 
 
-@inlined
-def units(program, stage, first, end):
-    """Do units `first` to `end - 1` of a stage, which may be of several launches."""
-    at = program + word(stage, 4)
-    for _ in range(word(stage, 3)):
-        count = word(at, 4)
-        if first < count and end > 0:
-            part(at, max(first, 0), min(end, count))
-        first -= count
-        end -= count
-        at += RECORD
-
-
-@inlined
-def wait(stage, count, usleep):
+def wait(stage: Number, count: Number, usleep: Number) -> None:
     """Wait until `count` units of a stage are done."""
-    spins = 0
-    while seen(stage + 8) < count:
-        spins += 1
-        if spins > SPINS and usleep != 0:
+    spins = Cell(0)
+    for turn in turns():
+        with when(seen(stage + 8) >= count):
+            turn.leave()
+        spins.value = spins.value + 1
+        tired = (spins.value > SPINS) & (usleep != 0)
+        with when(tired):
             nap(usleep, NAP)
-        else:
+        with otherwise(tired):
             pause()
 
 
-def work(program):
-    """Do a program, on each of its threads."""
-    threads, usleep, stage = word(program, 1), word(program, 2), program + RECORD
-    for _ in range(word(program, 0)):
+@traced
+def work(program: Number, first: Number, end: Number) -> None:
+    """Do a program, on each of its threads. OpenMP gives the first argument only, and no other is looked at."""
+    threads, usleep = word(program, 1), word(program, 2)
+    for i in loop(1, word(program, 0) + 1):
+        stage = program + RECORD * i
         count = word(stage, 2)
-        while True:
-            share = max((count - seen(stage)) // (4 * threads), 1)
-            first = add_at(stage, share)
-            if first >= count:
-                break
-            end = min(first + share, count)
-            units(program, stage, first, end)
-            add_at(stage + 8, end - first)
+        for turn in turns():
+            share = most((count - seen(stage)) // (4 * threads), 1)
+            taken = add_at(stage, share)
+            with when(taken >= count):
+                turn.leave()
+            stop = least(taken + share, count)
+            units(program, stage, taken, stop)
+            add_at(stage + 8, stop - taken)
         wait(stage, count, usleep)
-        stage += RECORD
 
 
-WORKER = compiled(work, types.void(types.int64))
-
-
-@kernel
-def start(program, worker, gomp):
+@traced
+def start(program: Number, worker: Number, gomp: Number) -> None:
     """Set the counters to zero, and do a program on its threads."""
-    stage = program + RECORD
-    for _ in range(word(program, 0)):
-        store(0, stage)
-        store(0, stage + 8)
-        stage += RECORD
+    for i in loop(1, word(program, 0) + 1):
+        store(0, program + RECORD * i)
+        store(0, program + RECORD * i + 8)
     fork(gomp, worker, program, word(program, 1))
 
 
-@kernel
-def alone(program, first, end):
+@traced
+def alone(program: Number, first: Number, end: Number) -> None:
     """Do a program on this thread."""
-    stage = program + RECORD
-    for _ in range(word(program, 0)):
+    for i in loop(1, word(program, 0) + 1):
+        stage = program + RECORD * i
         units(program, stage, 0, word(stage, 2))
-        stage += RECORD
