@@ -1,25 +1,28 @@
 """Multiply many rows by a matrix in the blocks of its file: prompts, and the towers of pictures.
 
-T rows of x, N rows of the matrix, K its columns. There are three ways, and a machine and a type choose one of them:
+T rows of x, N rows of the matrix, K its columns. There are three ways; the machine and the type choose one, T does not:
 
-bfloat16  Where the processor multiplies bfloat16 itself. Weights are converted some rows at a time into a scratch that
-          stays in the cache, and torch multiplies; sums are float32, and each is rounded once more to bfloat16.
-int8      The weights as they are stored, with the scales of their own groups; x as int8 with a scale a group (`gemm`).
-float32   Neither: a processor without bfloat16, and a type that `gemm` does not read.
+bfloat16  Weights are rounded to bfloat16 some rows at a time, in a scratch, and torch multiplies; sums are float32, and
+          each is rounded to bfloat16 once more. Where the processor multiplies bfloat16 by tiles (AMX), for every type;
+          where it does so lane by lane (AVX512-BF16), for those that have no integers.
+int8      The weights as they are stored, with the scales of their own groups; x with a scale a group (`gemm`).
+float32   A file of numbers, on a processor without bfloat16.
 
-Relative error of a product of random numbers: 2.9e-3, 5e-3 to 7e-3 (what ggml's 8-bit activations cost), 1e-6.
+Relative error of a product of random numbers: 2.9e-3; 5e-3 to 6e-3, what ggml's 8-bit activations cost, or 4e-5 where
+codes have 16 bits; 1e-6.
 """
 
 from ctypes import c_uint8
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llava_ref.gguf.types import TYPES
-from llava_ref.ops.torch_quants import decode
+from . import gemm, panels, simd
+from .launch import run
+from .rows import rows, widened
 
 Way = Literal["bfloat16", "int8", "float32"]
 SLAB = 1 << 22
@@ -28,64 +31,104 @@ ROWS = 16
 """Rows are padded to a multiple of this: 577 rows take as long as 592, or up to 6 % longer."""
 
 
+def native_bfloat16() -> str:
+    """Return the instructions by which torch multiplies bfloat16 here, or nothing where it has none."""
+    if simd.LOWERED:
+        return ""
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    return "AVX512-BF16" if torch.cpu._is_avx512_bf16_supported() else ""
+
+
+@cache
+def way(kind: str) -> Way:
+    """Return how matrices of a type are multiplied on this machine."""
+    native, whole = native_bfloat16(), kind in panels.CODES
+    if native == "AMX" or (native and not whole):
+        return "bfloat16"
+    return "int8" if whole else "float32"
+
+
+def chosen(kind: str) -> str:
+    """Return in words how matrices of a type are multiplied on this machine."""
+    return {"bfloat16": f"bf16 ({native_bfloat16()})", "int8": f"int8 ({simd.SET})", "float32": "f32"}[way(kind)]
+
+
 class Rows:
     """Rows that several matrices multiply, in the forms that their types ask for, each made once."""
 
-    def __init__(self, x: Tensor) -> None:
-        self.x = x  # (T, K) float32
+    def __init__(self, x: Tensor, threads: int) -> None:
+        self.x, self._threads = x.contiguous(), threads  # (T, K) float32
+        self._tiles = dict[bool, gemm.Tiles]()
 
     @cached_property
     def bfloat16(self) -> Tensor:
         """Return the rows rounded, with rows of zeros below them.  (T padded to ROWS, K)"""
         T, K = self.x.shape
-        rows = self.x.new_zeros((-(-T // ROWS) * ROWS, K), dtype=torch.bfloat16)
-        rows[:T] = self.x
-        return rows
+        padded = self.x.new_zeros((-(-T // ROWS) * ROWS, K), dtype=torch.bfloat16)
+        padded[:T] = self.x
+        return padded
+
+    def tiles(self, kind: str) -> gemm.Tiles:
+        """Return the rows rounded to integers, as a type's codes ask for."""
+        octets = panels.CODES[kind].form.octets
+        if octets not in self._tiles:
+            self._tiles[octets] = gemm.Tiles(self.x, octets, self._threads)
+        return self._tiles[octets]
 
 
 class ManyRows:
     """Multiply by matrices one after another, in a scratch that is kept; not for two threads of Python at once."""
 
     def __init__(self, threads: int) -> None:
-        self._threads, self._scratch = threads, torch.empty(0, dtype=torch.bfloat16)
+        self._threads, self._integers = threads, gemm.Integers(threads)
+        self._scratch = torch.empty(0, dtype=torch.uint8)
 
     def input(self, x: Tensor) -> Rows:
         """Take the rows that the next products have in common.  (T, K) float32"""
-        return Rows(x)
+        return Rows(x, self._threads)
 
     def product(self, kind: str, address: int, N: int, K: int, x: Rows) -> Tensor:
         """Return x w^T of a matrix of type `kind` whose blocks begin at `address`.  -> (T, N) float32"""
-        blocks = _blocks(kind, address, N, K)
-        if way(kind) == "float32":
-            return functional.linear(x.x, decode(blocks, kind))
-        T, out, step = len(x.x), torch.empty((len(x.x), N)), max(1, SLAB // K)
+        if way(kind) == "int8":
+            return self._integers.product(kind, address, N, K, x.tiles(kind))
+        out, step = torch.empty((len(x.x), N)), max(1, SLAB // K)
         for first in range(0, N, step):
-            w = self._bfloat16(kind, blocks[first : first + step], K)
-            out[:, first : first + step] = functional.linear(x.bfloat16, w)[:T]
+            last = min(first + step, N)
+            y = self._slab(kind, address, K, first, last - first, x)
+            out[:, first:last] = y[: len(x.x)]
         return out
 
-    def _bfloat16(self, kind: str, blocks: Tensor, K: int) -> Tensor:
+    def _slab(self, kind: str, address: int, K: int, first: int, n: int, x: Rows) -> Tensor:
+        """Multiply by n rows of the matrix.  -> (T or more, n)"""
+        if way(kind) == "bfloat16":
+            return functional.linear(x.bfloat16, self._bfloat16(kind, address, K, first, n))
+        if kind == "F32":
+            return functional.linear(x.x, _numbers(address + 4 * K * first, n, K, torch.float32))
+        return functional.linear(x.x, self._float32(kind, address, K, first, n))
+
+    def _bfloat16(self, kind: str, address: int, K: int, first: int, n: int) -> Tensor:
         """Return rows of a matrix in bfloat16, in the scratch; of a BF16 file in place.  -> (n, K)"""
-        if kind == "BF16" and blocks.data_ptr() % 2 == 0:
-            return blocks.view(torch.bfloat16)
-        size = len(blocks) * K
+        if kind == "BF16":
+            return _numbers(address + 2 * K * first, n, K, torch.bfloat16)
+        w = self._room(n, K, torch.bfloat16)
+        run(widened(kind, address, K, first, n, w.data_ptr()), threads=self._threads)
+        return w
+
+    def _float32(self, kind: str, address: int, K: int, first: int, n: int) -> Tensor:
+        """Return rows of a matrix in float32, in the scratch.  -> (n, K)"""
+        w, ids = self._room(n, K, torch.float32), torch.arange(first, first + n)
+        run(rows(kind, address, K, ids.data_ptr(), n, w.data_ptr()), threads=self._threads)
+        return w
+
+    def _room(self, n: int, K: int, dtype: torch.dtype) -> Tensor:
+        size = n * K * dtype.itemsize
         if self._scratch.numel() < size:
-            self._scratch = torch.empty(size, dtype=torch.bfloat16)
-        return self._scratch[:size].view(-1, K).copy_(decode(blocks, kind))
+            self._scratch = torch.empty(size, dtype=torch.uint8)
+        return self._scratch[:size].view(dtype).view(n, K)
 
 
-def _blocks(kind: str, address: int, N: int, K: int) -> Tensor:
-    """Return the bytes of a matrix where they lie.  -> (N, bytes of a row) uint8"""
-    size = N * K // TYPES[kind].weights * TYPES[kind].bytes
-    return torch.frombuffer((c_uint8 * size).from_address(address), dtype=torch.uint8).view(N, -1)
-
-
-def way(kind: str) -> Way:
-    return "bfloat16"
-
-
-def native_bfloat16() -> str:
-    """Return the instructions by which torch multiplies bfloat16 here, or nothing where it has none."""
-    if torch.cpu._is_amx_tile_supported():
-        return "AMX"
-    return "AVX512-BF16" if torch.cpu._is_avx512_bf16_supported() else ""
+def _numbers(address: int, n: int, K: int, dtype: torch.dtype) -> Tensor:
+    """Return a matrix of numbers where it lies in the file, or a copy where the file does not align it.  -> (n, K)"""
+    memory = torch.frombuffer((c_uint8 * (n * K * dtype.itemsize)).from_address(address), dtype=torch.uint8)
+    return (memory.clone() if address % dtype.itemsize else memory).view(dtype).view(n, K)
