@@ -58,6 +58,8 @@ class Llava:
         """Set to a `Reuse`, the work for one answer serves the next. The answers are the same, bit for bit."""
         self.probes = Probes()
         self._steps = None if text is None else shared_steps(text)
+        self.together = 1 if self._steps is None else self.ops.together
+        """Answers that are worth running at once, because one step runs the next token of each."""
         self._prompts: Prompts | None = None
         if text is not None:
             if n_context is not None and n_context > text.config.context:
@@ -92,11 +94,6 @@ class Llava:
     @property
     def ops(self) -> Ops:
         return self.text.ops if self._text is not None else self.tower.ops
-
-    @property
-    def together(self) -> int:
-        """Return how many answers can be run at once, their tokens in one step; 1 where each runs by itself."""
-        return 1 if self._steps is None else self.ops.together
 
     @property
     def prompts(self) -> Prompts:

@@ -30,6 +30,8 @@ class Limits:
     """Pictures in one request."""
     max_pixels: int = 80_000_000
     """Pixels of all pictures of one request together, counted before they are decoded."""
+    max_running: int = 8
+    """Requests answered at once, where one step of the decoder can run the next token of each."""
     max_queue: int = 16
     """Requests that may wait while others are being answered."""
     read_seconds: float = 30.0

@@ -13,7 +13,7 @@ HELP = {
     "llava_ref_completion_tokens_total": "Tokens generated",
     "llava_ref_encode_seconds_total": "Seconds in the vision tower",
     "llava_ref_prefill_seconds_total": "Seconds in the forward passes of prompts (prefill)",
-    "llava_ref_decode_seconds_total": "Seconds in the forward passes of generated tokens (decode)",
+    "llava_ref_decode_seconds_total": "Seconds in the forward passes of generated tokens (decode), summed over answers",
     "llava_ref_cancelled_total": "Answers that ended early because the client disconnected",
 }
 

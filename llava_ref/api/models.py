@@ -20,6 +20,7 @@ from ..loading import embedded
 from ..memory import collect
 from ..model import Llava
 from .errors import ApiError
+from .limits import Limits
 
 Pair = tuple[Path, Path | None]
 Load = Callable[[Path, Path | None, int | None], Llava]  # text model, mmproj, positions
@@ -46,10 +47,12 @@ class LoadedModel:
 class Models:
     """Holds the current model.
 
-    `folders`: `loadmodel` may read files from these; the embedded pair and the operator's own are allowed as well."""
+    `folders`: `loadmodel` may read files from these; the embedded pair and the operator's own are allowed as well.
+    `max_running`: requests that a model answers at once, at most."""
 
-    def __init__(self, load: Load, folders: tuple[Path, ...] = ()) -> None:
+    def __init__(self, load: Load, folders: tuple[Path, ...] = (), max_running: int = Limits().max_running) -> None:
         self._load, self._folders = load, tuple(folder.resolve() for folder in folders)
+        self._max_running = max_running
         self._change_lock = threading.Lock()
         self._known_files: set[Path] = {path.resolve() for path in embedded()}
         self._current: LoadedModel | None = None
@@ -77,7 +80,7 @@ class Models:
         """Load the first model. The operator named it, so it may lie in any folder. Raises LlavaError."""
         pair = (text.resolve(), None if mmproj is None else mmproj.resolve())
         self._known_files |= {path for path in pair if path is not None}
-        self._current = _loaded_model(self._load(*pair, n_context), pair)
+        self._current = self._loaded(self._load(*pair, n_context), pair)
         return self._current
 
     def change(
@@ -93,7 +96,7 @@ class Models:
         try:
             if self._current is not None and self._current.pair == pair:
                 raise ApiError(409, "Model already loaded", code="model_already_loaded")
-            self._current = _loaded_model(self._load_pair(pair, n_context), pair, prompts, stops)
+            self._current = self._loaded(self._load_pair(pair, n_context), pair, prompts, stops)
             return self._current
         finally:
             self._change_lock.release()
@@ -135,12 +138,12 @@ class Models:
             problem = getattr(error, "strerror", None) or "not enough memory"
             raise ApiError(503, f"the model could not be loaded: {problem}", code="load_failed") from None
 
-
-def _loaded_model(
-    model: Llava, pair: Pair, prompts: ChatTemplate | None = None, stops: tuple[str, ...] = ()
-) -> LoadedModel:
-    model.reuse = Reuse(sequences=model.together)
-    files = [(path.name, path.stat().st_size) for path in pair if path is not None]
-    about = json.dumps([files, model.settings, model.n_context, None if prompts is None else prompts.source])
-    fingerprint = "fp_" + hashlib.sha256(about.encode()).hexdigest()[:12]
-    return LoadedModel(model, pair, int(time.time()), fingerprint, JsonGrammars(model.tokenizer), prompts, stops)
+    def _loaded(
+        self, model: Llava, pair: Pair, prompts: ChatTemplate | None = None, stops: tuple[str, ...] = ()
+    ) -> LoadedModel:
+        model.together = min(model.together, self._max_running)
+        model.reuse = Reuse(sequences=model.together)
+        files = [(path.name, path.stat().st_size) for path in pair if path is not None]
+        about = json.dumps([files, model.settings, model.n_context, None if prompts is None else prompts.source])
+        fingerprint = "fp_" + hashlib.sha256(about.encode()).hexdigest()[:12]
+        return LoadedModel(model, pair, int(time.time()), fingerprint, JsonGrammars(model.tokenizer), prompts, stops)

@@ -26,7 +26,7 @@ class Step:
     finish_reason: FinishReason | None
     """On the last step only: "stop" for an end-of-generation token or a stop string, "length" for a limit."""
     seconds: float
-    """Time this token took; the first one's is the prompt's."""
+    """Time this token took; the first one's is the prompt's. A step shared with other answers counts in full."""
     score: Score | None = None
     """Its log-probability, where `Sampling.top_logprobs` asks for it."""
 

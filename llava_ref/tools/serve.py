@@ -53,6 +53,7 @@ LIMITS = {  # the fields of api.limits.Limits, whose defaults are stated in docs
     "max_body": (int, "bytes of a request (default: 64 MiB)"),
     "max_images": (int, "pictures of a request (default and at most: 16)"),
     "max_pixels": (int, "pixels of a request's pictures together (default: 80 million)"),
+    "max_running": (int, "requests answered at once, where they can share steps (default: 8)"),
     "max_queue": (int, "requests that may wait (default: 16)"),
     "read_seconds": (float, "seconds for a request's header, and for its body (default: 30)"),
     "write_seconds": (float, "seconds until a client that stops reading is dropped (default: 30)"),
@@ -139,13 +140,13 @@ def _bound(host: str, port: int) -> socket.socket:
         raise ParameterError("--port", f"{host}:{port}", str(getattr(error, "strerror", None) or error)) from None
 
 
-def _models(args: argparse.Namespace) -> "Models":
+def _models(args: argparse.Namespace, limits: "Limits") -> "Models":
     from ..api.models import Models
 
     def load(text: Path, mmproj: Path | None, n_context: int | None) -> Llava:
         return options.load_model(options.changed(args, ctx_size=n_context), text, mmproj)
 
-    models = Models(load, tuple(args.allow_model_dir))
+    models = Models(load, tuple(args.allow_model_dir), limits.max_running)
     models.start(*options.pair(args), args.ctx_size)
     return models
 
@@ -159,7 +160,7 @@ async def _serve(args: argparse.Namespace, limits: "Limits", sock: socket.socket
     from ..api.server import Api, create_app
     from ..api.worker import Worker
 
-    worker, models = Worker(), _models(args)
+    worker, models = Worker(), _models(args, limits)
     fetch = Fetcher(tuple(args.allow_image_host)) if args.allow_image_host else None
     api = Api(models, worker, limits, fetch, strict=args.strict)
     host, port = sock.getsockname()[:2]

@@ -69,13 +69,23 @@ class Running:
 
 @contextmanager
 def serving(
-    *, limits=None, api_key=None, origins=(), folders=(), hosts=(), names=(), pair=None, n_context=None, strict=False
+    *,
+    limits=None,
+    api_key=None,
+    origins=(),
+    folders=(),
+    hosts=(),
+    names=(),
+    pair=None,
+    n_context=None,
+    strict=False,
+    load=load,
 ):
     """Run a server with the embedded pair, or `pair`, inside the block.
 
     `hosts`: allowed for pictures. `names`: host names that it answers to besides the local ones; None allows all."""
     limits = limits or Limits()
-    models, worker = Models(load, tuple(folders)), Worker()
+    models, worker = Models(load, tuple(folders), limits.max_running), Worker()
     models.start(*(pair or llava_ref.embedded()), n_context)
     api = Api(models, worker, limits, Fetcher(tuple(hosts)) if hosts else None, strict=strict)
     app = create_app(api, api_key=api_key, origins=origins, hosts=names)
@@ -102,12 +112,12 @@ def serving(
 class Process:
     """Runs `llava-ref serve` as a process. `no_files`: every write to a file fails, as on a full disk."""
 
-    def __init__(self, *options, no_files=False):
+    def __init__(self, *options, no_files=False, threads="1"):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "llava_ref", "serve", "--port", "0", "-t", "1", *options],
+            [sys.executable, "-m", "llava_ref", "serve", "--port", "0", "-t", threads, *options],
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": threads},
             preexec_fn=_no_files if no_files else None,
         )
         self.log = []
