@@ -11,7 +11,7 @@ from llava_ref.gguf.types import TYPES
 from .activations import Activations
 from .functions import Kernel
 from .launch import Launch, arguments
-from .sums import FEW
+from .sums import FEW, SOME
 from .typed import QUANTISED
 
 __all__ = ["DENSE", "FEW", "SUPPORTED", "matvec"]
@@ -24,8 +24,7 @@ UNIT = 64 << 10
 @cache
 def _kernel(kind: str) -> Kernel:
     """Return a type's kernel; its module is compiled when it is first asked for."""
-    module = import_module(f".blocks.{'dense' if kind in DENSE else kind.lower()}", __package__)
-    made: Kernel = getattr(module, kind.lower() if kind in DENSE else "matvec")
+    made: Kernel = import_module(f".blocks.{kind.lower()}", __package__).matvec
     return made
 
 
@@ -41,4 +40,4 @@ def matvec(
     row_bytes = K // TYPES[kind].weights * TYPES[kind].bytes
     address, x_bytes = (x, 4 * K) if isinstance(x, int) else (x.address, x.row_bytes)
     args = arguments(blocks, row_bytes, K, address, x_bytes, rows, out, N, bias, add)
-    return Launch(_kernel(kind), args, N, max(2, -(-UNIT // row_bytes) & ~1))
+    return Launch(_kernel(kind), args, N, -(-UNIT // (SOME * row_bytes)) * SOME)

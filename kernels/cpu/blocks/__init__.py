@@ -1,9 +1,9 @@
 """Unpack the blocks of a type for products with a few rows: one module a type.
 
 A type is added by one file and its name in `matvec.SUPPORTED`. The file has `unpack(address)` for 256 weights, and a
-kernel `matvec` that hands it to a loop of sums.py, which compiles the two into one:
+kernel `matvec` that hands it to a loop of sums.py; Python runs all of it once, while the kernel is made (traced.py):
 
-    @kernel
+    @traced
     def matvec(args, first, end):
         whole_scales(unpack, minima, BYTES, args, first, end)
 

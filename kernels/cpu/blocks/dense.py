@@ -1,12 +1,12 @@
-"""Multiply by float16, bfloat16 and float32 weights: rows of x stay float32."""
+"""Multiply by weights that are numbers, not codes: rows of x stay float32. What F16, BF16 and F32 share."""
 
 from collections.abc import Callable
 from typing import Any
 
-from ..lanes import fma, from_bfloat16, from_half
-from ..simd import f32x16, i16x16, load, load_some
+from ..lanes import fma
+from ..simd import f32x16, load, load_some
 from ..sums import arg, product
-from ..traced import Cell, Number, Value, loop, traced
+from ..traced import Cell, Number, Value, loop
 
 STEP = 64
 
@@ -35,26 +35,3 @@ def dense_rows(
         return total.value
 
     product(args, first, end, whole, STEP * size, weights, add, rest)
-
-
-def same(x: Value) -> Value:
-    """Return x: it is float32 already."""
-    return x
-
-
-@traced
-def f16(args: Number, first: Number, end: Number) -> None:
-    """Multiply rows of a float16 matrix by a few rows of x."""
-    dense_rows(i16x16, from_half, 2, args, first, end)
-
-
-@traced
-def bf16(args: Number, first: Number, end: Number) -> None:
-    """Multiply rows of a bfloat16 matrix by a few rows of x."""
-    dense_rows(i16x16, from_bfloat16, 2, args, first, end)
-
-
-@traced
-def f32(args: Number, first: Number, end: Number) -> None:
-    """Multiply rows of a float32 matrix by a few rows of x."""
-    dense_rows(f32x16, same, 4, args, first, end)
