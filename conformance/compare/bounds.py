@@ -2,22 +2,20 @@
 
 Two computations may both be float32 (this project in precision `exact`, transformers), both ggml's (precision `ggml`,
 llama.cpp), or one of each; the last differ by the rounding of activations to suit the type of the weights, and by
-ggml's tables of float16. Precision `fast` multiplies and attends in float16. Bounds are about twice the
-worst error that was measured on random models.
+ggml's tables of float16. Precision `fast` multiplies and attends in float16 on a CUDA device; on a processor it
+multiplies many rows in bfloat16 or int8. Bounds are about twice the worst error that was measured on random models.
 """
 
 import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from llava_ref.gguf.types import TYPES
 from llava_ref.models.stages import Kind, Stage
 
-Arithmetic = Literal["float32", "ggml", "fast"]
-PRECISIONS: Mapping[str, Arithmetic] = {"exact": "float32", "ggml": "ggml", "fast": "fast"}
-"""The arithmetic of this project's precisions."""
-ARITHMETICS: Mapping[str, Arithmetic] = {name: name for name in PRECISIONS.values()}
+Arithmetic = Literal["float32", "ggml", "fast", "fast_cpu"]
+ARITHMETICS: Mapping[str, Arithmetic] = {name: name for name in get_args(Arithmetic)}
 FLOAT32 = 2e-6
 """Relative RMS of sums of float32 products in another order."""
 SOFTMAX = 1e-5
@@ -30,8 +28,12 @@ FLASH_ALIKE = 1e-4
 """The same against its emulation: sums of float16 are rounded after every key, and some round the other way."""
 JPEG = 3.0
 """Levels of 255 by which JPEG decoders may differ."""
-FAST: Mapping[Kind, float] = {"matmul": 7e-4, "attention": 8e-4}
-"""Relative RMS by which rounding to float16 moves a stage of precision `fast`: measured 3.3e-4 and 3.6e-4."""
+FAST: Mapping[Arithmetic, Mapping[Kind, float]] = {
+    "fast": {"matmul": 7e-4, "attention": 8e-4},
+    "fast_cpu": {"matmul": 1.4e-2, "attention": 8e-3},
+}
+"""Relative RMS by which precision `fast` moves a stage: measured 3.3e-4 and 3.6e-4 in float16; on a processor 2.9e-3 in
+bfloat16, up to 7e-3 in int8, and 4e-3 for attention."""
 PASSED_ON, TO_ATTENTION = 1.0, 4.0
 """Factors by which the rounding of a stage's inputs may appear in its output; attention's exponential amplifies it.
 Measured in F16 and BF16 alike, on the embedded pair and random ones, beyond the stage's own rounding: 0.22 and 2.4."""
@@ -63,14 +65,22 @@ def bound(stage: Stage, weight_type: str | None, t: Tolerances) -> Bound:
     """Return the bound of one stage. `weight_type`: ggml type of the matrix that it is a product with, if any."""
     if stage.kind == "exact":
         return Bound("max_abs", JPEG if t.jpeg and stage.name in ("image.rgb", "image.seen") else EXACT)
-    if "fast" in (t.ours, t.theirs):
-        ours, theirs = (one if one != "fast" else "float32" for one in (t.ours, t.theirs))
+    if t.ours in FAST or t.theirs in FAST:
+        ours, theirs = ("float32" if one in FAST else one for one in (t.ours, t.theirs))
         plain = bound(stage, weight_type, replace(t, ours=ours, theirs=theirs))
         bfloat16 = matmul("BF16") if weight_type == "BF16" else 0.0
-        return Bound("rel_rms", max(plain.limit, FAST.get(stage.kind, 0.0), bfloat16))
+        fast = [FAST[one].get(stage.kind, 0.0) for one in (t.ours, t.theirs) if one in FAST]
+        return Bound("rel_rms", max(plain.limit, *fast, bfloat16))
     if t.ours == t.theirs:
         return Bound("rel_rms", max(_alike(stage.kind, t), rope(stage, t)))
     return Bound("rel_rms", max(_unlike(stage, weight_type, t), rope(stage, t)))
+
+
+def arithmetic(settings: Mapping[str, Any]) -> Arithmetic:
+    """Return the arithmetic of this project with a model's settings."""
+    if settings["precision"] == "fast":
+        return "fast_cpu" if settings["device"] == "cpu" else "fast"
+    return "ggml" if settings["precision"] == "ggml" else "float32"
 
 
 def widened(bounds: Mapping[str, Bound], recorded: Container[str]) -> dict[str, Bound]:

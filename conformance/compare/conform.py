@@ -20,7 +20,7 @@ from llava_ref.tracing.distance import Distance, rounding
 from llava_ref.tracing.tracefile import hashes
 
 from ..engines.reference import Case, Run
-from .bounds import ARITHMETICS, PRECISIONS, Bound, Tolerances, bound, recorded, widened
+from .bounds import ARITHMETICS, Bound, Tolerances, arithmetic, bound, recorded, widened
 from .comparing import Measured, run_against
 from .outcome import EndToEnd, end_to_end
 
@@ -146,7 +146,7 @@ def _compare(model: Llava, case: Case, run: Run) -> _Compared:
 
 def _tolerances(model: Llava, case: Case, run: Run) -> Tolerances:
     """Return what the tolerances depend on: how both sides compute, and the prompt."""
-    ours = PRECISIONS[model.settings["precision"]]
+    ours = arithmetic(model.settings)
     theirs = ARITHMETICS.get(run.about.get("arithmetic", ""), "float32")
     flash = run.about.get("attention") == "float16" or (ours == "ggml" and model.quirks.flash_attention == "on")
     jpeg = any(path.suffix.lower() in (".jpg", ".jpeg") for path in case.images)

@@ -11,7 +11,7 @@ from llava_ref.generation.sampling import Sampling
 from llava_ref.loading import load
 from llava_ref.tracing.tracefile import TraceFile
 
-from ..compare.bounds import PRECISIONS
+from ..compare.bounds import arithmetic
 from .reference import Case, ReferenceError, Run
 
 
@@ -61,7 +61,7 @@ class ThisProject:
             raise ReferenceError(self.name, error.where, f"{error.field}: {error.problem}") from None
         flash = self._precision == "ggml" and model.quirks.flash_attention == "on"
         about = {
-            "arithmetic": PRECISIONS[self._precision],
+            "arithmetic": arithmetic(model.settings),
             "attention": "float16" if flash else "float32",
             **{key: value if isinstance(value, str) else json.dumps(value) for key, value in model.settings.items()},
         }

@@ -48,7 +48,7 @@ def _fast(backend: str, device: str, threads: int | None, budget: int) -> Ops:
 
                 return CpuOps(threads, budget)
             from .cuda.ops import CudaOps
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         problem = f"{error}; its kernels need {needs}: pip install 'llava-ref[{extra}]'"
         raise ParameterError("precision", "'fast'", problem) from None
     return CudaOps(device, threads, budget)

@@ -92,5 +92,7 @@ class Ops(Protocol):
         ...
 
     def step_together(self, steppers: Sequence[Stepper], tokens: Sequence[int]) -> Sequence[np.ndarray | NextLogits]:
-        """Run a token of each of up to `together` sequences of one decoder, each at its next position."""
+        """Run a token of each of up to `together` sequences of one decoder, each at its next position.
+
+        The logits are the caller's own to keep. If this raises, no cache has moved on."""
         ...

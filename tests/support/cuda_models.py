@@ -15,6 +15,6 @@ def fast(pair: Pair, profile: str = "llava", copies: int = EVERYTHING, dependent
     """Load a pair in precision `fast`, with at most `copies` bytes of weights in float16."""
     ops, quirks = CudaOps(DEVICE, None, copies, dependent_launch), resolve(profile, None)
     text, mmproj = gguf.read(pair.text), gguf.read(pair.mmproj)
-    settings = {"profile": profile, "precision": "fast", "backend": "torch", "device": DEVICE}
+    settings = {"profile": profile, "precision": "fast", "backend": "torch", "device": "cuda"}
     decoder, tower = text_family(text).load(text, ops, quirks), tower_family(mmproj).load(mmproj, ops, quirks)
     return Llava(decoder, tower, quirks, settings, None, None)

@@ -51,7 +51,6 @@ class CpuPlan:
 class CpuOps(TorchOps):
     """Implement `protocol.Ops` with the kernels of `kernels/cpu`."""
 
-    joined_rows = 1024
     together = FEW
 
     def __init__(self, threads: int | None, budget: int) -> None:
