@@ -1,0 +1,87 @@
+"""Attend from many rows: a prompt over its cache, or a picture whose rows see one another.
+
+T queries, S keys, H heads, Hkv key/value heads, dh head size. Where the processor multiplies tiles of bfloat16 (AMX),
+that is a kernel, `amx_attention`: of a cache in float16 it takes two terms a number, 6e-6 of float64; of a picture one
+term, 3.3e-3, as the products around it do. Elsewhere it is torch's own attention, float32, 5e-7: bfloat16 without
+tiles has no more products a second. Neither holds more scores at once than those of a block of queries.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import amx
+from .launch import Launch, Program, arguments
+
+ROWS = 256  # queries of a block of torch's
+HALF_TERMS, FLOAT_TERMS = 2, 1
+MOST_ROOM = 1 << 25  # bytes of keys and values as tiles
+
+
+def prompt_attention(
+    q: Tensor, keys: Tensor, values: Tensor, ranges: Tensor | None, scale: float, threads: int | None = None
+) -> Tensor:
+    """Return softmax(q k^T * scale) v.  (T, H, dh) float32, (S, Hkv, dh) (S, Hkv, dh) (T, 2) -> (T, H * dh)
+
+    Keys and values are both float16 or both float32, and their rows may lie apart. ranges: int64, the first and the
+    behind-last key that each query sees; None where all see all. Threads: as many as torch's, unless told."""
+    q = q if q.stride()[1:] == (q.shape[2], 1) else q.contiguous()
+    if keys.stride() != values.stride() or keys.stride(2) != 1:
+        keys, values = keys.contiguous(), values.contiguous()
+    if not amx.AVAILABLE or q.shape[2] > 256:
+        return by_torch(q, keys, values, ranges, scale)
+    terms = HALF_TERMS if keys.dtype == torch.float16 else FLOAT_TERMS
+    return by_amx(q, keys, values, ranges, scale, terms, threads or torch.get_num_threads())
+
+
+def by_torch(q: Tensor, keys: Tensor, values: Tensor, ranges: Tensor | None, scale: float) -> Tensor:
+    """Attend by torch's own attention in float32, a block of queries at a time over the keys that it sees."""
+    (T, H, dh), (S, Hkv, _) = q.shape, keys.shape
+    out = torch.empty((T, H * dh))
+    k, v = (x.transpose(0, 1).float() for x in (keys, values))
+    for start in range(0, T, ROWS):
+        rows, mask, first, end = q[start : start + ROWS], None, 0, S
+        if ranges is not None:
+            seen = ranges[start : start + ROWS]
+            first, end = int(seen[:, 0].min()), int(seen[:, 1].max())
+            at = torch.arange(first, end)
+            mask = (at >= seen[:, :1]) & (at < seen[:, 1:])
+        found = torch.nn.functional.scaled_dot_product_attention(
+            rows.transpose(0, 1)[None], k[None, :, first:end], v[None, :, first:end], mask, scale=scale,
+            enable_gqa=H != Hkv,
+        )  # fmt: skip
+        out[start : start + ROWS] = found[0].transpose(0, 1).reshape(len(rows), H * dh)
+    return out
+
+
+def by_amx(
+    q: Tensor, keys: Tensor, values: Tensor, ranges: Tensor | None, scale: float, terms: int, threads: int
+) -> Tensor:
+    """Attend by tiles of bfloat16, 1 or 2 terms a number; a few key/value heads at a time where they are long."""
+    from .amx_attention import ROWS, attended
+    from .amx_packing import packed
+
+    (T, H, dh), (S, Hkv, _) = q.shape, keys.shape
+    out = torch.empty((T, H * dh))
+    chunks, steps, blocks, group = -(-dh // 32), -(-S // 32), -(-T // ROWS), H // Hkv
+    head = steps * chunks * 1024  # numbers of a head
+    heads = max(1, min(Hkv, MOST_ROOM // (4 * terms * head)))
+    room = torch.empty((2, terms, heads * head), dtype=torch.bfloat16)
+    places, term = (room[0].data_ptr(), room[1].data_ptr()), 2 * heads * head * (terms - 1)
+    row, apart = (stride * keys.element_size() for stride in keys.stride()[:2])
+    half, seen = int(keys.dtype == torch.float16), 0 if ranges is None else ranges.data_ptr()
+    stages = []
+    for first in range(0, Hkv, heads):
+        count = min(heads, Hkv - first)
+        k, v = (x.data_ptr() + apart * first for x in (keys, values))
+        to_pack = arguments(k, v, row, apart, S, dh, half, steps, chunks, *places, term)
+        stages.append([Launch(packed, to_pack, count * steps, 8)])
+        x, y = (z.data_ptr() + 4 * first * group * dh for z in (q, out))
+        to_attend = arguments(
+            x, 4 * q.stride(0), y, 4 * H * dh, seen, *places, T, S, group, blocks, steps, dh, chunks, term,
+            float(scale * math.log2(math.e)),
+        )  # fmt: skip
+        stages.append([Launch(attended(terms), to_attend, count * group * blocks, 1)])
+    Program(stages, keep=(room,)).run(threads)
+    return out

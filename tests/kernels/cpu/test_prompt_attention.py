@@ -1,0 +1,107 @@
+"""Attention of many rows, by tiles and by torch, against float64 of the same keys and values."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("numba")
+from llava_ref.kernels import reference
+from llava_ref.kernels.cpu import amx, prompt_attention
+from llava_ref.ops.sees import Sees
+
+from ...support.helpers import close, rand
+
+Attend = Callable[..., Tensor]
+tiles = pytest.mark.skipif(not amx.AVAILABLE, reason="this processor has no AMX")
+KEY = np.arange(300)
+PICTURE = np.where((KEY >= 40) & (KEY < 240), 0, -1)
+SEES = {
+    "causal": Sees(KEY, KEY),
+    "behind a prompt": Sees(KEY[203:], KEY),
+    "window": Sees(KEY, KEY, window=70),
+    "pictures": Sees(KEY, KEY, pictures=(PICTURE, PICTURE)),
+    "pictures in a window": Sees(KEY, KEY, window=100, pictures=(PICTURE, PICTURE)),
+    "all": Sees(KEY, KEY, causal=False),
+}
+
+
+def one_term(*args: object) -> Tensor:
+    return prompt_attention.by_amx(*args, 1, 2)
+
+
+def two_terms(*args: object) -> Tensor:
+    return prompt_attention.by_amx(*args, 2, 2)
+
+
+WAYS = [
+    pytest.param(one_term, 4e-3, marks=tiles),
+    pytest.param(two_terms, 1e-5, marks=tiles),
+    pytest.param(prompt_attention.by_torch, 1e-6),
+    pytest.param(prompt_attention.prompt_attention, 4e-3),
+]
+
+
+def arrays(T: int, S: int, H: int, Hkv: int, dh: int, half: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, and keys and values as a cache of a longer room shows them, NaN behind the last."""
+    cache = torch.from_numpy(rand(2, Hkv, S + 9, dh))
+    cache[:, :, S:] = torch.nan
+    cache = cache.half() if half else cache
+    return torch.from_numpy(rand(T, H, dh)), cache[0, :, :S].transpose(0, 1), cache[1, :, :S].transpose(0, 1)
+
+
+def wanted(q: Tensor, k: Tensor, v: Tensor, hidden: np.ndarray | None, scale: float) -> Tensor:
+    mask = torch.zeros(len(q), len(k), dtype=torch.float64)
+    mask = mask if hidden is None else mask.masked_fill(torch.from_numpy(hidden), -torch.inf)
+    return reference.attention(q.double(), k.double(), v.double(), scale, mask)
+
+
+@pytest.mark.parametrize(("attend", "bound"), WAYS)
+@pytest.mark.parametrize("dh", [64, 72, 128])
+@pytest.mark.parametrize("name", SEES)
+def test_each_query_sees_its_range(attend: Attend, bound: float, dh: int, name: str) -> None:
+    sees = SEES[name]
+    q, k, v = arrays(len(sees.query), len(sees.key), 4, 2, dh)
+    found = attend(q, k, v, torch.from_numpy(sees.ranges()), dh**-0.5)
+    close(found.numpy(), wanted(q, k, v, sees.hidden(), dh**-0.5).numpy(), bound)
+
+
+@pytest.mark.parametrize(("attend", "bound"), WAYS)
+@pytest.mark.parametrize(("T", "dh"), [(577, 64), (33, 256), (9, 80), (65, 20)])
+@pytest.mark.parametrize("half", [False, True])
+def test_all_see_all(attend: Attend, bound: float, T: int, dh: int, half: bool) -> None:
+    q, k, v = arrays(T, T, 3, 3, dh, half)
+    close(attend(q, k, v, None, dh**-0.5).numpy(), wanted(q, k, v, None, dh**-0.5).numpy(), bound)
+    if not half:
+        k, v = k.contiguous(), v.contiguous()
+        close(attend(q, k, v, None, dh**-0.5).numpy(), wanted(q, k, v, None, dh**-0.5).numpy(), bound)
+
+
+@pytest.mark.parametrize("attend", [pytest.param(one_term, marks=tiles), pytest.param(two_terms, marks=tiles)])
+def test_many_heads_go_in_turns_through_a_small_room(attend: Attend, monkeypatch: pytest.MonkeyPatch) -> None:
+    sees = SEES["causal"]
+    q, k, v = arrays(300, 300, 6, 3, 64)
+    seen = torch.from_numpy(sees.ranges())
+    found = attend(q, k, v, seen, 0.125)
+    monkeypatch.setattr(prompt_attention, "MOST_ROOM", 1 << 18)
+    assert torch.equal(attend(q, k, v, seen, 0.125), found)
+
+
+@tiles
+def test_threads_change_no_bit() -> None:
+    q, k, v = arrays(300, 300, 4, 2, 64)
+    seen = torch.from_numpy(SEES["causal"].ranges())
+    one, three = (prompt_attention.by_amx(q, k, v, seen, 0.125, 2, threads) for threads in (1, 3))
+    assert torch.equal(one, three)
+
+
+@pytest.mark.parametrize(("attend", "bound"), WAYS[1:3])
+def test_large_scores_do_not_overflow_and_no_number_shows(attend: Attend, bound: float) -> None:
+    q, k, v = arrays(70, 70, 2, 2, 64)
+    q *= 50
+    close(attend(q, k, v, None, 0.125).numpy(), wanted(q, k, v, None, 0.125).numpy(), 1e-4)
+    k[3, 1, 5] = torch.nan
+    found = attend(q, k, v, None, 0.125)
+    assert found[:, 64:].isnan().all() and found[:, :64].isfinite().all()
