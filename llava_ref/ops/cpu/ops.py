@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from ...gguf.file import TensorView
-from ...kernels.cpu import gates, norms, rope
+from ...kernels.cpu import gates, norms, rope, simd
 from ...kernels.cpu.attention import attention
 from ...kernels.cpu.launch import Launch, run
 from ...kernels.cpu.matvec import FEW, SUPPORTED
+from ...kernels.cpu.product import chosen
 from ...kernels.cpu.prompt_attention import prompt_attention
 from ..arrays import KV, Activation, Cache, Linear, Matrix, Norm, Pairs
 from ..sees import Sees
@@ -60,6 +61,15 @@ class CpuOps(TorchOps):
         self._products = Products(self._most)
         self._steps: Steps | None = None
         self._types: Counter[str] = Counter()
+
+    def kernels(self) -> str:
+        read = [kind for kind in self._types if kind in SUPPORTED]
+        ways = [f"{way} for {', '.join(kinds)}" for way, kinds in _by_way(read).items()]
+        left = ", ".join(f"{kind} ({n} matrices)" for kind, n in self._types.items() if kind not in SUPPORTED)
+        fallen = f"; no kernel, so dequantised at every use: {left}" if left else ""
+        return (
+            f"{simd.SET} on {self._most} threads; rows up to {FEW}: {', '.join(read)}; more: {'; '.join(ways)}{fallen}"
+        )
 
     def matrix(self, view: TensorView) -> Matrix:  # type: ignore[override]
         self._types[view.type] += 1
@@ -144,3 +154,11 @@ class CpuOps(TorchOps):
 
     def _run(self, launch: Launch) -> None:
         run(launch, threads=self._most)
+
+
+def _by_way(kinds: Sequence[str]) -> dict[str, list[str]]:
+    """Return the types that each way of multiplying many rows is for."""
+    ways: dict[str, list[str]] = {}
+    for kind in kinds:
+        ways.setdefault(chosen(kind), []).append(kind)
+    return ways
