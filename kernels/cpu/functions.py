@@ -17,12 +17,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import llvmlite
+import llvmlite.binding
 import numba
 from numba import types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, UserProvidedCacheLocator
 from numba.core.ccallback import CFunc
 from numba.core.registry import CPUDispatcher
+from numba.core.runtime import _nrt_python  # type: ignore[attr-defined]
 
 from . import simd
 
@@ -77,8 +78,16 @@ class _Cache(FunctionCache):
 
     def load_overload(self, sig, target_context):
         """Load a function. What numba knows to compile stays away, 0.15 s: machine code is all that is loaded."""
+        runtime()
         with self._guard_against_spurious_io_errors():
             return self._load_overload(sig, target_context)
+
+
+@cache
+def runtime() -> None:
+    """Tell LLVM where the functions of numba's runtime are: machine code may name them, if only to free memory."""
+    for name, address in _nrt_python.c_helpers.items():
+        llvmlite.binding.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
 
 
 class Inlined(CPUDispatcher):

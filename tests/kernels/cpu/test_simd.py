@@ -279,3 +279,11 @@ def test_every_other_instruction_set(name):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, env=os.environ | {"LLAVA_REF_SIMD": name}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_a_kept_kernel_may_name_functions_of_numbas_runtime():
+    """Load one of rows.py in a new process, the second time from the folder: its code frees memory."""
+    code = "from llava_ref.kernels.cpu import rows; print(rows.widened('Q4_K', 0, 256, 0, 0, 0).kernel.address > 0)"
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.stdout.strip() == "True", done.stderr
