@@ -84,6 +84,7 @@ def begun(server, body):
     """Send a streamed request, and return it once its first words have come."""
     connection = send_request(server, body | {"stream": True})
     answer = connection.getresponse()
+    assert answer.status == 200
     while b'"content":"' not in (line := answer.readline()) or b'"role"' in line:
         pass
     return connection, answer

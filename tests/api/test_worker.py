@@ -4,6 +4,7 @@ import asyncio
 import threading
 from contextlib import contextmanager
 from itertools import count
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,8 +12,10 @@ pytest.importorskip("uvicorn", reason="the server extra is not installed")
 
 from llava_ref.api import worker as module
 from llava_ref.api.errors import ApiError
+from llava_ref.api.handler import answer_pieces
 from llava_ref.api.worker import ENDED, ModelJob, Worker
-from llava_ref.generation.answer import Turn
+from llava_ref.generation.answer import Stream, Turn
+from llava_ref.generation.request import Clock
 from llava_ref.tracing.trace import Probes
 
 TIMEOUT = 20
@@ -181,6 +184,54 @@ def test_a_cancelled_job_ends_and_the_others_do_not():
     serve(scenario)
     assert {("b", "end"), ("c", "end"), ("b", "model"), ("c", "model")} <= set(model.log), "closed in the thread"
     assert len(model.log) < 1000
+
+
+def test_a_cancelled_job_does_not_wait_for_its_turn_at_the_prompt():
+    model = Counting(2)
+
+    async def scenario(worker):
+        first, second = model.job("a", "endless"), model.job("b", "endless")
+        for job in (first, second):
+            worker.submit(job)
+        await until(lambda: worker.running == 2)
+        worker.cancel(second)
+        await until(lambda: ("b", "end") in model.log)
+        assert worker.running == 1 and ("b", "endless") not in model.log
+        worker.cancel(first)
+
+    serve(scenario)
+
+
+def test_a_paused_job_whose_client_goes_wakes_an_idle_worker(monkeypatch):
+    monkeypatch.setattr(module, "MAX_BEHIND", 4)
+    model = Counting(2)
+
+    async def scenario(worker):
+        job = model.job("a", 50)
+        worker.submit(job)
+        await until(lambda: worker._paused and not worker.busy)
+        await asyncio.sleep(0.05)  # until the thread waits
+        worker.cancel(job)
+        await until(lambda: ("a", "end") in model.log)
+
+    serve(scenario)
+
+
+def test_who_leaves_an_answer_closes_its_stream():
+    """At once: what the stream holds is given back in the thread that runs the model."""
+    closed = []
+
+    def begin():
+        try:
+            yield Turn.PROMPT
+        finally:
+            closed.append(True)
+
+    stream = Stream(SimpleNamespace(continues=False), Clock(), begin)
+    pieces = answer_pieces(stream, SimpleNamespace(stream=lambda at_start: None, n_vocab=1))
+    assert next(pieces) is Turn.PROMPT and not closed
+    pieces.close()
+    assert closed == [True]
 
 
 def test_a_job_that_waits_and_is_cancelled_never_runs():

@@ -111,12 +111,53 @@ def test_a_stream_that_is_closed_is_stepped_no_more(model, alone):
     assert gone.reply.finish_reason is None
 
 
-def test_a_session_that_is_forgotten_is_stepped_no_more(model):
-    one, other = model.session(), model.session()
-    for session in (one, other):
+def started(model, count):
+    """Return sessions that have run a prompt each and started a token."""
+    sessions = [model.session() for _ in range(count)]
+    for session in sessions:
         session.feed([[1, 5]])
         session.start([[7]])
-    del other, session
+    return sessions
+
+
+def test_those_that_have_waited_longest_share_the_next_step(model):
+    sessions = started(model, 9)
+    sessions[-1].advance()
+    assert [session.n_past for session in sessions] == [3, 3, 3, 2, 2, 2, 2, 2, 3]
+    sessions[6].advance()
+    assert [session.n_past for session in sessions] == [3, 3, 3, 3, 3, 3, 3, 2, 3]
+
+
+@pytest.mark.parametrize("leave", [lambda s: s.stop(), lambda s: s.feed([[8]]), lambda s: s.rewind([[1, 5], [6]])])
+def test_a_token_that_is_taken_back_is_not_run(model, leave):
+    one, other = started(model, 2)
+    leave(other)
+    one.advance()
+    assert model.ops.shared == [1]
+
+
+def test_a_kept_sequence_of_a_closed_stream_is_stepped_no_more(model):
+    model.reuse = Reuse(sequences=4)
+    gone, other = stream(model, ASKED[5]), stream(model, ASKED[0])
+    next(gone.steps())
+    gone.close()
+    other.finish()
+    assert set(model.ops.shared) == {1} and len(model.reuse._kept) == 2
+
+
+def test_a_token_that_another_step_has_run_is_not_run_again_for_a_probe(model, pair):
+    one, other = started(model, 2)
+    plain = load_sharing(*pair, together=1).session()
+    plain.feed([[1, 5]])
+    one.advance()
+    with model.probed(Positions()) as probe:
+        np.testing.assert_array_equal(other.advance(), plain.next([[7]]))
+    assert other.n_past == 3 and not probe.seen and model.ops.shared == [2]
+
+
+def test_a_session_that_is_forgotten_is_stepped_no_more(model):
+    one, other = started(model, 2)
+    del other
     one.advance()
     assert model.ops.shared == [1]
 
@@ -317,6 +358,16 @@ def test_sequences_kept_and_in_use_are_bounded(model, count):
                 while True:
                     next(one)
         assert reuse._n_used == 0 and 1 <= len(reuse._kept) <= count
+
+
+def test_sequences_beyond_the_bound_are_given_up_when_they_are_given_back(model):
+    """There are more than the bound where answers are paused. The one given back last is kept."""
+    reuse = Reuse(sequences=2)
+    sessions = [model.session() for _ in range(4)]
+    assert [reuse.take_session() for _ in sessions] == [None] * 4
+    for session, kept in zip(sessions, ([0], [1], [2], [2, 3]), strict=True):
+        reuse.give_back(session)
+        assert reuse._kept == [sessions[i] for i in kept]
 
 
 def test_the_sequence_with_the_longest_common_beginning_is_taken(model):
