@@ -78,7 +78,7 @@ def product(rows: int, columns: int, terms: int) -> Any:
     Of two terms the products of both first ones and of a first and a second one count."""
     C = [[r * columns + c for c in range(columns)] for r in range(rows)]
     A, B = [4 + r for r in range(rows)], [6 + c for c in range(columns)]
-    pairs = ((0, 0),) if terms == 1 else ((0, 0), (0, 1), (1, 0))
+    pairs = ((0, 0),) if terms == 1 else ((1, 0), (0, 0), (0, 1))  # so that one of both stays where it is
 
     @operation(lambda *_: types.void)
     def product(builder, a, a_tile, a_stride, a_step, a_term, b, b_tile, b_step, b_term, steps, out, out_stride, more):
@@ -100,15 +100,18 @@ def product(rows: int, columns: int, terms: int) -> Any:
                 for tile, _ in places:
                     zero(builder, tile)
         with cgutils.for_range_slice(builder, number(0), steps, number(1)) as (step, _):
+            before = (-1, -1)
             for i, j in pairs:
                 a_at = builder.add(builder.add(a, builder.mul(a_step, step)), builder.mul(a_term, number(i)))
                 b_at = builder.add(builder.add(b, builder.mul(b_step, step)), builder.mul(b_term, number(j)))
-                for r in range(rows):
+                for r in range(rows if before[0] != i else 0):
                     load(builder, A[r], builder.add(a_at, builder.mul(a_tile, number(r))), a_stride)
                 for c in range(columns):
-                    load(builder, B[c], builder.add(b_at, builder.mul(b_tile, number(c))), kilobyte)
+                    if before[1] != j:
+                        load(builder, B[c], builder.add(b_at, builder.mul(b_tile, number(c))), kilobyte)
                     for r in range(rows):
                         dot(builder, C[r][c], A[r], B[c])
+                before = i, j
         for tile, place in places:
             store(builder, tile, place, out_stride)
 

@@ -1,6 +1,6 @@
 """Attend from many rows by AMX.   T queries, S keys, H heads, Hkv key/value heads, dh head size, D = dh up to 32s.
 
-An item is 64 queries of a head. 128 keys at a time their scores, float32 on the stack, are made weights over the
+An item is 32 queries of a head. 512 keys at a time their scores, float32 on the stack, are made weights over the
 largest score so far and multiplied by the values, which `amx_packing` has laid out as tiles. A number is 1 or 2
 bfloat16: of two terms the three large products count.
 """
@@ -20,7 +20,7 @@ from .simd import I32, I64, constant, f32x16, load, load_some, operation, splat,
 from .words import real, words
 
 F = np.float32
-ROWS, KEYS = 64, 128  # of a block
+ROWS, KEYS = 32, 512  # of a block
 MOST = 256  # of D
 SCORE_ROW, WEIGHT_ROW = 4 * KEYS + 64, 2 * KEYS + 64  # bytes; not a power of two, for the sake of the first cache
 ARGS = words(16)
@@ -67,28 +67,47 @@ def _within(x, other, begin, end):
 
 
 @inlined
+def _largest(scores, begin, end):
+    """Return the largest score of begin <= key < end."""
+    low, a, b = splat(f32x16, F(-np.inf)), splat(f32x16, F(-np.inf)), splat(f32x16, F(-np.inf))
+    whole, last = (begin + 15) & -16, end & -16
+    for j in range(whole, last - 16, 32):
+        a, b = larger(a, load(f32x16, scores + 4 * j)), larger(b, load(f32x16, scores + 4 * j + 64))
+    if last > whole:
+        a = larger(a, load(f32x16, scores + 4 * last - 64))
+    if begin < whole:
+        b = larger(b, _within(load(f32x16, scores + 4 * whole - 64), low, begin - whole + 16, end - whole + 16))
+    if last < end:
+        b = larger(b, _within(load(f32x16, scores + 4 * last), low, begin - last, end - last))
+    return largest(larger(a, b))
+
+
+@inlined
+def _weights(scores, j, scale, less):
+    """Return 16 weights."""
+    return exp2(fma(load(f32x16, scores + 4 * j), splat(f32x16, scale), less))
+
+
+@inlined
 def _scores_to_weights(scores, weights, term, count, begin, end, scale, state):
     """Turn a row of `count` scores into weights over the largest so far: those of begin <= key < end, others are 0.
 
     At `state` are the largest score and, 4 ROWS behind, the sum of weights. Return the factor of older sums."""
-    low, zero, top = splat(f32x16, F(-np.inf)), splat(f32x16, F(0)), splat(f32x16, F(-np.inf))
-    for j in range(begin & -16, end, 16):
-        top = larger(top, _within(load(f32x16, scores + 4 * j), low, begin - j, end - j))
-    before = load(float32, state)
-    most = max(before, largest(top) * scale) if begin < end else before
-    less, sums = splat(f32x16, -most), zero
+    zero, before = splat(f32x16, F(0)), load(float32, state)
+    most = max(before, _largest(scores, begin, end) * scale) if begin < end else before
+    less, sums, more = splat(f32x16, -most), zero, zero
     for j in range(0, count, 32):
         a, b = zero, zero
-        if begin < j + 32 and j < end:
-            a = exp2(fma(load(f32x16, scores + 4 * j), splat(f32x16, scale), less))
-            b = exp2(fma(load(f32x16, scores + 4 * j + 64), splat(f32x16, scale), less))
-            if not (begin <= j and j + 32 <= end):
-                a, b = _within(a, zero, begin - j, end - j), _within(b, zero, begin - j - 16, end - j - 16)
-            sums = sums + (a + b)
+        if begin <= j and j + 32 <= end:
+            a, b = _weights(scores, j, scale, less), _weights(scores, j + 16, scale, less)
+        elif begin < j + 32 and j < end:
+            a = _within(_weights(scores, j, scale, less), zero, begin - j, end - j)
+            b = _within(_weights(scores, j + 16, scale, less), zero, begin - j - 16, end - j - 16)
+        sums, more = sums + a, more + b
         pack_row(a, b, weights + 2 * j, term)
     factor = lane(exp2(splat(f32x16, before - most)), 0) if before < most else F(1)
     store(most, state)
-    store(load(float32, state + 4 * ROWS) * factor + total(sums), state + 4 * ROWS)
+    store(load(float32, state + 4 * ROWS) * factor + total(sums + more), state + 4 * ROWS)
     return factor
 
 
@@ -125,7 +144,7 @@ def _reach(ranges, start, stop, S):
 
 @njit(inline="always")
 def _over(args, begin, end, product, terms):
-    """Attend from 64 queries of a head, an item."""
+    """Attend from 32 queries of a head, an item."""
     q, q_row, out, out_row, ranges, keys, values, T, S, group, blocks, steps, width, chunks, term, scale = ARGS(args)
     packed, scores, weights, sums, state = PACKED(), SCORES(), WEIGHTS(), SUMS(), STATE()
     q_term, w_term, sums_row = 2048 * ROWS // 32 * chunks, WEIGHT_ROW * ROWS, 128 * chunks

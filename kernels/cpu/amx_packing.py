@@ -7,9 +7,9 @@ from llvmlite import ir
 from numba import types
 
 from .functions import inlined, kernel
-from .lanes import from_bfloat16, from_half, join
+from .lanes import from_bfloat16, from_half, lower, upper
 from .rows import rounded
-from .simd import I32, I64, constant, f32x16, i16x16, load_some, operation, pointer, shuffled, store
+from .simd import I32, I64, call, constant, f32x16, i16x16, i16x32, load_some, operation, pointer, shuffled, store
 from .words import words
 
 TWELVE = words(12)
@@ -49,14 +49,19 @@ def _read(address, count, half):
     return load_some(f32x16, count, address)
 
 
+@operation(lambda a, b: i16x32)
+def rounded_pair(builder, a, b):
+    """Round 32 float32 to bfloat16, to the nearest, ties to even: their bits."""
+    return call(builder, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", ir.VectorType(ir.IntType(16), 32), b, a)
+
+
 @inlined
 def pack_row(a, b, out, term):
     """Write 32 numbers as bfloat16, and what is left of them `term` bytes behind, if that is not 0."""
-    high_a, high_b = rounded(a), rounded(b)
-    store(join(high_a, high_b), out)
+    high = rounded_pair(a, b)
+    store(high, out)
     if term:
-        low_a, low_b = rounded(a - from_bfloat16(high_a)), rounded(b - from_bfloat16(high_b))
-        store(join(low_a, low_b), out + term)
+        store(rounded_pair(a - from_bfloat16(lower(high)), b - from_bfloat16(upper(high))), out + term)
 
 
 @inlined
