@@ -21,8 +21,14 @@ def filtered(logits: np.ndarray, history: Sequence[int], s: Sampling) -> np.ndar
     x = np.array(logits, np.float64)
     for token, bias in s.logit_bias.items():
         x[token] += bias
-    x = penalised(x, history[-PENALTY_WINDOW:], s.repeat_penalty, s.frequency_penalty, s.presence_penalty)
+    if _penalises(s):
+        x = penalised(x, history[-PENALTY_WINDOW:], s.repeat_penalty, s.frequency_penalty, s.presence_penalty)
     return keep_min_p(keep_top_p(keep_top_k(x, s.top_k), s.top_p), s.min_p)
+
+
+def likeliest_wins(s: Sampling) -> bool:
+    """Say whether the token is the likeliest by the logits as they are: no stage can drop it or raise another."""
+    return s.temperature == 0 and s.grammar is None and not s.logit_bias and not _penalises(s)
 
 
 def penalised(x: np.ndarray, history: Sequence[int], repeat: float, frequency: float, presence: float) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import ParameterError
 from ..ops.step import NextLogits
-from .filters import filtered, shortlist
+from .filters import filtered, likeliest_wins, shortlist
 from .sampling import Sampling
 from .scores import Score, score
 
@@ -59,6 +59,9 @@ class Sampler:
             if short is not None:
                 return short
             logits = np.asarray(logits)
+        if likeliest_wins(self.sampling):
+            best = int(logits.argmax())
+            return np.array([best]), logits[best : best + 1]
         if self._matcher is not None:
             logits = np.where(self._matcher.allowed(), logits, -np.inf)
         return np.arange(len(logits)), filtered(logits, self._history, self.sampling)
