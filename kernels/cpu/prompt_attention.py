@@ -1,9 +1,9 @@
 """Attend from many rows: a prompt over its cache, or a picture whose rows see one another.
 
 T queries, S keys, H heads, Hkv key/value heads, dh head size. Where the processor multiplies tiles of bfloat16 (AMX),
-that is a kernel, `amx_attention`: of a cache in float16 it takes two terms a number, 6e-6 of float64; of a picture one
-term, 3.3e-3, as the products around it do. Elsewhere it is torch's own attention, float32, 5e-7: bfloat16 without
-tiles has no more products a second. Neither holds more scores at once than those of a block of queries.
+that is a kernel, `tile_attention`: over a cache of float16 to 6e-6 of float64; in a picture, whose products are
+bfloat16 as well, to 2.4e-3. Elsewhere it is torch's own attention in float32, 5e-7. Neither holds more scores at once
+than those of a block of queries.
 """
 
 import math
@@ -32,7 +32,7 @@ def prompt_attention(
     if not amx.AVAILABLE or q.shape[2] > 256:
         return by_torch(q, keys, values, ranges, scale)
     terms = HALF_TERMS if keys.dtype == torch.float16 else FLOAT_TERMS
-    return by_amx(q, keys, values, ranges, scale, terms, threads or torch.get_num_threads())
+    return by_tiles(q, keys, values, ranges, scale, terms, threads or torch.get_num_threads())
 
 
 def by_torch(q: Tensor, keys: Tensor, values: Tensor, ranges: Tensor | None, scale: float) -> Tensor:
@@ -55,20 +55,20 @@ def by_torch(q: Tensor, keys: Tensor, values: Tensor, ranges: Tensor | None, sca
     return out
 
 
-def by_amx(
+def by_tiles(
     q: Tensor, keys: Tensor, values: Tensor, ranges: Tensor | None, scale: float, terms: int, threads: int
 ) -> Tensor:
-    """Attend by tiles of bfloat16, 1 or 2 terms a number; a few key/value heads at a time where they are long."""
-    from .amx_attention import ROWS, attended
-    from .amx_packing import packed
+    """Attend by tiles, values of 1 or 2 terms; a few key/value heads at a time where they are long."""
+    from .tile_attention import ROWS, attended
+    from .tile_packing import packed
 
     (T, H, dh), (S, Hkv, _) = q.shape, keys.shape
     out = torch.empty((T, H * dh))
     chunks, steps, blocks, group = -(-dh // 32), -(-S // 32), -(-T // ROWS), H // Hkv
     head = steps * chunks * 1024  # numbers of a head
-    heads = max(1, min(Hkv, MOST_ROOM // (4 * terms * head)))
-    room = torch.empty((2, terms, heads * head), dtype=torch.bfloat16)
-    places, term = (room[0].data_ptr(), room[1].data_ptr()), 2 * heads * head * (terms - 1)
+    heads = max(1, min(Hkv, MOST_ROOM // (8 * head)))
+    room = torch.empty((2, 2, heads * head), dtype=torch.bfloat16)
+    places, term = (room[0].data_ptr(), room[1].data_ptr()), 2 * heads * head
     row, apart = (stride * keys.element_size() for stride in keys.stride()[:2])
     half, seen = int(keys.dtype == torch.float16), 0 if ranges is None else ranges.data_ptr()
     stages = []

@@ -1,8 +1,9 @@
-"""Attend from many rows by AMX.   T queries, S keys, H heads, Hkv key/value heads, dh head size, D = dh up to 32s.
+"""Attend from many rows by tiles of bfloat16 (AMX).   T queries, S keys, dh head size, D = dh up to 32s.
 
 An item is 32 queries of a head. 512 keys at a time their scores, float32 on the stack, are made weights over the
-largest score so far and multiplied by the values, which `amx_packing` has laid out as tiles. A number is 1 or 2
-bfloat16: of two terms the three large products count.
+largest score so far and multiplied by the values, which `tile_packing` has laid out as tiles. Queries and keys are two
+bfloat16 a number, of which the three large products count: a score of 20 would else be wrong by 0.05, and its weight
+by a twentieth. Weights and values are two as well, or one: that is 2.3e-3 of the result, whatever the scores.
 """
 
 from functools import cache
@@ -13,10 +14,10 @@ from llvmlite import ir
 from numba import float32, int64, njit, types
 
 from . import amx
-from .amx_packing import pack_row
 from .functions import Kernel, inlined, kernel
 from .lanes import choose, first, fma, lane, larger, largest, total
 from .simd import I32, I64, constant, f32x16, load, load_some, operation, splat, store, store_some
+from .tile_packing import pack_row
 from .words import real, words
 
 F = np.float32
@@ -143,7 +144,7 @@ def _reach(ranges, start, stop, S):
 
 
 @njit(inline="always")
-def _over(args, begin, end, product, terms):
+def _over(args, begin, end, product, weighted, terms):
     """Attend from 32 queries of a head, an item."""
     q, q_row, out, out_row, ranges, keys, values, T, S, group, blocks, steps, width, chunks, term, scale = ARGS(args)
     packed, scores, weights, sums, state = PACKED(), SCORES(), WEIGHTS(), SUMS(), STATE()
@@ -155,7 +156,7 @@ def _over(args, begin, end, product, terms):
         low, high = _reach(ranges, start, start + count, S)
         low = low & -32
         at = q + q_row * start + 4 * width * head
-        _pack_queries(at, q_row, count, width, packed, chunks, q_term if terms == 2 else 0)
+        _pack_queries(at, q_row, count, width, packed, chunks, q_term)
         for r in range(ROWS):
             store(F(-np.inf), state + 4 * r)
             store(F(0), state + 4 * ROWS + 4 * r)
@@ -182,7 +183,7 @@ def _over(args, begin, end, product, terms):
                         store(load(f32x16, i) * splat(f32x16, factor), i)
             for r in range(0, count, 32):
                 for chunk in range(chunks):
-                    product(
+                    weighted(
                         weights + WEIGHT_ROW * r, 16 * WEIGHT_ROW, WEIGHT_ROW, 64, w_term,
                         values + behind + 64 * chunks * block + 2048 * chunk, 1024, 2048 * chunks, term,
                         n // 32, sums + sums_row * r + 128 * chunk, sums_row, block - low,
@@ -191,20 +192,22 @@ def _over(args, begin, end, product, terms):
     amx.release()
 
 
-ONE_TERM, TWO_TERMS = amx.product(2, 2, 1), amx.product(2, 2, 2)
 PACKED, SCORES = room(2 * 2 * ROWS * MOST), room(ROWS * SCORE_ROW)
 WEIGHTS, SUMS, STATE = room(2 * ROWS * WEIGHT_ROW), room(4 * ROWS * MOST), room(8 * ROWS)
 
 
-def one_term(args, begin, end):
-    _over(args, begin, end, ONE_TERM, 1)
+ONE_TERM, TWO_TERMS = amx.product(2, 2, 1), amx.product(2, 2, 2)
 
 
-def two_terms(args, begin, end):
-    _over(args, begin, end, TWO_TERMS, 2)
+def rounded_values(args, begin, end):
+    _over(args, begin, end, TWO_TERMS, ONE_TERM, 1)
+
+
+def exact_values(args, begin, end):
+    _over(args, begin, end, TWO_TERMS, TWO_TERMS, 2)
 
 
 @cache
 def attended(terms: int) -> Kernel:
-    """Compile the kernel for numbers of so many terms."""
-    return kernel(one_term if terms == 1 else two_terms)
+    """Compile the kernel for values, and weights, of so many terms."""
+    return kernel(rounded_values if terms == 1 else exact_values)
