@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llava_ref.generation.filters import shortlist
+from llava_ref.generation.filters import keep_top_p, shortlist
 from llava_ref.generation.sampler import Sampler
 from llava_ref.generation.sampling import Sampling
 
@@ -100,3 +100,20 @@ def test_of_equals_the_lowest_id_is_taken():
 def test_where_the_likeliest_are_all_alike_all_logits_are_fetched():
     there = OnDevice(np.ones(V, np.float32))
     assert Sampler(Sampling(), V).pick(there) == 0 and there.fetched == 1
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.9, 0.999, 0.99999])
+@pytest.mark.parametrize("spread", [0.0, 0.01, 1.0, 8.0])
+def test_top_p_is_that_of_a_full_sort(p, spread):
+    """Over flat and steep logits, with equals and with tokens that are out: few or all must be looked at."""
+    rng = np.random.default_rng(3)
+    x = np.round(rng.standard_normal(9000) * spread, 2)
+    x[rng.permutation(9000)[:2000]] = -np.inf
+    order = np.argsort(-x, kind="stable")
+    probabilities = np.exp(x[order] - x.max())
+    count = 1 + int((np.cumsum(probabilities / probabilities.sum())[:-1] < p).sum())
+    kept = np.flatnonzero(keep_top_p(x, p) > -np.inf)
+    want = np.sort(order[:count][x[order[:count]] > -np.inf])
+    assert abs(len(kept) - len(want)) <= 1, "the sum's last bits may decide about one"
+    np.testing.assert_array_equal(kept, np.sort(order[: len(kept)]))
+    np.testing.assert_array_equal(keep_top_p(x, p)[kept], x[kept])
