@@ -90,7 +90,7 @@ def gather(room, out, weights, group, minima, quads, record):
         for quad in range(0, quads, 4):
             for v in range(VECTORS):
                 source = room + v * LANES * ROW + 4 * (g * quads + quad)
-                turn(source, ROW, out + g * record + quad * QUADS + 4 * LANES * v)
+                turn(source, ROW, out + g * record + quad * QUADS + 4 * LANES * v, QUADS)
 
 
 def unpack(args, first, end):

@@ -1,15 +1,15 @@
 """Multiply many rows by a matrix in the blocks of its file: prompts, and the towers of pictures.
 
-T rows of x, N rows of the matrix, K its columns. There are three ways; the machine and the type choose one, T does not:
+T rows of x, N rows of the matrix, K its columns. The machine and the type choose a way, T does not:
 
-bfloat16  Weights are rounded to bfloat16 some rows at a time, in a scratch, and torch multiplies; sums are float32, and
-          each is rounded to bfloat16 once more. Where the processor multiplies bfloat16 by tiles (AMX), for every type;
-          where it does so lane by lane (AVX512-BF16), for those that have no integers.
+amx       The processor multiplies tiles of bfloat16: both are rounded, sums are float32 (`amx_gemm`). Every type.
 int8      The weights as they are stored, with the scales of their own groups; x with a scale a group (`gemm`).
-float32   A file of numbers, on a processor without bfloat16.
+bfloat16  A file of numbers, and the processor multiplies bfloat16 lane by lane (AVX512-BF16): torch does, over weights
+          that are rounded some rows at a time; each sum is rounded to bfloat16 once more.
+float32   A file of numbers, on a processor without bfloat16: torch.
 
-Relative error of a product of random numbers: 2.9e-3; 5e-3 to 6e-3, what ggml's 8-bit activations cost, or 4e-5 where
-codes have 16 bits; 1e-6.
+Relative error of a product of random numbers: 2.3e-3; 5e-3 to 6e-3, what ggml's 8-bit activations cost, or 4e-5 where
+codes have 16 bits; 2.9e-3; 1e-6.
 """
 
 from ctypes import c_uint8
@@ -20,38 +20,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import gemm, panels, simd
+from . import amx, gemm, panels, simd
 from .launch import run
 from .rows import rows, widened
 
-Way = Literal["bfloat16", "int8", "float32"]
+if amx.AVAILABLE:  # its kernels cannot be compiled elsewhere
+    from .amx_gemm import AmxProduct, PackedTiles
+
+Way = Literal["amx", "int8", "bfloat16", "float32"]
 SLAB = 1 << 22
 """Weights converted at a time: 8 MB of bfloat16. Slabs of 512 rows to whole matrices took the same time within 3 %."""
 ROWS = 16
 """Rows are padded to a multiple of this: 577 rows take as long as 592, or up to 6 % longer."""
 
 
-def native_bfloat16() -> str:
-    """Return the instructions by which torch multiplies bfloat16 here, or nothing where it has none."""
-    if simd.LOWERED:
-        return ""
-    if torch.cpu._is_amx_tile_supported():
-        return "AMX"
-    return "AVX512-BF16" if torch.cpu._is_avx512_bf16_supported() else ""
-
-
 @cache
 def way(kind: str) -> Way:
     """Return how matrices of a type are multiplied on this machine."""
-    native, whole = native_bfloat16(), kind in panels.CODES
-    if native == "AMX" or (native and not whole):
-        return "bfloat16"
-    return "int8" if whole else "float32"
+    if amx.AVAILABLE:
+        return "amx"
+    if kind in panels.CODES:
+        return "int8"
+    return "bfloat16" if not simd.LOWERED and torch.cpu._is_avx512_bf16_supported() else "float32"
 
 
 def chosen(kind: str) -> str:
     """Return in words how matrices of a type are multiplied on this machine."""
-    return {"bfloat16": f"bf16 ({native_bfloat16()})", "int8": f"int8 ({simd.SET})", "float32": "f32"}[way(kind)]
+    words = {"amx": "bf16 (AMX)", "int8": f"int8 ({simd.SET})", "bfloat16": "bf16 (AVX512-BF16)", "float32": "f32"}
+    return words[way(kind)]
 
 
 class Rows:
@@ -69,6 +65,11 @@ class Rows:
         padded[:T] = self.x
         return padded
 
+    @cached_property
+    def packed(self) -> "PackedTiles":
+        """Return the rows rounded, as tiles."""
+        return PackedTiles(self.x, self._threads)
+
     def tiles(self, kind: str) -> gemm.Tiles:
         """Return the rows rounded to integers, as a type's codes ask for."""
         octets = panels.CODES[kind].form.octets
@@ -84,12 +85,18 @@ class ManyRows:
         self._threads, self._integers = threads, gemm.Integers(threads)
         self._scratch = torch.empty(0, dtype=torch.uint8)
 
+    @cached_property
+    def _amx(self) -> "AmxProduct":
+        return AmxProduct(self._threads)
+
     def input(self, x: Tensor) -> Rows:
         """Take the rows that the next products have in common.  (T, K) float32"""
         return Rows(x, self._threads)
 
     def product(self, kind: str, address: int, N: int, K: int, x: Rows) -> Tensor:
         """Return x w^T of a matrix of type `kind` whose blocks begin at `address`.  -> (T, N) float32"""
+        if way(kind) == "amx":
+            return self._amx.product(kind, address, N, K, x.packed)
         if way(kind) == "int8":
             return self._integers.product(kind, address, N, K, x.tiles(kind))
         out, step = torch.empty((len(x.x), N)), max(1, SLAB // K)

@@ -24,7 +24,7 @@ from .words import real, words
 SUPPORTED = QUANTISED | {"F16", "BF16", "F32"}
 WORTH = 1 << 16
 """Weights that are worth a thread."""
-FIVE, SIX = words(5), words(6)
+FIVE, NINE = words(5), words(9)
 LANES: Any = None
 NUMBERS: Any = None
 SIZE = 0
@@ -65,9 +65,9 @@ def floats_of_blocks(args, first, end):
 @for_types
 def bfloat16_of_blocks(args, first, end):
     """Decode rows side by side, and round them."""
-    blocks, K, start, out, row_stride, group_stride = SIX(args)
+    blocks, row_bytes, K, start, out, row_stride, group_stride, panel, panel_stride = NINE(args)
     for row in range(first, end):
-        at, to = blocks + (start + row) * (K // WEIGHTS * BYTES), out + row * row_stride
+        at, to = blocks + (start + row) * row_bytes, out + row // panel * panel_stride + row % panel * row_stride
         for b in range(K // WEIGHTS):
             BLOCK(at + b * BYTES, put_bfloat16, (to + b * (WEIGHTS // 32) * group_stride, group_stride))
 
@@ -87,10 +87,10 @@ def floats_of_numbers(args, first, end):
 
 def bfloat16_of_numbers(args, first, end):
     """Round rows side by side."""
-    numbers, K, start, out, row_stride, group_stride = SIX(args)
+    numbers, row_bytes, K, start, out, row_stride, group_stride, panel, panel_stride = NINE(args)
     rest = K % 16
     for row in range(first, end):
-        at, to = numbers + (start + row) * K * SIZE, out + row * row_stride
+        at, to = numbers + (start + row) * row_bytes, out + row // panel * panel_stride + row % panel * row_stride
         for i in range(0, K - rest, 16):
             found = rounded(NUMBERS(load(LANES, at + SIZE * i)))
             store(found, to + (i >> 5) * group_stride + 2 * (i & 31))
@@ -115,6 +115,12 @@ def _of_numbers(kind: str, to: Any) -> Kernel:
     return named(to, kind.lower(), LANES=vector, NUMBERS=numbers, SIZE=TYPES[kind].bytes)
 
 
+def widening(kind: str) -> Kernel:
+    """Return the kernel of `widened`. Its arguments are K of the `row_bytes` bytes of a row, from `blocks` on; rows lie
+    in panels of `panel` rows, `panel_stride` bytes apart."""
+    return bfloat16_of_blocks(kind) if kind in QUANTISED else _of_numbers(kind, bfloat16_of_numbers)
+
+
 def _launch(kernel: Kernel, K: int, n: int, *values: int | float) -> Launch:
     return Launch(kernel, arguments(*values), n, 1 + WORTH // max(K, 1))
 
@@ -132,5 +138,6 @@ def widened(
 
     Strides are in bytes: a row begins `row_stride` behind the one before it (0: 2 K), and each 32 weights of a row
     `group_stride` behind the 32 before them."""
-    kernel = bfloat16_of_blocks(kind) if kind in QUANTISED else _of_numbers(kind, bfloat16_of_numbers)
-    return _launch(kernel, K, n, blocks, K, first, out, row_stride or 2 * K, group_stride)
+    row_bytes = K // TYPES[kind].weights * TYPES[kind].bytes
+    strides = row_stride or 2 * K, group_stride
+    return _launch(widening(kind), K, n, blocks, row_bytes, K, first, out, *strides, max(n, 1), 0)

@@ -159,15 +159,16 @@ def put(builder, sums, out, stride, rows, columns):
 
 
 @operation(lambda *_: types.void)
-def turn(builder, source, stride, target):
-    """Lay rows side by side: 16 bytes of LANES rows, `stride` bytes apart, become 4 quads, QUADS bytes apart."""
+def turn(builder, source, stride, target, step):
+    """Lay rows side by side: 16 bytes of LANES rows, `stride` bytes apart, become 4 quads, `step` bytes apart."""
     rows = [builder.add(source, builder.mul(stride, ir.Constant(I64, row))) for row in range(LANES)]
     loaded = [_at(builder, row, 0, ir.VectorType(I32, 4)) for row in rows]
     by_four = [_joined(builder, loaded[i::4]) for i in range(4)]
     (a, c), (b, d) = (_zipped(builder, *by_four[i : i + 2], (0, 4, 1, 5), (2, 6, 3, 7)) for i in (0, 2))
     quads = (*_zipped(builder, a, b, (0, 1, 4, 5), (2, 3, 6, 7)), *_zipped(builder, c, d, (0, 1, 4, 5), (2, 3, 6, 7)))
     for i, quad in enumerate(quads):
-        builder.store(quad, pointer(builder, INTS, builder.add(target, ir.Constant(I64, QUADS * i))), align=4)
+        place = builder.add(target, builder.mul(step, ir.Constant(I64, i)))
+        builder.store(quad, pointer(builder, INTS, place), align=4)
 
 
 def _joined(builder: Any, parts: list[Any]) -> Any:
