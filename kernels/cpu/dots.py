@@ -13,6 +13,7 @@ from . import simd
 from .simd import ELEMENTS, I32, Vec, call, constant, operation, shuffled
 
 SET, VNNI = simd.SET, simd.VNNI
+GALOIS = SET == "avx512" and bool(simd.HOST.get("gfni"))
 BYTES_NAMED = llvmlite.binding.llvm_version_info[0] >= 22  # LLVM 22: these take bytes and words, not i32 lanes
 
 
@@ -109,6 +110,20 @@ def dot8(builder, acc, codes, x):
 
 
 EXACT8 = VNNI
+
+
+@operation(lambda packed: packed)
+def nibbles(builder, packed):
+    """Return the low halves of the first 32 bytes and the high halves of the last 32.  i8 (64) -> i8 (64)
+
+    Galois fields have an instruction that takes each bit of a byte from where a matrix says: shift and mask in one."""
+    if GALOIS:
+        rows = [0, 0, 0, 0, 8, 4, 2, 1] * 4 + [0, 0, 0, 0, -128, 64, 32, 16] * 4
+        matrix, none = constant(packed.type, rows), ir.Constant(ELEMENTS["i8"], 0)
+        return call(builder, "llvm.x86.vgf2p8affineqb.512", packed.type, packed, matrix, none)
+    words = ir.VectorType(ELEMENTS["i16"], 32)
+    shifted = builder.lshr(builder.bitcast(packed, words), constant(words, [0] * 16 + [4] * 16))
+    return builder.and_(builder.bitcast(shifted, packed.type), constant(packed.type, 15))
 
 
 @operation(lambda a, b: a)

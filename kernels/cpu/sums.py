@@ -153,12 +153,11 @@ def whole_scales(
 
     def add(weights: Any, x: Number, g: Number, lanes: Value) -> Value:
         w, d, m = weights
-        codes, acc = x + g * CODES, [splat(i32x16, 0)] * parts
+        codes, acc = x + g * CODES, [splat(i32x16, 0)] * 2  # two sums: neither waits for the other
         for i in range(4):
-            j = i * parts // 4
-            acc[j] = dot64(acc[j], w[2 * i], w[2 * i + 1], codes + 128 * i)
+            acc[i // 2] = dot64(acc[i // 2], w[2 * i], w[2 * i + 1], codes + 128 * i)
         s = splat(f32x16, load(types.float32, x + groups * (CODES + SUMS) + 4 * g))
-        dots = [convert(f32x16, dots) for dots in acc]
+        dots = [convert(f32x16, dots) for dots in (acc if parts == 2 else [acc[0] + acc[1]])]
         lanes = fma(sum(dots[1:], dots[0]) * s, splat(f32x16, d), lanes)
         return lanes if m is None else fma(m, load(f32x16, x + groups * CODES + g * SUMS), lanes)
 
