@@ -5,6 +5,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
+from llava_ref import load
 from llava_ref.errors import NumericsError
 from llava_ref.generation.answer import Turn
 from llava_ref.generation.request import Step
@@ -72,6 +73,21 @@ def test_answers_that_share_steps_are_those_of_each_alone(pair, alone, most):
     shared = model.ops.shared
     assert max(shared) == min(most, 4) and sum(shared) == sum(len(steps) - 1 for steps in alone)
     assert sum(shared) / len(shared) > 0.6 * min(most, 4), "most steps are full"
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "F16"])
+def test_the_same_with_the_kernels_of_a_processor(tmp_path, kind, monkeypatch):
+    """A program of eight rows, of five, of one: every token and log-probability is the one of each alone."""
+    pytest.importorskip("numba")
+    files = write_pair(tmp_path, Tiny(template=VICUNA, context=1500, type=kind))
+    model, shared = load(*files, precision="fast"), []
+    step = model.ops.step_together
+    monkeypatch.setattr(model.ops, "step_together", lambda s, t: (shared.append(len(s)), step(s, t))[1])
+    asked = [*ASKED, *((prompt + " one", *rest) for prompt, *rest in ASKED)]
+    wanted = [facts(stream(model, one).steps()) for one in asked]
+    assert set(shared) == {1} and model.together == 8
+    assert run(model, [stream(model, one) for one in asked]) == wanted
+    assert max(shared) > 4
 
 
 def test_logits_are_those_of_each_alone(pair):
