@@ -17,7 +17,7 @@ from .functions import Kernel, inlined
 from .lanes import convert_unsigned
 from .launch import Launch, arguments
 from .simd import VNNI, i16x16, load, store
-from .tiles import LANES, OCTETS, QUADS, ROW, VECTORS, WIDTH, Form, scratch, turn
+from .tiles import LANES, NARROW, QUADS, ROW, VECTORS, WIDTH, Form, scratch, turn
 from .typed import named
 from .words import words
 
@@ -38,7 +38,7 @@ class Codes:
     @property
     def form(self) -> Form:
         fits = VNNI or self.bits <= (5 if self.group == 32 else 6)
-        return Form(self.group, self.minima, OCTETS and fits)
+        return Form(self.group, self.minima, NARROW and fits)
 
 
 # fmt: off

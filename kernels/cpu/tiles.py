@@ -21,7 +21,7 @@ from . import simd
 from .dots import _dot8, _dot16, _pairs8, _pairs16
 from .simd import ELEMENTS, I32, I64, SET, VNNI, Vec, call, constant, filled, named, operation, pointer, shuffled
 
-OCTETS = (SET == "avx512" and VNNI) or SET == "avx2"
+NARROW = (SET == "avx512" and VNNI) or SET == "avx2"
 """Whether codes of 8 bits are multiplied as such, four to a lane; else 16 bits, two to a lane."""
 LANES, VECTORS, ROWS = {"avx512": (16, 2, 6), "avx2": (8, 1, 4), "portable": (4, 2, 2)}[SET]
 """Lanes of a vector, vectors of a panel, rows of a tile: as many sums as there are registers for."""
