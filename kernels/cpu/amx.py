@@ -72,13 +72,34 @@ def dot_int8(builder: Any, sums: int, a: int, b: int) -> None:
     call(builder, "llvm.x86.tdpbssd", ir.VoidType(), *(ir.Constant(I8, tile) for tile in (sums, a, b)))
 
 
+Operand = tuple[Any, Any, Any, Any]
+"""An address, the bytes from tile to tile, from row to row, and from first to second term."""
+
+
+def _at(builder: Any, operand: Operand, tile: int, term: int) -> Any:
+    address, tile_size, _, term_size = operand
+    by_tile = builder.mul(tile_size, ir.Constant(I64, tile))
+    return builder.add(address, builder.add(by_tile, builder.mul(term_size, ir.Constant(I64, term))))
+
+
+def _add_step(builder: Any, rows: int, columns: int, terms: int, a: Operand, b: Operand) -> None:
+    """Add products of tiles: of two terms in an order in which one of both stays where it is."""
+    before = (-1, -1)
+    for i, j in ((0, 0),) if terms == 1 else ((1, 0), (0, 0), (0, 1)):
+        for r in range(rows if before[0] != i else 0):
+            load(builder, 4 + r, _at(builder, a, r, i), a[2])
+        for c in range(columns):
+            if before[1] != j:
+                load(builder, 6 + c, _at(builder, b, c, j), b[2])
+            for r in range(rows):
+                dot(builder, r * columns + c, 4 + r, 6 + c)
+        before = i, j
+
+
 def product(rows: int, columns: int, terms: int) -> Any:
     """Make a function that multiplies rows x columns tiles, 1 or 2 each, of numbers in `terms` bfloat16 each.
 
     Of two terms the products of both first ones and of a first and a second one count."""
-    C = [[r * columns + c for c in range(columns)] for r in range(rows)]
-    A, B = [4 + r for r in range(rows)], [6 + c for c in range(columns)]
-    pairs = ((0, 0),) if terms == 1 else ((1, 0), (0, 0), (0, 1))  # so that one of both stays where it is
 
     @operation(lambda *_: types.void)
     def product(builder, a, a_tile, a_stride, a_step, a_term, b, b_tile, b_step, b_term, steps, out, out_stride, more):
@@ -86,33 +107,22 @@ def product(rows: int, columns: int, terms: int) -> Any:
 
         a: tiles `a_tile` bytes apart, of rows `a_stride` apart; b: tiles of 1 KB; a step moves both on by so much. Out:
         rows `out_stride` bytes apart, a tile's columns behind those of the tile before."""
-        kilobyte, number = ir.Constant(I64, ROW), lambda i: ir.Constant(I64, i)
-        places = [
-            (C[r][c], builder.add(out, builder.add(builder.mul(out_stride, number(16 * r)), number(ROW * c))))
-            for r in range(rows)
-            for c in range(columns)
-        ]
-        with builder.if_else(builder.icmp_signed("!=", more, number(0))) as (then, otherwise):
+        none, places = ir.Constant(I64, 0), []
+        for r in range(rows):
+            row = builder.add(out, builder.mul(out_stride, ir.Constant(I64, 16 * r)))
+            places += [builder.add(row, ir.Constant(I64, ROW * c)) for c in range(columns)]
+        with builder.if_else(builder.icmp_signed("!=", more, none)) as (then, otherwise):
             with then:
-                for tile, place in places:
+                for tile, place in enumerate(places):
                     load(builder, tile, place, out_stride)
             with otherwise:
-                for tile, _ in places:
+                for tile in range(len(places)):
                     zero(builder, tile)
-        with cgutils.for_range_slice(builder, number(0), steps, number(1)) as (step, _):
-            before = (-1, -1)
-            for i, j in pairs:
-                a_at = builder.add(builder.add(a, builder.mul(a_step, step)), builder.mul(a_term, number(i)))
-                b_at = builder.add(builder.add(b, builder.mul(b_step, step)), builder.mul(b_term, number(j)))
-                for r in range(rows if before[0] != i else 0):
-                    load(builder, A[r], builder.add(a_at, builder.mul(a_tile, number(r))), a_stride)
-                for c in range(columns):
-                    if before[1] != j:
-                        load(builder, B[c], builder.add(b_at, builder.mul(b_tile, number(c))), kilobyte)
-                    for r in range(rows):
-                        dot(builder, C[r][c], A[r], B[c])
-                before = i, j
-        for tile, place in places:
+        with cgutils.for_range_slice(builder, none, steps, ir.Constant(I64, 1)) as (step, _):
+            first = builder.add(a, builder.mul(a_step, step)), a_tile, a_stride, a_term
+            second = builder.add(b, builder.mul(b_step, step)), b_tile, ir.Constant(I64, ROW), b_term
+            _add_step(builder, rows, columns, terms, first, second)
+        for tile, place in enumerate(places):
             store(builder, tile, place, out_stride)
 
     return product

@@ -7,6 +7,7 @@ than those of a block of queries.
 """
 
 import math
+import threading
 
 import torch
 from torch import Tensor
@@ -17,6 +18,22 @@ from .launch import Launch, Program, arguments
 ROWS = 256  # queries of a block of torch's
 HALF_TERMS, FLOAT_TERMS = 2, 1
 MOST_ROOM = 1 << 25  # bytes of keys and values as tiles
+
+
+class TileRoom(threading.local):
+    """Memory of a thread for keys and values as tiles, up to MOST_ROOM: new pages would take as long as attention."""
+
+    def __init__(self) -> None:
+        self._data = torch.empty(0, dtype=torch.bfloat16)
+
+    def of(self, count: int) -> Tensor:
+        """Return so many numbers at least."""
+        if len(self._data) < count:
+            self._data = torch.empty(count, dtype=torch.bfloat16)
+        return self._data
+
+
+_ROOM = TileRoom()
 
 
 def prompt_attention(
@@ -67,8 +84,8 @@ def by_tiles(
     chunks, steps, blocks, group = -(-dh // 32), -(-S // 32), -(-T // ROWS), H // Hkv
     head = steps * chunks * 1024  # numbers of a head
     heads = max(1, min(Hkv, MOST_ROOM // (8 * head)))
-    room = torch.empty((2, 2, heads * head), dtype=torch.bfloat16)
-    places, term = (room[0].data_ptr(), room[1].data_ptr()), 2 * heads * head
+    room = _ROOM.of(4 * heads * head)
+    places, term = (room.data_ptr(), room.data_ptr() + 4 * heads * head), 2 * heads * head  # bytes
     row, apart = (stride * keys.element_size() for stride in keys.stride()[:2])
     half, seen = int(keys.dtype == torch.float16), 0 if ranges is None else ranges.data_ptr()
     stages = []

@@ -21,7 +21,7 @@ from .tile_packing import pack_row
 from .words import real, words
 
 F = np.float32
-ROWS, KEYS = 32, 512  # of a block
+ROWS, KEYS = 32, 512  # of a block: two tiles of queries, sixteen of 32 keys
 MOST = 256  # of D
 SCORE_ROW, WEIGHT_ROW = 4 * KEYS + 64, 2 * KEYS + 64  # bytes; not a power of two, for the sake of the first cache
 ARGS = words(16)
@@ -113,14 +113,26 @@ def _scores_to_weights(scores, weights, term, count, begin, end, scale, state):
 
 
 @inlined
-def _pack_queries(q, row, count, width, out, chunks, term):
-    """Lay up to ROWS queries out as tiles of 16 rows of 32 channels; rows from `count` on are zeros."""
+def _pack_queries(q, row, count, width, out, chunks, term, state):
+    """Lay up to ROWS queries out as tiles of 16 rows of 32 channels; rows from `count` on are zeros.
+
+    And begin the state of each: no largest score yet, and a sum of 0."""
     for r in range(ROWS):
+        store(F(-np.inf), state + 4 * r)
+        store(F(0), state + 4 * ROWS + 4 * r)
         for chunk in range(chunks):
             at, left = q + row * r + 128 * chunk, (width - 32 * chunk if r < count else 0)
             a = load_some(f32x16, max(0, min(16, left)), at)
             b = load_some(f32x16, max(0, min(16, left - 16)), at + 64)
             pack_row(a, b, out + 1024 * ((r // 16) * chunks + chunk) + 64 * (r % 16), term)
+
+
+@inlined
+def _scale(row, size, factor):
+    """Multiply a row of sums, `size` bytes, by a factor."""
+    if factor != F(1):
+        for i in range(row, row + size, 64):
+            store(load(f32x16, i) * splat(f32x16, factor), i)
 
 
 @inlined
@@ -143,6 +155,13 @@ def _reach(ranges, start, stop, S):
     return begin, end
 
 
+@inlined
+def _inside(ranges, t, S, block, n):
+    """Return the first and the behind-last of n keys from `block` on that a query sees, counted from there."""
+    begin, end = _reach(ranges, t, t + 1, S)
+    return max(0, min(n, begin - block)), max(0, min(n, end - block))
+
+
 @njit(inline="always")
 def _over(args, begin, end, product, weighted, terms):
     """Attend from 32 queries of a head, an item."""
@@ -154,21 +173,16 @@ def _over(args, begin, end, product, weighted, terms):
         head, start = item // blocks, ROWS * (item % blocks)
         count, behind = min(ROWS, T - start), 2048 * chunks * steps * (head // group)
         low, high = _reach(ranges, start, start + count, S)
-        low = low & -32
-        at = q + q_row * start + 4 * width * head
-        _pack_queries(at, q_row, count, width, packed, chunks, q_term)
-        for r in range(ROWS):
-            store(F(-np.inf), state + 4 * r)
-            store(F(0), state + 4 * ROWS + 4 * r)
+        low, at = low & -32, q + q_row * start + 4 * width * head
+        _pack_queries(at, q_row, count, width, packed, chunks, q_term, state)
         for block in range(low, high, KEYS):
             n = min(KEYS, (high - block + 31) & -32)
-            for r in range(0, count, 32):
-                for j in range(0, n, 32):
-                    product(
-                        packed + 64 * chunks * r, 1024 * chunks, 64, 1024, q_term,
-                        keys + behind + 64 * chunks * (block + j), 1024 * chunks, 1024, term,
-                        chunks, scores + SCORE_ROW * r + 4 * j, SCORE_ROW, 0,
-                    )  # fmt: skip
+            for j in range(0, n, 32):
+                product(
+                    packed, 1024 * chunks, 64, 1024, q_term,
+                    keys + behind + 64 * chunks * (block + j), 1024 * chunks, 1024, term,
+                    chunks, scores + 4 * j, SCORE_ROW, 0,
+                )  # fmt: skip
             for r in range(count):
                 a, b = (
                     (load(int64, ranges + 16 * (start + r)), load(int64, ranges + 16 * (start + r) + 8))
@@ -178,16 +192,14 @@ def _over(args, begin, end, product, weighted, terms):
                 a, b = max(0, min(n, a - block)), max(0, min(n, b - block))
                 row, to = scores + SCORE_ROW * r, weights + WEIGHT_ROW * r
                 factor = _scores_to_weights(row, to, w_term if terms == 2 else 0, n, a, b, real(scale), state + 4 * r)
-                if factor != F(1) and block > low:
-                    for i in range(sums + sums_row * r, sums + sums_row * (r + 1), 64):
-                        store(load(f32x16, i) * splat(f32x16, factor), i)
-            for r in range(0, count, 32):
-                for chunk in range(chunks):
-                    weighted(
-                        weights + WEIGHT_ROW * r, 16 * WEIGHT_ROW, WEIGHT_ROW, 64, w_term,
-                        values + behind + 64 * chunks * block + 2048 * chunk, 1024, 2048 * chunks, term,
-                        n // 32, sums + sums_row * r + 128 * chunk, sums_row, block - low,
-                    )  # fmt: skip
+                if block > low:
+                    _scale(sums + sums_row * r, sums_row, factor)
+            for chunk in range(chunks):
+                weighted(
+                    weights, 16 * WEIGHT_ROW, WEIGHT_ROW, 64, w_term,
+                    values + behind + 64 * chunks * block + 2048 * chunk, 1024, 2048 * chunks, term,
+                    n // 32, sums + 128 * chunk, sums_row, block - low,
+                )  # fmt: skip
         _write(sums, state, out + out_row * start + 4 * width * head, out_row, count, width, sums_row)
     amx.release()
 
