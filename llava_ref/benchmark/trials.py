@@ -75,10 +75,15 @@ def operations(ops: Ops, precision: str) -> Iterator[Trial]:
 
 
 def kernels(device: str) -> Iterator[Trial]:
-    """Yield a trial for every case of `kernels.cases`."""
-    from ..kernels.cases import cases
+    """Yield a trial for every case of `kernels.cases`, or on a CPU of `kernels.cpu.cases`."""
+    if device == "cpu":
+        from ..kernels.cpu import cases as on_cpu
 
-    yield from map(kernel_trial, cases(device))
+        yield from map(kernel_trial, on_cpu.cases())
+    else:
+        from ..kernels.cases import cases
+
+        yield from map(kernel_trial, cases(device))
 
 
 def kernel_trial(case: Any) -> Trial:

@@ -1,10 +1,11 @@
-"""`selftest`: compare every operation of a backend, and on a CUDA device every kernel, with its float64 definition."""
+"""`selftest`: compare every operation of a backend, and every kernel, with its float64 definition."""
 
 import argparse
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from itertools import chain
 
 from ..benchmark.trials import Tested, Trial, kernels, operations, run_trials
@@ -16,31 +17,40 @@ from .output import note, print_json
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--backend", choices=("torch", "numpy"), default="torch", help="default: torch")
+    help_ = "default: both, where there is a fast; kernels are tested with fast"
+    parser.add_argument("--precision", choices=("exact", "fast"), help=help_)
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="processor threads (default: all that pay)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
-    rows = run_trials(trials(args.backend, args.device, args.threads))
+    precisions = [args.precision] if args.precision else there(args.backend, args.device)
+    rows = run_trials(trials(args.backend, args.device, args.threads, precisions))
     failed = [f"{row.operation} {sort}".strip() for row in rows for sort in row.failed]
     if args.json:
         about = {"ok": not failed, "backend": args.backend, "device": args.device}
         print_json(about | {"operations": [_as_json(row) for row in rows]})
     else:
         _print(rows)
+    if args.precision is None and args.backend == "torch" and "fast" not in precisions:
+        note("[no precision fast: its kernels need numba: pip install 'llava-ref[fast]']")
     note(f"[{sum(row.n_cases for row in rows)} cases in {time.perf_counter() - began:.1f} s]")
     if failed:
         note(f"failed: {', '.join(failed)}")
     return 1 if failed else 0
 
 
-def trials(backend: str, device: str, threads: int | None) -> Iterable[Trial]:
+def there(backend: str, device: str) -> list[str]:
+    """Return the precisions that there are."""
+    fast = device == "cuda" or (backend == "torch" and find_spec("numba") is not None)
+    return ["exact", "fast"] if fast else ["exact"]
+
+
+def trials(backend: str, device: str, threads: int | None, precisions: Sequence[str]) -> Iterable[Trial]:
     """Return everything that is to be tested. Raises ParameterError for a backend or device that is absent."""
-    found = [operations(get_ops(backend, device, threads, 0), "exact")]
-    if device == "cuda":
-        found += [operations(get_ops(backend, device, threads, 0, "fast"), "fast"), kernels(device)]
-    return chain.from_iterable(found)
+    found = [operations(get_ops(backend, device, threads, 0, precision), precision) for precision in precisions]
+    return chain(*found, kernels(device) if "fast" in precisions else ())
 
 
 def _print(rows: list[Tested]) -> None:

@@ -40,7 +40,7 @@ def test_every_operation_has_a_case():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_backends_pass(cli, backend):
-    status, out, err = cli("selftest", "--backend", backend, "--json")
+    status, out, err = cli("selftest", "--backend", backend, "--precision", "exact", "--json")
     found = json.loads(out)
     rows = {row["operation"]: row for row in found["operations"]}
     assert status == 0 and found["ok"] and (found["backend"], found["device"]) == (backend, "cpu")
@@ -69,7 +69,7 @@ def test_what_is_wrong_is_named(cli, monkeypatch, backend, name):
     )
     monkeypatch.setattr("llava_ref.conformance.pairs.random_blocks.KINDS", ("F32", "F16"))
     monkeypatch.setattr("llava_ref.ops.cases.HEAD_SIZES", (64,))
-    status, out, err = cli("selftest", "--backend", backend)
+    status, out, err = cli("selftest", "--backend", backend, "--precision", "exact")
     last = err.splitlines()[-1]
     assert status == 1 and last.startswith("failed: ") and name in last
     assert "rows" not in last and f"\n{name} " in out and "FAILED" in out
@@ -98,6 +98,46 @@ def test_the_operations_of_fast_are_within_their_bounds(monkeypatch):
     assert rows["rows"].error == 0 and rows["attention"].error > 1e-5 > rows["rms_norm"].error
     bounds = {trial.sort: trial.bound for trial in trials if trial.operation == "fast linear"}
     assert bounds["1 rows"] < bounds["11 rows"], "few rows are of two 8-bit terms, more of float16"
+
+
+class TestFastOnAProcessor:
+    @pytest.fixture(autouse=True)
+    def few(self, monkeypatch):
+        """A few cases: all of them are run by tests/kernels/cpu and by whoever has the processor."""
+        pytest.importorskip("numba")
+        from llava_ref.kernels.cpu import cases as kernels
+
+        monkeypatch.setattr("llava_ref.conformance.pairs.random_blocks.KINDS", ("F32", "F16", "Q4_0"))
+        monkeypatch.setattr("llava_ref.ops.cases.HEAD_SIZES", (64,))
+        monkeypatch.setattr(kernels, "FAMILIES", (kernels.activations,))
+
+    def operations(self, cli, *arguments):
+        _, out, err = cli("selftest", "--json", *arguments)
+        return {row["operation"] for row in json.loads(out)["operations"]}, err
+
+    def test_both_precisions_and_the_kernels_are_tested(self, cli):
+        found, err = self.operations(cli)
+        assert {"product", "fast product", "fast rope", "kernel activations.quantise"} <= found and "numba" not in err
+
+    def test_one_precision_may_be_asked_for(self, cli):
+        fast, _ = self.operations(cli, "--precision", "fast")
+        exact, _ = self.operations(cli, "--precision", "exact")
+        assert "fast rope" in fast and "rope" not in fast and "kernel activations.quantise" in fast
+        assert "rope" in exact and not [name for name in exact if name.startswith(("fast ", "kernel "))]
+
+    def test_without_numba_one_line_says_what_is_missing(self, cli, monkeypatch):
+        monkeypatch.setattr("llava_ref.tools.selftest.find_spec", lambda name: None)
+        found, err = self.operations(cli)
+        assert "rope" in found and "fast rope" not in found
+        assert "[no precision fast: its kernels need numba: pip install 'llava-ref[fast]']" in err
+
+    def test_a_wrong_kernel_is_named(self, cli, monkeypatch):
+        from llava_ref.kernels.cpu import cases as kernels
+
+        right = kernels.quantise
+        monkeypatch.setattr(kernels, "quantise", lambda x, stride, out, rows: right(x + 4, stride, out, rows))
+        status, _, err = cli("selftest", "--precision", "fast")
+        assert status == 1 and "kernel activations.quantise 8 x 4096" in err
 
 
 def test_errors_are_infinite_where_a_number_is():
