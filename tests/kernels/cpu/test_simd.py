@@ -272,15 +272,6 @@ def test_names_of_types():
     assert str(Vec("i8", 64)) == "i8x64" and Vec("i8", 64) == i8x64
 
 
-@pytest.mark.skipif("LLAVA_REF_SIMD" in os.environ, reason="one set is chosen for this process")
-@pytest.mark.parametrize("name", [name for name in simd.SETS if name != simd.SET])
-def test_every_other_instruction_set(name):
-    """Run this file again: a set is chosen once a process. A better one than the processor has changes nothing."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env=os.environ | {"LLAVA_REF_SIMD": name}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
-
-
 def test_a_kept_kernel_may_name_functions_of_numbas_runtime():
     """Load one of rows.py in a new process, the second time from the folder: its code frees memory."""
     code = "from llava_ref.kernels.cpu import rows; print(rows.widened('Q4_K', 0, 256, 0, 0, 0).kernel.address > 0)"
