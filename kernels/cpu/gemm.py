@@ -1,33 +1,32 @@
 """Multiply many rows by a quantised matrix, in integers, with the scales of its own groups of weights.
 
-T rows of x, N rows of the matrix, K its columns. The matrix is unpacked some rows at a time into panels (`panels`), and
-each is multiplied by every tile of x (`tiles`) while the next are unpacked: threads share both. x is rounded to 8 bits
+T rows of x, N rows of the matrix, K its columns. The matrix is unpacked some rows at a time into panels (`panels`),
+which every tile of x is multiplied by (`tiles`). x is rounded to 8 bits
 with a scale for every 32 numbers, which costs what ggml's activations cost: 5e-3 to 6e-3 of a product of random
 numbers. Where codes are multiplied in 16 bits, x has 15: 3e-5.
 """
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import torch
-from numba import float32
+from numba import float32, int64
 from torch import Tensor
 
 from .functions import Kernel, inlined
 from .lanes import absolute, bits, convert, lane, larger, largest, nearest, smaller, total
-from .launch import Launch, Program, arguments
-from .panels import CODES, panel_bytes, unpacked
+from .launch import Launch, arguments, run
+from .panels import BEGIN, CODES, PLACE, UNPACKED, panel_bytes, unpacked, unpacking
 from .simd import f32x16, i8x16, i16x16, i32x4, i32x8, i32x16, load, splat, store
+from .slots import Slots, call, claim, give
 from .tiles import ROWS, WIDTH, Form, nothing, put, step
 from .typed import named
 from .words import words
 
-PANELS = 32
-"""Panels unpacked at a time, for one thread or two; more threads get as many more."""
-SPAN = 16
-"""Tiles that a thread multiplies by a panel at a time."""
-SIX, ELEVEN = words(6), words(11)
+PANELS = 64 // WIDTH
+"""Panels that are unpacked and multiplied together: an item. They stay in a core's second cache, and x passes once."""
+HEAD = 128  # bytes in front of a slot: arguments of the kernel that unpacks
+SIX, SEVEN, NINE = words(6), words(7), words(9)
 LARGEST = 0
 PUT: Any = None
 """How x is rounded: its largest code, and how 16 codes are kept."""
@@ -78,18 +77,28 @@ def quantise(args, first, end):
 
 
 def multiply(args, first, end):
-    """Multiply panels by spans of tiles: an item is one of each."""
-    panels, panel, record, groups, codes, quads, beside, out, stride, N, T = ELEVEN(args)
-    tiles = (T + ROWS - 1) // ROWS
-    spans = (tiles + SPAN - 1) // SPAN
+    """Multiply stretches of `PANELS` panels by all tiles: an item is one stretch."""
+    unpacking, unpacked, panel, record, groups, codes, quads, beside, T = NINE(args)
+    out, stride, N, flags, slots, size, count = SEVEN(args + 72)
+    number = claim(flags, count)
+    slot = slots + number * size
+    for i in range(UNPACKED):
+        store(load(int64, unpacked + 8 * i), slot + 8 * i)
+    store(slot + HEAD, slot + 8 * PLACE)
     for item in range(first, end):
-        n, t = item // spans, item % spans * SPAN
-        for tile in range(t, min(t + SPAN, tiles)):
-            sums, w = nothing(), panels + n * panel
+        row = item * PANELS * WIDTH
+        panels = (min(N - row, PANELS * WIDTH) + WIDTH - 1) // WIDTH
+        store(row, slot + 8 * BEGIN)
+        call(unpacking, slot, 0, panels)
+        for tile in range((T + ROWS - 1) // ROWS):
             x, near = codes + 4 * ROWS * quads * groups * tile, beside + 8 * ROWS * groups * tile
-            for group in range(groups):
-                sums = STEP(sums, w + record * group, x + 4 * ROWS * quads * group, near + 8 * ROWS * group)
-            put(sums, out + stride * ROWS * tile + 4 * WIDTH * n, stride, T - ROWS * tile, N - WIDTH * n)
+            for n in range(panels):
+                sums, w = nothing(), slot + HEAD + n * panel
+                for group in range(groups):
+                    sums = STEP(sums, w + record * group, x + 4 * ROWS * quads * group, near + 8 * ROWS * group)
+                column = row + WIDTH * n
+                put(sums, out + stride * ROWS * tile + 4 * column, stride, T - ROWS * tile, N - column)
+    give(flags, number)
 
 
 @cache
@@ -119,7 +128,7 @@ class Tiles:
         x = x.contiguous()
         addresses = (y.data_ptr() for y in (self.codes, self.scales, self.sums))
         args = arguments(x.data_ptr(), self.T, groups, *addresses)
-        Program([[Launch(quantising(octets), args, tiles, 1)]]).run(threads)
+        run(Launch(quantising(octets), args, tiles, 1), threads=threads)
         self._beside = dict[tuple[int, int, bool], Tensor]()
 
     def beside(self, kind: str) -> Tensor:
@@ -144,34 +153,15 @@ class Integers:
     """Multiply by matrices one after another, in a scratch that is kept."""
 
     def __init__(self, threads: int) -> None:
-        self._threads, self._panels = threads, PANELS * max(1, threads // 2)
-        self._scratch = torch.empty(0, dtype=torch.uint8)
+        self._threads, self._slots = threads, Slots(threads)
 
     def product(self, kind: str, address: int, N: int, K: int, x: Tiles) -> Tensor:
         """Return x w^T.  -> (T, N) float32"""
-        out = torch.empty((x.T, N))
-        slab = self._panels * panel_bytes(kind, K)
-        if self._scratch.numel() < 2 * slab:
-            self._scratch = torch.empty(2 * slab, dtype=torch.uint8)
-        Program(list(self._stages(kind, address, N, K, x, out))).run(self._threads)
+        form, panel, out = CODES[kind].form, panel_bytes(kind, K), torch.empty((x.T, N))
+        matrix = unpacked(kind, address, N, K)
+        rows = K // form.group, x.codes.data_ptr(), form.quads, x.beside(kind).data_ptr(), x.T
+        slots = self._slots.of(HEAD + PANELS * panel)
+        shape = panel, form.record, *rows, out.data_ptr(), 4 * N, N, *slots
+        args = arguments(unpacking(kind).address, matrix.ctypes.data, *shape)
+        run(Launch(multiplying(form), args, -(-N // (PANELS * WIDTH)), 1), threads=self._threads)
         return out
-
-    def _stages(self, kind: str, address: int, N: int, K: int, x: Tiles, out: Tensor) -> Iterator[list[Launch]]:
-        """Yield stages: in each a stretch of rows is multiplied and the next one unpacked, into the other half."""
-        rows, places = (
-            self._panels * WIDTH,
-            (self._scratch.data_ptr(), self._scratch[len(self._scratch) // 2 :].data_ptr()),
-        )
-        waiting: list[Launch] = []
-        for i, begin in enumerate(range(0, N, rows)):
-            count, place = min(rows, N - begin), places[i % 2]
-            yield [*waiting, unpacked(kind, address, N, K, begin, count, place)]
-            waiting = [self._multiplied(kind, place, K, x, out, begin, count)]
-        yield waiting
-
-    def _multiplied(self, kind: str, place: int, K: int, x: Tiles, out: Tensor, begin: int, count: int) -> Launch:
-        form = CODES[kind].form
-        at = x.codes.data_ptr(), form.quads, x.beside(kind).data_ptr(), out[0, begin:].data_ptr(), out.stride(0) * 4
-        args = arguments(place, panel_bytes(kind, K), form.record, K // form.group, *at, count, x.T)
-        spans = -(-x.T // (ROWS * SPAN))
-        return Launch(multiplying(form), args, -(-count // WIDTH) * spans, 1)

@@ -9,19 +9,21 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 from numba import float32
 
 from llava_ref.gguf.types import TYPES
 
 from .functions import Kernel, inlined
 from .lanes import convert_unsigned
-from .launch import Launch, arguments
+from .launch import arguments
 from .simd import VNNI, i16x16, load, store
 from .tiles import LANES, NARROW, QUADS, ROW, VECTORS, WIDTH, Form, scratch, turn
 from .typed import named
 from .words import words
 
-TWELVE = words(12)
+UNPACKED, BEGIN, PLACE = 12, 2, 11
+TWELVE = words(UNPACKED)
 SCALES = 512
 """Where the 16 scales of a block lie in a row of the scratch, and behind them its minima."""
 
@@ -94,7 +96,7 @@ def gather(room, out, weights, group, minima, quads, record):
 
 
 def unpack(args, first, end):
-    """Unpack panels `first` to `end` - 1 of a stretch of rows."""
+    """Unpack panels `first` to `end` - 1 from a row on; a panel that ends behind the matrix repeats its last row."""
     blocks, row_bytes, begin, last, count, size, weights, group, minima, quads, record, panels = TWELVE(args)
     room, groups = scratch(), weights // group
     for panel in range(first, end):
@@ -119,10 +121,9 @@ def panel_bytes(kind: str, K: int) -> int:
     return K // form.group * form.record
 
 
-def unpacked(kind: str, address: int, N: int, K: int, begin: int, rows: int, panels: int) -> Launch:
-    """Unpack rows `begin` to `begin` + `rows` - 1 of a matrix to `panels`; the last panel repeats the last row."""
+def unpacked(kind: str, address: int, N: int, K: int) -> np.ndarray:
+    """Return the arguments of a matrix's `unpacking`, but for the first row (word `BEGIN`) and the place (`PLACE`)."""
     form, block = CODES[kind].form, TYPES[kind]
     count = K // block.weights
     shape = count, block.bytes, block.weights, form.group, int(form.minima), form.quads, form.record
-    args = arguments(address, count * block.bytes, begin, N - 1, *shape, panels)
-    return Launch(unpacking(kind), args, -(-rows // WIDTH), 1)
+    return arguments(address, count * block.bytes, 0, N - 1, *shape, 0)
