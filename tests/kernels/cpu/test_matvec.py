@@ -67,7 +67,7 @@ def test_a_type_is_a_module_and_all_are_listed():
 @pytest.mark.skipif("LLAVA_REF_SIMD" in os.environ, reason="one set is chosen for this process")
 @pytest.mark.parametrize("name", [name for name in simd.SETS if name != simd.SET])
 def test_every_other_instruction_set(name):
-    """Run the tests of vectors and of overflow again: a set is chosen once a process. test_cases.py runs all kernels."""
+    """Run the tests of vectors and of overflow again: a set is chosen once a process. All kernels: test_cases.py."""
     chosen = "test_simd or overflow and (Q4_K or Q6_K)"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, __file__, VECTORS]
     done = subprocess.run(command, env=os.environ | {"LLAVA_REF_SIMD": name}, capture_output=True, text=True)
