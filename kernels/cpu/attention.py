@@ -129,7 +129,7 @@ def _over(args, first, end, heads, dots, weighted, one, some):
                 mine, sums = place + 4 * h * wide, place + 4 * (padded + h) * wide
                 for k in range(0, count, TILE // heads):
                     dots(mine, 4 * wide, key + key_row * k, key_row, count - k, width, scores + 4 * k, near)
-                for g in range(heads):
+                for g in range(min(heads, group - h)):
                     store(_softmax(scores + near * g, count, state + 4 * (h + g), padded), factors + 4 * g)
                 for i in range(0, most, 16 * VECTORS):
                     weighted(scores, near, value + 2 * i, key_row, count, factors, sums + 4 * i, 4 * wide, 16)

@@ -184,12 +184,7 @@ def _over(args, begin, end, product, weighted, terms):
                     chunks, scores + 4 * j, SCORE_ROW, 0,
                 )  # fmt: skip
             for r in range(count):
-                a, b = (
-                    (load(int64, ranges + 16 * (start + r)), load(int64, ranges + 16 * (start + r) + 8))
-                    if ranges
-                    else (0, S)
-                )
-                a, b = max(0, min(n, a - block)), max(0, min(n, b - block))
+                a, b = _inside(ranges, start + r, S, block, n)
                 row, to = scores + SCORE_ROW * r, weights + WEIGHT_ROW * r
                 factor = _scores_to_weights(row, to, w_term if terms == 2 else 0, n, a, b, real(scale), state + 4 * r)
                 if block > low:
@@ -206,8 +201,6 @@ def _over(args, begin, end, product, weighted, terms):
 
 PACKED, SCORES = room(2 * 2 * ROWS * MOST), room(ROWS * SCORE_ROW)
 WEIGHTS, SUMS, STATE = room(2 * ROWS * WEIGHT_ROW), room(4 * ROWS * MOST), room(8 * ROWS)
-
-
 ONE_TERM, TWO_TERMS = amx.product(2, 2, 1), amx.product(2, 2, 2)
 
 
