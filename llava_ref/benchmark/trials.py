@@ -53,8 +53,8 @@ class Tested:
             self.failed.setdefault(trial.sort, f"error {off:.1e}")
 
 
-def operations(ops: Ops, precision: str) -> Iterator[Trial]:
-    """Yield a trial for every case of `ops.cases`."""
+def operations(ops: Ops, precision: str, device: str) -> Iterator[Trial]:
+    """Yield a trial for every case of `ops.cases`, with the bounds of a device."""
     from ..conformance.pairs.random_blocks import KINDS, random_tensor
     from ..ops.cases import OperationCase, cases
     from ..ops.definition import Definition
@@ -71,7 +71,7 @@ def operations(ops: Ops, precision: str) -> Iterator[Trial]:
         return got, defined.numpy(case.run(defined))
 
     for case in cases(tensor, KINDS):
-        yield Trial(prefix + case.operation, case.sort, case.bound(precision), partial(both, case))
+        yield Trial(prefix + case.operation, case.sort, case.bound(precision, device), partial(both, case))
 
 
 def kernels(device: str) -> Iterator[Trial]:

@@ -25,12 +25,16 @@ ROUNDING = 2e-6
 """Largest relative RMS error of float32 arithmetic, which rounds by 6e-8."""
 EXACT = {"attention": 2 * ROUNDING, "attention_weights, attention_values": 2 * ROUNDING, "stepper": 5 * ROUNDING}
 """Bounds in precision `exact` beyond that. The exponential multiplies the rounding of a score by the score's size."""
-FEW, TERMS = 8, 1e-4
-"""In precision `fast` products of up to so many rows are of two 8-bit terms; this is their bound."""
-BFLOAT16, FLOAT16 = 4e-3, 1e-3
-FAST = dict.fromkeys(("product", "linear", "linears", "patches"), BFLOAT16)
-FAST |= dict.fromkeys(("attention", "attention_weights, attention_values", "cache", "stepper"), FLOAT16)
-"""Bounds in precision `fast`, of products with more rows."""
+FEW, CODES = 8, 1e-4
+"""In precision `fast` products of up to so many rows round to 15 bits or more; this is their bound."""
+PRODUCTS = ("product", "linear", "linears", "patches")
+MANY = {"cuda": 4e-3, "cpu": 1.4e-2}
+"""Bounds of their products with more rows: float16, or bfloat16 for a file in it; bfloat16, or int8 where that wins."""
+HALVES = {
+    "cuda": dict.fromkeys(("attention", "attention_weights, attention_values", "cache", "stepper"), 1e-3),
+    "cpu": {"attention": 4e-3} | dict.fromkeys(("attention_weights, attention_values", "cache", "stepper"), 2e-3),
+}
+"""Bounds where keys and values are of 16 bits; on a processor a tower's are rounded to bfloat16."""
 HEAD_SIZES = (64, 72, 128, 256)
 HEADS = {"multi-head": (3, 3), "grouped": (6, 2), "multi-query": (4, 1)}  # H, Hkv
 
@@ -50,11 +54,12 @@ class OperationCase:
     work: tuple[int, int] = (8, 1 << 12)
     """Rows, and numbers in the largest matrix: what `Ops.running` is told."""
 
-    def bound(self, precision: str) -> float:
+    def bound(self, precision: str, device: str) -> float:
         """Return the largest relative RMS error that is right in precision `exact` or `fast`."""
-        if precision == "fast" and self.operation in FAST:
-            few = FAST[self.operation] == BFLOAT16 and self.work[0] <= FEW
-            return TERMS if few else FAST[self.operation]
+        if precision == "fast" and self.operation in PRODUCTS:
+            return CODES if self.work[0] <= FEW else MANY[device]
+        if precision == "fast" and self.operation in HALVES[device]:
+            return HALVES[device][self.operation]
         return 0.0 if self.exact else EXACT.get(self.operation, ROUNDING)
 
 

@@ -49,7 +49,7 @@ def there(backend: str, device: str) -> list[str]:
 
 def trials(backend: str, device: str, threads: int | None, precisions: Sequence[str]) -> Iterable[Trial]:
     """Return everything that is to be tested. Raises ParameterError for a backend or device that is absent."""
-    found = [operations(get_ops(backend, device, threads, 0, precision), precision) for precision in precisions]
+    found = [operations(get_ops(backend, device, threads, 0, precision), precision, device) for precision in precisions]
     return chain(*found, kernels(device) if "fast" in precisions else ())
 
 

@@ -92,7 +92,7 @@ def test_the_operations_of_fast_are_within_their_bounds(monkeypatch):
     monkeypatch.setattr("llava_ref.ops.cases.HEAD_SIZES", (64,))
     monkeypatch.setattr("llava_ref.conformance.pairs.random_blocks.KINDS", ("F32", "F16", "Q4_K"))
     left_out = ("fast product", "fast stepper")
-    trials = [trial for trial in operations(CudaOps("cpu", None, 1 << 30), "fast") if trial.operation not in left_out]
+    trials = [trial for trial in operations(CudaOps("cpu", None, 1 << 30), "fast", "cuda") if trial.operation not in left_out]
     rows = {row.operation.removeprefix("fast "): row for row in run_trials(trials)}
     assert len(rows) == 17 and not [row for row in rows.values() if row.failed]
     assert rows["rows"].error == 0 and rows["attention"].error > 1e-5 > rows["rms_norm"].error

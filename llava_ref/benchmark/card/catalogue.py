@@ -23,7 +23,7 @@ def _kernels(family: int, card: Card) -> Iterator[Row]:
 
 def _steppers(card: Card) -> Iterator[Row]:
     """Test a step of small decoders, and the operations that it is made of; attention in its own question."""
-    trials: Iterator[Trial] = operations(get_ops("torch", card.device, None, 0, "fast"), "fast")
+    trials: Iterator[Trial] = operations(get_ops("torch", card.device, None, 0, "fast"), "fast", "cuda")
     yield from _rows(run_trials(trial for trial in trials if "attention" not in trial.operation))
 
 
