@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--precision", default="fast")
     parser.add_argument("-t", "--threads", type=int, default=processors())
     parser.add_argument("-r", "--repetitions", type=int, default=3)
+    parser.add_argument("--short", action="store_true", help="fewer models, lengths, tokens: twelve minutes")
     parser.add_argument("--alone", action="store_true", help="without llama.cpp")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="where figures are kept")
     args = parser.parse_args()
@@ -34,7 +35,7 @@ def main() -> None:
     if not args.write:
         if args.folder is None:
             parser.error("name the folder of the models")
-        settings = Settings(args.folder, args.precision, args.threads, args.repetitions, not args.alone)
+        settings = Settings(args.folder, args.precision, args.threads, args.repetitions, not args.alone, args.short)
         about = {key: value for key, value in asdict(settings).items() if key != "folder"}
         for name in args.only or TABLES:
             kept[name] = {"facts": facts(), "settings": about, "rows": TABLES[name](settings)}

@@ -19,9 +19,11 @@ def write(kept: dict[str, Kept]) -> None:
     for name, table in kept.items():
         block = re.compile(rf"(<!-- {name}: written by docs/speed -->\n).*?(<!-- end -->)", re.DOTALL)
         assert block.search(page), f"the page has no place for {name}"
-        words = f"\n{WORDS[name](table)}\n{_source(table)}\n\n"
+        plots = PLOTS.get(name, _none)(table)
+        shown = "".join(f"![{file.removesuffix('.svg')}](speed/{file})\n\n" for file in plots)
+        words = f"\n{WORDS[name](table)}\n{shown}{_source(table)}\n\n"
         page = block.sub(lambda found, words=words: found[1] + words + found[2], page)  # type: ignore[misc]
-        for file, svg in PLOTS.get(name, _none)(table).items():
+        for file, svg in plots.items():
             (FOLDER / file).write_text(svg)
     PAGE.write_text(page)
 
@@ -37,10 +39,12 @@ def _source(kept: Kept) -> str:
     cache = f"{f['last_cache_mb']:.0f} MB of last cache, " if f["last_cache_mb"] else ""
     machine = f"{f['processor']} ({sets}; {cache}{f['memory_gb']:.0f} GB), {s['threads']} threads, {f['system']}"
     packages = ", ".join(f"{name} {f[name]}" for name in ("llava-ref", "python", "torch", "numpy", "numba"))
-    rivals = {f"llama.cpp (ggml {r['ggml']}: {r['system']})" for row in rows if (r := row.get("reference"))}
+    rivals = {
+        f"llama.cpp (ggml {r['ggml']}: {r['system']})" for row in rows if "ggml" in (r := row.get("reference") or {})
+    }
     versions = "; ".join([packages, *sorted(rivals)])
     noisy = sum(row.get("noisy") or 0 for row in rows)
-    noise = f" {noisy} of the repetitions were disturbed by other work." if noisy else ""
+    noise = f" Noisy: {noisy} of the repetitions." if noisy else ""
     return f"<sub>{f['date']}, precision `{s['precision']}`, {machine}; {versions}.{noise}</sub>"
 
 
@@ -179,9 +183,19 @@ def sequences(kept: Kept) -> str:
 
 
 def kernels(kept: Kept) -> str:
-    keys = [key for key in kept["rows"][0] if key not in ("noisy", "refused", "others")]
-    rows = [[str(v) if isinstance(v := row.get(key), str) else _g(v) for key in keys] for row in kept["rows"]]
-    return _table([key.replace("_", " ") for key in keys], rows)
+    head = ("type", "GB/s", "read GB/s", "share", "10^9 weights/s")
+    rows = [
+        [r["type"], _g(r["gb_s"]), _g(r["read_gb_s"]), f"{r['gb_s'] / r['read_gb_s']:.0%}", _g(r["weights_s"] / 1e9)]
+        for r in kept["rows"]
+    ]
+    return _table(head, rows)
+
+
+def kernel_plots(kept: Kept) -> dict[str, str]:
+    rows = kept["rows"]
+    series, reads = [Series("GB/s of blocks", [r["gb_s"] for r in rows])], [r["read_gb_s"] for r in rows]
+    title = "One row times a matrix; dashed: memory read without computing"
+    return {"kernels.svg": bars(title, [r["type"] for r in rows], series, reads)}
 
 
 WORDS: dict[str, Callable[[Kept], str]] = {
@@ -193,4 +207,8 @@ WORDS: dict[str, Callable[[Kept], str]] = {
     "sequences": sequences,
     "kernels": kernels,
 }
-PLOTS: dict[str, Callable[[Kept], dict[str, str]]] = {"decoders": decoder_plots, "contexts": context_plots}
+PLOTS: dict[str, Callable[[Kept], dict[str, str]]] = {
+    "decoders": decoder_plots,
+    "contexts": context_plots,
+    "kernels": kernel_plots,
+}

@@ -24,8 +24,9 @@ FIGURES = (
 NOISE = ("n_prompt", "n_gen", "read_gb_s", "noisy", "refused")
 FOUR_LAYERS = "7b-4-layers-q4_k_m.gguf"
 WHOLE = "7b-q4_k_m.gguf"
-CONTEXTS = (128, 512, 1024, 2048, 4096, 8192)
-COUNTS = (1, 2, 4, 8)
+CONTEXTS = (256, 512, 1024, 2048, 4096, 8192)
+GENERATED = 64, 32
+"""Tokens decoded; in a short run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +40,16 @@ class Settings:
     repetitions: int
     against: bool = True
     """Whether llama.cpp is measured too."""
+    short: bool = False
+    """Whether fewer models, lengths and repetitions do: a third of the time."""
 
 
 def decoders(s: Settings) -> list[Row]:
     """Measure prefill and decode of every text model."""
-    files = [
-        name for name in names() if name != MMPROJ and not name.startswith("7b-q8") and not name.startswith("7b-f16")
-    ]
-    rows = [_bench(s, make(s.folder, name)) for name in files]
+    left_out = (MMPROJ, "7b-q8_0.gguf", "7b-f16.gguf", *([WHOLE] if s.short else []))
     small = find()
-    return ([] if small is None else [_bench(s, small)]) + rows
+    files = [make(s.folder, name) for name in names() if name not in left_out]
+    return [_bench(s, path) for path in ([small] if small else []) + files]
 
 
 def tower(s: Settings) -> list[Row]:
@@ -58,12 +59,14 @@ def tower(s: Settings) -> list[Row]:
 
 def answer(s: Settings) -> list[Row]:
     """Measure a question about a picture to a model of LLaVA-1.5-7B's size: 640 positions and 64 tokens behind."""
-    return [_bench(s, make(s.folder, WHOLE), "--mmproj", make(s.folder, MMPROJ), n_prompt=640, n_gen=64)]
+    return [_bench(s, make(s.folder, WHOLE), "--mmproj", make(s.folder, MMPROJ), n_prompt=640)]
 
 
 def contexts(s: Settings) -> list[Row]:
     """Measure prompts of growing length, and tokens behind them."""
-    return [_bench(s, make(s.folder, FOUR_LAYERS), n_prompt=n, n_gen=16) for n in CONTEXTS]
+    return [
+        _bench(s, make(s.folder, FOUR_LAYERS), n_prompt=n, n_gen=16) for n in (CONTEXTS[::2] if s.short else CONTEXTS)
+    ]
 
 
 def pictures(s: Settings) -> list[Row]:
@@ -80,9 +83,8 @@ def sequences(s: Settings) -> list[Row]:
 
 def kernels(s: Settings) -> list[Row]:
     """Measure every type's product with one row beside the read rate of memory."""
-    found = _run("-m", "llava_ref.kernels.cpu.bench", "--json", "--threads", s.threads)
-    rows: list[Row] = found["rows"] if isinstance(found, dict) else found
-    return rows
+    found: list[Row] = _run(Path(__file__).with_name("kernels.py"), "-t", s.threads)
+    return found
 
 
 TABLES: dict[str, Callable[[Settings], list[Row]]] = {
@@ -97,9 +99,9 @@ TABLES: dict[str, Callable[[Settings], list[Row]]] = {
 assert set(MIXES) == {"Q4_K_M", "Q8_0", "F16"} and "7b" in SHAPES, "the files named here are made"
 
 
-def _bench(s: Settings, model: Path, *options: object, n_prompt: int = 512, n_gen: int = 64) -> Row:
+def _bench(s: Settings, model: Path, *options: object, n_prompt: int = 512, n_gen: int = 0) -> Row:
     """Run `bench`, and keep its medians. The names of folders are left out."""
-    lengths = ("--n-prompt", n_prompt, "--n-gen", n_gen, "-r", s.repetitions, "-t", s.threads)
+    lengths = ("--n-prompt", n_prompt, "--n-gen", n_gen or GENERATED[s.short], "-r", s.repetitions, "-t", s.threads)
     against = ("--against", "llama.cpp") if s.against else ()
     found = _run("-m", "llava_ref", "bench", "--json", "-m", model, *options, *lengths, *_how(s), *against)
     row: Row = {"model": model.name} | {name: found[name] for name in (*FIGURES, *NOISE)}
