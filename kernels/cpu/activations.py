@@ -30,7 +30,7 @@ EVEN, ODD = shuffle_two(*range(0, 64, 2)), shuffle_two(*range(1, 64, 2))
 
 
 @dataclass(frozen=True, slots=True)
-class Activations:
+class RoundedRows:
     """Room for rounded rows of K numbers."""
 
     address: int
@@ -40,7 +40,7 @@ class Activations:
     room: np.ndarray
 
     @classmethod
-    def of(cls, rows: int, K: int) -> "Activations":
+    def of(cls, rows: int, K: int) -> "RoundedRows":
         """Allocate room for `rows` rows."""
         groups = -(-K // GROUP)
         row_bytes = groups * (CODES + SUMS) + -(-groups * 4 // 64) * 64
@@ -90,7 +90,7 @@ def round_rows(args: Number, first: Number, end: Number) -> None:
         round_group(at, K - g * GROUP, row + g * CODES, sums + g * SUMS, scales + 4 * g)
 
 
-def quantise(x_address: int, row_stride: int, out: Activations, rows: int) -> Launch:
+def quantise(x_address: int, row_stride: int, out: RoundedRows, rows: int) -> Launch:
     """Round rows of float32, `row_stride` numbers apart."""
     args = arguments(x_address, 4 * row_stride, out.K, out.address, out.row_bytes)
     return Launch(round_rows, args, rows * out.groups, 64)

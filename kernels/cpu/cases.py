@@ -17,7 +17,7 @@ from llava_ref.ops.torch_quants import decode
 
 from .. import reference
 from ..cases.case import EPS, FLOAT32, TERMS, Both, KernelCase, activated, rand
-from .activations import CODES, GROUP, SUMS, Activations, quantise
+from .activations import CODES, GROUP, SUMS, RoundedRows, quantise
 from .attention import attention
 from .gates import gate
 from .kv import append
@@ -73,7 +73,7 @@ def products() -> Iterator[KernelCase]:
 def _multiplied(kind: str, M: int, N: int, K: int) -> Both:
     """Multiply with a bias and on top of what is there."""
     x, (b, w), out = rand(M, K, seed=2), blocks(kind, N, K), nothing(M, N)
-    bias, more, rounded = rand(N, seed=3), rand(M, N, seed=4), Activations.of(M, K)
+    bias, more, rounded = rand(N, seed=3), rand(M, N, seed=4), RoundedRows.of(M, K)
     run(quantise(x.data_ptr(), K, rounded, M), threads=THREADS)
     given = x.data_ptr() if kind in DENSE else rounded
     launch = matvec(kind, b.data_ptr(), N, K, given, M, out.data_ptr(), bias.data_ptr(), more.data_ptr())
@@ -113,7 +113,7 @@ def activations() -> Iterator[KernelCase]:
 
 def _rounded(M: int, K: int) -> Both:
     """Return the rows that the codes stand for, and beside each row the sums of 16."""
-    x, out = rand(M, K), Activations.of(M, K)
+    x, out = rand(M, K), RoundedRows.of(M, K)
     run(quantise(x.data_ptr(), K, out, M), threads=THREADS)
     first, n = out.address - out.room.ctypes.data, out.groups
     room = torch.from_numpy(out.room)[first : first + M * out.row_bytes].view(M, -1)

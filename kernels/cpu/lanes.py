@@ -5,6 +5,7 @@ library, so bits are moved instead. Results of float32 operations are rounded on
 is no such instruction (set `portable`): there the product is rounded too.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -18,6 +19,10 @@ HALF = simd.SET != "portable"  # conversions of half precision are instructions
 
 def _same(a: Any, *_: Any) -> Any:
     return a
+
+
+def _number(kind: Any, *_: Any) -> Any:
+    return types.float32 if kind.element == "f32" else getattr(types, f"int{kind.element[1:]}")
 
 
 @operation(lambda kind, value: kind)
@@ -147,8 +152,7 @@ def square_root(builder, x):
 @operation(_same)
 def nearest(builder, x):
     """Round every lane to a whole number, ties to even. |x| < 2^22"""
-    far = constant(x.type, 1.5 * 2.0**23)
-    return builder.fsub(builder.fadd(x, far), far)
+    return builder.fsub(builder.fadd(x, constant(x.type, 1.5 * 2.0**23)), constant(x.type, 1.5 * 2.0**23))
 
 
 @operation(_same)
@@ -208,8 +212,9 @@ def first(builder, lanes, count):
 @operation(_same)
 def shift_down(builder, x, count):
     """Shift every lane to its lower end, zeros come in; by a number, or by the lanes of a vector."""
-    wide = isinstance(count.type, ir.VectorType)
-    return builder.lshr(x, count if wide else filled(builder, x.type, simd.number(builder, count, x.type.element)))
+    if not isinstance(count.type, ir.VectorType):
+        count = filled(builder, x.type, simd.number(builder, count, x.type.element))
+    return builder.lshr(x, count)
 
 
 @operation(_same)
@@ -236,16 +241,14 @@ def upper(builder, x):
     return shuffled(builder, x, x, range(x.type.count // 2, x.type.count))
 
 
-@operation(lambda x, i: types.float32 if x.element == "f32" else getattr(types, f"int{x.element[1:]}"))
+@operation(_number)
 def lane(builder, x, i):
     """Return one lane, a number."""
     return builder.extract_element(x, i)
 
 
 def shuffle(*index: int) -> Any:
-    """Make a function that picks these lanes of a vector.
-
-    Made at module level, `SWAPPED = shuffle(1, 0, 3, 2)`, and called in a kernel, `SWAPPED(x)`."""
+    """Make a function that picks these lanes, at module level: `SWAPPED = shuffle(1, 0, 3, 2)`."""
 
     @operation(lambda a: Vec(a.element, len(index)))
     def shuffle(builder, a):
@@ -277,26 +280,20 @@ def vector(kind: Vec, *values: float) -> Any:
     return vector
 
 
-def _number(kind: Any) -> Any:
-    return types.float32 if kind.element == "f32" else getattr(types, f"int{kind.element[1:]}")
+def _reduced(builder: Any, x: Any, build: Callable[[Any, Any], Any]) -> Any:
+    """Apply `build` to the lower and the upper half of the lanes, until one is left."""
+    while (count := x.type.count // 2) > 0:
+        x = build(*(shuffled(builder, x, x, range(at, at + count)) for at in (0, count)))
+    return builder.extract_element(x, ir.Constant(I32, 0))
 
 
 @operation(_number)
 def total(builder, x):
     """Add up the lanes, always in the same order: the upper half to the lower one, until one is left."""
-    whole, count = isinstance(x.type.element, ir.IntType), x.type.count
-    while count > 1:
-        count //= 2
-        a, b = (shuffled(builder, x, x, range(at, at + count)) for at in (0, count))
-        x = (builder.add if whole else builder.fadd)(a, b)
-    return builder.extract_element(x, ir.Constant(I32, 0))
+    return _reduced(builder, x, builder.add if isinstance(x.type.element, ir.IntType) else builder.fadd)
 
 
 @operation(_number)
 def largest(builder, x):
     """Return the largest lane, with sign."""
-    count = x.type.count
-    while count > 1:
-        count //= 2
-        x = _picked(builder, ">", *(shuffled(builder, x, x, range(at, at + count)) for at in (0, count)))
-    return builder.extract_element(x, ir.Constant(I32, 0))
+    return _reduced(builder, x, lambda a, b: _picked(builder, ">", a, b))

@@ -8,7 +8,7 @@ from importlib import import_module
 
 from llava_ref.gguf.types import TYPES
 
-from .activations import Activations
+from .activations import RoundedRows
 from .functions import Kernel
 from .launch import Launch, arguments
 from .sums import FEW, SOME
@@ -29,7 +29,7 @@ def _kernel(kind: str) -> Kernel:
 
 
 def matvec(
-    kind: str, blocks: int, N: int, K: int, x: Activations | int, rows: int, out: int, bias: int = 0, add: int = 0
+    kind: str, blocks: int, N: int, K: int, x: RoundedRows | int, rows: int, out: int, bias: int = 0, add: int = 0
 ) -> Launch:
     """Write x w^T + bias + add to `out`, at most `FEW` rows of x; 0 for no bias, nothing to add.
 

@@ -80,7 +80,7 @@ i8x16, i16x8, i32x4, f16x8, f32x4 = (
 )
 
 
-class Operation(_Intrinsic):  # type: ignore[misc]
+class VectorOperation(_Intrinsic):  # type: ignore[misc]
     """One instruction or a few: numba's functions call it, and so may a kernel that is traced (traced.py)."""
 
     trace: Callable[..., Any]
@@ -90,12 +90,12 @@ class Operation(_Intrinsic):  # type: ignore[misc]
         return self.trace(*args)
 
 
-def operation(result: Callable[..., Any]) -> Callable[[Callable[..., Any]], Operation]:
+def operation(result: Callable[..., Any]) -> Callable[[Callable[..., Any]], VectorOperation]:
     """Make an operation of `build(builder, *values) -> value`; `result` gives its type from those of the arguments.
 
     An argument that names a type, as in `load(f32x16, ...)`, is handed to both as that type."""
 
-    def made(build: Callable[..., Any]) -> Operation:
+    def made(build: Callable[..., Any]) -> VectorOperation:
         def typing(context, *given):
             meant = [getattr(t, "instance_type", t) for t in given]
 
@@ -107,7 +107,7 @@ def operation(result: Callable[..., Any]) -> Callable[[Callable[..., Any]], Oper
 
         typing.__name__, typing.__doc__ = build.__name__, build.__doc__
         typing.__signature__ = inspect.signature(build)  # type: ignore[attr-defined]
-        found = Operation(build.__name__, typing)
+        found = VectorOperation(build.__name__, typing)
         found._register()
         found.trace = lambda *args: TRACED[0](result, build, args)
         return found

@@ -21,7 +21,7 @@ from PIL import Image, PngImagePlugin
 
 from ..errors import ImageError
 from ..ops.threads import one_blas_thread
-from .resample import BICUBIC, Kernel, resize, resize_padded
+from .resample import BICUBIC, Filter, resize, resize_padded
 
 Colour = tuple[int, int, int]
 
@@ -97,7 +97,7 @@ def crop(rgb: np.ndarray, size: int) -> tuple[np.ndarray, PictureMap]:
 
 
 @one_blas_thread()
-def resize_pad(rgb: np.ndarray, size: int, fill: Colour, kernel: Kernel) -> tuple[np.ndarray, PictureMap]:
+def resize_pad(rgb: np.ndarray, size: int, fill: Colour, kernel: Filter) -> tuple[np.ndarray, PictureMap]:
     """Resize to fit, then centre on a square of `fill`.  (h, w, 3) uint8 -> (S, S, 3) uint8"""
     h, w = rgb.shape[:2]
     scale = min(np.float32(size) / np.float32(w), np.float32(size) / np.float32(h))  # float32 decides some sizes
@@ -110,7 +110,7 @@ def resize_pad(rgb: np.ndarray, size: int, fill: Colour, kernel: Kernel) -> tupl
 
 
 @one_blas_thread()
-def stretch(rgb: np.ndarray, size: int, kernel: Kernel) -> tuple[np.ndarray, PictureMap]:
+def stretch(rgb: np.ndarray, size: int, kernel: Filter) -> tuple[np.ndarray, PictureMap]:
     """Resize both sides, whatever the aspect.  (h, w, 3) uint8 -> (S, S, 3) uint8"""
     return resize(rgb, size, size, kernel=kernel, order="pillow"), _placed(rgb, size, size, 0, 0)
 

@@ -24,7 +24,7 @@ BLOCK = 16  # outputs that share one matrix of weights
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
+class Filter:
     """The weight of a pixel by its distance x >= 0, which is 0 from `support` on."""
 
     support: float
@@ -39,7 +39,7 @@ class Axis:
     n_out: int
     start: int
     stop: int
-    kernel: Kernel
+    kernel: Filter
 
     @property
     def scale(self) -> float:
@@ -68,7 +68,7 @@ def resize(
     width: int,
     height: int,
     *,
-    kernel: Kernel,
+    kernel: Filter,
     order: Order = "horizontal",
     window: tuple[int, int, int, int] | None = None,
 ) -> np.ndarray:
@@ -90,7 +90,7 @@ def resize(
     return np.ascontiguousarray(_run(middle.transpose(1, 0, 2), rows, start).transpose(1, 0, 2))
 
 
-def resize_padded(rgb: np.ndarray, size: int, fill: tuple[int, int, int], kernel: Kernel) -> np.ndarray:
+def resize_padded(rgb: np.ndarray, size: int, fill: tuple[int, int, int], kernel: Filter) -> np.ndarray:
     """Centre a picture on a square of colour `fill` and resize that.  (h, w, 3) -> (size, size, 3) uint8
 
     The square has the longer side of the picture. It is never stored: for a strip of 1 x 10,000 pixels it would need
@@ -157,4 +157,4 @@ def _triangle(x: np.ndarray) -> np.ndarray:
     return np.maximum(0.0, 1.0 - x)
 
 
-BICUBIC, BILINEAR = Kernel(2.0, _cubic), Kernel(1.0, _triangle)
+BICUBIC, BILINEAR = Filter(2.0, _cubic), Filter(1.0, _triangle)

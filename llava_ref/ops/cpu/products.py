@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ...kernels.cpu.activations import Activations, quantise
+from ...kernels.cpu.activations import RoundedRows, quantise
 from ...kernels.cpu.launch import Launch, run
 from ...kernels.cpu.matvec import DENSE, FEW, matvec
 from ...kernels.cpu.product import ManyRows
@@ -48,7 +48,7 @@ class Operand:
     """Rows of x (T, K), and the same rounded to 16 bits: what the kernels of few rows read."""
 
     def __init__(self, x: Tensor) -> None:
-        self.x, self.codes = x, Activations.of(*x.shape)
+        self.x, self.codes = x, RoundedRows.of(*x.shape)
 
     def launch(self) -> Launch:
         return quantise(self.x.data_ptr(), self.x.stride(0), self.codes, len(self.x))

@@ -17,7 +17,7 @@ from .stores import Store, Terms, below, kind
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class Stacked:
     """One launch: a store, and a bias for all its rows where one of the matrices has a bias."""
 
     store: Store
@@ -28,7 +28,7 @@ class Launch:
 class Group:
     """Several linear maps of one input, as few products as their types allow."""
 
-    products: tuple[Launch, ...]
+    products: tuple[Stacked, ...]
     ends: tuple[int, ...]  # the column behind each map's
 
     def split(self, y: Tensor) -> tuple[Tensor, ...]:
@@ -53,7 +53,7 @@ class Group:
             found.append(y if product.bias is None else y.add_(product.bias))
         return found[0] if len(found) == 1 else torch.cat(found, 1)
 
-    def _columns(self) -> list[tuple[Launch, slice]]:
+    def _columns(self) -> list[tuple[Stacked, slice]]:
         ends = accumulate(product.store.shape[0] for product in self.products)
         spans = pairwise((0, *ends))
         return [(product, slice(*span)) for product, span in zip(self.products, spans, strict=True)]
@@ -75,7 +75,7 @@ class Groups:
         products = []
         for _, run in groupby(ws, lambda w: kind(matrix_of(w.weight).store)):
             same = list(run)
-            products.append(Launch(self._stacked([matrix_of(w.weight) for w in same]), _bias(same)))
+            products.append(Stacked(self._stacked([matrix_of(w.weight) for w in same]), _bias(same)))
         return Group(tuple(products), tuple(accumulate(w.weight.shape[0] for w in ws)))
 
     def _stacked(self, matrices: Sequence[CudaMatrix]) -> Store:

@@ -5,14 +5,14 @@ import pytest
 
 pytest.importorskip("numba")
 
-from llava_ref.kernels.cpu.activations import CODES, GROUP, SUMS, Activations, quantise
+from llava_ref.kernels.cpu.activations import CODES, GROUP, SUMS, RoundedRows, quantise
 from llava_ref.kernels.cpu.launch import run
 
 
 def rounded(x: np.ndarray, *, threads: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Round rows (T, K): codes (T, n, 256) in order, sums (T, n, 16), scales (T, n)."""
     T, K = x.shape
-    a = Activations.of(T, K)
+    a = RoundedRows.of(T, K)
     run(quantise(x.ctypes.data, x.strides[0] // 4, a, T), threads=threads)
     at, n = a.address - a.room.ctypes.data, a.groups
     rows = a.room[at : at + T * a.row_bytes].reshape(T, -1)
@@ -79,6 +79,6 @@ def test_large_and_small_numbers():
 
 
 def test_room_for_rows_starts_at_a_line_of_the_cache():
-    a = Activations.of(3, 1000)
+    a = RoundedRows.of(3, 1000)
     assert a.address % 64 == 0 and a.row_bytes % 64 == 0 and a.groups == 4
     assert a.room.ctypes.data + len(a.room) >= a.address + 3 * a.row_bytes

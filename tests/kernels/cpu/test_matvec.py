@@ -12,7 +12,7 @@ pytest.importorskip("numba")
 
 from llava_ref.gguf.types import TYPES
 from llava_ref.kernels.cpu import blocks, simd
-from llava_ref.kernels.cpu.activations import Activations, quantise
+from llava_ref.kernels.cpu.activations import RoundedRows, quantise
 from llava_ref.kernels.cpu.launch import run
 from llava_ref.kernels.cpu.matvec import DENSE, FEW, SUPPORTED, matvec
 
@@ -47,7 +47,7 @@ def test_the_largest_codes_do_not_overflow(kind, rows):
     b = worst(kind, K)
     w = torch_quants.decode(torch.from_numpy(b.reshape(1, -1)), kind).numpy().astype(np.float64)
     assert abs(w).min() > 0
-    x, out, a = np.ones((rows, K), np.float32), np.zeros((rows, 1), np.float32), Activations.of(rows, K)
+    x, out, a = np.ones((rows, K), np.float32), np.zeros((rows, 1), np.float32), RoundedRows.of(rows, K)
     run(quantise(x.ctypes.data, K, a, rows), threads=1)
     run(matvec(kind, b.ctypes.data, 1, K, a, rows, out.ctypes.data), threads=1)
     assert np.allclose(out, w.sum(), rtol=1e-6)

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("numba")
 
-from llava_ref.kernels.cpu.activations import Activations, quantise
+from llava_ref.kernels.cpu.activations import RoundedRows, quantise
 from llava_ref.kernels.cpu.launch import run
 from llava_ref.kernels.cpu.matvec import DENSE, FEW, SUPPORTED, matvec
 from llava_ref.kernels.cpu.typed import QUANTISED
@@ -32,7 +32,7 @@ def multiplied(kind, blocks, x, bias=None, add=None, *, threads=1):
     """Multiply rows by blocks, a tensor or a copy of one, into memory between two canaries that held NaN."""
     T, K = x.shape
     address, N = (blocks.address, blocks.N) if isinstance(blocks, AtTheEnd) else (blocks.data_ptr(), len(blocks))
-    rows = Activations.of(T, K)
+    rows = RoundedRows.of(T, K)
     if kind not in DENSE:
         run(quantise(x.data_ptr(), K, rows, T), threads=threads)
     memory = torch.full((T * N + 2 * GUARD,), SPECIAL)
