@@ -88,6 +88,11 @@ def test_the_same_with_the_kernels_of_a_processor(tmp_path, kind, monkeypatch):
     assert set(shared) == {1} and model.together == 8
     assert run(model, [stream(model, one) for one in asked]) == wanted
     assert max(shared) > 4
+    model.reuse = Reuse(sequences=8)
+    for _ in range(2):
+        again = [stream(model, one) for one in asked]
+        assert run(model, again) == wanted
+    assert sum(one.clock.cached_tokens for one in again) > 50
 
 
 def test_logits_are_those_of_each_alone(pair):
