@@ -20,7 +20,7 @@ from .launch import Launch, arguments, run
 from .rows import widening
 from .simd import I32, f32x16, i8x64, load, load_some, operation, pointer, splat, store, store_some
 from .simd import call as call_llvm
-from .slots import Slots, call, claim, give
+from .slots import LentScratch, call, claim, give
 from .tile_packing import pack_row, transpose
 from .tiles import turn
 from .words import words
@@ -159,7 +159,7 @@ class AmxProduct:
     """Multiply by matrices one after another, in a scratch that is kept."""
 
     def __init__(self, threads: int) -> None:
-        self._threads, self._slots = threads, Slots(threads)
+        self._threads, self._slots = threads, LentScratch(threads)
 
     def product(self, kind: str, address: int, N: int, K: int, x: PackedTiles) -> Tensor:
         """Return x w^T.  -> (T, N) float32"""

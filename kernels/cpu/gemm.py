@@ -18,7 +18,7 @@ from .lanes import absolute, bits, convert, lane, larger, largest, nearest, smal
 from .launch import Launch, arguments, run
 from .panels import BEGIN, CODES, PLACE, UNPACKED, panel_bytes, unpacked, unpacking
 from .simd import f32x16, i8x16, i16x16, i32x4, i32x8, i32x16, load, splat, store
-from .slots import Slots, call, claim, give
+from .slots import LentScratch, call, claim, give
 from .tiles import ROWS, WIDTH, Form, nothing, put, step
 from .typed import named
 from .words import words
@@ -153,7 +153,7 @@ class Integers:
     """Multiply by matrices one after another, in a scratch that is kept."""
 
     def __init__(self, threads: int) -> None:
-        self._threads, self._slots = threads, Slots(threads)
+        self._threads, self._slots = threads, LentScratch(threads)
 
     def product(self, kind: str, address: int, N: int, K: int, x: Tiles) -> Tensor:
         """Return x w^T.  -> (T, N) float32"""

@@ -43,7 +43,7 @@ def give(flags, slot):
     exchange(flags + FLAG * slot, 0)
 
 
-class Slots:
+class LentScratch:
     """Scratch for so many threads, which grows."""
 
     def __init__(self, count: int) -> None:

@@ -180,6 +180,15 @@ def test_a_model_without_a_kernel_for_its_type_has_no_step(pairs):
     assert model.session()._stepper is None
 
 
+def test_one_line_says_what_multiplies_and_what_fell_back(pairs):
+    said = fast(pairs("three types side by side")).ops.kernels()
+    assert all(kind in said for kind in ("Q4_0", "Q4_K", "Q6_K", "Q5_K")) and "no kernel" not in said
+    assert (
+        "no kernel, so dequantised at every use: NVFP4 (16 matrices)"
+        in fast(pairs("no kernel for NVFP4")).ops.kernels()
+    )
+
+
 def test_numpy_has_no_fast():
     with pytest.raises(ParameterError, match="needs backend torch"):
         get_ops("numpy", "cpu", 1, 0, "fast")

@@ -26,7 +26,7 @@ from ..step import Stepper, StepPlan
 from ..torch_ops import MOST, TorchOps
 from .cache import CpuCache
 from .matrix import CpuMatrix
-from .products import Products
+from .products import BlockProducts
 from .stepper import CpuStepper, Steps, matrices
 
 
@@ -58,7 +58,7 @@ class CpuOps(TorchOps):
         """`budget`: bytes of float32 kept of matrices whose type no kernel reads."""
         super().__init__("cpu", threads, budget)
         self._most = threads or MOST
-        self._products = Products(self._most)
+        self._products = BlockProducts(self._most)
         self._steps: Steps | None = None
         self._types: Counter[str] = Counter()
 

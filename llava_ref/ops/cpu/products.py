@@ -17,7 +17,7 @@ from ..arrays import Linear
 from .matrix import matrix_of
 
 
-class Products:
+class BlockProducts:
     """The products of a model, with at most so many threads."""
 
     def __init__(self, threads: int) -> None:
