@@ -13,7 +13,7 @@ from numba import types
 from .activations import CODES, GROUP, SUMS
 from .dots import dot16
 from .lanes import bits, convert, fma, join, total
-from .simd import f32x16, i8x32, i8x64, i16x32, i32x16, load, prefetch, splat, store
+from .simd import SET, f32x16, i8x32, i8x64, i16x32, i32x16, load, load_some, prefetch, splat, store
 from .traced import Cell, Number, Value, least, loop, otherwise, pick, room, when
 
 FEW = 8
@@ -166,6 +166,10 @@ def whole_scales(
 
 def filled_up(row: Number, whole: Number, row_bytes: Number, room: Number) -> None:
     """Copy the bytes of a row's last blocks, behind `whole` bytes, to a place where zeros follow them."""
+    if SET == "avx512":  # has loads of some bytes
+        for at in range(0, ROOM, 64):
+            store(load_some(i8x64, row_bytes - whole - at, row + whole + at), room + at)
+        return
     for at in range(0, ROOM, 64):
         store(splat(i8x64, 0), room + at)
     for i in loop(whole, row_bytes):
