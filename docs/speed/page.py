@@ -183,19 +183,15 @@ def sequences(kept: Kept) -> str:
 
 
 def kernels(kept: Kept) -> str:
-    head = ("type", "GB/s", "read GB/s", "share", "10^9 weights/s")
-    rows = [
-        [r["type"], _g(r["gb_s"]), _g(r["read_gb_s"]), f"{r['gb_s'] / r['read_gb_s']:.0%}", _g(r["weights_s"] / 1e9)]
-        for r in kept["rows"]
-    ]
-    return _table(head, rows)
+    head = ("kernel", "GB/s", "read GB/s", "share", "10^9 a second", "of")
+    return _table(head, [[r["kernel"], *_beside_reading(r), _g(r["g_s"]), r["unit"]] for r in kept["rows"]])
 
 
-def kernel_plots(kept: Kept) -> dict[str, str]:
-    rows = kept["rows"]
-    series, reads = [Series("GB/s of blocks", [r["gb_s"] for r in rows])], [r["read_gb_s"] for r in rows]
-    title = "One row times a matrix; dashed: memory read without computing"
-    return {"kernels.svg": bars(title, [r["type"] for r in rows], series, reads)}
+def _beside_reading(row: Any) -> tuple[str, str, str]:
+    """Show what a kernel reads; nothing where its bytes do not matter."""
+    if not row["gb_s"]:
+        return "", "", ""
+    return _g(row["gb_s"]), _g(row["read_gb_s"]), f"{row['gb_s'] / row['read_gb_s']:.0%}"
 
 
 WORDS: dict[str, Callable[[Kept], str]] = {
@@ -210,5 +206,4 @@ WORDS: dict[str, Callable[[Kept], str]] = {
 PLOTS: dict[str, Callable[[Kept], dict[str, str]]] = {
     "decoders": decoder_plots,
     "contexts": context_plots,
-    "kernels": kernel_plots,
 }

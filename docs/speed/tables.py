@@ -82,9 +82,9 @@ def sequences(s: Settings) -> list[Row]:
 
 
 def kernels(s: Settings) -> list[Row]:
-    """Measure every type's product with one row beside the read rate of memory."""
-    found: list[Row] = _run(Path(__file__).with_name("kernels.py"), "-t", s.threads)
-    return found
+    """Measure every kernel beside the read rate of memory, with all threads."""
+    rows: list[Row] = [json.loads(line) for line in _lines("-m", "llava_ref.kernels.cpu.bench", "--json")]
+    return [row for row in rows if row["threads"] == max(row["threads"] for row in rows)]
 
 
 TABLES: dict[str, Callable[[Settings], list[Row]]] = {
@@ -125,10 +125,14 @@ def _how(s: Settings) -> tuple[str, ...]:
 
 def _run(*arguments: object) -> Any:
     """Run Python, and return the last line that it prints, which is JSON."""
+    return json.loads(_lines(*arguments)[-1])
+
+
+def _lines(*arguments: object) -> list[str]:
+    """Run Python, and return what it prints, line by line."""
     command = [sys.executable, *map(str, arguments)]
     print("+", *map(_short, command[1:]), file=sys.stderr, flush=True)
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.strip().rpartition("\n")[2])
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip().splitlines()
 
 
 def _short(argument: str) -> str:

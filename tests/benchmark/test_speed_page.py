@@ -44,7 +44,7 @@ ROWS = {
         {"model": "7b.gguf", "sequences": n, "tok_s": speed, "reference": {"tok_s": 10.0}}
         for n, speed in ((1, 20.0), (8, 50.0))
     ],
-    "kernels": [{"type": "Q4_K", "gb_s": 15.0, "read_gb_s": 20.0, "weights_s": 26.7e9}],
+    "kernels": [{"kernel": "matvec Q4_K", "gb_s": 15.0, "read_gb_s": 20.0, "g_s": 26.7, "unit": "weights"}],
 }  # fmt: skip
 SETTINGS = {"precision": "fast", "threads": 2}
 
@@ -73,7 +73,7 @@ def test_every_table_says_what_was_measured(tmp_path):
         "| 4 | 2,368 | 6 | 8.5 | 14.5 |" in blocks["pictures"] and "Noisy: 1 of the repetitions." in blocks["pictures"]
     )
     assert "| 7b | 8 | 50 | 10 | **5.00** | 2.50x |" in blocks["sequences"]
-    assert "| Q4_K | 15 | 20 | 75% | 26.7 |" in blocks["kernels"]
+    assert "| matvec Q4_K | 15 | 20 | 75% | 26.7 | weights |" in blocks["kernels"]
     assert all("A processor (AVX2, AMX-INT8; 300 MB of last cache, 25 GB)" in block for block in blocks.values())
     assert "llama.cpp (ggml 0.25: AVX2)" in blocks["tower"]
 
