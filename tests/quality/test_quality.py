@@ -190,7 +190,7 @@ def test_kl_of_the_answer(measured, folder):
     message = [{"role": "user", "content": parts}]
     reply = models[1].chat(message, max_tokens=5)
     request = models[1].request(message)
-    fed = [*models[1]._parts(request, llava_ref.generation.answer.Clock()), list(reply.token_ids[:-1])]
+    fed = [*models[1].parts(request), list(reply.token_ids[:-1])]
     ours, theirs = (model.forward(fed) for model in models)
     begin = len(request.token_ids) - 1
     want = kl(ours[begin:], theirs[begin:])

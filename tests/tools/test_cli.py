@@ -189,15 +189,15 @@ def test_chat_goes_on_after_an_error(cli):
 def test_ctrl_c_ends_an_answer_only(cli, monkeypatch):
     from llava_ref.generation.session import Session
 
-    feed, calls = Session.feed, []
+    advance, calls = Session.advance, []
 
-    def interrupted(self, parts, **options):
-        calls.append(parts)
+    def interrupted(self):
+        calls.append(self)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return feed(self, parts, **options)
+        return advance(self)
 
-    monkeypatch.setattr(Session, "feed", interrupted)
+    monkeypatch.setattr(Session, "advance", interrupted)
     status, out, err = cli(*CHAT, stdin=b"the\na\n")
     assert status == 0 and "(stopped)" in err and len(calls) > 2
     calls.clear()
