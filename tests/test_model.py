@@ -200,8 +200,7 @@ def test_vision_only_encodes(pair, one):
 
 
 SETTINGS = [
-    ({"precision": "fast"}, "precision: 'fast': needs backend torch on device cuda, not torch on cpu"),
-    ({"precision": "fast", "backend": "numpy"}, "precision: 'fast': needs backend torch on device cuda, not numpy on"),
+    ({"precision": "fast", "backend": "numpy"}, "precision: 'fast': needs backend torch, not numpy"),
     ({"precision": "half"}, "precision: 'half': unknown, expected one of exact, fast, ggml"),
     ({"backend": "jax"}, "backend: 'jax'"),
     ({"backend": "numpy", "device": "cuda"}, "device: 'cuda'"),

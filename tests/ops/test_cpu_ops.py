@@ -1,5 +1,8 @@
 """Whole models in precision `fast` on a processor: against float32, and a compiled step against `forward`."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -192,3 +195,16 @@ def test_one_line_says_what_multiplies_and_what_fell_back(pairs):
 def test_numpy_has_no_fast():
     with pytest.raises(ParameterError, match="needs backend torch"):
         get_ops("numpy", "cpu", 1, 0, "fast")
+
+
+def test_without_numba_one_line_says_what_to_install():
+    """In a process of its own: here numba is there already."""
+    code = """
+import sys
+sys.modules["numba"] = None
+from llava_ref.cli import main
+sys.exit(main(["generate", "--precision", "fast", "-p", "x"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: precision: 'fast': ") and "pip install 'llava-ref[fast]'" in done.stderr
