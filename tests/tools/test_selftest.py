@@ -92,12 +92,12 @@ def test_the_operations_of_fast_are_within_their_bounds(monkeypatch):
 
     monkeypatch.setattr("llava_ref.ops.cases.HEAD_SIZES", (64,))
     monkeypatch.setattr("llava_ref.conformance.pairs.random_blocks.KINDS", ("F32", "F16", "Q4_K"))
-    left_out = ("fast product", "fast stepper")
+    left_out = ("fast product", "fast stepper", "fast step_together")
     trials = [
         trial for trial in operations(CudaOps("cpu", None, 1 << 30), "fast", "cuda") if trial.operation not in left_out
     ]
     rows = {row.operation.removeprefix("fast "): row for row in run_trials(trials)}
-    assert len(rows) == 18 and not [row for row in rows.values() if row.failed]
+    assert len(rows) == 17 and not [row for row in rows.values() if row.failed]
     assert rows["rows"].error == 0 and rows["attention"].error > 1e-5 > rows["rms_norm"].error
     bounds = {trial.sort: trial.bound for trial in trials if trial.operation == "fast linear"}
     assert bounds["1 rows"] < bounds["11 rows"], "few rows are of two 8-bit terms, more of float16"
