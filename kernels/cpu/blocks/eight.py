@@ -4,9 +4,9 @@ from typing import Any
 
 from llvmlite import ir
 
-from ..lanes import shuffle
+from ..lanes import from_half, shuffle
 from ..simd import ELEMENTS, I32, I64, SET, Vec, operation, pointer, shuffled
-from ..traced import Value
+from ..traced import Number, Value
 
 PAIRS = [shuffle(*[i] * 8, *[i + 1] * 8) for i in (0, 2, 4, 6)]
 TWICE = shuffle(*(i // 2 for i in range(16)))
@@ -47,6 +47,17 @@ def strided(element: str, stride: int, end: int) -> Any:
         return _one_by_one(builder, address, kind, stride)
 
     return strided
+
+
+def halves(stride: int, end: int) -> Any:
+    """Make a function that reads 8 float16 as `strided` does, and gives them as float32."""
+    read = strided("i16", stride, end)
+
+    def halves(at: Number) -> Value:
+        """Read 8 float16."""
+        return from_half(read(at))
+
+    return halves
 
 
 def spread(d: Value) -> list[Value]:

@@ -3,19 +3,13 @@
 Layout: d, 16 bytes of codes (nibbles.py).
 """
 
-from ..lanes import from_half
 from ..sums import float_scales
 from ..traced import Number, Value, traced
-from .eight import spread, strided
+from .eight import halves, spread
 from .nibbles import IQ4, values
 
 BYTES = 18
-SCALES = strided("i16", BYTES, 8 * BYTES)
-
-
-def scales(at: Number) -> Value:
-    """Return d of 8 blocks."""
-    return from_half(SCALES(at))
+SCALES = halves(BYTES, 8 * BYTES)
 
 
 def unpack(at: Number) -> tuple[list[Value], list[Value]]:
@@ -23,7 +17,7 @@ def unpack(at: Number) -> tuple[list[Value], list[Value]]:
     words: list[Value] = []
     for two in (at + 2 * BYTES * i for i in range(4)):
         words += values(IQ4(), two + 2, two + BYTES + 2)
-    return words, spread(scales(at))
+    return words, spread(SCALES(at))
 
 
 @traced

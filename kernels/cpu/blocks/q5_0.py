@@ -3,19 +3,13 @@
 Layout: d, 32 fifth bits, 16 bytes of nibbles (nibbles.py). 16 times the scale is the minimum of a block.
 """
 
-from ..lanes import from_half
 from ..sums import float_scales
 from ..traced import Number, Value, traced
-from .eight import TWICE, spread, strided
+from .eight import TWICE, halves, spread
 from .nibbles import codes, nibbles, with_fifths
 
 BYTES = 22
-SCALES = strided("i16", BYTES, 8 * BYTES)
-
-
-def scales(at: Number) -> Value:
-    """Return d of 8 blocks."""
-    return from_half(SCALES(at))
+SCALES = halves(BYTES, 8 * BYTES)
 
 
 def unpack(at: Number) -> tuple[list[Value], list[Value]]:
@@ -23,12 +17,12 @@ def unpack(at: Number) -> tuple[list[Value], list[Value]]:
     words: list[Value] = []
     for two in (at + 2 * BYTES * i for i in range(4)):
         words += codes(with_fifths(nibbles(two + 6, two + BYTES + 6), two + 2, two + BYTES + 2))
-    return words, spread(scales(at))
+    return words, spread(SCALES(at))
 
 
 def minima(at: Number) -> Value:
     """Return -16 d for each 16 weights."""
-    return TWICE(scales(at)) * -16
+    return TWICE(SCALES(at)) * -16
 
 
 @traced

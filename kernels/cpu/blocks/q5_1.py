@@ -3,19 +3,13 @@
 Layout: d, m, 32 fifth bits, 16 bytes of nibbles (nibbles.py).
 """
 
-from ..lanes import from_half
 from ..sums import float_scales
 from ..traced import Number, Value, traced
-from .eight import TWICE, spread, strided
+from .eight import TWICE, halves, spread
 from .nibbles import codes, nibbles, with_fifths
 
 BYTES = 24
-SCALES, MINIMA = strided("i16", BYTES, 8 * BYTES), strided("i16", BYTES, 8 * BYTES - 2)
-
-
-def scales(at: Number) -> Value:
-    """Return d of 8 blocks."""
-    return from_half(SCALES(at))
+SCALES, MINIMA = halves(BYTES, 8 * BYTES), halves(BYTES, 8 * BYTES - 2)
 
 
 def unpack(at: Number) -> tuple[list[Value], list[Value]]:
@@ -23,12 +17,12 @@ def unpack(at: Number) -> tuple[list[Value], list[Value]]:
     words: list[Value] = []
     for two in (at + 2 * BYTES * i for i in range(4)):
         words += codes(with_fifths(nibbles(two + 8, two + BYTES + 8), two + 4, two + BYTES + 4))
-    return words, spread(scales(at))
+    return words, spread(SCALES(at))
 
 
 def minima(at: Number) -> Value:
     """Return m for each 16 weights."""
-    return TWICE(from_half(MINIMA(at + 2)))
+    return TWICE(MINIMA(at + 2))
 
 
 @traced
