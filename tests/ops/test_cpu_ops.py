@@ -14,48 +14,23 @@ from llava_ref import embedded, load
 from llava_ref.conformance.compare.conform import conform
 from llava_ref.conformance.engines.reference import Case
 from llava_ref.conformance.engines.this import ThisProject
-from llava_ref.conformance.pairs.gemma3 import Gemma3Spec, SiglipSpec, build_gemma3
-from llava_ref.conformance.pairs.pairs import TextSpec, VisionSpec, build
 from llava_ref.errors import NumericsError, ParameterError
 from llava_ref.generation.session import Session
 from llava_ref.ops import get_ops
 from llava_ref.tracing.trace import Probes, Trace
 
-from ..support.helpers import close, rand, rel_rms
+from ..support.fast_pairs import PICTURE, PROMPT, TEXTS, builder
+from ..support.helpers import close, rel_rms
 
-PROMPT = [1, 70, 71, 200, 5, 9, 250, 70, 33, 34, 35]
 TOKENS = [12, 200, 7]
-TEXTS = {
-    "grouped heads, Q8_0": TextSpec(width=64, n_layer=2, mlp_width=96, kind="Q8_0"),
-    "three types side by side": TextSpec(
-        width=256, n_layer=1, n_head_kv=1, mlp_width=256, kind="Q4_0", words=("a",),
-        kinds=(("*attn_k*", "Q4_K"), ("*ffn_up*", "Q6_K"), ("token*", "Q5_K")),
-    ),
-    "biases, F16": TextSpec(n_layer=2, biases=True, kind="F16"),
-    "window, tied, BF16": TextSpec(n_layer=2, window=5, tied=True, kind="BF16"),
-    "no kernel for NVFP4": TextSpec(width=64, n_layer=2, mlp_width=128, kind="NVFP4"),
-    "F32, yarn": TextSpec(n_layer=2, rope_scaling="yarn", original_context=64),
-}  # fmt: skip
-NAMES = [*TEXTS, "gemma3"]
+NAMES = [*(name for name in TEXTS if "MXFP4" not in name), "gemma3"]
 STEPPED = [name for name in NAMES if not name.startswith("no kernel")]
-PICTURE = (rand(40, 56, 3) * 50 + 120).clip(0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     """Return a function that builds a pair once."""
-    built = {}
-
-    def pair(name):
-        if name not in built:
-            folder = tmp_path_factory.mktemp("pair")
-            if name == "gemma3":
-                built[name] = build_gemma3(folder, Gemma3Spec(), SiglipSpec())
-            else:
-                built[name] = build(folder, TEXTS[name], VisionSpec())
-        return built[name]
-
-    return pair
+    return builder(tmp_path_factory.mktemp)
 
 
 def fast(pair, **settings):

@@ -14,7 +14,6 @@ from llava_ref import embedded, load
 from llava_ref.conformance.compare.conform import conform
 from llava_ref.conformance.engines.reference import Case
 from llava_ref.conformance.engines.this import ThisProject
-from llava_ref.conformance.pairs.gemma3 import Gemma3Spec, SiglipSpec, build_gemma3
 from llava_ref.conformance.pairs.pairs import Pair, TextSpec, VisionSpec, build
 from llava_ref.errors import NumericsError
 from llava_ref.generation.session import Session
@@ -22,44 +21,21 @@ from llava_ref.ops.cuda.cache import Slots, StaticCache
 from llava_ref.tracing.trace import Probes, Trace
 
 from ..support.cuda_models import EVERYTHING, fast
+from ..support.fast_pairs import PICTURE, PROMPT, TEXTS, builder
 from ..support.helpers import close, rand, rel_rms
 from ..support.triton_device import DEVICE
 
-PROMPT = [1, 70, 71, 200, 5, 9, 250, 70, 33, 34, 35]
 LONG = PROMPT * 7  # more rows than the fused product takes where there are copies
 TOKENS = [12, 200]
-TEXTS = {
-    "grouped heads, Q8_0": TextSpec(width=64, n_layer=2, mlp_width=96, kind="Q8_0"),
-    "three types side by side": TextSpec(
-        width=256, n_layer=1, n_head_kv=1, mlp_width=256, kind="Q4_0", words=("a",),
-        kinds=(("*attn_k*", "Q4_K"), ("*ffn_up*", "Q6_K"), ("token*", "Q5_K")),
-    ),
-    "biases, F16": TextSpec(n_layer=2, biases=True, kind="F16"),
-    "window, tied, BF16": TextSpec(n_layer=2, window=5, tied=True, kind="BF16"),
-    "no kernel for MXFP4": TextSpec(width=64, n_layer=2, mlp_width=96, kind="MXFP4"),
-    "F32, yarn": TextSpec(n_layer=2, rope_scaling="yarn", original_context=64),
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     """Return a function that builds a pair once."""
-    built = {}
-
-    def pair(name):
-        if name not in built:
-            folder = tmp_path_factory.mktemp("pair")
-            if name == "gemma3":
-                built[name] = build_gemma3(folder, Gemma3Spec(), SiglipSpec())
-            else:
-                built[name] = build(folder, TEXTS[name], VisionSpec())
-        return built[name]
-
-    return pair
+    return builder(tmp_path_factory.mktemp)
 
 
-PICTURE = (rand(40, 56, 3) * 50 + 120).clip(0, 255).astype(np.uint8)
-NAMES = [*TEXTS, "gemma3"]
+NAMES = [*(name for name in TEXTS if "NVFP4" not in name), "gemma3"]
 STEPPED = [name for name in NAMES if "BF16" not in name and "F32" not in name]  # each takes seconds
 
 
