@@ -79,7 +79,7 @@ def test_a_network_knows_no_backend(path):
     assert of_ops <= {"ops.protocol", "ops.sees", "ops.step", "ops.numpy_quants"}
 
 
-HEAVY = "torch triton numba transformers starlette llava_ref.conformance llava_ref.kernels".split()
+HEAVY = "torch triton llvmlite transformers starlette llava_ref.conformance llava_ref.kernels".split()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 from llava_ref.benchmark.bandwidth import cache_bytes
 from llava_ref.ops.threads import processors
 
-PACKAGES = ("llava-ref", "torch", "numpy", "numba", "llvmlite")
+PACKAGES = ("llava-ref", "torch", "numpy", "llvmlite")
 SETS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "i8mm")
 """Instruction sets that matter to kernels, as /proc/cpuinfo calls them."""
 

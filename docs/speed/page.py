@@ -9,6 +9,7 @@ from plots import Series, bars, lines
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER.parent / "speed.md"
+PACKAGES = ("llava-ref", "python", "torch", "numpy", "numba", "llvmlite")
 Kept = dict[str, Any]
 """What is kept of a table: `rows`, `facts` (the machine) and `settings`."""
 
@@ -38,7 +39,7 @@ def _source(kept: Kept) -> str:
     sets = ", ".join(name.upper().replace("_", "-") for name in f["sets"])
     cache = f"{f['last_cache_mb']:.0f} MB of last cache, " if f["last_cache_mb"] else ""
     machine = f"{f['processor']} ({sets}; {cache}{f['memory_gb']:.0f} GB), {s['threads']} threads, {f['system']}"
-    packages = ", ".join(f"{name} {f[name]}" for name in ("llava-ref", "python", "torch", "numpy", "numba"))
+    packages = ", ".join(f"{name} {f[name]}" for name in PACKAGES if name in f)
     rivals = {
         f"llama.cpp (ggml {r['ggml']}: {r['system']})" for row in rows if "ggml" in (r := row.get("reference") or {})
     }

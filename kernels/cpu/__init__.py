@@ -1,1 +1,1 @@
-"""Kernels for the processor: compiled by numba from Python, with vectors of 64 bytes (simd.py)."""
+"""Kernels for the processor: written by Python, compiled by LLVM, with vectors of 64 bytes (simd.py)."""

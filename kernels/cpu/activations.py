@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import types
 
+from .compiled import kernel
 from .lanes import absolute, bits, convert, join, larger, largest, shuffle_two, total
 from .launch import Launch, arguments
-from .simd import f32x16, i16x16, i32x16, load, load_some, splat, store
-from .traced import Number, loop, pick, traced
+from .simd import f32, f32x16, i16x16, i32x16, i64, load, load_some, splat, store
+from .traced import Number, loop, pick
 
 GROUP = 256
 CODES, SUMS = 2 * GROUP, 4 * 16  # bytes a group
@@ -70,7 +70,7 @@ def round_group(x: Number, count: Number, codes: Number, sums: Number, scale: Nu
     store(d, scale)
     rounded = [bits(i32x16, values * inverse + WHOLE) - bits(i32x16, splat(f32x16, WHOLE)) for values in numbers]
     for i, values in enumerate(rounded):
-        store(d * convert(types.float32, total(values)), sums + 4 * i)
+        store(d * convert(f32, total(values)), sums + 4 * i)
     for i in range(0, 16, 4):
         a, b, c, e = (convert(i16x16, values) for values in rounded[i : i + 4])
         low, high = join(a, b), join(c, e)
@@ -78,10 +78,10 @@ def round_group(x: Number, count: Number, codes: Number, sums: Number, scale: Nu
         store(ODD(low, high), codes + 32 * i + 64)
 
 
-@traced
+@kernel
 def round_rows(args: Number, first: Number, end: Number) -> None:
     """Round groups of 256 numbers, counted through all rows."""
-    x, stride, K, out, row_bytes = (load(types.int64, args + 8 * i) for i in range(5))
+    x, stride, K, out, row_bytes = (load(i64, args + 8 * i) for i in range(5))
     groups = (K + GROUP - 1) // GROUP
     for i in loop(first, end):
         t, g = i // groups, i % groups

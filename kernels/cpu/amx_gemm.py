@@ -9,21 +9,22 @@ thread: 1670 with x in the second cache, 750 where it is not; there torch reache
 
 import torch
 from llvmlite import ir
-from numba import int64, types
 from torch import Tensor
 
 from llava_ref.gguf.types import TYPES
 
-from .amx import I8, configure, product, release
-from .functions import inlined, kernel
+from . import amx
+from .amx import Operand, Product
+from .compiled import kernel
 from .launch import Launch, arguments, run
+from .llvm import I32, pointer
+from .llvm import call as call_llvm
 from .rows import widening
-from .simd import I32, f32x16, i8x64, load, load_some, operation, pointer, splat, store, store_some
-from .simd import call as call_llvm
+from .simd import f32x16, i8x64, load, load_some, splat, store, store_some, words
 from .slots import LentScratch, call, claim, give
 from .tile_packing import pack_row, transpose
 from .tiles import turn
-from .words import words
+from .traced import Number, Value, least, loop, operation, otherwise, pick, when
 
 BLOCK = 128
 CACHE = 3 << 19
@@ -32,114 +33,101 @@ STEP = 256  # columns: a block of every type
 SIDE = 32  # rows of either side that are multiplied at a time
 TILE = 1024  # bytes
 HEAD = 128  # bytes in front of a slot: arguments of the kernel that unpacks
-FOUR, FOURTEEN = words(4), words(14)
-FOURFOLD, TWOFOLD = product(2, 2, 1), product(2, 1, 1)
 
 
 @kernel
-def packed(args, first, end):
+def packed(args: Number, first: Number, end: Number) -> None:
     """Lay x out as tiles of 32 columns of 16 rows, in pairs of columns: an item is 16 rows."""
-    x, T, K, out = FOUR(args)
+    x, T, K, out = words(args, 4)
     steps = (K + 31) // 32
-    for item in range(first, end):
-        for step in range(steps):
+    for item in loop(first, end):
+        for step in loop(0, steps):
             to = out + TILE * (item * steps + step)
-            for r in range(16):
+            for r in loop(0, 16):
                 row = 16 * item + r
-                at, count = x + 4 * (row * K + 32 * step), (K - 32 * step if row < T else 0)
-                a = load_some(f32x16, max(0, min(16, count)), at)
-                b = load_some(f32x16, max(0, min(16, count - 16)), at + 64)
-                pack_row(a, b, to + 64 * r, 0)
+                at, count = x + 4 * (row * K + 32 * step), pick(row < T, K - 32 * step, 0)
+                pack_row(load_some(f32x16, count, at), load_some(f32x16, count - 16, at + 64), to + 64 * r)
             transpose(to)
 
 
-@inlined
-def turned(sums, out, stride, rows, columns, room):
+def turned(sums: Number, out: Number, stride: Number, rows: Number, columns: Number, room: Number) -> None:
     """Turn 32 rows of the matrix times 32 rows of x over, and store what there is.  -> out (rows, columns)"""
-    whole = rows >= SIDE and columns >= SIDE
-    to, step = (out, stride) if whole else (room, 128)
-    for j in range(8):
+    whole = (rows >= SIDE) & (columns >= SIDE)
+    to, step = pick(whole, out, room), pick(whole, stride, 128)
+    for j in loop(0, 8):
         for v in range(2):
             turn(sums + 2048 * v + 16 * j, 128, to + step * 4 * j + 64 * v, step)
-    if not whole:
-        for row in range(min(rows, SIDE)):
+    with otherwise(whole):
+        for row in loop(0, least(rows, SIDE)):
             for v in range(2):
-                count = max(0, min(16, columns - 16 * v))
-                store_some(load(f32x16, room + 128 * row + 64 * v), count, out + stride * row + 64 * v)
+                x = load(f32x16, room + 128 * row + 64 * v)
+                store_some(x, columns - 16 * v, out + stride * row + 64 * v)
 
 
-@inlined
 def unpack(slot, unpacking, blocks, row_bytes, columns, row, rows, w):
     """Unpack columns of rows to tiles, zeros behind the last column."""
     panel = (columns + 31) // 32 * 2 * TILE
-    if columns % 32:
-        for place in range(panel - 2 * TILE, BLOCK // SIDE * panel, panel):
-            for at in range(0, 2 * TILE, 64):
+    with when(columns % 32 != 0):
+        for place in loop(panel - 2 * TILE, BLOCK // SIDE * panel, panel):
+            for at in loop(0, 2 * TILE, 64):
                 store(splat(i8x64, 0), w + place + at)
-    store(blocks, slot)
-    store(row_bytes, slot + 8)
-    store(columns, slot + 16)
-    store(row, slot + 24)
-    store(w, slot + 32)
-    store(int64(64), slot + 40)
-    store(int64(2 * TILE), slot + 48)
-    store(int64(SIDE), slot + 56)
-    store(panel, slot + 64)
+    for i, word in enumerate((blocks, row_bytes, columns, row, w, 64, 2 * TILE, SIDE, panel)):
+        store(word, slot + 8 * i)
     call(unpacking, slot, 0, rows)
 
 
-@operation(lambda address: types.void)
+@operation
 def fetch(builder, address):
     """Ask for a cache line that is going to be written."""
-    how = (ir.Constant(I32, value) for value in (1, 3, 1))  # to write, to all caches, data
-    call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), pointer(builder, I8, address), *how)
+    kind, how = ir.IntType(8), (ir.Constant(I32, value) for value in (1, 3, 1))  # to write, to all caches, data
+    call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), pointer(builder, kind, address), *how)
 
 
-@inlined
-def fetch_all(out, stride, rows):
+def fetch_all(out: Number, stride: Number, rows: Number) -> None:
     """Ask for the lines of 32 columns of up to 32 rows."""
-    for row in range(min(rows, SIDE)):
+    for row in loop(0, least(rows, SIDE)):
         fetch(out + stride * row)
         fetch(out + stride * row + 64)
 
 
-@inlined
-def add(a, steps, b, b_stride, both, sums, more):
+def add(a: Number, steps: Number, b: Number, b_stride: Number, both: Value, sums: Number, more: Number) -> None:
     """Add the product of 32 rows with 32 rows, or with 16, to sums; begin with it where there are none."""
-    if both:
-        FOURFOLD(a, TILE, 64, 2 * TILE, 0, b, b_stride, TILE, 0, steps, sums, 128, more)
-    else:
-        TWOFOLD(a, TILE, 64, 2 * TILE, 0, b, b_stride, TILE, 0, steps, sums, 128, more)
+    weights, x = Operand(a, TILE, 64, 2 * TILE), Operand(b, b_stride, 64, TILE)
+    with when(both):
+        Product(2, 2, 1)(weights, x, steps, sums, 128, more)
+    with otherwise(both):
+        Product(2, 1, 1)(weights, x, steps, sums, 128, more)
 
 
 @kernel
-def blocks_times_rows(args, first, end):
+def blocks_times_rows(args: Number, first: Number, end: Number) -> None:
     """Multiply blocks of rows of the matrix by all of x: an item is one block."""
-    unpacking, blocks, row_bytes, N, K, depth, depth_bytes, x, T, out, flags, slots, size, count = FOURTEEN(args)
+    unpacking, blocks, row_bytes, N, K, depth, depth_bytes, x, T, out, flags, slots, size, count = words(args, 14)
     number = claim(flags, count)
     slot = slots + number * size
     sides, x_stride = (T + SIDE - 1) // SIDE, (K + 31) // 32 * TILE
     sums = slot + HEAD
     room = sums + BLOCK // SIDE * sides * 4 * TILE
     w = room + 4 * TILE
-    configure()
-    for item in range(first, end):
-        rows = min(BLOCK, N - BLOCK * item)
-        for start in range(0, K, depth):
-            columns = min(depth, K - start)
-            steps = (columns + 31) // 32
-            unpack(slot, unpacking, blocks + start // depth * depth_bytes, row_bytes, columns, BLOCK * item, rows, w)
-            for side in range(sides):
-                b, left = x + 2 * side * x_stride + start // 32 * TILE, T - SIDE * side
-                for pair in range((rows + SIDE - 1) // SIDE):
-                    column = BLOCK * item + SIDE * pair
-                    place, to = out + 4 * (N * SIDE * side + column), sums + 4 * TILE * (pair * sides + side)
-                    if start + columns == K:
-                        fetch_all(place, 4 * N, left)
-                    add(w + 2 * TILE * steps * pair, steps, b, x_stride, left > 16, to, start)
-                    if start + columns == K:
-                        turned(to, place, 4 * N, left, N - column, room)
-    release()
+    with amx.tiles():
+        for item in loop(first, end):
+            rows = least(BLOCK, N - BLOCK * item)
+            for start in loop(0, K, depth):
+                columns = least(depth, K - start)
+                steps, last = (columns + 31) // 32, start + columns == K
+                unpack(
+                    slot, unpacking, blocks + start // depth * depth_bytes, row_bytes, columns, BLOCK * item, rows, w
+                )
+                for side in loop(0, sides):
+                    b, left = x + 2 * side * x_stride + start // 32 * TILE, T - SIDE * side
+                    for pair in loop(0, (rows + SIDE - 1) // SIDE):
+                        column = BLOCK * item + SIDE * pair
+                        place, to = out + 4 * (N * SIDE * side + column), sums + 4 * TILE * (pair * sides + side)
+                        with when(last):
+                            fetch_all(place, 4 * N, left)
+                        add(w + 2 * TILE * steps * pair, steps, b, x_stride, left > 16, to, start)
+                        with when(last):
+                            turned(to, place, 4 * N, left, N - column, room)
     give(flags, number)
 
 

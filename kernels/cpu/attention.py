@@ -6,166 +6,165 @@ row's keys are cut into at most 8 parts by their number alone; whichever part is
 So a row depends neither on other rows nor on threads. Sums are float32.
 """
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
-from numba import float32, int64, njit, types
 
-from .attention_tiles import TILE, dots, weighted
+from .attention_tiles import TILE, dots, passes, weighted
+from .compiled import Kernel
 from .exponential import exp
-from .functions import Kernel, inlined, kernel
 from .lanes import choose, first, lane, larger, largest, total
 from .launch import Launch, arguments
-from .simd import I64, f32x16, load, load_some, operation, pointer, splat, store, store_some
-from .words import real, words
+from .llvm import I64, pointer
+from .simd import f32, f32x16, i64, load, load_some, real, splat, store, store_some, words
+from .traced import Cell, Number, Value, least, loop, most, operation, pick, when
 
-F = np.float32
 BLOCK = 64  # keys between two looks at the largest score
 PARTS = 8
 LEAST = 128  # keys of a part
-HEAD = 14
-FOURTEEN = words(HEAD)
-VECTORS = 4 if TILE == 16 else 1
+HEAD = 11  # arguments
+NONE = -float("inf")
 
 
-@operation(lambda address: types.int64)
+@operation
 def count_up(builder, address):
     """Add 1 to an int64 that other threads count too, and return what it was; what they wrote before is seen."""
     return builder.atomic_rmw("add", pointer(builder, I64, address), I64(1), "acq_rel")
 
 
-@inlined
-def _exp(x):
+def _exp(x: Number) -> Value:
     """Return e^x of one number."""
     return lane(exp(splat(f32x16, x)), 0)
 
 
-@inlined
-def _softmax(scores, count, state, group):
-    """Turn the first `count` of 64 scores into weights over the largest so far, and return the factor of older sums.
+def _softmax(heads: int, scores: Number, count: Number, state: Number, padded: Number) -> list[Value]:
+    """Turn the first `count` of 64 scores of each head into weights over its largest so far.
 
-    At `state` are the largest scores of `group` heads, then the sums of their weights."""
-    low = splat(f32x16, F(-np.inf))
-    a = choose(first(f32x16, count), load(f32x16, scores), low)
-    b = choose(first(f32x16, count - 16), load(f32x16, scores + 64), low)
-    c = choose(first(f32x16, count - 32), load(f32x16, scores + 128), low)
-    d = choose(first(f32x16, count - 48), load(f32x16, scores + 192), low)
-    before, sums = load(float32, state), state + 4 * group
-    top = max(before, largest(larger(larger(a, b), larger(c, d))))
-    factor, most = _exp(before - top), splat(f32x16, top)
-    a, b, c, d = exp(a - most), exp(b - most), exp(c - most), exp(d - most)
-    store(a, scores)
-    store(b, scores + 64)
-    store(c, scores + 128)
-    store(d, scores + 192)
-    store(top, state)
-    store(load(float32, sums) * factor + total((a + b) + (c + d)), sums)
-    return factor
+    At `state` are the largest scores of all heads, then the sums of their weights. Returns factors for older sums."""
+    rows = [[scores + 4 * BLOCK * h + 64 * i for i in range(BLOCK // 16)] for h in range(heads)]
+    with when(count < BLOCK):
+        for row in rows:
+            for i, at in enumerate(row):
+                store(choose(first(f32x16, count - 16 * i), load(f32x16, at), NONE), at)
+    factors = []
+    for h, row in enumerate(rows):
+        a, b, c, d = (load(f32x16, at) for at in row)
+        mine, sums = state + 4 * h, state + 4 * (padded + h)
+        before = load(f32, mine)
+        top = most(before, largest(larger(larger(a, b), larger(c, d))))
+        factor, (a, b, c, d) = _exp(before - top), (exp(x - top) for x in (a, b, c, d))
+        for x, at in zip((a, b, c, d), row, strict=True):
+            store(x, at)
+        store(top, mine)
+        store(load(f32, sums) * factor + total((a + b) + (c + d)), sums)
+        factors.append(factor)
+    return factors
 
 
-@inlined
-def _begin(q, scale, place, group, padded, width, wide):
+def _begin(q: Number, scale: Number, place: Number, group: Number, padded: Number, width: int, wide: int) -> None:
     """Lay the scaled queries of `group` heads at `place`, `wide` numbers each, zeros behind them up to `padded` heads,
     sums of 0 behind those, and the state of `_softmax`."""
-    for h in range(padded):
-        for i in range(0, width, 16):
-            x = load_some(f32x16, min(16, width - i) if h < group else 0, q + 4 * (h * width + i))
-            store(x * splat(f32x16, scale), place + 4 * (h * wide + i))
-            store(splat(f32x16, F(0)), place + 4 * ((padded + h) * wide + i))
+    for h in loop(0, padded):
+        for i in loop(0, width, 16):
+            x = load_some(f32x16, pick(h < group, least(16, width - i), 0), q + 4 * (h * width + i))
+            store(x * scale, place + 4 * (h * wide + i))
+            store(splat(f32x16, 0.0), place + 4 * ((padded + h) * wide + i))
         state = place + 4 * (2 * padded * wide + h)
-        store(F(-np.inf), state)
-        store(F(0), state + 4 * padded)
+        store(NONE, state)
+        store(0.0, state + 4 * padded)
 
 
-@inlined
-def _finish(place, step, parts, out, group, padded, width, wide):
+def _finish(
+    place: Number, step: Number, parts: Number, out: Number, group: Number, padded: Number, width: int, wide: int
+) -> None:
     """Add up the parts, `step` bytes apart, of each head, and divide by the sums of their weights."""
-    for h in range(group):
+    for h in loop(0, group):
         state, sums = place + 4 * (2 * padded * wide + h), place + 4 * (padded + h) * wide
-        top, weight = F(-np.inf), F(0)
-        for part in range(parts):
-            top = max(top, load(float32, state + part * step))
-        for part in range(parts):
+        top, weight = Cell(NONE), Cell(0.0)
+        for part in loop(0, parts):
+            top.value = most(top.value, load(f32, state + part * step))
+        for part in loop(0, parts):
             at = state + part * step
-            factor = _exp(load(float32, at) - top)
-            weight += factor * load(float32, at + 4 * padded)
+            factor = _exp(load(f32, at) - top.value)
+            weight.value = weight.value + factor * load(f32, at + 4 * padded)
             store(factor, at)
-        for i in range(0, width, 16):
-            y = splat(f32x16, F(0))
-            for part in range(parts):
-                factor = splat(f32x16, load(float32, state + part * step))
-                y = y + factor * load(f32x16, sums + 4 * i + part * step)
-            store_some(y / splat(f32x16, weight), min(16, width - i), out + 4 * (h * width + i))
+        for i in loop(0, width, 16):
+            y = Cell(splat(f32x16, 0.0))
+            for part in loop(0, parts):
+                factor = load(f32, state + part * step)
+                y.value = y.value + factor * load(f32x16, sums + 4 * i + part * step)
+            store_some(y.value / weight.value, least(16, width - i), out + 4 * (h * width + i))
 
 
-@inlined
-def _part(ranges, t, part):
+def _part(ranges: Number, t: Number, part: Number) -> tuple[Value, Value, Value]:
     """Return the number of parts of a row's keys, and the first and the behind-last key of one."""
-    begin, behind = load(int64, ranges + 16 * t), load(int64, ranges + 16 * t + 8)
-    size = max(LEAST, -(-(behind - begin) // (PARTS * BLOCK)) * BLOCK)
+    begin, behind = load(i64, ranges + 16 * t), load(i64, ranges + 16 * t + 8)
+    size = most(LEAST, (behind - begin + PARTS * BLOCK - 1) // (PARTS * BLOCK) * BLOCK)
     start = begin + part * size
-    return max(1, -(-(behind - begin) // size)), start, min(behind, start + size)
+    return most(1, (behind - begin + size - 1) // size), start, least(behind, start + size)
 
 
-@njit(inline="always")
-def _over(args, first, end, heads, dots, weighted, one, some):
+def _scores(
+    heads: int, width: int, q: Number, q_row: Number, key: Number, before: Number, count: Number, out: Number,
+    ahead: Number,
+) -> None:  # fmt: skip
+    """Write the scores of `heads` queries and `count` keys, some keys at a time, and ask for memory.
+
+    The last ones begin earlier, with keys that are done or, of `before` keys, whose scores nobody reads. Where there
+    are too few of both, keys are done one by one, as if each were there as often as is needed."""
+    keys, row = TILE // heads, 2 * width
+    few = before + count < keys
+    step, apart = pick(few, 1, keys), pick(few, 0, row)
+    for k in loop(0, count, step):
+        at = pick(few, k, least(k, count - keys))
+        dots(heads, width, q, q_row, key + row * at, apart, out + 4 * at, 4 * BLOCK, ahead + row * at)
+
+
+def _block(
+    heads: int, width: int, place: Number, key: Number, value: Number, before: Number, count: Number, padded: Number,
+    wide: int,
+) -> None:  # fmt: skip
+    """Attend to `count` keys, 64 at most, with all heads of a group, `heads` at a time.
+
+    The values are asked for while the keys are read, and the next keys meanwhile."""
+    row, apart, near = 2 * width, 4 * wide, 4 * BLOCK
+    state, scores = place + 8 * padded * wide, place + 8 * padded * (wide + 1) + 4 * TILE
+    for h in loop(0, padded, heads):
+        sums = place + apart * (padded + h)
+        _scores(heads, width, place + apart * h, apart, key, before, count, scores, value)
+        factors = _softmax(heads, scores, count, state + 4 * h, padded)
+        for start, end, vectors in passes(heads, width):
+            for i in loop(start, end, vectors * TILE):
+                at, ahead = value + 2 * i, key + row * BLOCK + 2 * count * i
+                weighted(heads, vectors, scores, near, at, row, count, factors, sums + 4 * i, apart, ahead)
+        if rest := width % TILE:
+            at, to = value + 2 * (width - rest), sums + 4 * (width - rest)
+            weighted(heads, 1, scores, near, at, row, count, factors, to, apart, key, rest)
+
+
+def _attended(heads: int, width: int, args: Number, begin: Number, end: Number) -> None:
     """Attend from rows: an item is a part of the keys of one key/value head of one row."""
-    q, table, ranges, out, rows, Hkv, group, padded, width, wide, scale, counters, scratch, step = FOURTEEN(args)
-    whole = width - width % 16
-    most = whole - whole % (16 * VECTORS)
-    for item in range(first, end):
-        part, row = item // (rows * Hkv), item % (rows * Hkv)
+    q, table, ranges, out, Hkv, group, padded, scale, counters, scratch, step = words(args, HEAD)
+    wide = -(-width // 16) * 16
+    for item in loop(begin, end):
+        part, row = item % PARTS, item // PARTS
         parts, start, stop = _part(ranges, row // Hkv, part)
-        if part >= parts:
-            continue
-        cache, place, near = table + 24 * (row // Hkv), scratch + step * (PARTS * row + part), 4 * BLOCK
-        state, apart = place + 8 * padded * wide, load(int64, cache + 16) * (row % Hkv)
-        factors, scores = state + 8 * padded, state + 8 * padded + 64
-        _begin(q + 4 * row * group * width, real(scale), place, group, padded, width, wide)
-        for j in range(start, stop, BLOCK):
-            count, key_row = min(BLOCK, stop - j), 2 * width
-            key, value = (load(int64, cache) + apart + key_row * j, load(int64, cache + 8) + apart + key_row * j)
-            for h in range(0, padded, heads):
-                mine, sums = place + 4 * h * wide, place + 4 * (padded + h) * wide
-                for k in range(0, count, TILE // heads):
-                    dots(mine, 4 * wide, key + key_row * k, key_row, count - k, width, scores + 4 * k, near)
-                for g in range(min(heads, group - h)):
-                    store(_softmax(scores + near * g, count, state + 4 * (h + g), padded), factors + 4 * g)
-                for i in range(0, most, 16 * VECTORS):
-                    weighted(scores, near, value + 2 * i, key_row, count, factors, sums + 4 * i, 4 * wide, 16)
-                for i in range(most, whole, 16):
-                    one(scores, near, value + 2 * i, key_row, count, factors, sums + 4 * i, 4 * wide, 16)
-                if whole < width:
-                    i = whole
-                    some(scores, near, value + 2 * i, key_row, count, factors, sums + 4 * i, 4 * wide, width - i)
-        if parts == 1 or count_up(counters + 8 * row) == parts - 1:
-            store(int64(0), counters + 8 * row)
-            all_parts, to = scratch + step * PARTS * row, out + 4 * row * group * width
-            _finish(all_parts, step, parts, to, group, padded, width, wide)
-
-
-D1, D2, D4 = dots(1), dots(2), dots(4)
-W1, W2, W4 = weighted(1, VECTORS), weighted(2, VECTORS), weighted(4, VECTORS)
-O1, O2, O4 = weighted(1, 1), weighted(2, 1), weighted(4, 1)
-S1, S2, S4 = weighted(1, 1, some=True), weighted(2, 1, some=True), weighted(4, 1, some=True)
-
-
-def single(args, first, end):
-    _over(args, first, end, 1, D1, W1, O1, S1)
-
-
-def pairs(args, first, end):
-    _over(args, first, end, 2, D2, W2, O2, S2)
-
-
-def fours(args, first, end):
-    _over(args, first, end, 4, D4, W4, O4, S4)
+        with when(part < parts):
+            cache, place, mine = table + 24 * (row // Hkv), scratch + step * item, group * width * row
+            _begin(q + 4 * mine, real(scale), place, group, padded, width, wide)
+            keys, values, apart = words(cache, 3)
+            for j in loop(start, stop, BLOCK):
+                at, count = apart * (row % Hkv) + 2 * width * j, least(BLOCK, stop - j)
+                _block(heads, width, place, keys + at, values + at, j - start, count, padded, wide)
+            with when(count_up(counters + 8 * row) == parts - 1):
+                store(0, counters + 8 * row)
+                _finish(scratch + step * PARTS * row, step, parts, out + 4 * mine, group, padded, width, wide)
 
 
 @cache
-def _kernel(heads: int) -> Kernel:
-    """Compile the kernel that takes so many query heads at a time."""
-    return kernel({1: single, 2: pairs, 4: fours}[heads])
+def _kernel(heads: int, width: int) -> Kernel:
+    """Make the kernel that takes so many query heads of this size at a time."""
+    return Kernel(f"attention.attended_{heads}_of_{width}", partial(_attended, heads, width))
 
 
 def attention(
@@ -178,12 +177,12 @@ def attention(
     group = n_head // n_head_kv
     heads = min(4, 1 << (group - 1).bit_length())
     padded, wide = -(-group // heads) * heads, -(-head_size // 16) * 16
-    floats = 2 * padded * wide + 2 * padded + 16 + heads * BLOCK
+    floats = 2 * padded * (wide + 1) + TILE + heads * BLOCK
     step = -(-4 * floats // 64) * 64
     units = rows * n_head_kv
     args = np.zeros(HEAD + units + 8 + PARTS * units * step // 8, np.int64)
     counters = args.ctypes.data + 8 * HEAD
     scratch = -(-(counters + 8 * units) // 64) * 64
-    numbers = (q, table, ranges, out, rows, n_head_kv, group, padded, head_size, wide, float(scale))
+    numbers = (q, table, ranges, out, n_head_kv, group, padded, float(scale))
     args[:HEAD] = arguments(*numbers, counters, scratch, step)
-    return Launch(_kernel(heads), args, PARTS * units, 1)
+    return Launch(_kernel(heads, head_size), args, PARTS * units, 1)

@@ -1,58 +1,27 @@
 """Multiply queries by keys, and weights by values, for a few query heads that share them.
 
-q and sums are float32, keys and values float16. `TILE` accumulators of 16 lanes are kept in registers: 1, 2 or 4 heads
-beside as many keys, or vectors of a value, as that leaves, so that what is read from memory is converted once.
+q and sums are float32, keys and values float16. As many accumulators are kept in registers as a vector has lanes: 1, 2
+or 4 heads beside as many keys, or vectors of a value, as that leaves, so that what is read is converted once.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
+from .lanes import fma, from_half
+from .llvm import Kind, shuffled
+from .processor import SET
+from .simd import f32, load, load_some, prefetch, splat, store
+from .traced import Cell, Number, Value, loop, operation
 
-from .lanes import half_to_float
-from .simd import I32, I64, SET, call, constant, filled, first_lanes, operation, pointer, shuffled
-
-TILE = 16 if SET == "avx512" else 4
-AHEAD = 32
-"""Keys and values that are asked for before they are read. Without that, memory gives two thirds as much."""
-FLOAT, WORD = ir.FloatType(), ir.IntType(16)
-VECTOR, WORDS = ir.VectorType(FLOAT, 16), ir.VectorType(WORD, 16)
+TILE, REGISTERS = (16, 32) if SET == "avx512" else (8, 16)
+VECTOR, HALVES = Kind("f32", TILE), Kind("i16", TILE)
+STEPS = 16
+"""Vectors of a query that are done without a loop: its last turn would be waited for as long as for some turns."""
 
 
-def _times(builder: Any, number: Any, size: int) -> Any:
-    return builder.mul(number, ir.Constant(I64, size))
-
-
-def _floats(builder: Any, address: Any) -> Any:
-    return builder.load(pointer(builder, VECTOR, address), align=4)
-
-
-def _halves(builder: Any, address: Any, count: Any) -> Any:
-    """Read 16 float16, or the first `count` and zeros, as float32."""
-    at = pointer(builder, WORDS, address)
-    if count is None:
-        return half_to_float(builder, builder.load(at, align=2))
-    mask = first_lanes(builder, WORDS, count)
-    words = call(builder, "llvm.masked.load.v16i16.p0", WORDS, at, ir.Constant(I32, 2), mask, constant(WORDS, 0))
-    return half_to_float(builder, words)
-
-
-def _fetch(builder: Any, address: Any, bytes_on: Any) -> Any:
-    """Ask for the memory so far behind an address, which is wanted soon."""
-    at = pointer(builder, ir.IntType(8), builder.add(address, bytes_on))
-    call(builder, "llvm.prefetch.p0", ir.VoidType(), at, *(ir.Constant(I32, i) for i in (0, 3, 1)))
-
-
-def _fused(builder: Any, a: Any, b: Any, total: Any) -> None:
-    """Add a b to a variable."""
-    builder.store(call(builder, "llvm.fmuladd.v16f32", VECTOR, a, b, builder.load(total)), total)
-
-
-def _sums(builder: Any, vectors: Sequence[Any]) -> Any:
+@operation
+def sums(builder, *vectors):
     """Return the sums of the lanes of a power of two of vectors, side by side."""
-    group = 16
+    group = TILE
     while group > 1:
         pairs = list(zip(vectors[::2], vectors[1::2], strict=True)) if len(vectors) > 1 else [(vectors[0], vectors[0])]
         n = vectors[0].type.count
@@ -64,74 +33,98 @@ def _sums(builder: Any, vectors: Sequence[Any]) -> Any:
     return vectors[0]
 
 
-def dots(heads: int) -> Any:
-    """Make a function that writes the scores of `heads` queries and TILE / heads keys."""
-    keys = TILE // heads
+@operation
+def piece(builder, x, first, count):
+    """Return `count` lanes from `first` on; both are constants."""
+    return shuffled(builder, x, x, range(first.constant, first.constant + count.constant))
 
-    @operation(lambda *_: types.void)
-    def dots(builder, q, q_row, key, key_row, count, width, out, out_row):
-        """Write q k: rows of q and of the scores lie so many bytes apart. Keys from `count` on are the last one."""
-        last = builder.sub(count, ir.Constant(I64, 1))
-        places = []
+
+def halves(address: Number, count: Any = None) -> Value:
+    """Read TILE float16, or the first `count` and zeros, as float32."""
+    return from_half(load(HALVES, address) if count is None else load_some(HALVES, count, address))
+
+
+def fetched(address: Number, size: int) -> None:
+    """Ask for `size` bytes that are wanted soon."""
+    for at in range(0, size, 64):
+        prefetch(address + at)
+
+
+def dots(
+    heads: int,
+    width: int,
+    q: Number,
+    q_row: Number,
+    key: Number,
+    key_row: Number,
+    out: Number,
+    out_row: Number,
+    ahead: Number,
+) -> None:
+    """Write the scores q k of `heads` queries and TILE / heads keys, and ask for as much memory as the keys have.
+
+    Rows of q, of keys and of scores lie so many bytes apart."""
+    keys, part, whole = TILE // heads, STEPS * TILE, width - width % TILE
+    looped = whole - whole % part
+    totals = [Cell(splat(VECTOR, 0.0)) for _ in range(TILE)]
+
+    def add(at: Number, rest: Any = None) -> None:
+        queries = [load(VECTOR, q + q_row * h + 4 * at) for h in range(heads)]
+        fetched(ahead + 2 * keys * at, 2 * TILE * keys)
         for k in range(keys):
-            index = ir.Constant(I64, k)
-            index = builder.select(builder.icmp_signed("<", index, last), index, last)
-            places.append(builder.add(key, builder.mul(key_row, index)))
-        queries = [builder.add(q, _times(builder, q_row, h)) for h in range(heads)]
-        totals = [cgutils.alloca_once_value(builder, constant(VECTOR, 0.0)) for _ in range(TILE)]
-        ahead = _times(builder, key_row, AHEAD)
-
-        def add(at, rest=None):
-            wide = [_floats(builder, builder.add(place, _times(builder, at, 4))) for place in queries]
-            for k, place in enumerate(places):
-                here = builder.add(place, _times(builder, at, 2))
-                _fetch(builder, here, ahead)
-                x = _halves(builder, here, rest)
-                for h in range(heads):
-                    _fused(builder, wide[h], x, totals[h * keys + k])
-
-        rest = builder.and_(width, ir.Constant(I64, 15))
-        whole = builder.sub(width, rest)
-        with cgutils.for_range_slice(builder, ir.Constant(I64, 0), whole, ir.Constant(I64, 16)) as (at, _):
-            add(at)
-        with builder.if_then(builder.icmp_signed("!=", rest, ir.Constant(I64, 0))):
-            add(whole, rest)
-        found = _sums(builder, [builder.load(total) for total in totals])
-        for h in range(heads):
-            part = shuffled(builder, found, found, range(h * keys, h * keys + keys))
-            to = builder.add(out, _times(builder, out_row, h))
-            builder.store(part, pointer(builder, part.type, to), align=4)
-
-    return dots
-
-
-def weighted(heads: int, vectors: int, some: bool = False) -> Any:
-    """Make a function that adds weighted values to `heads` sums of 16 * `vectors` lanes; or of fewer than 16."""
-
-    @operation(lambda *_: types.void)
-    def weighted(builder, weights, weights_row, value, value_row, count, factors, out, out_row, lanes):
-        """Multiply the sums by a factor each, and add w v for `count` values. Only `lanes` are read, if so made."""
-        totals, ahead = {}, _times(builder, value_row, AHEAD)
-        for h in range(heads):
-            factor = builder.load(pointer(builder, FLOAT, builder.add(factors, ir.Constant(I64, 4 * h))))
-            for c in range(vectors):
-                to = builder.add(builder.add(out, _times(builder, out_row, h)), ir.Constant(I64, 64 * c))
-                before = builder.fmul(_floats(builder, to), filled(builder, VECTOR, factor))
-                totals[h, c] = to, cgutils.alloca_once_value(builder, before)
-        with cgutils.for_range_slice(builder, ir.Constant(I64, 0), count, ir.Constant(I64, 1)) as (j, _):
-            row = builder.add(value, builder.mul(value_row, j))
-            for c in range(0, vectors, 2):
-                _fetch(builder, builder.add(row, ir.Constant(I64, 32 * c)), ahead)
-            x = [
-                _halves(builder, builder.add(row, ir.Constant(I64, 32 * c)), lanes if some else None)
-                for c in range(vectors)
-            ]
+            x = halves(key + key_row * k + 2 * at, rest)
             for h in range(heads):
-                at = builder.add(builder.add(weights, _times(builder, weights_row, h)), _times(builder, j, 4))
-                weight = filled(builder, VECTOR, builder.load(pointer(builder, FLOAT, at)))
-                for c in range(vectors):
-                    _fused(builder, weight, x[c], totals[h, c][1])
-        for to, total in totals.values():
-            builder.store(builder.load(total), pointer(builder, VECTOR, to), align=4)
+                totals[h * keys + k].value = fma(queries[h], x, totals[h * keys + k].value)
 
-    return weighted
+    for at in loop(0, looped, part):
+        for i in range(0, part, TILE):
+            add(at + i)
+    for i in range(looped, whole, TILE):
+        add(i)
+    if whole < width:
+        add(whole, width - whole)
+    found = sums(*(total.value for total in totals))
+    for h in range(heads):
+        store(piece(found, h * keys, keys), out + out_row * h)
+
+
+def passes(heads: int, width: int) -> list[tuple[int, int, int]]:
+    """Share out the whole vectors of a value: passes of so many each, from one number to another."""
+    count, most = width // TILE, min(8, REGISTERS // (heads + 1))
+    turns = max(1, -(-count // most))
+    fewer, more = divmod(count, turns)
+    middle = more * (fewer + 1) * TILE
+    shares = (0, middle, fewer + 1), (middle, count * TILE, fewer)
+    return [(first, end, vectors) for first, end, vectors in shares if first < end]
+
+
+def weighted(
+    heads: int,
+    vectors: int,
+    weights: Number,
+    weights_row: Number,
+    value: Number,
+    value_row: Number,
+    count: Number,
+    factors: list[Value],
+    out: Number,
+    out_row: Number,
+    ahead: Number,
+    lanes: Any = None,
+) -> None:
+    """Multiply `heads` sums of TILE * `vectors` lanes by a factor each, add w v for `count` values, and ask for memory.
+
+    `lanes`: how many numbers of the last vector of a value may be read, where it is not all of them."""
+    size = 2 * TILE * vectors
+    places = [[out + out_row * h + 4 * TILE * c for c in range(vectors)] for h in range(heads)]
+    totals = [[Cell(load(VECTOR, at) * factors[h]) for at in row] for h, row in enumerate(places)]
+    for j in loop(0, count):
+        fetched(ahead + size * j, size)
+        x = [halves(value + value_row * j + 2 * TILE * c, lanes) for c in range(vectors)]
+        for h in range(heads):
+            weight = splat(VECTOR, load(f32, weights + weights_row * h + 4 * j))
+            for c in range(vectors):
+                totals[h][c].value = fma(weight, x[c], totals[h][c].value)
+    for cells, row in zip(totals, places, strict=True):
+        for total, at in zip(cells, row, strict=True):
+            store(total.value, at)

@@ -14,16 +14,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from numba import types
 
 from llava_ref.benchmark.bandwidth import buffer_size
 from llava_ref.ops.threads import processors
 
-from . import simd
+from . import processor
 from .bench_jobs import Buffer, Job, jobs
+from .compiled import kernel
 from .launch import Launch, Program, arguments
-from .simd import i64x8, load, splat, store
-from .traced import Cell, Number, loop, traced
+from .simd import i64x8, load, splat, store, words
+from .traced import Cell, Number, loop
 
 PASSES = 5
 PAGE = 4096
@@ -31,10 +31,10 @@ LEAST = 1 << 30
 """Bytes of the buffer; more where the last cache is large."""
 
 
-@traced
+@kernel
 def read(args: Number, first: Number, end: Number) -> None:
     """Read pages, and write what depends on all of them."""
-    start, out = load(types.int64, args), load(types.int64, args + 8)
+    start, out = words(args, 2)
     sums = [Cell(splat(i64x8, 0)) for _ in range(4)]
     for page in loop(first, end):
         for at in range(0, PAGE, 64):
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", metavar="NAME", default="", help="jobs whose names contain it")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each row")
     args = parser.parse_args(argv)
-    print(f"instructions: {simd.SET}", file=sys.stderr)
+    print(f"instructions: {processor.LEVEL}", file=sys.stderr)
     if not args.json:
         print(f"{'kernel':34} threads cores     GB/s     read  share      G/s")
     count = 0

@@ -9,11 +9,10 @@ from typing import Any
 import llvmlite.binding
 from llvmlite import ir
 
-from . import simd
-from .simd import ELEMENTS, I32, Vec, call, constant, operation, shuffled
+from .llvm import ELEMENTS, I32, call, constant, shuffled
+from .processor import GALOIS, INSTRUCTIONS, VNNI
+from .traced import operation
 
-SET, VNNI = simd.SET, simd.VNNI
-GALOIS = SET == "avx512" and bool(simd.HOST.get("gfni"))
 BYTES_NAMED = llvmlite.binding.llvm_version_info[0] >= 22  # LLVM 22: these take bytes and words, not i32 lanes
 
 
@@ -44,17 +43,17 @@ def _neighbours(builder: Any, a: Any, b: Any, kind: ir.VectorType, unsigned: boo
 def _pairs16(builder: Any, a: Any, b: Any) -> Any:
     """Return a[2i] * b[2i] + a[2i + 1] * b[2i + 1]: <2n x i16> -> <n x i32>"""
     kind = ir.VectorType(I32, a.type.count // 2)
-    if SET == "avx512" and kind.count == 16:
+    if INSTRUCTIONS == "avx512" and kind.count == 16:
         return call(builder, "llvm.x86.avx512.pmaddw.d.512", kind, a, b)
-    if SET != "portable" and kind.count == 8:
+    if INSTRUCTIONS != "portable" and kind.count == 8:
         return call(builder, "llvm.x86.avx2.pmadd.wd", kind, a, b)
-    if SET == "avx2" and kind.count == 16:
+    if INSTRUCTIONS == "avx2" and kind.count == 16:
         return _by_halves(builder, lambda a, b: _pairs16(builder, a, b), a, b)
     return _neighbours(builder, a, b, kind)
 
 
 def _dot16(builder: Any, acc: Any, a: Any, b: Any) -> Any:
-    if VNNI and acc.type.count * 32 == (512 if SET == "avx512" else 256):
+    if VNNI and acc.type.count * 32 == (512 if INSTRUCTIONS == "avx512" else 256):
         return _vnni(builder, "vpdpwssd", acc, a, b)
     if VNNI and acc.type.count == 16:
         return _by_halves(builder, lambda *x: _dot16(builder, *x), acc, a, b)
@@ -64,17 +63,17 @@ def _dot16(builder: Any, acc: Any, a: Any, b: Any) -> Any:
 def _pairs8(builder: Any, codes: Any, x: Any) -> Any:
     """Return codes[2i] * x[2i] + codes[2i + 1] * x[2i + 1], codes without sign: <2n x i8> -> <n x i16>"""
     kind = ir.VectorType(ELEMENTS["i16"], codes.type.count // 2)
-    if SET == "avx512" and kind.count == 32:
+    if INSTRUCTIONS == "avx512" and kind.count == 32:
         return call(builder, "llvm.x86.avx512.pmaddubs.w.512", kind, codes, x)
-    if SET != "portable" and kind.count == 16:
+    if INSTRUCTIONS != "portable" and kind.count == 16:
         return call(builder, "llvm.x86.avx2.pmadd.ub.sw", kind, codes, x)
-    if SET == "avx2" and kind.count == 32:
+    if INSTRUCTIONS == "avx2" and kind.count == 32:
         return _by_halves(builder, lambda a, b: _pairs8(builder, a, b), codes, x)
     return _neighbours(builder, codes, x, kind, unsigned=True)
 
 
 def _dot8(builder: Any, acc: Any, codes: Any, x: Any) -> Any:
-    if VNNI and acc.type.count * 32 == (512 if SET == "avx512" else 256):
+    if VNNI and acc.type.count * 32 == (512 if INSTRUCTIONS == "avx512" else 256):
         return _vnni(builder, "vpdpbusd", acc, codes, x)
     if VNNI and acc.type.count == 16:
         return _by_halves(builder, lambda *a: _dot8(builder, *a), acc, codes, x)
@@ -82,25 +81,25 @@ def _dot8(builder: Any, acc: Any, codes: Any, x: Any) -> Any:
     return builder.add(acc, _pairs16(builder, pairs, constant(pairs.type, 1)))
 
 
-@operation(lambda a, b: Vec("i32", a.lanes // 2))
+@operation
 def pairs16(builder, a, b):
     """Multiply int16 lanes and add neighbours.  i16 (2n), i16 (2n) -> i32 (n)"""
     return _pairs16(builder, a, b)
 
 
-@operation(lambda acc, a, b: acc)
+@operation
 def dot16(builder, acc, a, b):
     """Add products of int16 lanes, two to a lane.  i32 (n), i16 (2n), i16 (2n) -> i32 (n)"""
     return _dot16(builder, acc, a, b)
 
 
-@operation(lambda codes, x: Vec("i16", codes.lanes // 2))
+@operation
 def pairs8(builder, codes, x):
     """Multiply uint8 by int8 lanes and add neighbours; a sum beyond 16 bits is not defined.  (2n) (2n) -> i16 (n)"""
     return _pairs8(builder, codes, x)
 
 
-@operation(lambda acc, codes, x: acc)
+@operation
 def dot8(builder, acc, codes, x):
     """Add products of uint8 by int8 lanes, four to a lane.  i32 (n), i8 (4n), i8 (4n) -> i32 (n)
 
@@ -112,7 +111,7 @@ def dot8(builder, acc, codes, x):
 EXACT8 = VNNI
 
 
-@operation(lambda packed: packed)
+@operation
 def nibbles(builder, packed):
     """Return the low halves of the first 32 bytes and the high halves of the last 32.  i8 (64) -> i8 (64)
 
@@ -126,7 +125,7 @@ def nibbles(builder, packed):
     return builder.and_(builder.bitcast(shifted, packed.type), constant(packed.type, 15))
 
 
-@operation(lambda a, b: a)
+@operation
 def upper_product(builder, a, b):
     """Return the upper 16 bits of products of int16 lanes without sign."""
     wide = ir.VectorType(I32, a.type.count)
@@ -134,7 +133,7 @@ def upper_product(builder, a, b):
     return builder.trunc(builder.lshr(product, constant(wide, 16)), a.type)
 
 
-@operation(lambda table, index: index)
+@operation
 def look_up(builder, table, index):
     """Look up bytes in 16 bytes: result[i] = table[index[i]], index 0..15.  table i8 (16), index i8 (n)"""
     n = index.type.count
@@ -142,7 +141,7 @@ def look_up(builder, table, index):
     return _look_up(builder, repeated, index)
 
 
-@operation(lambda table, index: index)
+@operation
 def look_up_near(builder, table, index):
     """Look up bytes in the 16 bytes of the table that lie where the index does: one table for each 16 lanes."""
     return _look_up(builder, table, index)
@@ -150,13 +149,13 @@ def look_up_near(builder, table, index):
 
 def _look_up(builder: Any, table: Any, index: Any) -> Any:
     n = index.type.count
-    if SET != "portable" and n == 16:
+    if INSTRUCTIONS != "portable" and n == 16:
         return call(builder, "llvm.x86.ssse3.pshuf.b.128", index.type, table, index)
-    if SET != "portable" and n == 32:
+    if INSTRUCTIONS != "portable" and n == 32:
         return call(builder, "llvm.x86.avx2.pshuf.b", index.type, table, index)
-    if SET == "avx512" and n == 64:
+    if INSTRUCTIONS == "avx512" and n == 64:
         return call(builder, "llvm.x86.avx512.pshuf.b.512", index.type, table, index)
-    if SET == "avx2" and n == 64:
+    if INSTRUCTIONS == "avx2" and n == 64:
         return _by_halves(builder, lambda a, b: _look_up(builder, a, b), table, index)
     made = ir.Constant(index.type, ir.Undefined)
     for i in range(n):

@@ -6,114 +6,144 @@ with a scale for every 32 numbers, which costs what ggml's activations cost: 5e-
 numbers. Where codes are multiplied in 16 bits, x has 15: 3e-5.
 """
 
-from functools import cache
-from typing import Any
+from functools import cache, partial
 
 import torch
-from numba import float32, int64
 from torch import Tensor
+from torch.nn.functional import pad
 
-from .functions import Kernel, inlined
+from .compiled import Kernel
 from .lanes import absolute, bits, convert, lane, larger, largest, nearest, smaller, total
 from .launch import Launch, arguments, run
-from .panels import BEGIN, CODES, PLACE, UNPACKED, panel_bytes, unpacked, unpacking
-from .simd import f32x16, i8x16, i16x16, i32x4, i32x8, i32x16, load, splat, store
+from .panels import BEGIN, CODES, PLACE, UNPACKED, WEIGHTS, unpacked, unpacking
+from .simd import f32x16, i8x16, i16x16, i32x4, i32x8, i32x16, i64, load, splat, store, words
 from .slots import LentScratch, call, claim, give
-from .tiles import ROWS, WIDTH, Form, nothing, put, step
-from .typed import named
-from .words import words
+from .tiles import FLOATS, ROWS, VECTORS, WIDTH, Form, copy, put, step, sums_at
+from .traced import Cell, Number, Value, least, loop, otherwise, pick, room, when
 
 PANELS = 64 // WIDTH
 """Panels that are unpacked and multiplied together: an item. They stay in a core's second cache, and x passes once."""
+DEPTH = {False: 16, True: 32}
+"""Groups of 32 columns that are unpacked and multiplied together, of pairs and of octets: such a panel stays in a core's
+first cache."""
 HEAD = 128  # bytes in front of a slot: arguments of the kernel that unpacks
-SIX, SEVEN, NINE = words(6), words(7), words(9)
-LARGEST = 0
-PUT: Any = None
-"""How x is rounded: its largest code, and how 16 codes are kept."""
-STEP: Any = None
-"""The products of one group."""
 
 
-@inlined
-def whole(x, inverse, limit):
+def whole(x: Value, inverse: Value, limit: float) -> Value:
     """Round 16 numbers to codes of at most that size; what is no number becomes one."""
     return convert(i32x16, larger(smaller(nearest(x * inverse), splat(f32x16, limit)), splat(f32x16, -limit)))
 
 
-@inlined
-def put_octets(codes, group, row, half, q):
+def put_octets(codes: Number, group: Number, row: Number, half: int, q: Value) -> None:
     """Store 16 codes of a row of a tile, as 4 quads."""
     quads = bits(i32x4, convert(i8x16, q))
     for i in range(4):
         store(lane(quads, i), codes + 4 * ((8 * group + 4 * half + i) * ROWS + row))
 
 
-@inlined
-def put_pairs(codes, group, row, half, q):
+def put_pairs(codes: Number, group: Number, row: Number, half: int, q: Value) -> None:
     """Store 16 codes of a row of a tile, as 8 pairs."""
     pairs = bits(i32x8, convert(i16x16, q))
     for i in range(8):
         store(lane(pairs, i), codes + 4 * ((16 * group + 8 * half + i) * ROWS + row))
 
 
-def quantise(args, first, end):
+def quantise(octets: bool, args: Number, first: Number, end: Number) -> None:
     """Round tiles of x to codes, with a scale for every 32, and the sum of every 16 codes."""
-    x, T, groups, codes, scales, sums = SIX(args)
-    quads = 8 * groups if LARGEST < 256 else 16 * groups
-    for tile in range(first, end):
-        for row in range(min(ROWS, T - tile * ROWS)):
-            for group in range(groups):
+    x, T, groups, codes, scales, sums, tiles = words(args, 7)
+    limit, put, quads = (127.0, put_octets, 8) if octets else (16383.0, put_pairs, 16)
+    for tile in loop(first, end):
+        for row in loop(0, least(ROWS, T - tile * ROWS)):
+            for group in loop(0, groups):
                 at = x + 128 * (groups * (tile * ROWS + row) + group)
                 a, b = load(f32x16, at), load(f32x16, at + 64)
-                size, place = largest(larger(absolute(a), absolute(b))), ROWS * (groups * tile + group) + row
-                inverse = float32(LARGEST) / size if size > float32(1e-30) else float32(0.0)
+                size, index = (
+                    largest(larger(absolute(a), absolute(b))),
+                    place(tile, group, tiles, groups, DEPTH[octets]),
+                )
+                inverse = pick(size > 1e-30, limit / size, 0.0)
                 unsound = total((a - a) + (b - b))  # 0, or NaN
-                store(size / float32(LARGEST) + unsound, scales + 4 * place)
-                p, q = whole(a, inverse, float32(LARGEST)), whole(b, inverse, float32(LARGEST))
-                PUT(codes + 4 * quads * ROWS * tile, group, row, 0, p)
-                PUT(codes + 4 * quads * ROWS * tile, group, row, 1, q)
-                store(total(p), sums + 4 * (2 * place - row))
-                store(total(q), sums + 4 * (2 * place - row + ROWS))
+                store(size / limit + unsound, scales + 4 * (ROWS * index + row))
+                for half, numbers in enumerate((a, b)):
+                    q = whole(numbers, inverse, limit)
+                    put(codes + 4 * quads * ROWS * index, 0, row, half, q)
+                    store(total(q), sums + 4 * (ROWS * (2 * index + half) + row))
 
 
-def multiply(args, first, end):
+def place(tile: Number, group: Number, tiles: Number, groups: Number, depth: int) -> Value:
+    """Return where a group of a tile lies: the first `depth` groups of all tiles first, then their next ones."""
+    start = group - group % depth
+    return tiles * start + tile * least(depth, groups - start) + group - start
+
+
+def begin(sums: list[Cell], at: Number, stride: Number, more: Value) -> None:
+    """Begin sums with zeros, or with what is there."""
+    with when(more):
+        for cell, lanes in zip(sums, sums_at(at, stride), strict=True):
+            cell.value = lanes
+    with otherwise(more):
+        for cell in sums:
+            cell.value = splat(FLOATS, 0.0)
+
+
+def multiply_tile(
+    form: Form, groups: Number, w: Number, codes: Number, beside: Number, out: Number, stride: Number, more: Value
+) -> None:
+    """Multiply groups of a panel by those of a tile of x, and add that to `out` where there is more."""
+    sums = [Cell(splat(FLOATS, 0.0)) for _ in range(ROWS * VECTORS)]
+    begin(sums, out, stride, more)
+    for group in loop(0, groups):
+        at = w + form.record * group, codes + 4 * ROWS * form.quads * group, beside + 8 * ROWS * group
+        for cell, lanes in zip(sums, step(form, [cell.value for cell in sums], *at), strict=True):
+            cell.value = lanes
+    put([cell.value for cell in sums], out, stride)
+
+
+def multiply(form: Form, args: Number, first: Number, end: Number) -> None:
     """Multiply stretches of `PANELS` panels by all tiles: an item is one stretch."""
-    unpacking, unpacked, panel, record, groups, codes, quads, beside, T = NINE(args)
-    out, stride, N, flags, slots, size, count = SEVEN(args + 72)
+    unpacking, unpacked, groups, codes, beside, T = words(args, 6)
+    out, stride, N, flags, slots, size, count = words(args + 48, 7)
     number = claim(flags, count)
     slot = slots + number * size
+    items = WEIGHTS // form.group
+    edge, deep = room(-(-4 * ROWS * WIDTH // 64)), DEPTH[form.octets] * 32 // form.group
+    tiles = (T + ROWS - 1) // ROWS
     for i in range(UNPACKED):
-        store(load(int64, unpacked + 8 * i), slot + 8 * i)
+        store(load(i64, unpacked + 8 * i), slot + 8 * i)
     store(slot + HEAD, slot + 8 * PLACE)
-    for item in range(first, end):
-        row = item * PANELS * WIDTH
-        panels = (min(N - row, PANELS * WIDTH) + WIDTH - 1) // WIDTH
-        store(row, slot + 8 * BEGIN)
-        call(unpacking, slot, 0, panels)
-        for tile in range((T + ROWS - 1) // ROWS):
-            x, near = codes + 4 * ROWS * quads * groups * tile, beside + 8 * ROWS * groups * tile
-            for n in range(panels):
-                sums, w = nothing(), slot + HEAD + n * panel
-                for group in range(groups):
-                    sums = STEP(sums, w + record * group, x + 4 * ROWS * quads * group, near + 8 * ROWS * group)
-                column = row + WIDTH * n
-                put(sums, out + stride * ROWS * tile + 4 * column, stride, T - ROWS * tile, N - column)
+    for item in loop(first, end):
+        for start in loop(0, groups, deep):
+            for row in loop(item * PANELS * WIDTH, least((item + 1) * PANELS * WIDTH, N), WIDTH):
+                here = least(groups - start, deep)
+                store(row, slot + 8 * BEGIN)
+                call(unpacking, slot, start // items, (start + here + items - 1) // items)
+                for tile in loop(0, tiles):
+                    at = tiles * start + tile * here
+                    x, near = codes + 4 * ROWS * form.quads * at, beside + 8 * ROWS * at
+                    to, rows, columns = out + stride * ROWS * tile + 4 * row, T - ROWS * tile, N - row
+                    whole = (rows >= ROWS) & (columns >= WIDTH)
+                    with when(whole):
+                        multiply_tile(form, here, slot + HEAD, x, near, to, stride, start > 0)
+                    with otherwise(whole):
+                        with when(start > 0):
+                            copy(to, stride, edge, 4 * WIDTH, rows, columns)
+                        multiply_tile(form, here, slot + HEAD, x, near, edge, 4 * WIDTH, start > 0)
+                        copy(edge, 4 * WIDTH, to, stride, rows, columns)
     give(flags, number)
 
 
 @cache
 def multiplying(form: Form) -> Kernel:
     """Return the kernel of a form, compiled when it is first wanted."""
-    name = f"{form.group}{'_minima' * form.minima}_{'octets' if form.octets else 'pairs'}"
-    return named(multiply, name, STEP=step(form))
+    kind = f"octets_{form.run}" if form.octets else "pairs"
+    name = f"gemm.multiply_{form.group}{'_minima' * form.minima}_{kind}"
+    return Kernel(name, partial(multiply, form))
 
 
 @cache
 def quantising(octets: bool) -> Kernel:
     """Return the kernel that rounds x to codes of 8 or of 15 bits."""
-    if octets:
-        return named(quantise, "octets", LARGEST=127, PUT=put_octets)
-    return named(quantise, "pairs", LARGEST=16383, PUT=put_pairs)
+    return Kernel(f"gemm.quantise_{'octets' if octets else 'pairs'}", partial(quantise, octets))
 
 
 class Tiles:
@@ -121,18 +151,18 @@ class Tiles:
 
     def __init__(self, x: Tensor, octets: bool, threads: int) -> None:
         (self.T, self.K), tiles = x.shape, -(-x.shape[0] // ROWS)
-        groups = self.K // 32
-        self.codes = torch.zeros((tiles, groups, ROWS, 32), dtype=torch.int8 if octets else torch.int16)
-        self.scales = torch.zeros((tiles, groups, ROWS))
-        self.sums = torch.zeros((tiles, 2 * groups, ROWS), dtype=torch.int32)
-        x = x.contiguous()
+        groups = -(-self.K // 32)
+        self.codes = torch.zeros((tiles * groups, ROWS, 32), dtype=torch.int8 if octets else torch.int16)
+        self.scales = torch.zeros((tiles * groups, ROWS))
+        self.sums = torch.zeros((tiles * groups, 2, ROWS), dtype=torch.int32)
+        x = pad(x, (0, 32 * groups - self.K)).contiguous()
         addresses = (y.data_ptr() for y in (self.codes, self.scales, self.sums))
-        args = arguments(x.data_ptr(), self.T, groups, *addresses)
+        args = arguments(x.data_ptr(), self.T, groups, *addresses, tiles)
         run(Launch(quantising(octets), args, tiles, 1), threads=threads)
         self._beside = dict[tuple[int, int, bool], Tensor]()
 
     def beside(self, kind: str) -> Tensor:
-        """Return, for every group of a type's weights, ROWS scales and ROWS offsets.  (tiles, groups, 2, ROWS)"""
+        """Return, for every group of a type's weights, ROWS scales and ROWS offsets.  (groups, 2, ROWS)"""
         codes = CODES[kind]
         key = codes.group, codes.zero, codes.minima
         if key not in self._beside:
@@ -142,11 +172,11 @@ class Tiles:
     def _made(self, group: int, zero: int, minima: bool) -> Tensor:
         scales, sums = self.scales, self.sums
         if group == 32:
-            sums = sums[:, 0::2] + sums[:, 1::2]
+            sums = sums[:, 0] + sums[:, 1]
         else:
-            scales = scales.repeat_interleave(2, 1)
+            scales, sums = scales.repeat_interleave(2, 0), sums.view(-1, ROWS)
         offsets = scales * sums if minima else (sums * -zero).view(torch.float32)
-        return torch.stack((scales, offsets), 2)
+        return torch.stack((scales, offsets), 1)
 
 
 class Integers:
@@ -157,11 +187,10 @@ class Integers:
 
     def product(self, kind: str, address: int, N: int, K: int, x: Tiles) -> Tensor:
         """Return x w^T.  -> (T, N) float32"""
-        form, panel, out = CODES[kind].form, panel_bytes(kind, K), torch.empty((x.T, N))
+        form, out = CODES[kind].form, torch.empty((x.T, N))
         matrix = unpacked(kind, address, N, K)
-        rows = K // form.group, x.codes.data_ptr(), form.quads, x.beside(kind).data_ptr(), x.T
-        slots = self._slots.of(HEAD + PANELS * panel)
-        shape = panel, form.record, *rows, out.data_ptr(), 4 * N, N, *slots
-        args = arguments(unpacking(kind).address, matrix.ctypes.data, *shape)
+        given = -(-K // form.group), x.codes.data_ptr(), x.beside(kind).data_ptr(), x.T
+        slots = self._slots.of(HEAD + DEPTH[form.octets] * 32 // form.group * form.record)
+        args = arguments(unpacking(kind).address, matrix.ctypes.data, *given, out.data_ptr(), 4 * N, N, *slots)
         run(Launch(multiplying(form), args, -(-N // (PANELS * WIDTH)), 1), threads=self._threads)
         return out

@@ -9,23 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import types
 
-from . import simd
-from .simd import ELEMENTS, I32, Vec, call, constant, filled, first_lanes, llvm_type, named, operation, shuffled
+from .llvm import ELEMENTS, I32, Kind, call, constant, filled, first_lanes, named, number, opaque, shuffled
+from .processor import INSTRUCTIONS
+from .traced import Number, Value, lanewise, operation, pick
 
-HALF = simd.SET != "portable"  # conversions of half precision are instructions
-
-
-def _same(a: Any, *_: Any) -> Any:
-    return a
+HALF = INSTRUCTIONS != "portable"  # conversions of half precision are instructions
 
 
-def _number(kind: Any, *_: Any) -> Any:
-    return types.float32 if kind.element == "f32" else getattr(types, f"int{kind.element[1:]}")
-
-
-@operation(lambda kind, value: kind)
+@operation
 def bits(builder, kind, value):
     """Take the bits of a vector for those of another type."""
     return builder.bitcast(value, kind.llvm)
@@ -48,18 +40,18 @@ def _converted(builder: Any, value: Any, to: Any, signed: bool) -> Any:
     return value if not longer else builder.fpext(value, to) if longer > 0 else builder.fptrunc(value, to)
 
 
-@operation(lambda kind, value: kind)
+@operation
 def convert(builder, kind, value):
     """Convert a number or every lane: integers with their sign or cut short, floats rounded, to integers towards zero.
 
     Half precision is converted by `from_half` and `to_half`."""
-    return _converted(builder, value, llvm_type(kind), True)
+    return _converted(builder, value, kind.llvm, True)
 
 
-@operation(lambda kind, value: kind)
+@operation
 def convert_unsigned(builder, kind, value):
     """Convert a number or every lane, integers without sign."""
-    return _converted(builder, value, llvm_type(kind), False)
+    return _converted(builder, value, kind.llvm, False)
 
 
 def half_to_float(builder: Any, words: Any) -> Any:
@@ -79,20 +71,24 @@ def half_to_float(builder: Any, words: Any) -> Any:
     return builder.bitcast(builder.or_(scaled, sign), vec)
 
 
-@operation(lambda words: Vec("f32", words.lanes))
+@operation
 def from_half(builder, words):
     """Convert int16 lanes, the bits of half precision, to float32, exactly."""
     return half_to_float(builder, words)
 
 
-@operation(lambda word: types.float32)
+@operation
 def half_number(builder, word):
-    """Convert an int16, the bits of a half-precision number, to float32, exactly."""
-    one = builder.insert_element(ir.Constant(ir.VectorType(word.type, 1), ir.Undefined), word, ir.Constant(I32, 0))
-    return builder.extract_element(half_to_float(builder, one), ir.Constant(I32, 0))
+    """Convert an int16, the bits of a half-precision number, to float32, exactly.
+
+    By way of an integer: an instruction that puts 16 bits into a vector would wait for what the vector had before."""
+    whole, words = ir.VectorType(I32, 4), ir.VectorType(ELEMENTS["i16"], 8)
+    one = builder.insert_element(constant(whole, 0), opaque(builder, builder.zext(word, I32)), ir.Constant(I32, 0))
+    low = shuffled(builder, *[builder.bitcast(one, words)] * 2, [0])
+    return builder.extract_element(half_to_float(builder, low), ir.Constant(I32, 0))
 
 
-@operation(lambda x: Vec("i16", x.lanes))
+@operation
 def to_half(builder, x):
     """Round float32 lanes to half precision, to the nearest, ties to even: int16 lanes, its bits.
 
@@ -115,7 +111,7 @@ def to_half(builder, x):
     return builder.trunc(builder.or_(made, sign), words)
 
 
-@operation(lambda words: Vec("f32", words.lanes))
+@operation
 def from_bfloat16(builder, words):
     """Convert int16 lanes, the bits of bfloat16, to float32, exactly."""
     whole = ir.VectorType(I32, words.type.count)
@@ -123,7 +119,7 @@ def from_bfloat16(builder, words):
     return builder.bitcast(moved, ir.VectorType(ELEMENTS["f32"], words.type.count))
 
 
-@operation(lambda x: Vec("i16", x.lanes))
+@operation
 def to_bfloat16(builder, x):
     """Round float32 lanes to bfloat16, to the nearest, ties to even: int16 lanes, its bits. A NaN stays one."""
     n = x.type.count
@@ -136,26 +132,26 @@ def to_bfloat16(builder, x):
     return builder.trunc(builder.lshr(made, constant(whole, 16)), words)
 
 
-@operation(_same)
+@lanewise
 def fma(builder, a, b, c):
     """Return a * b + c."""
-    kind = "fma" if simd.SET != "portable" else "fmuladd"
+    kind = "fma" if INSTRUCTIONS != "portable" else "fmuladd"
     return call(builder, f"llvm.{kind}.{named(a.type)}", a.type, a, b, c)
 
 
-@operation(_same)
+@operation
 def square_root(builder, x):
-    """Return the square root of every lane."""
+    """Return the square root of a number, or of every lane."""
     return call(builder, f"llvm.sqrt.{named(x.type)}", x.type, x)
 
 
-@operation(_same)
+@operation
 def nearest(builder, x):
     """Round every lane to a whole number, ties to even. |x| < 2^22"""
     return builder.fsub(builder.fadd(x, constant(x.type, 1.5 * 2.0**23)), constant(x.type, 1.5 * 2.0**23))
 
 
-@operation(_same)
+@operation
 def absolute(builder, x):
     """Return the size of every lane; that of the lowest integer is itself."""
     if not isinstance(x.type.element, ir.IntType):
@@ -169,19 +165,19 @@ def _picked(builder: Any, sign: str, a: Any, b: Any) -> Any:
     return builder.select(builder.fcmp_ordered(sign, a, b), a, b)
 
 
-@operation(_same)
+@lanewise
 def larger(builder, a, b):
     """Return the larger of two lanes, with sign; b where one is no number."""
     return _picked(builder, ">", a, b)
 
 
-@operation(_same)
+@lanewise
 def smaller(builder, a, b):
     """Return the smaller of two lanes, with sign; b where one is no number."""
     return _picked(builder, "<", a, b)
 
 
-@operation(lambda a, b: Vec("i1", a.lanes))
+@lanewise
 def less(builder, a, b):
     """Compare lanes, with sign: a < b."""
     if isinstance(a.type.element, ir.IntType):
@@ -189,7 +185,7 @@ def less(builder, a, b):
     return builder.fcmp_ordered("<", a, b)
 
 
-@operation(lambda a, b: Vec("i1", a.lanes))
+@lanewise
 def equal(builder, a, b):
     """Compare lanes: a == b."""
     if isinstance(a.type.element, ir.IntType):
@@ -197,51 +193,50 @@ def equal(builder, a, b):
     return builder.fcmp_ordered("==", a, b)
 
 
-@operation(lambda mask, a, b: a)
-def choose(builder, mask, a, b):
+def choose(mask: Value, a: Number, b: Number) -> Value:
     """Return a where the mask is set, else b."""
-    return builder.select(mask, a, b)
+    return pick(mask, a, b)
 
 
-@operation(lambda lanes, count: Vec("i1", lanes.lanes))
+@operation
 def first(builder, lanes, count):
     """Return a mask of the first `count` lanes of vectors of this type."""
     return first_lanes(builder, lanes.llvm, count)
 
 
-@operation(_same)
+@operation
 def shift_down(builder, x, count):
     """Shift every lane to its lower end, zeros come in; by a number, or by the lanes of a vector."""
     if not isinstance(count.type, ir.VectorType):
-        count = filled(builder, x.type, simd.number(builder, count, x.type.element))
+        count = filled(builder, x.type, number(builder, count, x.type.element))
     return builder.lshr(x, count)
 
 
-@operation(_same)
+@operation
 def shift_up(builder, x, counts):
     """Shift every lane to its upper end by the lanes of another vector."""
     return builder.shl(x, counts)
 
 
-@operation(lambda a, b: Vec(a.element, 2 * a.lanes))
+@operation
 def join(builder, a, b):
     """Put b behind a."""
     return shuffled(builder, a, b, range(2 * a.type.count))
 
 
-@operation(lambda x: Vec(x.element, x.lanes // 2))
+@operation
 def lower(builder, x):
     """Return the first half of the lanes."""
     return shuffled(builder, x, x, range(x.type.count // 2))
 
 
-@operation(lambda x: Vec(x.element, x.lanes // 2))
+@operation
 def upper(builder, x):
     """Return the second half of the lanes."""
     return shuffled(builder, x, x, range(x.type.count // 2, x.type.count))
 
 
-@operation(_number)
+@operation
 def lane(builder, x, i):
     """Return one lane, a number."""
     return builder.extract_element(x, i)
@@ -250,7 +245,7 @@ def lane(builder, x, i):
 def shuffle(*index: int) -> Any:
     """Make a function that picks these lanes, at module level: `SWAPPED = shuffle(1, 0, 3, 2)`."""
 
-    @operation(lambda a: Vec(a.element, len(index)))
+    @operation
     def shuffle(builder, a):
         """Pick lanes."""
         return shuffled(builder, a, a, index)
@@ -261,7 +256,7 @@ def shuffle(*index: int) -> Any:
 def shuffle_two(*index: int) -> Any:
     """Make a function that picks these lanes of two vectors; those of the second are counted on from the first."""
 
-    @operation(lambda a, b: Vec(a.element, len(index)))
+    @operation
     def shuffle(builder, a, b):
         """Pick lanes."""
         return shuffled(builder, a, b, index)
@@ -269,10 +264,10 @@ def shuffle_two(*index: int) -> Any:
     return shuffle
 
 
-def vector(kind: Vec, *values: float) -> Any:
+def vector(kind: Kind, *values: float) -> Any:
     """Make a function of nothing that returns constants. Made at module level: `ODD = vector(i32x4, 1, 3, 5, 7)`"""
 
-    @operation(lambda: kind)
+    @operation
     def vector(builder):
         """Return constants."""
         return constant(kind.llvm, list(values))
@@ -287,13 +282,13 @@ def _reduced(builder: Any, x: Any, build: Callable[[Any, Any], Any]) -> Any:
     return builder.extract_element(x, ir.Constant(I32, 0))
 
 
-@operation(_number)
+@operation
 def total(builder, x):
     """Add up the lanes, always in the same order: the upper half to the lower one, until one is left."""
     return _reduced(builder, x, builder.add if isinstance(x.type.element, ir.IntType) else builder.fadd)
 
 
-@operation(_number)
+@operation
 def largest(builder, x):
     """Return the largest lane, with sign."""
     return _reduced(builder, x, lambda a, b: _picked(builder, ">", a, b))

@@ -11,16 +11,22 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
-from .functions import Kernel
+from .compiled import Kernel
 from .workers import LAUNCH, RECORD, STAGE, alone, start, work
 
 __all__ = ["Kernel", "Launch", "Program", "arguments", "run"]
 WORDS = RECORD // 8
 _CALL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-_START, _ALONE, _WORK = (_CALL(kernel.address) for kernel in (start, alone, work))
+
+
+@cache
+def _callable(kernel: Kernel) -> Any:
+    """Return a kernel as a function that Python calls."""
+    return _CALL(kernel.address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +90,19 @@ class Program:
             return
         address = self._words.ctypes.data
         if threads < 2 or self._units < 2:
-            _ALONE(address, 0, 0)
+            _callable(alone)(address, 0, 0)
             return
         self._words[0, 1] = threads
         gomp = _symbol("GOMP_parallel")
         if gomp:
-            _START(address, work.address, gomp)
+            _callable(start)(address, work.address, gomp)
         else:
             self._run_elsewhere(address, threads)
 
     def _run_elsewhere(self, address: int, threads: int) -> None:
         self._words[1 : 1 + len(self._stages), :2] = 0
-        others = [_threads(threads - 1).submit(_WORK, address, 0, 0) for _ in range(threads - 1)]
-        _WORK(address, 0, 0)
+        others = [_threads(threads - 1).submit(_callable(work), address, 0, 0) for _ in range(threads - 1)]
+        _callable(work)(address, 0, 0)
         for other in others:
             other.result()
 

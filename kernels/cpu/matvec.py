@@ -9,9 +9,10 @@ from importlib import import_module
 from llava_ref.gguf.types import TYPES
 
 from .activations import RoundedRows
-from .functions import Kernel
+from .compiled import Kernel
 from .launch import Launch, arguments
-from .sums import FEW, SOME
+from .sums import FEW, SOME, Work
+from .traced import Number
 from .typed import QUANTISED
 
 __all__ = ["DENSE", "FEW", "SUPPORTED", "matvec"]
@@ -22,10 +23,14 @@ UNIT = 64 << 10
 
 
 @cache
-def _kernel(kind: str) -> Kernel:
-    """Return a type's kernel; its module is compiled when it is first asked for."""
-    made: Kernel = import_module(f".blocks.{kind.lower()}", __package__).matvec
-    return made
+def _kernel(kind: str, one: bool) -> Kernel:
+    """Return a type's kernel for one row of x, or for several."""
+    block = import_module(f".blocks.{kind.lower()}", __package__).BLOCK
+
+    def multiply(args: Number, first: Number, end: Number) -> None:
+        block.products(Work(args, first, end, one))
+
+    return Kernel(f"matvec.{kind.lower()}.{'one_row' if one else 'some_rows'}", multiply)
 
 
 def matvec(
@@ -40,4 +45,4 @@ def matvec(
     row_bytes = K // TYPES[kind].weights * TYPES[kind].bytes
     address, x_bytes = (x, 4 * K) if isinstance(x, int) else (x.address, x.row_bytes)
     args = arguments(blocks, row_bytes, K, address, x_bytes, rows, out, N, bias, add)
-    return Launch(_kernel(kind), args, N, -(-UNIT // (SOME * row_bytes)) * SOME)
+    return Launch(_kernel(kind, rows == 1), args, N, -(-UNIT // (SOME * row_bytes)) * SOME)

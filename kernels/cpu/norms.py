@@ -4,98 +4,78 @@ A row is one item: it is read twice or three times, but from memory only once. E
 number by number, whatever the width and whoever else is computed.
 """
 
-from math import sqrt
-
-import numpy as np
-from numba import float32
-
-from .functions import inlined, kernel
-from .lanes import fma, total
+from .compiled import kernel
+from .lanes import fma, square_root, total
 from .launch import Launch, arguments
-from .simd import f32x16, load, splat, store
-from .words import real, words
+from .simd import f32, f32x16, load, real, splat, store, words
+from .traced import Cell, Number, Value, least, loop, otherwise, when
 
-F = np.float32
 BLOCK = 4096  # numbers of an item of `add`
 WORTH = 8192  # numbers that are worth a thread
-FOUR, FIVE, SIX = words(4), words(5), words(6)
 
 
-@inlined
-def _sum(row, width):
-    """Return the sum of a row."""
-    a = b = c = d = splat(f32x16, F(0))
+def _sum(row: Number, width: Number, mean: Number = None) -> Value:
+    """Return the sum of a row, or of the squares of x - mean."""
+    lanes = [Cell(splat(f32x16, 0.0)) for _ in range(4)]
     end, last = row + 4 * (width - width % 64), row + 4 * width
-    for at in range(row, end, 256):
-        a, b = a + load(f32x16, at), b + load(f32x16, at + 64)
-        c, d = c + load(f32x16, at + 128), d + load(f32x16, at + 192)
-    found = total((a + b) + (c + d))
-    for at in range(end, last, 4):
-        found += load(float32, at)
-    return found
+    for at in loop(row, end, 256):
+        for i, lane in enumerate(lanes):
+            x = load(f32x16, at + 64 * i)
+            lane.value = lane.value + x if mean is None else fma(x - mean, x - mean, lane.value)
+    a, b, c, d = (lane.value for lane in lanes)
+    found = Cell(total((a + b) + (c + d)))
+    for at in loop(end, last, 4):
+        one = load(f32, at)
+        found.value = found.value + (one if mean is None else (one - mean) * (one - mean))
+    return found.value
 
 
-@inlined
-def _sum_of_squares(row, width, mean):
-    """Return the sum of the squares of x - mean over a row."""
-    a = b = c = d = splat(f32x16, F(0))
-    middle, end, last = splat(f32x16, mean), row + 4 * (width - width % 64), row + 4 * width
-    for at in range(row, end, 256):
-        e, f = load(f32x16, at) - middle, load(f32x16, at + 64) - middle
-        g, h = load(f32x16, at + 128) - middle, load(f32x16, at + 192) - middle
-        a, b, c, d = fma(e, e, a), fma(f, f, b), fma(g, g, c), fma(h, h, d)
-    found = total((a + b) + (c + d))
-    for at in range(end, last, 4):
-        away = load(float32, at) - mean
-        found += away * away
-    return found
-
-
-@inlined
-def _inverse_root(squares, width, eps):
+def _inverse_root(squares: Number, width: Number, eps: Number) -> Value:
     """Return 1 / sqrt(squares / width + eps)."""
-    return F(1) / sqrt(squares / F(width) + eps)
+    return 1.0 / square_root(squares / width + eps)
+
+
+def _norm(x: Number, gain: Number, out: Number, width: Number, eps: Number) -> None:
+    scale, whole = _inverse_root(_sum(x, width, 0.0), width, eps), 4 * (width - width % 16)
+    for kind, first, end in (f32x16, 0, whole), (f32, whole, 4 * width):
+        for i in loop(first, end, 64 if kind.lanes else 4):
+            store(load(kind, x + i) * scale * load(kind, gain + i), out + i)
 
 
 @kernel
-def normed(args, first, end):
+def normed(args: Number, first: Number, end: Number) -> None:
     """Divide rows by the root of their mean square, and multiply by the gain."""
-    x, gain, out, width, eps = FIVE(args)
-    for row in range(4 * width * first, 4 * width * end, 4 * width):
-        scale = _inverse_root(_sum_of_squares(x + row, width, F(0)), width, real(eps))
-        whole = 4 * (width - width % 16)
-        for i in range(0, whole, 64):
-            store(load(f32x16, x + row + i) * splat(f32x16, scale) * load(f32x16, gain + i), out + row + i)
-        for i in range(whole, 4 * width, 4):
-            store(load(float32, x + row + i) * scale * load(float32, gain + i), out + row + i)
+    x, gain, out, width, eps = words(args, 5)
+    for row in loop(4 * width * first, 4 * width * end, 4 * width):
+        _norm(x + row, gain, out + row, width, real(eps))
 
 
 @kernel
-def centred(args, first, end):
+def centred(args: Number, first: Number, end: Number) -> None:
     """Move rows to mean 0 and mean square 1, multiply by the gain, and add the bias, where there is one."""
-    x, gain, bias, out, width, eps = SIX(args)
-    for row in range(4 * width * first, 4 * width * end, 4 * width):
-        mean = _sum(x + row, width) / F(width)
-        scale = _inverse_root(_sum_of_squares(x + row, width, mean), width, real(eps))
-        whole = 4 * (width - width % 16)
-        for i in range(0, whole, 64):
-            y = (load(f32x16, x + row + i) - splat(f32x16, mean)) * splat(f32x16, scale) * load(f32x16, gain + i)
-            store(y + load(f32x16, bias + i) if bias else y, out + row + i)
-        for i in range(whole, 4 * width, 4):
-            single = (load(float32, x + row + i) - mean) * scale * load(float32, gain + i)
-            store(single + load(float32, bias + i) if bias else single, out + row + i)
+    x, gain, bias, out, width, eps = words(args, 6)
+    whole = 4 * (width - width % 16)
+    for row in loop(4 * width * first, 4 * width * end, 4 * width):
+        mean = _sum(x + row, width) / width
+        scale = _inverse_root(_sum(x + row, width, mean), width, real(eps))
+        for kind, begin, behind in (f32x16, 0, whole), (f32, whole, 4 * width):
+            for i in loop(begin, behind, 64 if kind.lanes else 4):
+                y = (load(kind, x + row + i) - mean) * scale * load(kind, gain + i)
+                with when(bias != 0):
+                    store(y + load(kind, bias + i), out + row + i)
+                with otherwise(bias != 0):
+                    store(y, out + row + i)
 
 
 @kernel
-def added(args, first, end):
+def added(args: Number, first: Number, end: Number) -> None:
     """Add blocks of numbers."""
-    x, y, out, n = FOUR(args)
-    start, last = BLOCK * first, min(BLOCK * end, n)
+    x, y, out, n = words(args, 4)
+    start, last = BLOCK * first, least(BLOCK * end, n)
     whole = last - (last - start) % 16
-    for at in range(4 * start, 4 * whole, 64):
-        store(load(f32x16, x + at) + load(f32x16, y + at), out + at)
-    for at in range(4 * whole, 4 * last, 4):
-        store(load(float32, x + at) + load(float32, y + at), out + at)
+    for kind, begin, behind in (f32x16, 4 * start, 4 * whole), (f32, 4 * whole, 4 * last):
+        for at in loop(begin, behind, 64 if kind.lanes else 4):
+            store(load(kind, x + at) + load(kind, y + at), out + at)
 
 
 def rms_norm(x: int, gain: int, out: int, rows: int, width: int, eps: float) -> Launch:

@@ -1,31 +1,36 @@
 """Unpack rows of a matrix into panels, which `gemm` multiplies: `decode/` read into another order, one kernel a type.
 
-N rows of the matrix, K its columns; WIDTH rows are a panel. A block of WIDTH rows is unpacked at a time, row by row
+N rows of the matrix, K its columns; WIDTH rows are a panel. 256 weights of WIDTH rows are unpacked at a time, row by row
 into a scratch of `ROW` bytes each, and from there turned into the records of its groups.
 """
 
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
-from typing import Any
+from functools import cache, partial
 
 import numpy as np
-from numba import float32
 
 from llava_ref.gguf.types import TYPES
 
-from .functions import Kernel, inlined
+from . import dense_panels
+from .compiled import Kernel
 from .lanes import convert_unsigned
 from .launch import arguments
-from .simd import VNNI, i16x16, load, store
+from .processor import VNNI
+from .simd import i16x16, store, words
 from .tiles import LANES, NARROW, QUADS, ROW, VECTORS, WIDTH, Form, scratch, turn
-from .typed import named
-from .words import words
+from .traced import Number, least, loop, pick, room, when
+from .typed import layout
 
-UNPACKED, BEGIN, PLACE = 12, 2, 11
-TWELVE = words(UNPACKED)
-SCALES = 512
-"""Where the 16 scales of a block lie in a row of the scratch, and behind them its minima."""
+UNPACKED, BEGIN, PLACE = 5, 2, 4
+"""Words of the arguments: how many, and which are the first row and the place of its panel."""
+WEIGHTS = 256  # of a row that are unpacked together
+SCALES, MINIMA = 512, 64
+"""Where the scales lie in a row of the scratch, and the minima behind them."""
+Rooms = tuple[Number, Number]
+
+
+FITTING = {2: 32, 3: 16, 4: 8, 5: 4, 6: 2}
+"""How many pairs of products of codes of so many bits with 8-bit numbers fit 16 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +44,14 @@ class Codes:
 
     @property
     def form(self) -> Form:
-        fits = VNNI or self.bits <= (5 if self.group == 32 else 6)
-        return Form(self.group, self.minima, NARROW and fits)
+        octets = NARROW and self.bits <= (8 if VNNI else 6)
+        run = 1 if VNNI or not octets else min(self.group // 4, FITTING[self.bits])
+        return Form(self.group, self.minima, octets, run)
 
 
 # fmt: off
 CODES = {
+    **dict.fromkeys(dense_panels.READ, Codes(32, 13, 0)),
     "Q4_0": Codes(32, 4, 8), "Q4_1": Codes(32, 4, 0, True), "Q5_0": Codes(32, 5, 16), "Q5_1": Codes(32, 5, 0, True),
     "Q8_0": Codes(32, 8, 128), "IQ4_NL": Codes(32, 8, 128), "MXFP4": Codes(32, 5, 12),
     "Q2_K": Codes(16, 2, 0, True), "Q3_K": Codes(16, 3, 4), "Q4_K": Codes(32, 4, 0, True),
@@ -53,77 +60,72 @@ CODES = {
 # fmt: on
 
 
-@inlined
-def put_factors(out, index, f, m):
-    """Keep the scale and the minimum of 16 weights."""
-    store(f, out + SCALES + index // 4)
-    store(float32(0.0) - m, out + SCALES + 64 + index // 4)
+def keep(form: Form, out: Rooms, index: int, q: Number, zero: int, f: Number, m: Number) -> None:
+    """Keep 16 codes, of 8 bits, or of 16 as weights with sign; of the first in a group its scale and minimum."""
+    codes, scales = out
+    if form.octets:
+        store(q, codes + index)
+    else:
+        store(convert_unsigned(i16x16, q) - zero, codes + 2 * index)
+    if index % form.group == 0:
+        store(f, scales + index // form.group * 4)
+    if index % form.group == 0 and form.minima:
+        store(-m, scales + MINIMA + index // form.group * 4)
 
 
-@inlined
-def put_octets(out, index, q, zero, f, m):
-    """Keep 16 codes of 8 bits."""
-    store(q, out + index)
-    put_factors(out, index, f, float32(m))
+def unpack_row(kind: str, at: Number, count: Number, codes: Number, scales: Number) -> None:
+    """Unpack `count` blocks of a row, which are 256 weights at most."""
+    form, size = CODES[kind].form, TYPES[kind]
+    put, groups = partial(keep, form), size.weights // form.group
+    for b in loop(0, count):
+        out = codes + b * size.weights * (1 if form.octets else 2), scales + 4 * groups * b
+        layout(kind)(at + b * size.bytes, put, out)
 
 
-@inlined
-def put_pairs(out, index, q, zero, f, m):
-    """Keep 16 codes, as weights of 16 bits with sign."""
-    store(convert_unsigned(i16x16, q) - zero, out + 2 * index)
-    put_factors(out, index, f, float32(m))
+def unpack_numbers(kind: str, at: Number, count: Number, codes: Number, scales: Number, copy: Number) -> None:
+    """Unpack `count` weights of a row, 256 at most; behind them are zeros."""
+    size = TYPES[kind].bytes
+    with when(count < WEIGHTS):
+        dense_panels.filled_up(at, size * count, copy, size * WEIGHTS)
+    dense_panels.block(kind, pick(count < WEIGHTS, copy, at), codes, scales)
 
 
-BLOCK: Any = None
-PUT: Any = None
-"""Of a type: its layout, and how codes are kept."""
+def gather(form: Form, room: Number, out: Number) -> None:
+    """Write the records of 256 weights of WIDTH rows."""
+    beside, groups = form.quads * QUADS, WEIGHTS // form.group
+    for v in range(VECTORS):
+        rows, to = room + v * LANES * ROW, out + 4 * LANES * v
+        for g in range(0, groups, 4):
+            turn(rows + SCALES + 4 * g, ROW, to + g * form.record + beside, form.record)
+            if form.minima:
+                turn(rows + SCALES + MINIMA + 4 * g, ROW, to + g * form.record + beside + 4 * WIDTH, form.record)
+        for g in range(groups):
+            for quad in range(0, form.quads, 4):
+                turn(rows + 4 * (g * form.quads + quad), ROW, to + g * form.record + quad * QUADS, QUADS)
 
 
-@inlined
-def gather(room, out, weights, group, minima, quads, record):
-    """Write the records of a block of WIDTH rows."""
-    for g in range(weights // group):
-        at, place = out + g * record + quads * QUADS, room + SCALES + g * group // 4
-        for r in range(WIDTH):
-            store(load(float32, place + r * ROW), at + 4 * r)
-        if minima:
-            for r in range(WIDTH):
-                store(load(float32, place + 64 + r * ROW), at + 4 * (WIDTH + r))
-        for quad in range(0, quads, 4):
-            for v in range(VECTORS):
-                source = room + v * LANES * ROW + 4 * (g * quads + quad)
-                turn(source, ROW, out + g * record + quad * QUADS + 4 * LANES * v, QUADS)
-
-
-def unpack(args, first, end):
-    """Unpack panels `first` to `end` - 1 from a row on; a panel that ends behind the matrix repeats its last row."""
-    blocks, row_bytes, begin, last, count, size, weights, group, minima, quads, record, panels = TWELVE(args)
-    room, groups = scratch(), weights // group
-    for panel in range(first, end):
-        for k in range(count):
-            for r in range(WIDTH):
-                row = min(begin + panel * WIDTH + r, last)
-                BLOCK(blocks + row * row_bytes + k * size, PUT, room + r * ROW)
-            out = panels + (panel * count + k) * groups * record
-            gather(room, out, weights, group, minima, quads, record)
+def unpack(kind: str, args: Number, first: Number, end: Number) -> None:
+    """Unpack columns of a panel: an item is 256. A panel that ends behind the matrix repeats its last row."""
+    blocks, row_bytes, begin, last, out = words(args, UNPACKED)
+    form, size, rooms, copy = CODES[kind].form, TYPES[kind], scratch(), room(WEIGHTS // 16)
+    step, of_item = WEIGHTS // size.weights * size.bytes, WEIGHTS // form.group * form.record
+    for k in loop(first, end):
+        count = least(step, row_bytes - k * step) // size.bytes
+        for r in loop(0, WIDTH):
+            at, codes = blocks + least(begin + r, last) * row_bytes + k * step, rooms + r * ROW
+            if kind in dense_panels.READ:
+                unpack_numbers(kind, at, count, codes, codes + SCALES, copy)
+            else:
+                unpack_row(kind, at, count, codes, codes + SCALES)
+        gather(form, rooms, out + (k - first) * of_item)
 
 
 @cache
 def unpacking(kind: str) -> Kernel:
     """Return the kernel of a type, compiled when it is first wanted."""
-    block = import_module(f"{__package__}.decode.{kind.lower()}").block
-    return named(unpack, kind.lower(), BLOCK=block, PUT=put_octets if CODES[kind].form.octets else put_pairs)
-
-
-def panel_bytes(kind: str, K: int) -> int:
-    """Return the bytes of a panel of rows of K weights."""
-    form = CODES[kind].form
-    return K // form.group * form.record
+    return Kernel(f"panels.unpack_{kind.lower()}", partial(unpack, kind))
 
 
 def unpacked(kind: str, address: int, N: int, K: int) -> np.ndarray:
     """Return the arguments of a matrix's `unpacking`, but for the first row (word `BEGIN`) and the place (`PLACE`)."""
-    form, block = CODES[kind].form, TYPES[kind]
-    count = K // block.weights
-    shape = count, block.bytes, block.weights, form.group, int(form.minima), form.quads, form.record
-    return arguments(address, count * block.bytes, 0, N - 1, *shape, 0)
+    return arguments(address, K // TYPES[kind].weights * TYPES[kind].bytes, 0, N - 1, 0)

@@ -3,13 +3,14 @@
 T rows of x, N rows of the matrix, K its columns. The machine and the type choose a way, T does not:
 
 amx       The processor multiplies tiles of bfloat16: both are rounded, sums are float32 (`amx_gemm`). Every type.
-int8      The weights as they are stored, with the scales of their own groups; x with a scale a group (`gemm`).
+integers  The weights as they are stored, with the scales of their own groups; x with a scale a group (`gemm`). Of a file
+          of numbers, these are rounded to codes of 12 bits and a sign (`dense_panels`).
 bfloat16  A file of numbers, and the processor multiplies bfloat16 lane by lane (AVX512-BF16): torch does, over weights
           that are rounded some rows at a time; each sum is rounded to bfloat16 once more.
-float32   A file of numbers, on a processor without bfloat16: torch.
+float32   A file of numbers, on a processor of which we name no instructions: torch.
 
-Relative error of a product of random numbers: 2.3e-3; 5e-3 to 6e-3, what ggml's 8-bit activations cost, or 4e-5 where
-codes have 16 bits; 2.9e-3; 1e-6.
+Relative error of a product of random numbers: 2.3e-3; 5e-3 to 6e-3, what ggml's 8-bit activations cost, 4e-5 where
+codes have 16 bits, 2e-4 of numbers; 2.9e-3; 1e-6.
 """
 
 from ctypes import c_uint8
@@ -20,14 +21,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import amx, gemm, panels, simd
+from . import gemm, panels, processor
+from .amx_gemm import AmxProduct, PackedTiles
 from .launch import run
 from .rows import rows, widened
 
-if amx.AVAILABLE:  # its kernels cannot be compiled elsewhere
-    from .amx_gemm import AmxProduct, PackedTiles
-
-Way = Literal["amx", "int8", "bfloat16", "float32"]
+Way = Literal["amx", "integers", "bfloat16", "float32"]
+DENSE = frozenset({"F16", "BF16", "F32"})
 SLAB = 1 << 22
 """Weights converted at a time: 8 MB of bfloat16. Slabs of 512 rows to whole matrices took the same time within 3 %."""
 ROWS = 16
@@ -37,17 +37,18 @@ ROWS = 16
 @cache
 def way(kind: str) -> Way:
     """Return how matrices of a type are multiplied on this machine."""
-    if amx.AVAILABLE:
+    if processor.TILES:
         return "amx"
-    if kind in panels.CODES:
-        return "int8"
-    return "bfloat16" if not simd.LOWERED and torch.cpu._is_avx512_bf16_supported() else "float32"
+    if kind in DENSE and processor.BF16:
+        return "bfloat16"
+    return "float32" if kind in DENSE and processor.SET == "portable" else "integers"
 
 
 def chosen(kind: str) -> str:
     """Return in words how matrices of a type are multiplied on this machine."""
-    words = {"amx": "bf16 (AMX)", "int8": f"int8 ({simd.SET})", "bfloat16": "bf16 (AVX512-BF16)", "float32": "f32"}
-    return words[way(kind)]
+    bits = 8 if panels.CODES[kind].form.octets else 16
+    words = {"amx": "bf16 (AMX)", "integers": f"int{bits} ({processor.SET})", "bfloat16": "bf16 (AVX512-BF16)"}
+    return words.get(way(kind), "f32")
 
 
 class Rows:
@@ -66,7 +67,7 @@ class Rows:
         return padded
 
     @cached_property
-    def packed(self) -> "PackedTiles":
+    def packed(self) -> PackedTiles:
         """Return the rows rounded, as tiles."""
         return PackedTiles(self.x, self._threads)
 
@@ -86,7 +87,7 @@ class ManyRows:
         self._scratch = torch.empty(0, dtype=torch.uint8)
 
     @cached_property
-    def _amx(self) -> "AmxProduct":
+    def _amx(self) -> AmxProduct:
         return AmxProduct(self._threads)
 
     def input(self, x: Tensor) -> Rows:
@@ -97,7 +98,7 @@ class ManyRows:
         """Return x w^T of a matrix of type `kind` whose blocks begin at `address`.  -> (T, N) float32"""
         if way(kind) == "amx":
             return self._amx.product(kind, address, N, K, x.packed)
-        if way(kind) == "int8":
+        if way(kind) == "integers":
             return self._integers.product(kind, address, N, K, x.tiles(kind))
         out, step = torch.empty((len(x.x), N)), max(1, SLAB // K)
         for first in range(0, N, step):

@@ -2,8 +2,9 @@
 
 T queries, S keys, H heads, Hkv key/value heads, dh head size. Where the processor multiplies tiles of bfloat16 (AMX),
 that is a kernel, `tile_attention`: over a cache of float16 to 6e-6 of float64; in a picture, whose products are
-bfloat16 as well, to 2.4e-3. Elsewhere it is torch's own attention in float32, 5e-7. Neither holds more scores at once
-than those of a block of queries.
+bfloat16 as well, to 2.4e-3. Where it has other vectors than LLVM's plain ones it is `vector_attention`, in float32, to
+5e-7. Elsewhere, and for heads of more than 256, it is torch's own attention. None holds more scores at once than those
+of a block of queries.
 """
 
 import math
@@ -12,10 +13,12 @@ import threading
 import torch
 from torch import Tensor
 
-from . import amx
 from .launch import Launch, Program, arguments
+from .processor import SET, TILES
+from .vector_attention import by_vectors
 
 ROWS = 256  # queries of a block of torch's
+WIDEST = 256  # numbers of a head that our kernels have room for
 HALF_TERMS, FLOAT_TERMS = 2, 1
 MOST_ROOM = 1 << 25  # bytes of keys and values as tiles
 
@@ -46,10 +49,13 @@ def prompt_attention(
     q = q if q.stride()[1:] == (q.shape[2], 1) else q.contiguous()
     if keys.stride() != values.stride() or keys.stride(2) != 1:
         keys, values = keys.contiguous(), values.contiguous()
-    if not amx.AVAILABLE or q.shape[2] > 256:
+    threads = threads or torch.get_num_threads()
+    if SET == "portable" or q.shape[2] > WIDEST:
         return by_torch(q, keys, values, ranges, scale)
+    if not TILES:
+        return by_vectors(q, keys, values, ranges, scale, threads)
     terms = HALF_TERMS if keys.dtype == torch.float16 else FLOAT_TERMS
-    return by_tiles(q, keys, values, ranges, scale, terms, threads or torch.get_num_threads())
+    return by_tiles(q, keys, values, ranges, scale, terms, threads)
 
 
 def by_torch(q: Tensor, keys: Tensor, values: Tensor, ranges: Tensor | None, scale: float) -> Tensor:

@@ -3,62 +3,58 @@
 An item is one head of one row. Every pair is read before it is written, so a head may be turned in place.
 """
 
-from numba import float32, int64
-
 from llava_ref.ops.arrays import Pairs
 
-from .functions import Kernel, inlined, kernel
+from .compiled import Kernel, kernel
 from .lanes import shuffle_two
 from .launch import Launch, arguments
-from .simd import f32x16, load, store
-from .words import words
+from .simd import f32, f32x16, i64, load, store, words
+from .traced import Number, loop
 
 WORTH = 8192  # numbers that are worth a thread
-SEVEN = words(7)
 _BY_TURNS = [place for i in range(16) for place in (i, i + 16)]
 EVENS, ODDS = shuffle_two(*range(0, 32, 2)), shuffle_two(*range(1, 32, 2))
 LOW_BY_TURNS, HIGH_BY_TURNS = shuffle_two(*_BY_TURNS[:16]), shuffle_two(*_BY_TURNS[16:])
 
 
-@inlined
-def _turn_one(x, out, first, second, cos, sin):
+def _turn_one(x: Number, out: Number, first: Number, second: Number, cos: Number, sin: Number) -> None:
     """Turn the pair whose channels lie `first` and `second` bytes behind x."""
-    a, b, c, s = load(float32, x + first), load(float32, x + second), load(float32, cos), load(float32, sin)
+    a, b, c, s = load(f32, x + first), load(f32, x + second), load(f32, cos), load(f32, sin)
     store(a * c - b * s, out + first)
     store(a * s + b * c, out + second)
 
 
 @kernel
-def adjacent(args, first, end):
+def adjacent(args: Number, first: Number, end: Number) -> None:
     """Turn channels 2i and 2i + 1."""
-    x, out, cos, sin, positions, H, half = SEVEN(args)
-    for item in range(first, end):
-        row, at = 4 * half * load(int64, positions + 8 * (item // H)), 8 * half * item
+    x, out, cos, sin, positions, H, half = words(args, 7)
+    for item in loop(first, end):
+        row, at = 4 * half * load(i64, positions + 8 * (item // H)), 8 * half * item
         whole = 4 * (half - half % 16)
-        for i in range(0, whole, 64):
+        for i in loop(0, whole, 64):
             here, c, s = at + 2 * i, load(f32x16, cos + row + i), load(f32x16, sin + row + i)
             low, high = load(f32x16, x + here), load(f32x16, x + here + 64)
             a, b = EVENS(low, high), ODDS(low, high)
             a, b = a * c - b * s, a * s + b * c
             store(LOW_BY_TURNS(a, b), out + here)
             store(HIGH_BY_TURNS(a, b), out + here + 64)
-        for i in range(whole, 4 * half, 4):
+        for i in loop(whole, 4 * half, 4):
             _turn_one(x, out, at + 2 * i, at + 2 * i + 4, cos + row + i, sin + row + i)
 
 
 @kernel
-def halves(args, first, end):
+def halves(args: Number, first: Number, end: Number) -> None:
     """Turn channels i and i + dh / 2."""
-    x, out, cos, sin, positions, H, half = SEVEN(args)
-    for item in range(first, end):
-        row, at = 4 * half * load(int64, positions + 8 * (item // H)), 8 * half * item
+    x, out, cos, sin, positions, H, half = words(args, 7)
+    for item in loop(first, end):
+        row, at = 4 * half * load(i64, positions + 8 * (item // H)), 8 * half * item
         behind, whole = at + 4 * half, 4 * (half - half % 16)
-        for i in range(0, whole, 64):
+        for i in loop(0, whole, 64):
             a, b = load(f32x16, x + at + i), load(f32x16, x + behind + i)
             c, s = load(f32x16, cos + row + i), load(f32x16, sin + row + i)
             store(a * c - b * s, out + at + i)
             store(a * s + b * c, out + behind + i)
-        for i in range(whole, 4 * half, 4):
+        for i in loop(whole, 4 * half, 4):
             _turn_one(x, out, at + i, behind + i, cos + row + i, sin + row + i)
 
 

@@ -5,120 +5,121 @@ n rows of K weights, of any type that `matvec` takes. A row is one item. float32
 that rounds to bfloat16 itself makes them 0, and would take them for 0 where it multiplies.
 """
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 from llvmlite import ir
-from numba import int64
 
 from llava_ref.gguf.types import TYPES
 
-from . import lanes, simd
+from . import lanes
+from .compiled import Kernel
 from .decode.fields import whole
-from .functions import Kernel, inlined
 from .launch import Launch, arguments
-from .simd import call, f32x16, i16x16, load, load_some, operation, store, store_some
-from .typed import BLOCK, BYTES, QUANTISED, WEIGHTS, for_types, named
-from .words import real, words
+from .llvm import ELEMENTS, Kind, call
+from .processor import BF16
+from .simd import f32x16, i16x16, i64, load, load_some, real, store, store_some, words
+from .traced import Number, Value, loop, operation, when
+from .typed import QUANTISED, layout
 
 SUPPORTED = QUANTISED | {"F16", "BF16", "F32"}
 WORTH = 1 << 16
 """Weights that are worth a thread."""
-FIVE, NINE = words(5), words(9)
-LANES: Any = None
-NUMBERS: Any = None
-SIZE = 0
-"""Of a type without blocks: what 16 weights are loaded as, the function that makes them float32, the bytes of one."""
 
 
-@operation(lambda x: i16x16)
+@operation
 def _rounded_at_once(builder, x):
     """Round 16 float32 to bfloat16, by an instruction for it: int16 lanes, its bits."""
-    return call(builder, "llvm.x86.avx512bf16.cvtneps2bf16.512", ir.VectorType(simd.ELEMENTS["i16"], 16), x)
+    return call(builder, "llvm.x86.avx512bf16.cvtneps2bf16.512", ir.VectorType(ELEMENTS["i16"], 16), x)
 
 
-rounded = _rounded_at_once if simd.BF16 else lanes.to_bfloat16
+rounded = _rounded_at_once if BF16 else lanes.to_bfloat16
 
 
-@inlined
-def put_floats(out, index, q, zero, f, m):
+def put_floats(out: Any, index: int, q: Value, zero: int, f: Value, m: Number) -> None:
     """Store 16 weights times a scale.  out: address and scale"""
     store((f * (whole(q) - zero) - m) * out[1], out[0] + 4 * index)
 
 
-@inlined
-def put_bfloat16(out, index, q, zero, f, m):
+def put_bfloat16(out: Any, index: int, q: Value, zero: int, f: Value, m: Number) -> None:
     """Store 16 weights as bfloat16.  out: address, and bytes from 32 weights to the next 32"""
     store(rounded(f * (whole(q) - zero) - m), out[0] + (index >> 5) * out[1] + 2 * (index & 31))
 
 
-@for_types
-def floats_of_blocks(args, first, end):
+def _floats_of_blocks(kind: str, args: Number, first: Number, end: Number) -> None:
     """Decode the rows that ids name."""
-    blocks, K, ids, out, scale = FIVE(args)
-    for row in range(first, end):
-        at = blocks + load(int64, ids + 8 * row) * (K // WEIGHTS * BYTES)
-        for b in range(K // WEIGHTS):
-            BLOCK(at + b * BYTES, put_floats, (out + 4 * (row * K + b * WEIGHTS), real(scale)))
+    blocks, K, ids, out, scale = words(args, 5)
+    block, weights, size = layout(kind), TYPES[kind].weights, TYPES[kind].bytes
+    for row in loop(first, end):
+        at = blocks + load(i64, ids + 8 * row) * (K // weights * size)
+        for b in loop(0, K // weights):
+            block(at + b * size, put_floats, (out + 4 * (row * K + b * weights), real(scale)))
 
 
-@for_types
-def bfloat16_of_blocks(args, first, end):
+def _bfloat16_of_blocks(kind: str, args: Number, first: Number, end: Number) -> None:
     """Decode rows side by side, and round them."""
-    blocks, row_bytes, K, start, out, row_stride, group_stride, panel, panel_stride = NINE(args)
-    for row in range(first, end):
+    blocks, row_bytes, K, start, out, row_stride, group_stride, panel, panel_stride = words(args, 9)
+    block, weights, size = layout(kind), TYPES[kind].weights, TYPES[kind].bytes
+    for row in loop(first, end):
         at, to = blocks + (start + row) * row_bytes, out + row // panel * panel_stride + row % panel * row_stride
-        for b in range(K // WEIGHTS):
-            BLOCK(at + b * BYTES, put_bfloat16, (to + b * (WEIGHTS // 32) * group_stride, group_stride))
+        for b in loop(0, K // weights):
+            block(at + b * size, put_bfloat16, (to + b * (weights // 32) * group_stride, group_stride))
 
 
-def floats_of_numbers(args, first, end):
+def _floats_of_numbers(kind: str, args: Number, first: Number, end: Number) -> None:
     """Convert the rows that ids name."""
-    numbers, K, ids, out, scale = FIVE(args)
-    rest = K % 16
-    for row in range(first, end):
-        at, to = numbers + load(int64, ids + 8 * row) * K * SIZE, out + 4 * row * K
-        for i in range(0, K - rest, 16):
-            store(NUMBERS(load(LANES, at + SIZE * i)) * real(scale), to + 4 * i)
-        if rest:
-            last = NUMBERS(load_some(LANES, rest, at + SIZE * (K - rest)))
+    numbers, K, ids, out, scale = words(args, 5)
+    (lanes, floats), size, rest = READ[kind], TYPES[kind].bytes, K % 16
+    for row in loop(first, end):
+        at, to = numbers + load(i64, ids + 8 * row) * K * size, out + 4 * row * K
+        for i in loop(0, K - rest, 16):
+            store(floats(load(lanes, at + size * i)) * real(scale), to + 4 * i)
+        with when(rest != 0):
+            last = floats(load_some(lanes, rest, at + size * (K - rest)))
             store_some(last * real(scale), rest, to + 4 * (K - rest))
 
 
-def bfloat16_of_numbers(args, first, end):
+def _bfloat16_of_numbers(kind: str, args: Number, first: Number, end: Number) -> None:
     """Round rows side by side."""
-    numbers, row_bytes, K, start, out, row_stride, group_stride, panel, panel_stride = NINE(args)
-    rest = K % 16
-    for row in range(first, end):
+    numbers, row_bytes, K, start, out, row_stride, group_stride, panel, panel_stride = words(args, 9)
+    (lanes, floats), size, rest = READ[kind], TYPES[kind].bytes, K % 16
+    for row in loop(first, end):
         at, to = numbers + (start + row) * row_bytes, out + row // panel * panel_stride + row % panel * row_stride
-        for i in range(0, K - rest, 16):
-            found = rounded(NUMBERS(load(LANES, at + SIZE * i)))
-            store(found, to + (i >> 5) * group_stride + 2 * (i & 31))
-        if rest:
+        for i in loop(0, K - rest, 16):
+            store(rounded(floats(load(lanes, at + size * i))), to + (i >> 5) * group_stride + 2 * (i & 31))
+        with when(rest != 0):
             i = K - rest
-            found = rounded(NUMBERS(load_some(LANES, rest, at + SIZE * i)))
+            found = rounded(floats(load_some(lanes, rest, at + size * i)))
             store_some(found, rest, to + (i >> 5) * group_stride + 2 * (i & 31))
 
 
-@inlined
-def same(x):
+def same(x: Value) -> Value:
     """Return x."""
     return x
 
 
-READ = {"F16": (i16x16, lanes.from_half), "BF16": (i16x16, lanes.from_bfloat16), "F32": (f32x16, same)}
+READ: dict[str, tuple[Kind, Callable[[Value], Value]]] = {
+    "F16": (i16x16, lanes.from_half),
+    "BF16": (i16x16, lanes.from_bfloat16),
+    "F32": (f32x16, same),
+}
+"""Of types without blocks: the vector that 16 weights are loaded as, and what makes them float32."""
 
 
 @cache
-def _of_numbers(kind: str, to: Any) -> Kernel:
-    vector, numbers = READ[kind]
-    return named(to, kind.lower(), LANES=vector, NUMBERS=numbers, SIZE=TYPES[kind].bytes)
+def _floats(kind: str) -> Kernel:
+    """Return the kernel of `rows`."""
+    body = _floats_of_blocks if kind in QUANTISED else _floats_of_numbers
+    return Kernel(f"rows.floats.{kind.lower()}", partial(body, kind))
 
 
+@cache
 def widening(kind: str) -> Kernel:
     """Return the kernel of `widened`. Its arguments are K of the `row_bytes` bytes of a row, from `blocks` on; rows lie
     in panels of `panel` rows, `panel_stride` bytes apart."""
-    return bfloat16_of_blocks(kind) if kind in QUANTISED else _of_numbers(kind, bfloat16_of_numbers)
+    body = _bfloat16_of_blocks if kind in QUANTISED else _bfloat16_of_numbers
+    return Kernel(f"rows.bfloat16.{kind.lower()}", partial(body, kind))
 
 
 def _launch(kernel: Kernel, K: int, n: int, *values: int | float) -> Launch:
@@ -127,8 +128,7 @@ def _launch(kernel: Kernel, K: int, n: int, *values: int | float) -> Launch:
 
 def rows(kind: str, blocks: int, K: int, ids: int, n: int, out: int, scale: float = 1.0) -> Launch:
     """Read n rows, those that the int64 at `ids` name, as float32, and multiply them by `scale`.  out (n, K) float32"""
-    kernel = floats_of_blocks(kind) if kind in QUANTISED else _of_numbers(kind, floats_of_numbers)
-    return _launch(kernel, K, n, blocks, K, ids, out, float(scale))
+    return _launch(_floats(kind), K, n, blocks, K, ids, out, float(scale))
 
 
 def widened(

@@ -7,38 +7,37 @@ from typing import Any
 
 import torch
 from llvmlite import ir
-from numba import types
 
-from .functions import inlined
-from .simd import I64, operation, pointer
+from .llvm import I64, pointer
+from .traced import Cell, Number, Value, operation, pick, turns, when
 
 FLAG = 64  # bytes from one flag to the next: a cache line
 
 
-@operation(lambda address, value: types.int64)
-def exchange(builder, address, value):
+@operation
+def exchange(builder: Any, address: Any, value: Any) -> Any:
     """Write an int64, and return what stood there, as one step for all threads."""
     return builder.atomic_rmw("xchg", pointer(builder, I64, address), value, "seq_cst")
 
 
-@operation(lambda *_: types.void)
-def call(builder, kernel, args, first, end):
+@operation
+def call(builder: Any, kernel: Any, args: Any, first: Any, end: Any) -> None:
     """Call a kernel by its address."""
     kind = ir.FunctionType(ir.VoidType(), [I64] * 3)
     builder.call(pointer(builder, kind, kernel), [args, first, end])
 
 
-@inlined
-def claim(flags, count):
+def claim(flags: Number, count: Number) -> Value:
     """Return the number of a slot that nobody has."""
-    slot = 0
-    while exchange(flags + FLAG * slot, 1) != 0:
-        slot = slot + 1 if slot + 1 < count else 0
-    return slot
+    slot = Cell(0)
+    for turn in turns():
+        with when(exchange(flags + FLAG * slot.value, 1) == 0):
+            turn.leave()
+        slot.value = pick(slot.value + 1 < count, slot.value + 1, 0)
+    return slot.value
 
 
-@inlined
-def give(flags, slot):
+def give(flags: Number, slot: Number) -> None:
     """Give a slot back."""
     exchange(flags + FLAG * slot, 0)
 

@@ -5,45 +5,56 @@ A group is 256 weights. Its codes are 8 vectors of int16, evens and odds of each
 reading of x, and all rows of x the unpacking. A row of the result is the same bits however many there are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
-
-from numba import types
 
 from .activations import CODES, GROUP, SUMS
 from .dots import dot16
-from .lanes import bits, convert, fma, join, total
-from .simd import SET, f32x16, i8x32, i8x64, i16x32, i32x16, load, load_some, prefetch, splat, store
-from .traced import Cell, Number, Value, least, loop, otherwise, pick, room, when
+from .lanes import convert, fma, total
+from .scales import KEPT, Codes, split, spread, spread_at
+from .simd import f32, f32x16, i16x32, i32x16, i64, load, prefetch, splat, store
+from .traced import Cell, Number, Value, least, loop, room, when
 
 FEW = 8
 """Rows of x that a launch may have."""
-ONE, SOME = 2, 4
+ONE, SOME = 1, 4
 """Rows of the matrix that are done at once, with one row of x and with several: they share the loads of x."""
-ROOM = 320
-"""Bytes for 8 blocks of 32 weights, a multiple of 64."""
 ARGS = ("blocks", "bytes of a row", "K", "x", "bytes of a row of x", "rows of x", "out", "N", "bias", "add")
 
 
-def arg(args: Number, i: int) -> Any:
-    """Return argument i, an int64."""
-    return load(types.int64, args + 8 * i)
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a kernel is given: `ARGS`, rows of the matrix. And whether x has one row only."""
+
+    args: Number
+    first: Number
+    end: Number
+    one: bool
+
+    def __getitem__(self, name: str) -> Any:
+        """Return an argument, an int64."""
+        return load(i64, self.args + 8 * ARGS.index(name))
 
 
-def finish(args: Number, t: Number, n: Number, lanes: Value) -> None:
+def finish(work: Work, t: Number, n: Number, lanes: Value) -> None:
     """Store element n of row t of the result: the lanes' sum, the bias, and what is to be added."""
-    N, bias, add = arg(args, 7), arg(args, 8), arg(args, 9)
+    N, bias, add = work["N"], work["bias"], work["add"]
     y = Cell(total(lanes))
     with when(bias != 0):
-        y.value = y.value + load(types.float32, bias + 4 * n)
+        y.value = y.value + load(f32, bias + 4 * n)
     with when(add != 0):
-        y.value = y.value + load(types.float32, add + 4 * (t * N + n))
-    store(y.value, arg(args, 6) + 4 * (t * N + n))
+        y.value = y.value + load(f32, add + 4 * (t * N + n))
+    store(y.value, work["out"] + 4 * (t * N + n))
 
 
 def nothing(row: Number, x: Number, lanes: Value) -> Value:
     """Leave the sums as they are: groups are all that a row has."""
     return lanes
+
+
+def no_scales(row: Number, g: Number, i: int) -> None:
+    """Prepare nothing."""
 
 
 def ahead(row: Number, g: Number, distance: Number, group_bytes: int) -> None:
@@ -53,159 +64,127 @@ def ahead(row: Number, g: Number, distance: Number, group_bytes: int) -> None:
 
 
 def product(
-    args: Number,
-    first: Number,
-    end: Number,
+    work: Work,
     groups: Number,
     group_bytes: int,
     unpack: Callable[..., Any],
-    add: Callable[..., Value],
+    add: Callable[..., list[Value]],
     rest: Callable[..., Value] = nothing,
+    prepare: Callable[..., None] = no_scales,
 ) -> None:
     """Multiply rows `first` to `end - 1` of the matrix by every row of x.
 
     `unpack(row, g, i)` gives the weights of group g of a row at an address, which is row i of those done at once;
-    `add(weights, x, g, lanes)` adds their products with group g of a row of x at an address, `rest(row, x, lanes)` what
-    is behind the groups."""
-    with when(arg(args, 5) == 1):
-        one_row(args, first, end, groups, group_bytes, unpack, add, rest)
-    with otherwise(arg(args, 5) == 1):
-        some_rows(args, first, end, groups, group_bytes, unpack, add, rest)
+    `add(weights, x, g, lanes)` adds the products of those of some rows with group g of a row of x at an address to the
+    lanes of each, so that they share the loads of x; `rest(row, x, lanes)` adds
+    what is behind the groups to those of one. `prepare(row, g, i)` is called for each group before `unpack`, while the
+    one before is done, for what would be waited for."""
+    rows = one_row if work.one else some_rows
+    rows(work, groups, group_bytes, unpack, add, rest, prepare)
 
 
-def together(args: Number, n: Number, end: Number, count: int) -> list[Value]:
+def together(work: Work, n: Number, count: int) -> list[Value]:
     """Return the addresses of rows n to n + count - 1 of the matrix; behind the last one, that one again."""
-    return [arg(args, 0) + least(n + i, end - 1) * arg(args, 1) for i in range(count)]
+    return [work["blocks"] + least(n + i, work.end - 1) * work["bytes of a row"] for i in range(count)]
 
 
-def one_row(args, first, end, groups, group_bytes, unpack, add, rest):
+def one_row(work, groups, group_bytes, unpack, add, rest, prepare):
     """Multiply by one row of x, with its sums in registers."""
-    x = arg(args, 3)
-    for n in loop(first, end, ONE):
-        matrix, sums = together(args, n, end, ONE), [Cell(splat(f32x16, 0.0)) for _ in range(ONE)]
+    x = work["x"]
+    for n in loop(work.first, work.end, ONE):
+        matrix, sums = together(work, n, ONE), [Cell(splat(f32x16, 0.0)) for _ in range(ONE)]
+        with when(groups > 0):
+            for i, row in enumerate(matrix):
+                prepare(row, 0, i)
         for g in loop(0, groups):
             for i, row in enumerate(matrix):
-                ahead(row, g, ONE * arg(args, 1), group_bytes)
-                sums[i].value = add(unpack(row, g, i), x, g, sums[i].value)
+                ahead(row, g, ONE * work["bytes of a row"], group_bytes)
+                prepare(row, least(g + 1, groups - 1), i)
+            found = add([unpack(row, g, i) for i, row in enumerate(matrix)], x, g, [lanes.value for lanes in sums])
+            for lanes, value in zip(sums, found, strict=True):
+                lanes.value = value
         for i, row in enumerate(matrix):
-            with when(n + i < end):
-                finish(args, 0, n + i, rest(row, x, sums[i].value))
+            with when(n + i < work.end):
+                finish(work, 0, n + i, rest(row, x, sums[i].value))
 
 
-def some_rows(args, first, end, groups, group_bytes, unpack, add, rest):
+def some_rows(work, groups, group_bytes, unpack, add, rest, prepare):
     """Multiply by several rows of x, with their sums in memory."""
-    x, x_bytes, rows, sums = arg(args, 3), arg(args, 4), arg(args, 5), room(FEW * SOME)
-    for n in loop(first, end, SOME):
-        matrix = together(args, n, end, SOME)
+    x, x_bytes, rows, sums = work["x"], work["bytes of a row of x"], work["rows of x"], room(FEW * SOME)
+    for n in loop(work.first, work.end, SOME):
+        matrix = together(work, n, SOME)
         for t in loop(0, SOME * rows):
             store(splat(f32x16, 0.0), sums + 64 * t)
+        with when(groups > 0):
+            for i, row in enumerate(matrix):
+                prepare(row, 0, i)
         for g in loop(0, groups):
-            for row in matrix:
-                ahead(row, g, SOME * arg(args, 1), group_bytes)
+            for i, row in enumerate(matrix):
+                ahead(row, g, SOME * work["bytes of a row"], group_bytes)
+                prepare(row, least(g + 1, groups - 1), i)
             weights = [unpack(row, g, i) for i, row in enumerate(matrix)]
             for t in loop(0, rows):
                 places = [sums + 64 * (SOME * t + i) for i in range(SOME)]
-                lanes = [add(weights[i], x + t * x_bytes, g, load(f32x16, places[i])) for i in range(SOME)]
+                lanes = add(weights, x + t * x_bytes, g, [load(f32x16, place) for place in places])
                 for at, y in zip(places, lanes, strict=True):  # stores behind all loads, which could be of the same
                     store(y, at)
         for t in loop(0, rows):
             for i, row in enumerate(matrix):
-                with when(n + i < end):
-                    finish(args, t, n + i, rest(row, x + t * x_bytes, load(f32x16, sums + 64 * (SOME * t + i))))
+                with when(n + i < work.end):
+                    finish(work, t, n + i, rest(row, x + t * x_bytes, load(f32x16, sums + 64 * (SOME * t + i))))
 
 
-def words(codes: Value) -> tuple[Value, Value]:
-    """Widen 64 int8 codes to int16: the 32 at even places, and the 32 at odd ones."""
-    pairs = bits(i16x32, codes)
-    return pairs << 8 >> 8, pairs >> 8
+def each_64(x: Number, weights: list[Any], use: Callable[[int, int, Value, Value, Value, Value], None]) -> None:
+    """Call `use(i, j, even, odd, x even, x odd)` for weights 64 j to 64 j + 63 of every row i: x is loaded once."""
+    for j in range(4):
+        x_even, x_odd = load(i16x32, x + 128 * j), load(i16x32, x + 128 * j + 64)
+        for i, (pairs, *_) in enumerate(weights):
+            even, odd = pairs[j]
+            use(i, j, even, odd, x_even, x_odd)
 
 
-def pair(low: Number, high: Number) -> Value:
-    """Put 32 bytes at two addresses in one vector."""
-    return join(load(i8x32, low), load(i8x32, high))
-
-
-def dot64(acc: Value, even: Value, odd: Value, x: Number) -> Value:
-    """Add products of 64 codes with those of x at an address, in 16 lanes of int32, one for each 4 codes."""
-    return dot16(dot16(acc, even, load(i16x32, x)), odd, load(i16x32, x + 64))
-
-
-def whole_scales(
-    unpack: Callable[..., Any],
-    minima: Callable[..., Any] | None,
-    block_bytes: int,
-    args: Number,
-    first: Number,
-    end: Number,
-    *,
-    parts: int = 1,
-) -> None:
-    """Do rows of a matrix whose blocks are groups: codes have whole scales, and a block has one float32 factor.
-
-    `unpack(address)` gives the words, times their scales, and the factor; `minima(address)` what is to be added for
-    each 16 weights, a multiple of the sum of x; it may be None. Words may have 12 bits and a sign; in two parts, which
-    are added as float32, 13."""
-    groups = arg(args, 2) // GROUP
-
-    def block(row: Number, g: Number, i: int) -> Any:
-        at = row + g * block_bytes
-        return *unpack(at), minima and minima(at)
-
-    def add(weights: Any, x: Number, g: Number, lanes: Value) -> Value:
-        w, d, m = weights
-        codes, acc = x + g * CODES, [splat(i32x16, 0)] * 2  # two sums: neither waits for the other
-        for i in range(4):
-            acc[i // 2] = dot64(acc[i // 2], w[2 * i], w[2 * i + 1], codes + 128 * i)
-        s = splat(f32x16, load(types.float32, x + groups * (CODES + SUMS) + 4 * g))
-        dots = [convert(f32x16, dots) for dots in (acc if parts == 2 else [acc[0] + acc[1]])]
-        lanes = fma(sum(dots[1:], dots[0]) * s, splat(f32x16, d), lanes)
-        return lanes if m is None else fma(m, load(f32x16, x + groups * CODES + g * SUMS), lanes)
-
-    product(args, first, end, groups, block_bytes, block, add)
-
-
-def filled_up(row: Number, whole: Number, row_bytes: Number, room: Number) -> None:
-    """Copy the bytes of a row's last blocks, behind `whole` bytes, to a place where zeros follow them."""
-    if SET == "avx512":  # has loads of some bytes
-        for at in range(0, ROOM, 64):
-            store(load_some(i8x64, row_bytes - whole - at, row + whole + at), room + at)
-        return
-    for at in range(0, ROOM, 64):
-        store(splat(i8x64, 0), room + at)
-    for i in loop(whole, row_bytes):
-        store(load(types.int8, row + i), room + (i - whole))
+def add_minima(weights: list[Any], sums: Number, lanes: list[Value]) -> list[Value]:
+    """Add the minima of each row's group, where there are any, times the sums of x."""
+    if weights[0][2] is None:
+        return lanes
+    return [fma(m, load(f32x16, sums), old) for (_, _, m), old in zip(weights, lanes, strict=True)]
 
 
 def float_scales(
-    unpack: Callable[..., Any],
-    minima: Callable[..., Any] | None,
-    block_bytes: int,
-    args: Number,
-    first: Number,
-    end: Number,
+    codes: Callable[[Number], Sequence[Codes]],
+    scales: Callable[[Number], Value | list[Value]],
+    minima: Callable[[Number], Value] | None,
+    group_bytes: int,
+    work: Work,
+    rest: Callable[..., Value] = nothing,
 ) -> None:
-    """Do rows of a matrix with a block for 32 weights, 8 blocks at a time, the last ones filled up with zeros.
+    """Do rows of a matrix with float32 scales. Of a group at an address, `codes` gives 4 times 64 codes, `scales` 8 or
+    16 numbers, or 4 vectors of them that are spread already; `minima` what is to be
+    added for each 16 weights, times the sum of x; `rest` as `product` has it."""
+    groups = (work["K"] + GROUP - 1) // GROUP
+    kept, lanes = room(2 * SOME), list[int]()
 
-    `unpack(address)` gives the words of 8 blocks and their scales, 4 vectors, a scale for each 4 weights; `minima` as
-    above."""
-    row_bytes, K = arg(args, 1), arg(args, 2)
-    whole, groups, last = K // GROUP, (K + GROUP - 1) // GROUP, room(SOME * ROOM // 64)
+    def prepare(row: Number, g: Number, i: int) -> None:
+        found = scales(row + g * group_bytes) if KEPT else None
+        if isinstance(found, Value):
+            lanes[:] = [found.lanes]
+            store(found, kept + 64 * i + (g & 1) * (64 * SOME))
 
-    def blocks(row: Number, g: Number, i: int) -> Any:
-        step, copy = 8 * block_bytes, last + i * ROOM
-        with when(g == whole):
-            filled_up(row, g * step, row_bytes, copy)
-        at = pick(g == whole, copy, row + g * step)
-        return *unpack(at), minima and minima(at)
+    def group(row: Number, g: Number, i: int) -> Any:
+        at = row + g * group_bytes
+        d = spread_at(kept + 64 * i + (g & 1) * (64 * SOME), lanes[0]) if lanes else scales(at)
+        return [split(q) for q in codes(at)], spread(d) if isinstance(d, Value) else d, minima and minima(at)
 
-    def add(weights: Any, x: Number, g: Number, lanes: Value) -> Value:
-        w, d, m = weights
-        codes, zero, acc = x + g * CODES, splat(i32x16, 0), splat(f32x16, 0.0)
-        for i in range(4):
-            dots = convert(f32x16, dot64(zero, w[2 * i], w[2 * i + 1], codes + 128 * i))
-            acc = fma(dots, d[i], acc) if i else dots * d[i]
-        s = load(types.float32, x + groups * (CODES + SUMS) + 4 * g)
-        lanes = fma(acc, splat(f32x16, s), lanes)
-        return lanes if m is None else fma(m, load(f32x16, x + groups * CODES + g * SUMS), lanes)
+    def add(weights: list[Any], x: Number, g: Number, lanes: list[Value]) -> list[Value]:
+        zero, acc = splat(i32x16, 0), [splat(f32x16, 0.0)] * len(weights)
 
-    product(args, first, end, groups, 8 * block_bytes, blocks, add)
+        def use(i: int, j: int, even: Value, odd: Value, x_even: Value, x_odd: Value) -> None:
+            dots, d = convert(f32x16, dot16(dot16(zero, even, x_even), odd, x_odd)), weights[i][1][j]
+            acc[i] = fma(dots, d, acc[i]) if j else dots * d
+
+        each_64(x + g * CODES, weights, use)
+        s = splat(f32x16, load(f32, x + groups * (CODES + SUMS) + 4 * g))
+        found = [fma(new, s, old) for new, old in zip(acc, lanes, strict=True)]
+        return add_minima(weights, x + groups * CODES + g * SUMS, found)
+
+    product(work, work["K"] // GROUP, group_bytes, group, add, rest, prepare)

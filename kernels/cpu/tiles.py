@@ -10,31 +10,29 @@ offset for each: what its codes add up to where the weight 0 has another code th
     y = sum over groups of  scale * x's scale * (sum of code * x's code) + minimum * offset
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
 
-from . import simd
-from .dots import _dot8, _dot16, _pairs8, _pairs16
-from .simd import ELEMENTS, I32, I64, SET, VNNI, Vec, call, constant, filled, named, operation, pointer, shuffled
+from .dots import dot8, dot16, pairs8, pairs16
+from .lanes import bits, convert, fma, join, shuffle_two
+from .llvm import Kind
+from .processor import INSTRUCTIONS, SET, VNNI
+from .simd import f32, i32, i32x4, load, load_some, splat, store, store_some
+from .traced import Number, Value, operation, pick, room
 
 NARROW = (SET == "avx512" and VNNI) or SET == "avx2"
 """Whether codes of 8 bits are multiplied as such, four to a lane; else 16 bits, two to a lane."""
-LANES, VECTORS, ROWS = {"avx512": (16, 2, 6), "avx2": (8, 1, 4), "portable": (4, 2, 2)}[SET]
+LANES, VECTORS, ROWS = {"avx512": (16, 2, 6), "avx2": (8, 2, 3), "portable": (4, 2, 2)}[SET]
 """Lanes of a vector, vectors of a panel, rows of a tile: as many sums as there are registers for."""
 WIDTH = LANES * VECTORS
 QUADS = 4 * WIDTH  # bytes of one quad of all rows of a panel
-FLOAT = ELEMENTS["f32"]
-FLOATS, INTS, OCTETS = (
-    ir.VectorType(ELEMENTS[name], n) for name, n in (("f32", LANES), ("i32", LANES), ("i8", 4 * LANES))
-)
+FLOATS, INTS, WORDS, OCTETS = (Kind(name, n * LANES) for name, n in (("f32", 1), ("i32", 1), ("i16", 2), ("i8", 4)))
 ROW = 640
 """Bytes of scratch for a row of 256 weights: its codes, 16 scales, 16 minima."""
 SCRATCH = WIDTH * ROW
-SUMS = types.UniTuple(Vec("f32", LANES), ROWS * VECTORS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +42,11 @@ class Form:
     group: int  # weights that share a scale: 16 or 32
     minima: bool
     octets: bool  # codes of 8 bits
+    run: int = 1  # quads whose products are added in 16 bits, where there is no VNNI
 
     @property
     def quads(self) -> int:
         return self.group // (4 if self.octets else 2)
-
-    @property
-    def fitting(self) -> int:
-        """Return how many quads are added in 16 bits: without VNNI, codes of 5 bits, or 6 where 16 share a scale."""
-        return 1 if VNNI or not self.octets else self.quads // 2
 
     @property
     def record(self) -> int:
@@ -60,135 +54,120 @@ class Form:
         return self.quads * QUADS + 4 * WIDTH * (1 + self.minima)
 
 
-def _at(builder: Any, address: Any, offset: int, kind: ir.Type) -> Any:
-    """Load from a constant offset behind an address."""
-    return builder.load(pointer(builder, kind, builder.add(address, ir.Constant(I64, offset))), align=1)
-
-
-def _each(builder: Any, address: Any, offset: int, kind: ir.Type = FLOAT) -> Any:
+def each(kind: Kind, address: Number) -> Value:
     """Load a number, and fill a vector with it."""
-    return filled(builder, ir.VectorType(kind, LANES), _at(builder, address, offset, kind))
+    return splat(kind, load(i32 if kind.element == "i32" else f32, address))
 
 
-def _quad(builder: Any, sums: Any, codes: Any, x: Any, octets: bool) -> Any:
-    """Add the products of a quad to sums, by one instruction where there is one.  -> i32 (LANES)"""
-    halves = ir.VectorType(ELEMENTS["i16"], 2 * LANES)
-    if octets:
-        return _dot8(builder, sums, codes, x)
-    return _dot16(builder, sums, builder.bitcast(codes, halves), builder.bitcast(x, halves))
+@operation
+def settled(builder: Any, *values: Any) -> Any:
+    """Return values as they are in registers here: no sum is reordered, and no load goes past."""
+    kind = ir.LiteralStructType([value.type for value in values])
+    count = len(values)
+    constraints = ",".join(["=x"] * count + [str(i) for i in range(count)] + ["~{memory}"])
+    made = builder.asm(ir.FunctionType(kind, list(kind.elements)), "", constraints, values, True)
+    return [builder.extract_value(made, i) for i in range(count)]
 
 
-def _run(builder: Any, sums: Any, codes: list[Any], x: list[Any], octets: bool) -> Any:
-    """Add the products of a few quads to sums; without VNNI in 16 bits first, where they fit."""
-    if VNNI or not octets:
-        for a, b in zip(codes, x, strict=True):
-            sums = _quad(builder, sums, a, b, octets)
-        return sums
-    pairs = _pairs8(builder, codes[0], x[0])
-    for a, b in zip(codes[1:], x[1:], strict=True):
-        pairs = builder.add(pairs, _pairs8(builder, a, b))
-    return builder.add(sums, _pairs16(builder, pairs, constant(pairs.type, 1)))
+def in_order(sums: list[Value]) -> list[Value]:
+    """Keep LLVM from loading more, before these sums are done, than there are registers for."""
+    return settled(*sums) if SET == INSTRUCTIONS == "avx2" else sums
 
 
-def step(form: Form) -> Any:
-    """Make a function that adds the products of one group to the sums of a tile.
-
-    (sums, address of the record, of x's codes, of x's scales and offsets) -> sums"""
-    quads, room = form.quads, form.fitting
-
-    def offsets(builder: Any, beside: Any) -> list[Any]:
-        if form.minima or not form.octets:
-            return [constant(INTS, 0)] * ROWS
-        return [_each(builder, beside, 4 * (ROWS + row), I32) for row in range(ROWS)]
-
-    def products(builder: Any, record: Any, codes: Any, beside: Any) -> list[list[Any]]:
-        sums = [[offset] * VECTORS for offset in offsets(builder, beside)]
-        for first in range(0, quads, room):
-            run = range(first, first + room)
-            w = [[_at(builder, record, QUADS * quad + 4 * LANES * v, OCTETS) for quad in run] for v in range(VECTORS)]
-            for row in range(ROWS):
-                x = [builder.bitcast(_each(builder, codes, 4 * (ROWS * quad + row), I32), OCTETS) for quad in run]
-                sums[row] = [_run(builder, sums[row][v], w[v], x, form.octets) for v in range(VECTORS)]
-        return sums
-
-    @operation(lambda sums, record, codes, beside: sums)
-    def step(builder, sums, record, codes, beside):
-        """Add the products of one group."""
-        found, made = products(builder, record, codes, beside), []
-        places = [QUADS * quads + 4 * LANES * v for v in range(VECTORS)]
-        scales = [_at(builder, record, place, FLOATS) for place in places]
-        minima = [_at(builder, record, place + 4 * WIDTH, FLOATS) for place in places if form.minima]
+def quad_sums(form: Form, sums: list[Value], record: Number, codes: Number, quads: range) -> list[Value]:
+    """Add products of a few quads to the sums of a tile, which have 32 bits, or 16 with codes of 8 bits."""
+    for quad in quads:
+        w = [load(OCTETS, record + QUADS * quad + 4 * LANES * v) for v in range(VECTORS)]
         for row in range(ROWS):
-            scale = _each(builder, beside, 4 * row)
+            x = bits(OCTETS, each(INTS, codes + 4 * (ROWS * quad + row)))
             for v in range(VECTORS):
-                total = builder.extract_value(sums, row * VECTORS + v)
-                total = _fma(builder, builder.sitofp(found[row][v], FLOATS), builder.fmul(scales[v], scale), total)
-                if form.minima:
-                    total = _fma(builder, minima[v], _each(builder, beside, 4 * (ROWS + row)), total)
-                made.append(total)
-        return cgutils.pack_array(builder, made)
-
-    return step
+                i = row * VECTORS + v
+                sums[i] = add_quad(form, sums[i], w[v], x)
+        sums = in_order(sums)
+    return sums
 
 
-def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """Return a * b + c; the set `portable` may have no instruction for it, and then rounds twice."""
-    name = "fma" if SET != "portable" else "fmuladd"
-    return call(builder, f"llvm.{name}.{named(FLOATS)}", FLOATS, a, b, c)
+def add_quad(form: Form, sums: Value, w: Value, x: Value) -> Value:
+    """Add products of a quad."""
+    if not form.octets:
+        return dot16(sums, bits(WORDS, w), bits(WORDS, x))
+    return dot8(sums, w, x) if VNNI else sums + pairs8(w, x)
 
 
-@operation(lambda: SUMS)
-def nothing(builder):
-    """Begin sums."""
-    return cgutils.pack_array(builder, [constant(FLOATS, 0.0)] * (ROWS * VECTORS))
+def products(form: Form, record: Number, codes: Number, beside: Number) -> list[Value]:
+    """Add up the products of one group, with each row's offset.  -> i32 (LANES), ROWS times VECTORS of them"""
+    known = form.minima or not form.octets
+    offsets = [splat(INTS, 0) if known else each(INTS, beside + 4 * (ROWS + row)) for row in range(ROWS)]
+    sums = [offset for offset in offsets for _ in range(VECTORS)]
+    if VNNI or not form.octets:
+        return quad_sums(form, sums, record, codes, range(form.quads))
+    for first in range(0, form.quads, form.run):
+        none = [splat(WORDS, 0)] * len(sums)
+        words = quad_sums(form, none, record, codes, range(first, first + form.run))
+        sums = [a + pairs16(b, splat(WORDS, 1)) for a, b in zip(sums, words, strict=True)]
+    return sums
 
 
-@operation(lambda *_: types.void)
-def put(builder, sums, out, stride, rows, columns):
-    """Store the sums of the first rows of x and of the matrix.  -> out (rows, columns), rows `stride` bytes apart"""
+def step(form: Form, sums: Sequence[Value], record: Number, codes: Number, beside: Number) -> list[Value]:
+    """Add the products of a group to the sums of a tile: of a record, x's codes, its scales and offsets at addresses."""
+    found, made = products(form, record, codes, beside), []
+    places = [record + QUADS * form.quads + 4 * LANES * v for v in range(VECTORS)]
+    scales = [load(FLOATS, place) for place in places]
     for row in range(ROWS):
-        inside = builder.icmp_signed("<", ir.Constant(I64, row), rows)
+        scale = each(FLOATS, beside + 4 * row)
+        offset = each(FLOATS, beside + 4 * (ROWS + row)) if form.minima else None
         for v in range(VECTORS):
-            count = builder.sub(columns, ir.Constant(I64, LANES * v))
-            count = builder.select(inside, count, ir.Constant(I64, 0))
-            place = builder.add(builder.mul(stride, ir.Constant(I64, row)), ir.Constant(I64, 4 * LANES * v))
-            at, mask = pointer(builder, FLOATS, builder.add(out, place)), simd.first_lanes(builder, FLOATS, count)
-            value = builder.extract_value(sums, row * VECTORS + v)
-            name = f"llvm.masked.store.{named(FLOATS)}.p0"
-            call(builder, name, ir.VoidType(), value, at, ir.Constant(I32, 4), mask)
+            i = row * VECTORS + v
+            total = fma(convert(FLOATS, found[i]) * scales[v], scale, sums[i])
+            made.append(total if offset is None else fma(load(FLOATS, places[v] + 4 * WIDTH), offset, total))
+    return made
 
 
-@operation(lambda *_: types.void)
-def turn(builder, source, stride, target, step):
+def sums_at(place: Number, stride: Number) -> list[Value]:
+    """Load the sums of a tile, rows `stride` bytes apart."""
+    return [load(FLOATS, place + stride * row + 4 * LANES * v) for row in range(ROWS) for v in range(VECTORS)]
+
+
+def put(sums: Sequence[Value], place: Number, stride: Number) -> None:
+    """Store the sums of a tile, rows `stride` bytes apart."""
+    for i, lanes in enumerate(sums):
+        store(lanes, place + stride * (i // VECTORS) + 4 * LANES * (i % VECTORS))
+
+
+def copy(source: Number, stride: Number, target: Number, step: Number, rows: Number, columns: Number) -> None:
+    """Copy a tile's first rows and columns: float32, rows `stride` bytes apart, to rows `step` bytes apart."""
+    for row in range(ROWS):
+        for v in range(VECTORS):
+            count, at = pick(row < rows, columns - LANES * v, 0), 4 * LANES * v
+            store_some(load_some(FLOATS, count, source + stride * row + at), count, target + step * row + at)
+
+
+def turn(source: Number, stride: Number, target: Number, step: Number) -> None:
     """Lay rows side by side: 16 bytes of LANES rows, `stride` bytes apart, become 4 quads, `step` bytes apart."""
-    rows = [builder.add(source, builder.mul(stride, ir.Constant(I64, row))) for row in range(LANES)]
-    loaded = [_at(builder, row, 0, ir.VectorType(I32, 4)) for row in rows]
-    by_four = [_joined(builder, loaded[i::4]) for i in range(4)]
-    (a, c), (b, d) = (_zipped(builder, *by_four[i : i + 2], (0, 4, 1, 5), (2, 6, 3, 7)) for i in (0, 2))
-    quads = (*_zipped(builder, a, b, (0, 1, 4, 5), (2, 3, 6, 7)), *_zipped(builder, c, d, (0, 1, 4, 5), (2, 3, 6, 7)))
-    for i, quad in enumerate(quads):
-        place = builder.add(target, builder.mul(step, ir.Constant(I64, i)))
-        builder.store(quad, pointer(builder, INTS, place), align=4)
+    for i, quads in enumerate(turned([load(i32x4, source + stride * row) for row in range(LANES)])):
+        store(quads, target + step * i)
 
 
-def _joined(builder: Any, parts: list[Any]) -> Any:
+def turned(rows: list[Value]) -> list[Value]:
+    """Lay vectors of 4 side by side: all first numbers, all second ones and so on."""
+    a, b, c, d = (joined(rows[i::4]) for i in range(4))
+    (a, c), (b, d) = (zipped(*pair, (0, 4, 1, 5), (2, 6, 3, 7)) for pair in ((a, b), (c, d)))
+    return [*zipped(a, b, (0, 1, 4, 5), (2, 3, 6, 7)), *zipped(c, d, (0, 1, 4, 5), (2, 3, 6, 7))]
+
+
+def joined(parts: list[Value]) -> Value:
     """Put vectors one behind another."""
     while len(parts) > 1:
-        pairs = zip(parts[::2], parts[1::2], strict=True)
-        parts = [shuffled(builder, a, b, range(2 * a.type.count)) for a, b in pairs]
+        parts = [join(a, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
     return parts[0]
 
 
-def _zipped(builder: Any, a: Any, b: Any, *orders: tuple[int, ...]) -> list[Any]:
+def zipped(a: Value, b: Value, *orders: tuple[int, ...]) -> list[Value]:
     """Pick lanes of every 4 of a and the same 4 of b, those of b counted from 4, in each order."""
-    n = a.type.count
-    return [
-        shuffled(builder, a, b, [i // 4 * n + i % 4 + at for at in range(0, n, 4) for i in order]) for order in orders
-    ]
+    n = a.lanes
+    return [shuffle_two(*(i // 4 * n + i % 4 + at for at in range(0, n, 4) for i in order))(a, b) for order in orders]
 
 
-@operation(lambda: types.int64)
-def scratch(builder):
+def scratch() -> Value:
     """Return the address of `SCRATCH` bytes on the stack."""
-    with builder.goto_entry_block():
-        return builder.ptrtoint(builder.alloca(ir.ArrayType(ELEMENTS["i8"], SCRATCH)), I64)
+    return room(SCRATCH // 64)

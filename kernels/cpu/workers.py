@@ -12,10 +12,12 @@ A program is an int64 array: the number of stages; then 64 bytes a stage, from b
 from typing import Any
 
 from llvmlite import ir
-from numba import types
 
-from .simd import I32, I64, SET, call, load, operation, pointer, store
-from .traced import Cell, Number, least, loop, most, otherwise, pick, traced, turns, when
+from .compiled import kernel
+from .llvm import I32, I64, call, pointer
+from .processor import SET
+from .simd import i64, load, store
+from .traced import Cell, Number, least, loop, most, operation, otherwise, pick, turns, when
 
 STAGE = ("taken", "done", "units", "launches", "first launch")  # words of a stage, from byte 64 on
 LAUNCH = ("kernel", "args", "items", "grain", "units")
@@ -25,38 +27,38 @@ SPINS = 400
 NAP = 20
 
 
-@operation(lambda address, amount: types.int64)
+@operation
 def add_at(builder, address, amount):
     """Add to a number that other threads add to as well, and return what it was."""
     return builder.atomic_rmw("add", pointer(builder, I64, address), amount, "seq_cst")
 
 
-@operation(lambda address: types.int64)
+@operation
 def seen(builder, address):
     """Read a number that other threads add to, and with it what they wrote before."""
     return builder.load_atomic(pointer(builder, I64, address), "seq_cst", 8)
 
 
-@operation(lambda: types.void)
+@operation
 def pause(builder):
     """Wait for some cycles."""
     if SET != "portable":
         call(builder, "llvm.x86.sse2.pause", ir.VoidType())
 
 
-@operation(lambda address, args, first, end: types.void)
+@operation
 def launch(builder, address, args, first, end):
     """Call a kernel by its address."""
     builder.call(pointer(builder, ir.FunctionType(ir.VoidType(), [I64] * 3), address), [args, first, end])
 
 
-@operation(lambda address, microseconds: types.void)
+@operation
 def nap(builder, address, microseconds):
     """Sleep: call `usleep` by its address."""
     builder.call(pointer(builder, ir.FunctionType(I32, [I32]), address), [builder.trunc(microseconds, I32)])
 
 
-@operation(lambda address, function, data, threads: types.void)
+@operation
 def fork(builder, address, function, data, threads):
     """Call a function of one pointer on a number of threads: libgomp's `GOMP_parallel` by its address."""
     kind = ir.FunctionType(ir.VoidType(), [I64, I64, I32, I32])
@@ -65,7 +67,7 @@ def fork(builder, address, function, data, threads):
 
 def word(at: Number, i: int) -> Any:
     """Read word i of a record."""
-    return load(types.int64, at + 8 * i)
+    return load(i64, at + 8 * i)
 
 
 def units(program: Number, stage: Number, first: Number, end: Number) -> None:
@@ -95,7 +97,7 @@ def wait(stage: Number, count: Number, usleep: Number) -> None:
             pause()
 
 
-@traced
+@kernel
 def work(program: Number, first: Number, end: Number) -> None:
     """Do a program, on each of its threads. OpenMP gives the first argument only, and no other is looked at."""
     threads, usleep = word(program, 1), word(program, 2)
@@ -113,7 +115,7 @@ def work(program: Number, first: Number, end: Number) -> None:
         wait(stage, count, usleep)
 
 
-@traced
+@kernel
 def start(program: Number, worker: Number, gomp: Number) -> None:
     """Set the counters to zero, and do a program on its threads."""
     for i in loop(1, word(program, 0) + 1):
@@ -122,7 +124,7 @@ def start(program: Number, worker: Number, gomp: Number) -> None:
     fork(gomp, worker, program, word(program, 1))
 
 
-@traced
+@kernel
 def alone(program: Number, first: Number, end: Number) -> None:
     """Do a program on this thread."""
     for i in loop(1, word(program, 0) + 1):

@@ -40,7 +40,7 @@ def get_ops(
 def _fast(backend: str, device: str, threads: int | None, budget: int) -> Ops:
     if backend != "torch":
         raise ParameterError("precision", "'fast'", f"needs backend torch, not {backend}")
-    extra, needs = ("fast", "numba") if device == "cpu" else ("gpu", "Triton")
+    extra, needs = ("fast", "llvmlite") if device == "cpu" else ("gpu", "Triton")
     try:
         with sleeping_openmp():
             if device == "cpu":

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(rows)
     if args.precision is None and args.backend == "torch" and "fast" not in precisions:
-        note("[no precision fast: its kernels need numba: pip install 'llava-ref[fast]']")
+        note("[no precision fast: its kernels need llvmlite: pip install 'llava-ref[fast]']")
     note(f"[{sum(row.n_cases for row in rows)} cases in {time.perf_counter() - began:.1f} s]")
     if failed:
         note(f"failed: {', '.join(failed)}")
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 def there(backend: str, device: str) -> list[str]:
     """Return the precisions that there are."""
-    fast = device == "cuda" or (backend == "torch" and find_spec("numba") is not None)
+    fast = device == "cuda" or (backend == "torch" and find_spec("llvmlite") is not None)
     return ["exact", "fast"] if fast else ["exact"]
 
 

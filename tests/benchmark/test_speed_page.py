@@ -18,7 +18,7 @@ measured = pytest.mark.skipif(not RESULTS.exists(), reason="nothing has been mea
 FACTS = {
     "date": "2026-11-27", "processor": "A processor", "processors": 2, "sets": ["avx2", "amx_int8"],
     "last_cache_mb": 300, "memory_gb": 25.0, "system": "Linux", "python": "3.11", "llava-ref": "0.1", "torch": "2",
-    "numpy": "2", "numba": "0",
+    "numpy": "2", "llvmlite": "0",
 }  # fmt: skip
 THEIRS = {
     "preprocess_s": 0.5,

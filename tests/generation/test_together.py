@@ -78,7 +78,7 @@ def test_answers_that_share_steps_are_those_of_each_alone(pair, alone, most):
 @pytest.mark.parametrize("kind", ["Q8_0", "F16"])
 def test_the_same_with_the_kernels_of_a_processor(tmp_path, kind, monkeypatch):
     """A program of eight rows, of five, of one: every token and log-probability is the one of each alone."""
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     files = write_pair(tmp_path, Tiny(template=VICUNA, context=1500, type=kind))
     model, shared = load(*files, precision="fast"), []
     step = model.ops.step_together

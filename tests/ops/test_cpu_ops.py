@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
 from PIL import Image
 
@@ -172,11 +172,11 @@ def test_numpy_has_no_fast():
         get_ops("numpy", "cpu", 1, 0, "fast")
 
 
-def test_without_numba_one_line_says_what_to_install():
-    """In a process of its own: here numba is there already."""
+def test_without_llvmlite_one_line_says_what_to_install():
+    """In a process of its own: here llvmlite is there already."""
     code = """
 import sys
-sys.modules["numba"] = None
+sys.modules["llvmlite"] = None
 from llava_ref.cli import main
 sys.exit(main(["generate", "--precision", "fast", "-p", "x"]))
 """

@@ -107,7 +107,7 @@ class TestFastOnAProcessor:
     @pytest.fixture(autouse=True)
     def few(self, monkeypatch):
         """A few cases: all of them are run by tests/kernels/cpu and by whoever has the processor."""
-        pytest.importorskip("numba")
+        pytest.importorskip("llvmlite")
         from llava_ref.kernels.cpu import cases as kernels
 
         monkeypatch.setattr("llava_ref.conformance.pairs.random_blocks.KINDS", ("F32", "F16", "Q4_0"))
@@ -120,7 +120,7 @@ class TestFastOnAProcessor:
 
     def test_both_precisions_and_the_kernels_are_tested(self, cli):
         found, err = self.operations(cli)
-        assert {"product", "fast product", "fast rope", "kernel activations.quantise"} <= found and "numba" not in err
+        assert {"product", "fast product", "fast rope", "kernel activations.quantise"} <= found and "llvmlite" not in err
 
     def test_one_precision_may_be_asked_for(self, cli):
         fast, _ = self.operations(cli, "--precision", "fast")
@@ -128,11 +128,11 @@ class TestFastOnAProcessor:
         assert "fast rope" in fast and "rope" not in fast and "kernel activations.quantise" in fast
         assert "rope" in exact and not [name for name in exact if name.startswith(("fast ", "kernel "))]
 
-    def test_without_numba_one_line_says_what_is_missing(self, cli, monkeypatch):
+    def test_without_llvmlite_one_line_says_what_is_missing(self, cli, monkeypatch):
         monkeypatch.setattr("llava_ref.tools.selftest.find_spec", lambda name: None)
         found, err = self.operations(cli)
         assert "rope" in found and "fast rope" not in found
-        assert "[no precision fast: its kernels need numba: pip install 'llava-ref[fast]']" in err
+        assert "[no precision fast: its kernels need llvmlite: pip install 'llava-ref[fast]']" in err
 
     def test_a_wrong_kernel_is_named(self, cli, monkeypatch):
         from llava_ref.kernels.cpu import cases as kernels

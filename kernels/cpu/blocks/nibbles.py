@@ -4,15 +4,13 @@
 as words are weights at even places below those at odd ones.
 """
 
-from numba import int32, int64
-
 from ..dots import look_up
 from ..lanes import bits, choose, convert_unsigned, join, shift_down, vector
-from ..simd import Vec, i8x16, i8x64, i16x32, load, splat
-from ..sums import words
+from ..llvm import Kind
+from ..simd import i8x16, i8x64, i16x32, i32, i64, load, splat
 from ..traced import Number, Value
 
-i1x64 = Vec("i1", 64)
+i1x64 = Kind("i1", 64)
 UP = vector(i16x32, *[0] * 8, *[4] * 8, *[0] * 8, *[4] * 8)
 IQ4 = vector(i8x16, -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """The values of IQ4_NL and IQ4_XS."""
@@ -24,9 +22,10 @@ def nibbles(low: Number, high: Number) -> Value:
     return shift_down(bits(i16x32, join(join(a, a), join(b, b))), UP()) & 0x0F0F
 
 
-def codes(q: Value) -> tuple[Value, Value]:
-    """Widen 64 codes without sign to int16: those at even places, and those at odd ones."""
-    return q & 255, shift_down(q, 8)
+def words(codes: Value) -> tuple[Value, Value]:
+    """Widen 64 int8 codes to int16: the 32 at even places, and the 32 at odd ones."""
+    pairs = bits(i16x32, codes)
+    return pairs << 8 >> 8, pairs >> 8
 
 
 def values(table: Value, low: Number, high: Number) -> tuple[Value, Value]:
@@ -36,5 +35,5 @@ def values(table: Value, low: Number, high: Number) -> tuple[Value, Value]:
 
 def with_fifths(q: Value, low: Number, high: Number) -> Value:
     """Put the 32 bits at one address and the 32 at another above 64 nibbles."""
-    first, second = (convert_unsigned(int64, load(int32, at)) for at in (low, high))
+    first, second = (convert_unsigned(i64, load(i32, at)) for at in (low, high))
     return q | bits(i16x32, choose(bits(i1x64, first | second << 32), splat(i8x64, 16), splat(i8x64, 0)))

@@ -3,22 +3,29 @@
 Layout: 16 bytes with a scale and a minimum each, 64 bytes of codes (two_bits.py), d, m.
 """
 
+from ..big_blocks import BigBlock
 from ..decode.fields import half, high, low, whole
 from ..lanes import convert_unsigned
 from ..simd import i8x16, i16x16, load
-from ..sums import whole_scales
-from ..traced import Number, Value, traced
-from .two_bits import SPREAD, fields, scaled
+from ..traced import Number, Value
+from .two_bits import fields
 
 BYTES = 84
 
 
-def unpack(at: Number) -> tuple[list[Value], Value]:
-    """Unpack a block into 8 vectors of codes times scales, and d."""
-    s, words = convert_unsigned(i16x16, low(load(i8x16, at))), list[Value]()
-    for q, spread in zip(fields(at + 16), SPREAD, strict=True):
-        words += scaled(q & 0x0303, spread(s))
-    return words, half(at + 80)
+def codes(at: Number) -> list[Value]:
+    """Unpack the codes of a block."""
+    return [q & 0x0303 for q in fields(at + 16)]
+
+
+def scales(at: Number) -> Value:
+    """Unpack the scales of a block."""
+    return convert_unsigned(i16x16, low(load(i8x16, at)))
+
+
+def factor(at: Number) -> Value:
+    """Return d."""
+    return half(at + 80)
 
 
 def minima(at: Number) -> Value:
@@ -26,7 +33,4 @@ def minima(at: Number) -> Value:
     return whole(high(load(i8x16, at))) * -half(at + 82)
 
 
-@traced
-def matvec(args: Number, first: Number, end: Number) -> None:
-    """Multiply rows of the matrix by a few rows of x."""
-    whole_scales(unpack, minima, BYTES, args, first, end)
+BLOCK = BigBlock(BYTES, codes, scales, factor, minima)

@@ -3,29 +3,17 @@
 Layout: d, 16 bytes of codes (nibbles.py). 8 times the scale is the minimum of a block.
 """
 
-from ..sums import float_scales
-from ..traced import Number, Value, traced
-from .eight import TWICE, halves, spread
-from .nibbles import codes, nibbles
+from ..scales import Codes
+from ..small_blocks import Halves, SmallBlock
+from ..traced import Number
+from .nibbles import nibbles
 
 BYTES = 18
-SCALES = halves(BYTES, 8 * BYTES)
 
 
-def unpack(at: Number) -> tuple[list[Value], list[Value]]:
-    """Unpack 8 blocks into 8 vectors of codes and 4 of scales."""
-    words: list[Value] = []
-    for two in (at + 2 * BYTES * i for i in range(4)):
-        words += codes(nibbles(two + 2, two + BYTES + 2))
-    return words, spread(SCALES(at))
+def codes(first: Number, second: Number) -> Codes:
+    """Unpack the codes of two blocks."""
+    return nibbles(first + 2, second + 2)
 
 
-def minima(at: Number) -> Value:
-    """Return -8 d for each 16 weights."""
-    return TWICE(SCALES(at)) * -8
-
-
-@traced
-def matvec(args: Number, first: Number, end: Number) -> None:
-    """Multiply rows of the matrix by a few rows of x."""
-    float_scales(unpack, minima, BYTES, args, first, end)
+BLOCK = SmallBlock(BYTES, codes, Halves(BYTES), zero=8)

@@ -3,29 +3,17 @@
 Layout: d, 32 fifth bits, 16 bytes of nibbles (nibbles.py). 16 times the scale is the minimum of a block.
 """
 
-from ..sums import float_scales
-from ..traced import Number, Value, traced
-from .eight import TWICE, halves, spread
-from .nibbles import codes, nibbles, with_fifths
+from ..scales import Codes
+from ..small_blocks import Halves, SmallBlock
+from ..traced import Number
+from .nibbles import nibbles, with_fifths
 
 BYTES = 22
-SCALES = halves(BYTES, 8 * BYTES)
 
 
-def unpack(at: Number) -> tuple[list[Value], list[Value]]:
-    """Unpack 8 blocks into 8 vectors of codes and 4 of scales."""
-    words: list[Value] = []
-    for two in (at + 2 * BYTES * i for i in range(4)):
-        words += codes(with_fifths(nibbles(two + 6, two + BYTES + 6), two + 2, two + BYTES + 2))
-    return words, spread(SCALES(at))
+def codes(first: Number, second: Number) -> Codes:
+    """Unpack the codes of two blocks."""
+    return with_fifths(nibbles(first + 6, second + 6), first + 2, second + 2)
 
 
-def minima(at: Number) -> Value:
-    """Return -16 d for each 16 weights."""
-    return TWICE(SCALES(at)) * -16
-
-
-@traced
-def matvec(args: Number, first: Number, end: Number) -> None:
-    """Multiply rows of the matrix by a few rows of x."""
-    float_scales(unpack, minima, BYTES, args, first, end)
+BLOCK = SmallBlock(BYTES, codes, Halves(BYTES), zero=16)

@@ -3,26 +3,31 @@
 Layout: d, 32 codes. A vector takes the codes of two blocks.
 """
 
-from ..lanes import from_half, shuffle
-from ..simd import i16x32, load
-from ..sums import float_scales, pair, words
-from ..traced import Number, Value, traced
+from ..lanes import from_half, join, shuffle
+from ..scales import Codes
+from ..simd import i8x32, i16x32, load
+from ..small_blocks import Halves, SmallBlock
+from ..traced import Number, Value
+from .nibbles import words
 
 BYTES = 34
 FACTORS = shuffle(*[0] * 8, *[BYTES // 2] * 8)
 
 
-def unpack(at: Number) -> tuple[list[Value], list[Value]]:
-    """Unpack 8 blocks into 8 vectors of codes and 4 of scales."""
-    codes: list[Value] = []
-    scales: list[Value] = []
-    for two in (at + 2 * BYTES * i for i in range(4)):
-        codes += words(pair(two + 2, two + BYTES + 2))
-        scales.append(from_half(FACTORS(load(i16x32, two))))
-    return codes, scales
+class Spread(Halves):
+    """Scales that are read with the codes beside them: two blocks are little more than a vector."""
+
+    def __init__(self) -> None:
+        super().__init__(BYTES)
+
+    def eight(self, at: Number) -> list[Value]:  # type: ignore[override]
+        """Spread the scales of 8 blocks over their weights."""
+        return [from_half(FACTORS(load(i16x32, at + 2 * BYTES * i))) for i in range(4)]
 
 
-@traced
-def matvec(args: Number, first: Number, end: Number) -> None:
-    """Multiply rows of the matrix by a few rows of x."""
-    float_scales(unpack, None, BYTES, args, first, end)
+def codes(first: Number, second: Number) -> Codes:
+    """Unpack the codes of two blocks."""
+    return words(join(load(i8x32, first + 2), load(i8x32, second + 2)))
+
+
+BLOCK = SmallBlock(BYTES, codes, Spread())

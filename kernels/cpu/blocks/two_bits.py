@@ -4,14 +4,11 @@ Each 32 bytes have 128 weights, the lowest fields of all 32 first. A vector take
 to its field: 64 weights in order. Weights have a scale for 16.
 """
 
-from ..dots import pairs8
-from ..lanes import bits, join, shift_down, shuffle, vector
-from ..simd import i8x32, i8x64, i16x32, load
+from ..lanes import bits, join, shift_down, vector
+from ..simd import i8x32, i16x32, load
 from ..traced import Number, Value
 
 FIELDS = [vector(i16x32, *[i] * 16, *[i + 2] * 16) for i in (0, 4)]
-SPREAD = [shuffle(*(i + j // 8 for j in range(32))) for i in (0, 4, 8, 12)]
-"""Spread four scales over 64 weights, even and odd ones."""
 
 
 def twice(at: Number) -> Value:
@@ -23,9 +20,3 @@ def twice(at: Number) -> Value:
 def fields(at: Number) -> list[Value]:
     """Return the fields of 256 weights, 64 in a vector, a byte each, between other bits."""
     return [shift_down(half, shifts()) for half in (twice(at), twice(at + 32)) for shifts in FIELDS]
-
-
-def scaled(codes: Value, scales: Value) -> tuple[Value, Value]:
-    """Multiply 64 codes by their scales, of 8 bits in int16 with zeros above: the even products and the odd ones."""
-    q = bits(i8x64, codes)
-    return pairs8(q, bits(i8x64, scales)), pairs8(q, bits(i8x64, scales << 8))

@@ -3,13 +3,12 @@
 from ..dots import look_up
 from ..lanes import vector
 from ..simd import i8x16, load
-from .fields import generic, half, high, low
+from .fields import half, high, low
 
 VALUES = vector(i8x16, 1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241)
 """128 more than the values that are multiplied."""
 
 
-@generic
 def block(at, put, out):
     d, q = half(at), load(i8x16, at + 2)
     put(out, 0, look_up(VALUES(), low(q)), 128, d, 0.0)

@@ -5,10 +5,9 @@ Each 32 bytes hold 128 weights: the lowest fields of all 32 first.
 
 from ..lanes import lane
 from ..simd import i8x16, load
-from .fields import generic, half, high, low, pair, whole
+from .fields import half, high, low, pair, whole
 
 
-@generic
 def block(at, put, out):
     nibbles = load(i8x16, at)
     f, minima = half(at + 80) * whole(low(nibbles)), half(at + 82) * whole(high(nibbles))

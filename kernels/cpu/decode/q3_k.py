@@ -4,24 +4,20 @@ w = d (s - 32) (q - 4).  Bit j of the 32 bytes is the top of q of the weights 32
 low nibbles in the nibbles of bytes 0..7, high pairs in the fields of bytes 8..11.
 """
 
-from numba import int32
-
-from ..functions import inlined
 from ..lanes import bits, join, lane, shift_down, vector
-from ..simd import Vec, i8x16, i32x4, load, splat
-from .fields import generic, half, high, low, pair, whole
+from ..llvm import Kind
+from ..simd import i8x16, i32, i32x4, load, splat
+from .fields import half, high, low, pair, whole
 
-i8x8, DOWN = Vec("i8", 8), vector(i32x4, 0, 2, 4, 6)
+i8x8, DOWN = Kind("i8", 8), vector(i32x4, 0, 2, 4, 6)
 
 
-@inlined
 def scales(at):
     """Unpack 16 scales."""
-    nibbles, pairs = load(i8x8, at), shift_down(splat(i32x4, load(int32, at + 8)), DOWN()) & 0x03030303
+    nibbles, pairs = load(i8x8, at), shift_down(splat(i32x4, load(i32, at + 8)), DOWN()) & 0x03030303
     return join(low(nibbles), high(nibbles)) | bits(i8x16, pairs << 4)
 
 
-@generic
 def block(at, put, out):
     f = half(at + 108) * (whole(scales(at + 96)) - 32)
     for h in range(4):

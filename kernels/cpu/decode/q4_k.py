@@ -5,10 +5,9 @@ Each 32 bytes hold 64 weights: the low nibbles of all 32 first.
 
 from ..lanes import lane
 from ..simd import i8x16, load
-from .fields import factors, generic, high, low
+from .fields import factors, high, low
 
 
-@generic
 def block(at, put, out):
     f = factors(at, at + 4)
     for j in range(8):

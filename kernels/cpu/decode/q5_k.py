@@ -5,10 +5,9 @@ w = d s q - m t.  Bit j of the 32 bytes is that of the weights 32 j to 32 j + 31
 
 from ..lanes import lane, shift_down
 from ..simd import i8x16, load
-from .fields import factors, generic, high, low
+from .fields import factors, high, low
 
 
-@generic
 def block(at, put, out):
     f = factors(at, at + 4)
     for h in range(2):

@@ -5,10 +5,9 @@ Each 64 bytes of nibbles hold 128 weights, low ones first; each 32 bytes of fiel
 
 from ..lanes import lane
 from ..simd import i8x16, load
-from .fields import generic, half, high, low, pair, signed
+from .fields import half, high, low, pair, signed
 
 
-@generic
 def block(at, put, out):
     f = half(at + 208) * signed(load(i8x16, at + 192))
     for h in range(4):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...gguf.file import TensorView
-from ...kernels.cpu import gates, norms, rope, simd
+from ...kernels.cpu import gates, norms, processor, rope
 from ...kernels.cpu.attention import attention
 from ...kernels.cpu.launch import Launch, run
 from ...kernels.cpu.matvec import FEW, SUPPORTED
@@ -68,7 +68,7 @@ class CpuOps(TorchOps):
         left = ", ".join(f"{kind} ({n} matrices)" for kind, n in self._types.items() if kind not in SUPPORTED)
         fallen = f"; no kernel, so dequantised at every use: {left}" if left else ""
         return (
-            f"{simd.SET} on {self._most} threads; rows up to {FEW}: {', '.join(read)}; more: {'; '.join(ways)}{fallen}"
+            f"{processor.SET} on {self._most} threads; rows up to {FEW}: {', '.join(read)}; more: {'; '.join(ways)}{fallen}"
         )
 
     def matrix(self, view: TensorView) -> Matrix:  # type: ignore[override]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
 from llava_ref.kernels.cpu.activations import CODES, GROUP, SUMS, RoundedRows, quantise
 from llava_ref.kernels.cpu.launch import run

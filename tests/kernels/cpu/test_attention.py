@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 from llava_ref.kernels import reference
 from llava_ref.kernels.cpu.attention import attention
 from llava_ref.kernels.cpu.launch import Launch, run
@@ -43,15 +43,17 @@ class Rows:
         return torch.cat(rows)
 
 
-@pytest.mark.parametrize("dh", [64, 72, 80, 96, 128, 256, 20, 7])
-@pytest.mark.parametrize(("H", "Hkv"), [(3, 3), (4, 2), (9, 3), (7, 1)])
+@pytest.mark.parametrize(("H", "Hkv", "dh"), [
+    *((H, Hkv, dh) for H, Hkv in [(3, 3), (4, 2), (9, 3), (7, 1)] for dh in (64, 20)),
+    *((9, 3, dh) for dh in (72, 80, 144, 256, 7)),
+])  # fmt: skip
 def test_rows_agree_with_float64(H: int, Hkv: int, dh: int) -> None:
-    rows = Rows(H, Hkv, dh, [(0, 1), (5, 40), (0, 130), (64, 128)])
+    rows = Rows(H, Hkv, dh, [(0, 1), (5, 40), (0, 130), (64, 128), (3, 18)])
     close(rows.found().numpy(), rows.wanted().numpy(), 1e-6)
 
 
 @pytest.mark.parametrize(("H", "Hkv", "dh"), [(4, 4, 128), (8, 2, 64), (4, 2, 80)])
-@pytest.mark.parametrize("ranges", [[(0, 1500)], [(700, 3000), (0, 129)]], ids=str)
+@pytest.mark.parametrize("ranges", [[(0, 1409)], [(700, 3000), (0, 129)]], ids=str)
 def test_long_ranges_are_the_same_in_any_number_of_threads(H: int, Hkv: int, dh: int, ranges: list[Range]) -> None:
     rows = Rows(H, Hkv, dh, ranges)
     close(rows.found().numpy(), rows.wanted().numpy(), 1e-6)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
 from llava_ref.kernels.cpu import bench, bench_jobs
 from llava_ref.kernels.cpu.bench import Rate, line, main, reading

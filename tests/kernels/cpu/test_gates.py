@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 from llava_ref.kernels import reference
 from llava_ref.kernels.cpu.gates import gate
 from llava_ref.kernels.cpu.launch import run

@@ -3,28 +3,28 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
-from numba import types
 
 from llava_ref.kernels.cpu import launch as launches
-from llava_ref.kernels.cpu.functions import kernel
+from llava_ref.kernels.cpu.compiled import kernel
 from llava_ref.kernels.cpu.launch import Launch, Program, arguments, run
-from llava_ref.kernels.cpu.simd import load, store
+from llava_ref.kernels.cpu.simd import f64, i64, load, store
+from llava_ref.kernels.cpu.traced import loop
 
 
 @kernel
 def step(args, first, end):
     """Replace x by 3 x + add for some items."""
-    x, add = load(types.int64, args), load(types.int64, args + 8)
-    for i in range(first, end):
-        store(load(types.int64, x + 8 * i) * 3 + add, x + 8 * i)
+    x, add = load(i64, args), load(i64, args + 8)
+    for i in loop(first, end):
+        store(load(i64, x + 8 * i) * 3 + add, x + 8 * i)
 
 
 @kernel
 def number(args, first, end):
     """Store a float argument."""
-    store(load(types.float64, args + 8), load(types.int64, args))
+    store(load(f64, args + 8), load(i64, args))
 
 
 def stepping(x, add, grain):

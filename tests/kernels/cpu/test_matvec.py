@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
 from llava_ref.gguf.types import TYPES
-from llava_ref.kernels.cpu import blocks, simd
+from llava_ref.kernels.cpu import blocks
 from llava_ref.kernels.cpu.activations import RoundedRows, quantise
 from llava_ref.kernels.cpu.launch import run
 from llava_ref.kernels.cpu.matvec import DENSE, FEW, SUPPORTED, matvec
+from llava_ref.kernels.cpu.processor import LEVEL, LEVELS
 
 VECTORS = str(Path(__file__).with_name("test_simd.py"))
 
@@ -64,10 +65,10 @@ def test_a_type_is_a_module_and_all_are_listed():
     assert {kind.lower() for kind in SUPPORTED} <= named and DENSE < SUPPORTED
 
 
-@pytest.mark.skipif("LLAVA_REF_SIMD" in os.environ, reason="one set is chosen for this process")
-@pytest.mark.parametrize("name", [name for name in simd.SETS if name != simd.SET])
-def test_every_other_instruction_set(name):
-    """Run the tests of vectors and of overflow again: a set is chosen once a process. All kernels: test_cases.py."""
+@pytest.mark.skipif("LLAVA_REF_SIMD" in os.environ, reason="one level is chosen for this process")
+@pytest.mark.parametrize("name", [name for name in LEVELS if name != LEVEL])
+def test_every_other_level(name):
+    """Run the tests of vectors and of overflow again: a level is chosen once a process. All kernels: test_cases.py."""
     chosen = "test_simd or overflow and (Q4_K or Q6_K)"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, __file__, VECTORS]
     done = subprocess.run(command, env=os.environ | {"LLAVA_REF_SIMD": name}, capture_output=True, text=True)

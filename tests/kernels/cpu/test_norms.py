@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 from llava_ref.kernels import reference
 from llava_ref.kernels.cpu.launch import run
 from llava_ref.kernels.cpu.norms import add, layer_norm, rms_norm

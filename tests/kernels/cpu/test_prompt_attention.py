@@ -1,4 +1,4 @@
-"""Attention of many rows, by tiles and by torch, against float64 of the same keys and values."""
+"""Attention of many rows, by tiles, by vectors and by torch, against float64 of the same keys and values."""
 
 from collections.abc import Callable
 
@@ -7,15 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 from llava_ref.kernels import reference
-from llava_ref.kernels.cpu import amx, prompt_attention
+from llava_ref.kernels.cpu import prompt_attention
+from llava_ref.kernels.cpu.processor import SET, TILES
+from llava_ref.kernels.cpu.vector_attention import by_vectors
 from llava_ref.ops.sees import Sees
 
 from ...support.helpers import close, rand
 
 Attend = Callable[..., Tensor]
-tiles = pytest.mark.skipif(not amx.AVAILABLE, reason="this processor has no AMX")
+tiles = pytest.mark.skipif(not TILES, reason="no tiles at this level")
 KEY = np.arange(300)
 PICTURE = np.where((KEY >= 40) & (KEY < 240), 0, -1)
 SEES = {
@@ -36,9 +38,19 @@ def exact_values(*args: object) -> Tensor:
     return prompt_attention.by_tiles(*args, 2, 2)
 
 
+def two_terms(*args: object) -> Tensor:
+    *arrays, threads = args
+    return prompt_attention.by_tiles(*arrays, 2, threads)
+
+
+def vectors(*args: object) -> Tensor:
+    return by_vectors(*args, 2)
+
+
 WAYS = [
     pytest.param(rounded_values, 3e-3, marks=tiles),
     pytest.param(exact_values, 1e-5, marks=tiles),
+    pytest.param(vectors, 1e-6),
     pytest.param(prompt_attention.by_torch, 1e-6),
 ]
 
@@ -88,20 +100,43 @@ def test_many_heads_go_in_turns_through_a_small_room(attend: Attend, monkeypatch
     assert torch.equal(attend(q, k, v, seen, 0.125), found)
 
 
-@tiles
-def test_threads_change_no_bit() -> None:
+@pytest.mark.parametrize("attend", [pytest.param(two_terms, marks=tiles), by_vectors])
+def test_threads_change_no_bit(attend: Attend) -> None:
     q, k, v = arrays(300, 300, 4, 2, 64)
     seen = torch.from_numpy(SEES["causal"].ranges())
-    one, three = (prompt_attention.by_tiles(q, k, v, seen, 0.125, 2, threads) for threads in (1, 3))
+    one, three = (attend(q, k, v, seen, 0.125, threads) for threads in (1, 3))
     assert torch.equal(one, three)
 
 
-def test_the_way_is_chosen_by_what_keys_are_kept_in() -> None:
+@pytest.mark.parametrize(("T", "past", "dh", "window", "half"), [
+    (1, 0, 16, None, False), (97, 0, 17, None, True), (95, 64, 250, 30, True), (200, 63, 129, 64, False),
+    (25, 300, 40, 7, True),
+])  # fmt: skip
+def test_vectors_have_odd_sizes(T: int, past: int, dh: int, window: int | None, half: bool) -> None:
+    key = np.arange(past + T)
+    sees = Sees(key[past:], key, window=window)
+    q, k, v = arrays(T, past + T, 6, 2, dh, half)
+    found = vectors(q, k, v, torch.from_numpy(sees.ranges()), dh**-0.5)
+    close(found.numpy(), wanted(q, k, v, sees.hidden(), dh**-0.5).numpy(), 1e-6)
+
+
+def test_a_query_does_not_depend_on_those_beside_it() -> None:
+    sees = SEES["pictures in a window"]
+    q, k, v = arrays(300, 300, 2, 1, 64)
+    seen = torch.from_numpy(sees.ranges())
+    together = vectors(q, k, v, seen, 0.125)
+    for first, end in (0, 1), (90, 100), (171, 300):
+        alone = vectors(q[first:end], k, v, seen[first:end], 0.125)
+        assert torch.equal(alone, together[first:end])
+
+
+def test_the_way_is_chosen_by_the_processor_and_by_what_keys_are_kept_in() -> None:
     for half, way, bound in (True, exact_values, 1e-5), (False, rounded_values, 3e-3):
         q, k, v = arrays(40, 40, 2, 2, 64, half)
         found = prompt_attention.prompt_attention(q, k, v, None, 0.125)
         close(found.numpy(), wanted(q, k, v, None, 0.125).numpy(), bound)
-        assert not amx.AVAILABLE or torch.equal(found, way(q, k, v, None, 0.125))
+        way = way if TILES else prompt_attention.by_torch if SET == "portable" else vectors
+        assert torch.equal(found, way(q, k, v, None, 0.125))
     q, k, v = arrays(12, 12, 2, 2, 288)  # larger heads than there is room for
     close(prompt_attention.prompt_attention(q, k, v, None, 0.06).numpy(), wanted(q, k, v, None, 0.06).numpy(), 1e-6)
 

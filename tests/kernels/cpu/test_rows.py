@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
 from llava_ref.gguf.types import TYPES
 from llava_ref.kernels.cpu.launch import run

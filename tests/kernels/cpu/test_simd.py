@@ -1,34 +1,31 @@
 """Operations on vectors give what numpy gives, in every instruction set that this processor has."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
-from numba import types
 
-from llava_ref.kernels.cpu import dots, lanes, simd
-from llava_ref.kernels.cpu.functions import folder, inlined, kernel
+from llava_ref.kernels.cpu import dots, lanes, processor
+from llava_ref.kernels.cpu.compiled import assembly, kernel
 from llava_ref.kernels.cpu.launch import Launch, arguments, run
+from llava_ref.kernels.cpu.llvm import Kind
 from llava_ref.kernels.cpu.simd import (
-    Vec,
     f32x16,
     i8x16,
     i8x64,
+    i16,
     i16x16,
     i16x32,
     i32x16,
+    i64,
     load,
     load_some,
     splat,
     store,
     store_some,
 )
-from llava_ref.kernels.cpu.traced import Cell, least, loop, most, otherwise, pick, traced, turns, when
+from llava_ref.kernels.cpu.traced import Cell, least, loop, most, otherwise, pick, turns, when
 
 HALVES = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
 SPREAD, BOTH = lanes.shuffle(*[3] * 8, *[1] * 8), lanes.shuffle_two(*range(0, 32, 2))
@@ -49,10 +46,10 @@ def random(kind, n, seed=0):
 
 
 def places(args, count):
-    return [load(types.int64, args + 8 * i) for i in range(count)]
+    return [load(i64, args + 8 * i) for i in range(count)]
 
 
-@traced
+@kernel
 def integers(args, first, end):
     """Store what a few operators make of int16 lanes."""
     x, y, out = places(args, 3)
@@ -74,7 +71,7 @@ def test_operators_of_integers():
     assert (got == np.array(want)).all(axis=1).all()
 
 
-@traced
+@kernel
 def floats(args, first, end):
     """Store what a few operations make of float32 lanes."""
     x, y, out = places(args, 3)
@@ -97,7 +94,7 @@ def test_operations_of_floats():
     assert all((g == w).all() for g, w in zip(got, want, strict=True))
 
 
-@traced
+@kernel
 def sums(args, first, end):
     """Store the sum of float32 lanes, and a b + c."""
     x, out = places(args, 2)
@@ -114,10 +111,10 @@ def test_lanes_are_added_by_halves():
         half = half[: len(half) // 2] + half[len(half) // 2 :]
     assert got[0] == half[0] and got[1] == a.max()
     exact = (a.astype(np.float64) * a + a).astype(np.float32)
-    assert (got[16:] == exact).all() or (simd.SET == "portable" and np.allclose(got[16:], exact, 2e-7))
+    assert (got[16:] == exact).all() or (processor.INSTRUCTIONS == "portable" and np.allclose(got[16:], exact, 2e-7))
 
 
-@traced
+@kernel
 def widened(args, first, end):
     """Convert 16 of all half-precision numbers at a time, and back."""
     x, floats, back, number = places(args, 4)
@@ -125,7 +122,7 @@ def widened(args, first, end):
         value = lanes.from_half(load(i16x16, x + 32 * i))
         store(value, floats + 64 * i)
         store(lanes.to_half(value), back + 32 * i)
-        store(lanes.half_number(load(types.int16, x + 32 * i)), number + 4 * i)
+        store(lanes.half_number(load(i16, x + 32 * i)), number + 4 * i)
 
 
 def test_half_precision_is_exact():
@@ -137,7 +134,7 @@ def test_half_precision_is_exact():
     assert np.array_equal(back, HALVES, equal_nan=True) and (np.signbit(back) == np.signbit(HALVES)).all()
 
 
-@traced
+@kernel
 def rounded(args, first, end):
     """Round 16 float32 at a time to half precision and to bfloat16, and widen those."""
     x, halves, brains, wide = places(args, 4)
@@ -164,7 +161,7 @@ def test_floats_are_rounded_to_the_nearest_and_ties_to_even():
     assert np.array_equal(wide, want.float().numpy(), equal_nan=True)
 
 
-@traced
+@kernel
 def products(args, first, end):
     """Store sums of neighbours' products, of words and of bytes, and bytes looked up."""
     x, y, out = places(args, 3)
@@ -195,7 +192,7 @@ def test_dot_products_and_tables():
     assert (got[6].view(np.int16) == four[::2]).all()
 
 
-@traced
+@kernel
 def some(args, first, end):
     """Copy the first 5 of 16 numbers."""
     x, out = places(args, 2)
@@ -208,12 +205,12 @@ def test_only_some_lanes_are_read_and_written():
     assert (out == np.concatenate([x[:5] + 1, [1, 1], np.full(9, 9)])).all()
 
 
-@traced
+@kernel
 def turning(args, first, end):
     """Store the steps of Collatz from each number to 1, and whether it is odd."""
     x, out = places(args, 2)
     for i in loop(first, end, 1):
-        n, steps = Cell(load(types.int64, x + 8 * i)), Cell(0)
+        n, steps = Cell(load(i64, x + 8 * i)), Cell(0)
         for turn in turns():
             with when(n.value == 1):
                 turn.leave()
@@ -234,47 +231,30 @@ def test_loops_and_conditions_of_a_traced_kernel():
 
 
 def test_a_condition_on_a_number_of_the_machine_is_refused():
+    def wrong(args, first, end):
+        """Decide while the kernel is made what only the kernel knows."""
+        if first > end:
+            store(first, args)
+
     with pytest.raises(TypeError, match="when"):
-
-        @traced
-        def wrong(args, first, end):
-            """Decide while the kernel is made what only the kernel knows."""
-            if first > end:
-                store(first, args)
-
-
-@inlined
-def moved(base, j):
-    """Load a vector at base + 64 j: with j = 0 the sum is the base alone."""
-    if j > 3:
-        return load(f32x16, base + 64 * j)
-    return load(f32x16, base + 64 * j) + types.float32(1)
+        assembly("wrong", wrong)
 
 
 @kernel
-def from_numba(args, first, end):
-    """Add two vectors that an inlined function loads."""
-    store(moved(load(types.int64, args), 0) + moved(load(types.int64, args), 5), load(types.int64, args + 8))
+def offsets(args, first, end):
+    """Load vectors at base + 64 j, and at 0 plus their address: a number of the machine, and one of Python."""
+    x, zero, out = places(args, 3)
+    found = [load(f32x16, x + 64 * j) for j in (0, 5)]
+    found += [load(f32x16, zero + x), load(f32x16, 0 + x)]
+    for i, value in enumerate(found):
+        store(value, out + 64 * i)
 
 
-def test_numba_inlines_a_function_that_adds_to_an_address():
-    x, out = random(np.float32, 96), np.zeros(16, np.float32)
-    assert (applied(from_numba, out, x) == x[:16] + np.float32(1) + x[80:]).all()
-
-
-def test_kernels_are_kept_in_a_folder_for_these_sources():
-    assert any(path.name.startswith("test_simd.floats-") for path in folder().iterdir()) or not os.access(
-        folder(), os.W_OK
-    )
+def test_an_address_of_0_plus_an_offset():
+    x, out = random(np.float32, 96), np.zeros((4, 16), np.float32)
+    run(Launch(offsets, arguments(x.ctypes.data, 0, out.ctypes.data), 1, 1), threads=1)
+    assert (out == np.array([x[:16], x[80:], x[:16], x[:16]])).all()
 
 
 def test_names_of_types():
-    assert str(Vec("i8", 64)) == "i8x64" and Vec("i8", 64) == i8x64
-
-
-def test_a_kept_kernel_may_name_functions_of_numbas_runtime():
-    """Load one of rows.py in a new process, the second time from the folder: its code frees memory."""
-    code = "from llava_ref.kernels.cpu import rows; print(rows.widened('Q4_K', 0, 256, 0, 0, 0).kernel.address > 0)"
-    for _ in range(2):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert done.stdout.strip() == "True", done.stderr
+    assert str(Kind("i8", 64)) == "i8x64" and Kind("i8", 64) == i8x64

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
 from llava_ref.kernels.cpu.activations import RoundedRows, quantise
 from llava_ref.kernels.cpu.launch import run

@@ -1,15 +1,12 @@
-"""Read the scales of 8 blocks of 32 weights, which lie a block apart, and spread them over the weights."""
+"""Read 8 numbers that lie a stride apart: the scales of 8 blocks of 32 weights."""
 
 from typing import Any
 
 from llvmlite import ir
 
-from ..lanes import from_half, shuffle
-from ..simd import ELEMENTS, I32, I64, SET, Vec, operation, pointer, shuffled
-from ..traced import Number, Value
-
-PAIRS = [shuffle(*[i] * 8, *[i + 1] * 8) for i in (0, 2, 4, 6)]
-TWICE = shuffle(*(i // 2 for i in range(16)))
+from .llvm import ELEMENTS, I32, I64, constant, opaque, pointer, shuffled
+from .processor import SET
+from .traced import operation
 
 
 def _from_vectors(builder: Any, address: Any, kind: ir.IntType, stride: int, end: int) -> Any:
@@ -28,10 +25,17 @@ def _from_vectors(builder: Any, address: Any, kind: ir.IntType, stride: int, end
 
 
 def _one_by_one(builder: Any, address: Any, kind: ir.IntType, stride: int) -> Any:
-    found = ir.Constant(ir.VectorType(kind, 8), ir.Undefined)
-    for i in range(8):
-        at = builder.add(address, ir.Constant(I64, i * stride))
-        found = builder.insert_element(found, builder.load(pointer(builder, kind, at), align=1), ir.Constant(I32, i))
+    """Read 8 numbers into a vector, the first by way of an integer: an insertion would wait for what was there."""
+    places = [builder.add(address, ir.Constant(I64, i * stride)) for i in range(8)]
+    numbers = [builder.load(pointer(builder, kind, place), align=1) for place in places]
+    first = builder.insert_element(
+        constant(ir.VectorType(I64, kind.width // 8), 0),
+        opaque(builder, builder.zext(numbers[0], I64)),
+        ir.Constant(I32, 0),
+    )
+    found = builder.bitcast(first, ir.VectorType(kind, 8))
+    for i, number in enumerate(numbers[1:], 1):
+        found = builder.insert_element(found, number, ir.Constant(I32, i))
     return found
 
 
@@ -39,7 +43,7 @@ def strided(element: str, stride: int, end: int) -> Any:
     """Make a function that reads 8 numbers at an address, `stride` bytes apart; bytes up to `end` may be touched."""
     kind = ELEMENTS[element]
 
-    @operation(lambda address: Vec(element, 8))
+    @operation
     def strided(builder, address):
         """Read 8 numbers."""
         if SET == "avx512":
@@ -47,19 +51,3 @@ def strided(element: str, stride: int, end: int) -> Any:
         return _one_by_one(builder, address, kind, stride)
 
     return strided
-
-
-def halves(stride: int, end: int) -> Any:
-    """Make a function that reads 8 float16 as `strided` does, and gives them as float32."""
-    read = strided("i16", stride, end)
-
-    def halves(at: Number) -> Value:
-        """Read 8 float16."""
-        return from_half(read(at))
-
-    return halves
-
-
-def spread(d: Value) -> list[Value]:
-    """Spread 8 scales over 256 weights, each lane for 4: 4 vectors."""
-    return [two(d) for two in PAIRS]
