@@ -201,9 +201,9 @@ class Llava:
             clock.cached_rows.append(kept)
             return kept
         began, tap = time.perf_counter(), self.probes.tap(object())
-        pixels = self.preprocess(image, tap).pixels
+        picture = self.preprocess(image, tap)
         ready = time.perf_counter()
-        rows = self.encode(pixels, tap)
+        rows = self.encode(picture.pixels, picture.source, tap)
         clock.preprocess_s += ready - began
         clock.encode_s += time.perf_counter() - ready
         if reuse is not None:
@@ -234,9 +234,11 @@ class Llava:
         """Return a picture as the tower takes it. Raises ParameterError if there is no tower."""
         return self.tower.preprocess(image.rgb, tap)
 
-    def encode(self, pixels: np.ndarray, tap: Tap = no_tap) -> np.ndarray:
-        """Return the rows that stand in for a picture.  `Preprocessed.pixels` (1, 3, S, S) -> (N, D) float32"""
-        return encode(self.tower, pixels, tap)
+    def encode(self, pixels: np.ndarray, size: tuple[int, int] = (1, 1), tap: Tap = no_tap) -> np.ndarray:
+        """Return the rows that stand in for a picture.  `Preprocessed.pixels` (tiles, 3, S, S) -> (N, D) float32
+
+        `size`: `Preprocessed.source`, which only pictures of several tiles need."""
+        return encode(self.tower, pixels, size, tap)
 
     def encode_image(self, image: ImageSource) -> np.ndarray:
         """Return the rows that stand in for a picture: bytes, a path, a PIL image or an array -> (N, D) float32."""

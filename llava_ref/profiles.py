@@ -23,6 +23,7 @@ TOWER = ("vision.", "projector.")
 TOKENS = ("token_ids",)
 DECODER = ("blk.",)
 ATTENTION = ("blk.", "vision.")
+ANYRES = "in files with `clip.vision.image_grid_pinpoints` (LLaVA-1.6)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,34 @@ class Quirks:
             "letterbox": "keeps a picture's aspect and centres it on black",
         },
         where="in families that do not pad with their mean colour",
+    )
+    tiling: Literal["always", "larger"] = quirk(
+        "which pictures are cut into tiles",
+        (*PICTURE, *TOKENS),
+        ("always", "always", "larger"),
+        {
+            "always": "cuts every picture into tiles, at a size chosen in float64",
+            "larger": "cuts only pictures larger than the tower's input into tiles, at a size chosen in float32",
+        },
+        where=ANYRES,
+    )
+    overview: Literal["first", "last"] = quirk(
+        "the place of the overview among the tiles",
+        (*PICTURE, "embd"),
+        ("first", "first", "last"),
+        {"first": "puts a picture's overview before its tiles", "last": "puts a picture's overview after its tiles"},
+        where=ANYRES,
+    )
+    tiles: Literal["joined", "apart"] = quirk(
+        "how the rows of tiles stand in the sequence",
+        (*TOKENS, "embd"),
+        ("joined", "joined", "apart"),
+        {
+            "joined": "joins a picture's tiles to one grid of rows, leaves out its padding and ends each line by a "
+            "newline row",
+            "apart": "puts the rows of a picture's tiles one tile after the other, with padding, without newline rows",
+        },
+        where=ANYRES,
     )
     exif: Exif = quirk(
         "the picture's EXIF orientation",

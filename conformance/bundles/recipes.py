@@ -1,10 +1,10 @@
 """List the golden bundles: the pair, pictures and prompt of each, and the profiles that it is valid for.
 
-There are four groups. The first covers LLaVA's architecture in float32 and with every stage: one pair for each option,
-under the profile that the option distinguishes. The second does the same for Gemma 3. The third has one pair for every
-type of tensor, on which the profiles do not differ (no class token, a feature layer that the file names, a picture of
-the tower's size, a projector gain at which all kinds of GELU agree), so that engines of every behaviour can use them.
-The last is one pair in which every matrix has another type.
+There are five groups. The first covers LLaVA's architecture in float32 and with every stage: one pair for each
+option, under the profile that the option distinguishes. The second does the same for Gemma 3, the third for
+LLaVA-1.6. The fourth has one pair for every type of tensor, on which the profiles do not differ (no class token, a
+feature layer that the file names, a picture of the tower's size, a projector gain at which all kinds of GELU agree),
+so that engines of every behaviour can use them. The last is one pair in which every matrix has another type.
 """
 
 from collections.abc import Iterator
@@ -143,6 +143,24 @@ GEMMA3 = (
 )  # fmt: skip
 
 
+ANYRES = replace(VISION, image_size=12, patch_size=4, sizes=((12, 24), (24, 12), (24, 24)), feature_layer=1)
+
+LLAVA_NEXT = (
+    Bundle(
+        "llava-1.6-hf",
+        "LLaVA-1.6: a wide picture, its overview and its tiles, joined to one grid without its padding, each line of "
+        "it ended by a newline row",
+        TEXT, ANYRES, (WIDE,), "what<image>\nis red", HF, seed=11,
+    ),
+    Bundle(
+        "llava-1.6-llama.cpp",
+        "the same files; tiles one after the other and the overview last, without newline rows; a picture smaller than "
+        "a tile is not cut",
+        TEXT, ANYRES, (WIDE, TINY), "what<image>is <image>\nred", LLAMA_CPP, seed=11,
+    ),
+)  # fmt: skip
+
+
 def _of_type(kind: str) -> Bundle:
     """Make the bundle of one type, with one block in each network.
 
@@ -193,5 +211,6 @@ def bundles() -> Iterator[Bundle]:
     """Yield all bundles, in the order of the manifest."""
     yield from ARCHITECTURE
     yield from GEMMA3
+    yield from LLAVA_NEXT
     yield from (_of_type(kind) for kind in KINDS)
     yield _mixed()

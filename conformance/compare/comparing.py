@@ -5,6 +5,7 @@ T positions, N patches, D width, V vocabulary.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 
@@ -103,6 +104,16 @@ def continued(model: Llava, images: Sequence[object], ids: Sequence[int], tokens
     them."""
     rows = [model.encode_image(image) for image in images]  # type: ignore[arg-type]
     return model.forward([*parts(ids, rows), list(tokens[:-1])])[len(ids) - 1 :]
+
+
+def shared_ids(ours: Sequence[int], theirs: Sequence[int]) -> Sequence[int]:
+    """Return the reference's token ids, or ours where its pictures have other numbers of rows."""
+    return theirs if _picture_rows(ours) == _picture_rows(theirs) else ours
+
+
+def _picture_rows(ids: Sequence[int]) -> list[int]:
+    """Return the lengths of the runs of -1."""
+    return [len(list(run)) for picture, run in groupby(ids, lambda token: token < 0) if picture]
 
 
 def parts(ids: Sequence[int], rows: Sequence[np.ndarray]) -> list[Part]:

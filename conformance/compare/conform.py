@@ -2,12 +2,12 @@
 
 The reference has run already (`conformance.engines.reference.Run`). This project runs twice: once with every stage
 computed from the reference's inputs, to find the fault, and once end to end, to measure the accumulated error. Then one
-known quirk after another is switched; a quirk that brings a stage back within its bound is the explanation.
+known quirk after another is switched; a quirk that brings a stage back within its bound is the explanation (`explain`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,13 @@ import numpy as np
 from llava_ref.model import Llava
 from llava_ref.models.order import place
 from llava_ref.models.stages import Stage, of_picture
-from llava_ref.profiles import QUIRKS, Quirks
 from llava_ref.tracing.distance import Distance, rounding
 from llava_ref.tracing.tracefile import hashes
 
 from ..engines.reference import Case, Run
 from .bounds import ARITHMETICS, Bound, Tolerances, arithmetic, bound, recorded, widened
-from .comparing import Measured, run_against
+from .comparing import Measured, run_against, shared_ids
+from .explain import explain
 from .outcome import EndToEnd, end_to_end
 
 Loader = Callable[[Mapping[str, str]], Llava]
@@ -62,7 +62,7 @@ class Deviation:
     n_stages: int
     problem: str
     explained: tuple[str, ...]
-    """Quirks as NAME=VALUE; each of them alone brings the stage within its bound."""
+    """Quirks as NAME=VALUE, each of which alone brings the stage within its bound, or `explain.TOGETHER` others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,13 @@ def conform(load: Loader, case: Case, run: Run) -> Conformance:
     model, files = load({}), (case.text, case.mmproj, *case.images)
     compare = partial(_compare, case=case, run=run)
     compared = compare(model)
-    explained = _explain(load, compare, [stage for stage in compared.stages if stage.problem], model.quirks)
+    bad = [stage.name for stage in compared.stages if stage.problem]
+
+    @cache
+    def problems(changed: frozenset[tuple[str, str]]) -> set[str]:
+        return {stage.name for stage in compare(load(dict(changed))).stages if stage.problem}
+
+    explained = explain(lambda changed: problems(frozenset(changed.items())), bad, model.quirks)
     return Conformance(
         settings=model.settings | {"files": hashes(path for path in files if path is not None)},
         reference=run.name,
@@ -135,7 +141,8 @@ def _compare(model: Llava, case: Case, run: Run) -> _Compared:
         bare = name.partition("#")[0]
         return recorded(bounds.get(bare, other), kinds.get(bare, "float"), moved.get(name), most)
 
-    local, _ = run_against(model, case.images, run.token_ids, run.stages, bound_of, teacher_forced=True)
+    theirs = shared_ids(ids, run.token_ids)
+    local, _ = run_against(model, case.images, theirs, run.stages, bound_of, teacher_forced=True)
     cumulative, logits = run_against(model, case.images, ids, run.stages, bound_of, teacher_forced=False)
     results = [_token_ids(ids, run.token_ids)]
     for name in dict.fromkeys(name for name in [*local, *run.stages] if name != "token_ids"):
@@ -192,33 +199,6 @@ def _token_ids(ours: Sequence[int], theirs: Sequence[int]) -> StageResult:
         problem = f"{a} at position {at}, the reference has {b}"
     shapes = ((len(ours),), (len(theirs),))
     return StageResult("token_ids", "exact", None, shapes, None, None, Bound("max_abs", 0.0), problem)
-
-
-def _explain(
-    load: Loader, compare: Callable[[Llava], _Compared], bad: Sequence[StageResult], quirks: Quirks
-) -> dict[str, tuple[str, ...]]:
-    """Return {stage that exceeds its bound: quirks as NAME=VALUE}. Each of these alone brings the stage within its
-    bound and takes no other stage out of its own."""
-    explained: dict[str, tuple[str, ...]] = {result.name: () for result in bad}
-    before = {result.name for result in bad}
-    for name, value in _alternatives(bad, quirks):
-        after = {result.name for result in compare(load({name: value})).stages if result.problem}
-        if after - before:
-            continue
-        for stage in before - after:
-            explained[stage] = (*explained[stage], f"{name}={value}")
-    return explained
-
-
-def _alternatives(bad: Sequence[StageResult], quirks: Quirks) -> list[tuple[str, str]]:
-    """Return (quirk, value) for the other values of every quirk that shows in one of the stages `bad`."""
-    return [
-        (name, value)
-        for name, quirk in QUIRKS.items()
-        if any(result.name.startswith(quirk.seen_in) for result in bad)
-        for value in quirk.values
-        if value != getattr(quirks, name)
-    ]
 
 
 def _findings(stages: Sequence[StageResult], explained: Mapping[str, tuple[str, ...]]) -> tuple[Deviation, ...]:

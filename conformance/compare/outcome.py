@@ -1,6 +1,6 @@
 """Compare two runs of one prompt end to end: their next-token distributions, and the tokens that follow."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from llava_ref.tracing.distance import kl, rounding
 
 from ..engines.reference import Case, Run
 from .bounds import coarsest, divergence, margin, recorded_logits
-from .comparing import continued, in_axes
+from .comparing import continued, in_axes, shared_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def end_to_end(model: Llava, case: Case, run: Run, ids: tuple[int, ...], logits:
         divergences = tuple(float(x) for x in kl(logits, theirs))
         top_1 = float((logits.argmax(-1) == theirs.argmax(-1)).mean())
     greedy = _answer(run.greedy, model.tokenizer.end_ids)
-    disagreements = _disagreements(model, case, run.token_ids, greedy)
+    disagreements = _disagreements(model, case, shared_ids(ids, run.token_ids), greedy)
     shown = {*greedy, *(d.ours for d in disagreements)}
     return EndToEnd(
         token_ids=(ids, run.token_ids),
@@ -81,7 +81,7 @@ def _answer(greedy: tuple[int, ...], end_ids: frozenset[int]) -> tuple[int, ...]
     return greedy[: next(ends, len(greedy))]
 
 
-def _disagreements(model: Llava, case: Case, ids: tuple[int, ...], greedy: tuple[int, ...]) -> tuple[Disagreement, ...]:
+def _disagreements(model: Llava, case: Case, ids: Sequence[int], greedy: tuple[int, ...]) -> tuple[Disagreement, ...]:
     """Feed the reference's continuation token by token; return where this project expects another token."""
     if not greedy:
         return ()

@@ -24,6 +24,7 @@ from llava_ref.tracing.distance import rel_rms
 from ..engines.llama_cpp.oracle import Oracle, OracleError
 from ..pairs import pairs
 from ..pairs.pairs import TextSpec, VisionSpec
+from ..pairs.random_weights import Random
 from ..pairs.writing import write
 from .keys import BASES, Base, KeyRow, rows
 
@@ -45,7 +46,7 @@ class Files:
 def files(folder: Path, base: Base, changes: Iterable[KeyRow] = ()) -> Files:
     """Write the pair of a base with these keys set."""
     made = Files(folder / "text.gguf", folder / "mmproj.gguf", folder / "picture.png")
-    spec, random, keys = BASES[base], pairs.Random(0, 1.0), {row.key: row.value for row in changes}
+    spec, random, keys = BASES[base], Random(0, 1.0), {row.key: row.value for row in changes}
     text = spec if isinstance(spec, TextSpec) else TextSpec(n_layer=1)
     vision = spec if isinstance(spec, VisionSpec) else VisionSpec(n_block=1, feature_layer=1)
     in_text, in_tower = ({}, keys) if base == "tower" else (keys, {})
@@ -83,7 +84,7 @@ def _transformers(f: Files, base: Base) -> Outcome:
     from ..engines.hf.engine import preprocess
 
     if base == "ids":
-        return [hf_vocabulary.token_ids(gguf.read(f.text), string, -1, 0)[0] for string in STRINGS]
+        return [hf_vocabulary.token_ids(gguf.read(f.text), string, -1, [])[0] for string in STRINGS]
     if base != "tower":
         model = hf_from_gguf.load(f.text, None)
         logits: np.ndarray = model.forward(TOKENS, None).logits[0].numpy()

@@ -203,7 +203,7 @@ TOWER: tuple[tuple[str, Value, Fate], ...] = (
     ("vision.feature_layer", [2, 3], "refused"),
     ("vision.feature_layer", [0], "refused"),
     ("vision.feature_layer", [-2], "refused"),
-    ("vision.image_grid_pinpoints", [56, 112, 112, 56], "refused"),
+    ("vision.image_grid_pinpoints", [56, 112, 112, 56], "obeyed"),
     ("vision.image_aspect_ratio", "pad", "no effect"),
     ("vision.image_aspect_ratio", "anyres", "refused"),
     ("vision.image_crop_resolution", 224, "no effect"),

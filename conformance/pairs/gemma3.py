@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .gemma3_vocabulary import gemma_vocabulary
-from .pairs import Kinds, Pair, Random, affine_norm, stored
+from .pairs import Kinds, Pair, stored
+from .random_weights import Random, affine_norm
 from .writing import Metadata, StoredTensor, write
 
 HALF = [0.5, 0.5, 0.5]  # mean and deviation of SigLIP's pixels

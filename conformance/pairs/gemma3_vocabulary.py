@@ -7,7 +7,7 @@ ids: `<pad>` 0, `<eos>` 1, `<bos>` 2, `<unk>` 3.
 
 from llava_ref.tokenizer.vocabulary import BYTE, CONTROL, NORMAL, USER_DEFINED
 
-from .pairs import vocabulary
+from .vocabulary import vocabulary
 from .writing import Metadata
 
 START_OF_IMAGE, END_OF_IMAGE, SOFT_TOKEN = "<start_of_image>", "<end_of_image>", "<image_soft_token>"
@@ -42,7 +42,7 @@ TEMPLATE = """\
 
 
 def gemma_vocabulary() -> Metadata:
-    """Return the `tokenizer.` keys: about 600 tokens, the words of `pairs.WORDS` among them, and the template."""
+    """Return the `tokenizer.` keys: about 600 tokens, the words of `vocabulary.WORDS` among them, and the template."""
     tokens, scores = _pieces()
     texts = [*CONTROLS, *MARKED, *BYTES, *tokens, START_OF_IMAGE, END_OF_IMAGE, SOFT_TOKEN]
     types = [CONTROL] * len(CONTROLS) + [USER_DEFINED] * len(MARKED) + [BYTE] * 256 + [NORMAL] * len(tokens)

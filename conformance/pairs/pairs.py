@@ -16,7 +16,10 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from .projectors import projector_tensors
 from .random_blocks import random_tensor
+from .random_weights import Random, affine_norm, norm
+from .vocabulary import n_vocab, vocabulary
 from .writing import Metadata, StoredTensor, held, write
 
 ROUNDED = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
@@ -24,7 +27,6 @@ Kinds = tuple[tuple[str, str], ...]
 """Types of single matrices: patterns of tensor names, each with a type; the first pattern that matches counts."""
 
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-WORDS = "the a is what color how many shape red blue circle square of in to and picture large small left right".split()
 
 
 class Typed(Protocol):
@@ -78,6 +80,8 @@ class VisionSpec:
     class_token: bool = True
     pre_ln: bool = True
     swapped: bool = False  # ffn_up and ffn_down by each other's names, as old converters wrote them
+    sizes: tuple[tuple[int, int], ...] = ()
+    """LLaVA-1.6: widths and heights of the pictures that tiles are cut from."""
     projector_gain: float = 1.0
     """By how much the input of the projector's activation is larger: from about 16, no two kinds of GELU differ."""
     kind: str = "F32"
@@ -90,30 +94,6 @@ class Pair:
 
     text: Path
     mmproj: Path
-
-
-class Random:
-    """Make named random float32 arrays. A name gives the same array whatever other names were asked for before."""
-
-    def __init__(self, seed: int, gain: float) -> None:
-        self._seed, self._gain = seed, gain
-
-    def normal(self, name: str, *shape: int, std: float = 1.0, mean: float = 0.0) -> StoredTensor:
-        stream = np.random.default_rng([self._seed, *name.encode()])
-        return held((mean + std * stream.standard_normal(shape)).astype(np.float32))
-
-    def matrix(self, name: str, rows: int, columns: int, gain: float = 1.0) -> StoredTensor:
-        return self.normal(name, rows, columns, std=gain / columns**0.5)
-
-    @property
-    def qk(self) -> float:
-        """Return the gain of query and key matrices: how sharp attention is."""
-        return 1.0 + 0.6 * self._gain
-
-    @property
-    def residual(self) -> float:
-        """Return the gain of a block's last matrices: how much it adds to its input."""
-        return 0.35 + 0.65 * self._gain
 
 
 def build(folder: Path, text: TextSpec, vision: VisionSpec, seed: int = 0, *, calm: bool = False) -> Pair:
@@ -142,34 +122,6 @@ def _stored(name: str, tensor: StoredTensor, s: Typed, seed: int) -> StoredTenso
     gain = round(float(tensor.load().std()) * columns**0.5, 2)  # rounded, so that no platform's last bit shows
     blocks = partial(random_tensor, kind, rows, columns, [seed, *name.encode()], gain=gain)
     return StoredTensor(tensor.shape, blocks, kind)
-
-
-def vocabulary(words: tuple[str, ...] | None = None) -> Metadata:
-    """Make a small SPM vocabulary: unknown, BOS, EOS, the 256 bytes, letters, and whole words with their prefixes."""
-    ascii_letters = [chr(c) for c in range(33, 127)]
-    letters = [*(ascii_letters if words is None else sorted({*"".join(words)})), "▁"]
-    merged = {("▁" + word)[:n] for word in (WORDS if words is None else words) for n in range(2, len(word) + 2)}
-    pieces = sorted(merged, key=lambda piece: (len(piece), piece))
-    byte_tokens = [f"<0x{b:02X}>" for b in range(256)]
-    tokens = ["<unk>", "<s>", "</s>", *byte_tokens, *letters, *pieces]
-    scores = [0.0] * 259 + [-1000.0 - i for i in range(len(letters))] + [-1.0 - i for i in range(len(pieces))]
-    return {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.scores": scores,
-        "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * (len(letters) + len(pieces)),
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2,
-        "tokenizer.ggml.unknown_token_id": 0,
-        "tokenizer.ggml.add_bos_token": True,
-    }
-
-
-def n_vocab(words: tuple[str, ...] | None = None) -> int:
-    """Count the tokens of `vocabulary(words)`."""
-    tokens = vocabulary(words)["tokenizer.ggml.tokens"]
-    assert isinstance(tokens, list)
-    return len(tokens)
 
 
 def text_metadata(s: TextSpec) -> Metadata:
@@ -220,7 +172,7 @@ def _text_block(name: str, s: TextSpec, random: Random) -> dict[str, StoredTenso
         "ffn_up": (F, D, 1.0),
         "ffn_down": (D, F, random.residual),
     }
-    tensors = {f"{name}.{norm}.weight": _norm(f"{name}.{norm}", D, random) for norm in ("attn_norm", "ffn_norm")}
+    tensors = {f"{name}.{part}.weight": norm(f"{name}.{part}", D, random) for part in ("attn_norm", "ffn_norm")}
     for part, (rows, columns, gain) in matrices.items():
         tensors[f"{name}.{part}.weight"] = random.matrix(f"{name}.{part}", rows, columns, gain)
         if s.biases:
@@ -228,16 +180,15 @@ def _text_block(name: str, s: TextSpec, random: Random) -> dict[str, StoredTenso
     return tensors
 
 
-def _norm(name: str, width: int, random: Random) -> StoredTensor:
-    return random.normal(name, width, std=0.1, mean=1.0)
-
-
 def vision_metadata(s: VisionSpec, text_width: int) -> Metadata:
     v = "clip.vision."
-    optional: dict[str, list[int] | bool | None] = {
+    optional: dict[str, list[int] | bool | str | None] = {
         v + "feature_layer": None if s.feature_layer is None else [s.feature_layer],
         "clip.use_gelu": s.use_gelu or None,
     }
+    if s.sizes:
+        optional[v + "image_grid_pinpoints"] = [side for size in s.sizes for side in size]
+        optional |= {v + "image_aspect_ratio": "anyres", v + "mm_patch_merge_type": "spatial_unpad"}
     return {
         "general.architecture": "clip",
         "clip.has_vision_encoder": True,
@@ -269,11 +220,7 @@ def vision_tensors(s: VisionSpec, text_width: int, random: Random) -> dict[str, 
         tensors |= affine_norm(name, D, random)
     for i in range(s.n_block):
         tensors |= _vision_block(f"v.blk.{i}", s, random)
-    gain = s.projector_gain
-    for name, rows, columns, size in (("mm.0", s.middle, D, 1.5 * gain), ("mm.2", text_width, s.middle, 1.5 / gain)):
-        tensors[f"{name}.weight"] = random.matrix(name, rows, columns, size)
-        tensors[f"{name}.bias"] = random.normal(f"{name}.bias", rows, std=0.1)
-    return tensors
+    return tensors | projector_tensors(s, text_width, random)
 
 
 def _vision_block(name: str, s: VisionSpec, random: Random) -> dict[str, StoredTensor]:
@@ -293,8 +240,3 @@ def _vision_block(name: str, s: VisionSpec, random: Random) -> dict[str, StoredT
         tensors[f"{in_file}.weight"] = random.matrix(f"{name}.{part}", rows, columns, gain)
         tensors[f"{in_file}.bias"] = random.normal(f"{name}.{part}.bias", rows, std=0.1)
     return tensors
-
-
-def affine_norm(name: str, width: int, random: Random) -> dict[str, StoredTensor]:
-    bias = random.normal(f"{name}.bias", width, std=0.1)
-    return {f"{name}.weight": _norm(name, width, random), f"{name}.bias": bias}

@@ -10,6 +10,7 @@ from llava_ref.models.stages import Stage
 from llava_ref.profiles import QUIRKS
 
 from ..compare.conform import Conformance, Deviation, StageResult
+from ..compare.explain import TOGETHER
 
 MEASURES = {"rel_rms": "Relative RMS", "max_abs": "Largest difference"}
 
@@ -68,10 +69,11 @@ def problem(report: Conformance, finding: Deviation) -> str:
 def explanation(finding: Deviation) -> str:
     """Say which quirk makes a finding vanish, and what that means for the reference."""
     if not finding.explained:
-        return "No known quirk by itself makes it vanish."
+        return "No known quirks make it vanish."
     if len(finding.explained) == 1:
-        name, _, value = finding.explained[0].partition("=")
-        return f"It vanishes with {name}={value}: the reference {QUIRKS[name].values[value]}."
+        changes = [change.split("=") for change in finding.explained[0].split(TOGETHER)]
+        said = ", and ".join(QUIRKS[name].values[value] for name, value in changes)
+        return f"It vanishes with {' and '.join(map('='.join, changes))}: the reference {said}."
     return f"It vanishes with any one of {', '.join(finding.explained)}."
 
 

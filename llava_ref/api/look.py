@@ -56,13 +56,14 @@ def look_response(result: Look) -> dict[str, Any]:
 
     `picture` is the source as it was decoded; a browser may show it rotated, because it applies EXIF orientation.
     `affine` is [scale x, scale y, shift x, shift y] from pixels of the squared picture to pixels of the source, whose
-    size is `source`."""
+    size is `source`; of LLaVA-1.6's tiles it is that of the overview, which `grid` lies over too."""
     picture, affine = result.picture, result.picture.affine
     return {
         "object": "look",
         "picture": data_uri(result.rgb),
         "seen": data_uri(picture.seen),
         "size": picture.seen.shape[0],
+        "tiles": len(picture.tiles),
         "source": list(picture.source),
         "affine": [affine.scale_x, affine.scale_y, affine.shift_x, affine.shift_y],
         "grid": result.attention.shape[1],

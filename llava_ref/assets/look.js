@@ -84,7 +84,9 @@ function mean(maps) {
 function show(found, source, word) {
   by("seen").src = found.seen;
   const [width, height] = found.source, size = found.size;
-  by("sizes").textContent = `${width} × ${height} resized to ${size} × ${size}, read as ${found.grid} × ${found.grid} patches.`;
+  by("sizes").textContent = found.tiles > 1
+    ? `${width} × ${height} read as ${found.tiles} tiles of ${size} × ${size}, an overview and its parts.`
+    : `${width} × ${height} resized to ${size} × ${size}, read as ${found.grid} × ${found.grid} patches.`;
   by("lookname").textContent = word ? `Where it looked for “${word.name}”` : "The picture: click on a word of the answer";
   const tokens = word ? found.tokens.flatMap((t, i) => (t.start < word.end && t.end > word.start ? [i] : [])) : [];
   draw(found, source, tokens.length ? mean(tokens.map(i => found.attention[i])) : null);

@@ -38,9 +38,9 @@ class Workload:
         """Run every stage once; return the tokens that were chosen behind the prompt."""
         if self.image is not None:
             with watch.lap("preprocess"):
-                pixels = model.preprocess(model.decode_image(self.image)).pixels
+                picture = model.preprocess(model.decode_image(self.image))
             with watch.lap("encode"):
-                model.encode(pixels)
+                model.encode(picture.pixels, picture.source)
         session, tokens = model.session(), list[int]()
         sampler = Sampler(Sampling(), model.tokenizer.n_vocab, prompt, self.n_gen)
         with watch.lap("prefill"):

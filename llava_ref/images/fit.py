@@ -9,6 +9,8 @@ S is the side of the square. The rules, for a picture of w x h:
 - `resize_pad` (llama.cpp b10605, mtmd-image.cpp:39-93): scaled to fit into S x S, new sides rounded up, the horizontal
   pass first, then centred on one colour.
 - `stretch` (transformers' Gemma3ImageProcessor): both sides to S, whatever the aspect.
+- `tiled` (LlavaNextImageProcessor; llama.cpp, mtmd-image.cpp:488-557): as `resize_pad`, to a larger size, which is then
+  cut into S x S tiles, row by row.
 """
 
 import json
@@ -21,7 +23,7 @@ from PIL import Image, PngImagePlugin
 
 from ..errors import ImageError
 from ..ops.threads import one_blas_thread
-from .resample import BICUBIC, Filter, resize, resize_padded
+from .resample import BICUBIC, Filter, Order, resize, resize_padded
 
 Colour = tuple[int, int, int]
 
@@ -48,14 +50,42 @@ class PictureMap:
         return (x - self.shift_x) / self.scale_x, (y - self.shift_y) / self.scale_y
 
 
+Fitted = tuple[np.ndarray, PictureMap]
+"""What one run of a tower sees, (S, S, 3) uint8, and the way back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """What one run of a tower sees of a picture: all of it, or a part."""
+
+    seen: np.ndarray  # (S, S, 3) uint8
+    affine: PictureMap
+    rows: np.ndarray
+    """(n, n) int64: for each square of `seen` the number of the picture's row that stands for it, -1: none does."""
+
+
 @dataclass(frozen=True, slots=True)
 class Preprocessed:
     """A picture as a tower takes it."""
 
-    pixels: np.ndarray  # (tiles = 1, 3, S, S) float32, normalised
-    seen: np.ndarray  # (S, S, 3) uint8, the same before normalising
-    affine: PictureMap
+    pixels: np.ndarray  # (tiles, 3, S, S) float32, normalised
+    tiles: tuple[Tile, ...]
     source: tuple[int, int]  # width, height
+
+    @property
+    def seen(self) -> np.ndarray:
+        """Return all that was seen, the tiles side by side.  (S, tiles * S, 3) uint8"""
+        return np.concatenate([tile.seen for tile in self.tiles], 1)
+
+    @property
+    def whole(self) -> Tile:
+        """Return the tile that shows all of the picture: it has the most of the source."""
+        return max(self.tiles, key=lambda tile: tile.affine.scale_x * tile.affine.scale_y)
+
+    @property
+    def affine(self) -> PictureMap:
+        """Return the way back from the tile that shows all of the picture."""
+        return self.whole.affine
 
 
 def normalise(seen: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
@@ -68,15 +98,8 @@ def normalise(seen: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> 
     return np.ascontiguousarray(x.transpose(2, 0, 1)[None])
 
 
-def prepared(
-    rgb: np.ndarray, seen: np.ndarray, affine: PictureMap, mean: Sequence[float], std: Sequence[float]
-) -> Preprocessed:
-    """Normalise a fitted picture and keep its way back.  (h, w, 3) uint8, (S, S, 3) uint8 -> pixels (1, 3, S, S)"""
-    return Preprocessed(normalise(seen, mean, std), seen, affine, (rgb.shape[1], rgb.shape[0]))
-
-
 @one_blas_thread()
-def pad_resize(rgb: np.ndarray, size: int, fill: Colour) -> tuple[np.ndarray, PictureMap]:
+def pad_resize(rgb: np.ndarray, size: int, fill: Colour) -> Fitted:
     """Pad to a square with `fill`, then resize.  (h, w, 3) uint8 -> (S, S, 3) uint8"""
     h, w = rgb.shape[:2]
     long = max(h, w)
@@ -85,7 +108,7 @@ def pad_resize(rgb: np.ndarray, size: int, fill: Colour) -> tuple[np.ndarray, Pi
 
 
 @one_blas_thread()
-def crop(rgb: np.ndarray, size: int) -> tuple[np.ndarray, PictureMap]:
+def crop(rgb: np.ndarray, size: int) -> Fitted:
     """Resize the shorter side, then cut out the middle.  (h, w, 3) uint8 -> (S, S, 3) uint8"""
     h, w = rgb.shape[:2]
     short = min(h, w)
@@ -97,22 +120,44 @@ def crop(rgb: np.ndarray, size: int) -> tuple[np.ndarray, PictureMap]:
 
 
 @one_blas_thread()
-def resize_pad(rgb: np.ndarray, size: int, fill: Colour, kernel: Filter) -> tuple[np.ndarray, PictureMap]:
-    """Resize to fit, then centre on a square of `fill`.  (h, w, 3) uint8 -> (S, S, 3) uint8"""
+def resize_pad(
+    rgb: np.ndarray, size: int | tuple[int, int], fill: Colour, kernel: Filter, order: Order = "horizontal"
+) -> Fitted:
+    """Resize to fit, then centre on `fill`; `size`: S, or width W and height H.  (h, w, 3) uint8 -> (H, W, 3) uint8
+
+    The scale is computed in float32 as llama.cpp does, with order "pillow" in float64 as transformers does: it decides
+    some sizes."""
     h, w = rgb.shape[:2]
-    scale = min(np.float32(size) / np.float32(w), np.float32(size) / np.float32(h))  # float32 decides some sizes
-    width, height = (min(int(np.ceil(np.float32(n) * scale)), size) for n in (w, h))
-    left, top = (size - width) // 2, (size - height) // 2
-    seen = np.empty((size, size, 3), np.uint8)
+    W, H = (size, size) if isinstance(size, int) else size
+    number = np.float32 if order == "horizontal" else np.float64
+    scale = min(number(W) / number(w), number(H) / number(h))
+    width, height = (min(int(np.ceil(number(n) * scale)), most) for n, most in ((w, W), (h, H)))
+    left, top = (W - width) // 2, (H - height) // 2
+    seen = np.empty((H, W, 3), np.uint8)
     seen[:] = fill
-    seen[top : top + height, left : left + width] = resize(rgb, width, height, kernel=kernel)
+    seen[top : top + height, left : left + width] = resize(rgb, width, height, kernel=kernel, order=order)
     return seen, _placed(rgb, width, height, left, top)
 
 
+def tiled(
+    rgb: np.ndarray, size: tuple[int, int], side: int, fill: Colour, kernel: Filter, order: Order
+) -> list[Fitted]:
+    """Resize to fit `size`, width and height, centre on `fill`, and cut into tiles, row by row.  -> (S, S, 3) each"""
+    whole, a = resize_pad(rgb, size, fill, kernel, order)
+    return [
+        (
+            whole[y : y + side, x : x + side],
+            PictureMap(a.scale_x, a.scale_y, a.shift_x + x * a.scale_x, a.shift_y + y * a.scale_y),
+        )
+        for y in range(0, size[1], side)
+        for x in range(0, size[0], side)
+    ]
+
+
 @one_blas_thread()
-def stretch(rgb: np.ndarray, size: int, kernel: Filter) -> tuple[np.ndarray, PictureMap]:
+def stretch(rgb: np.ndarray, size: int, kernel: Filter, order: Order = "pillow") -> Fitted:
     """Resize both sides, whatever the aspect.  (h, w, 3) uint8 -> (S, S, 3) uint8"""
-    return resize(rgb, size, size, kernel=kernel, order="pillow"), _placed(rgb, size, size, 0, 0)
+    return resize(rgb, size, size, kernel=kernel, order=order), _placed(rgb, size, size, 0, 0)
 
 
 def _placed(rgb: np.ndarray, width: int, height: int, left: int, top: int) -> PictureMap:

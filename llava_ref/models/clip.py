@@ -15,9 +15,10 @@ from ..images.resample import BICUBIC
 from ..ops.protocol import Activation, Array, Linear, Norm, Ops
 from ..profiles import PROFILES, Quirks
 from ..tracing.trace import Tap, no_tap, scoped
-from . import projectors, vit
+from . import anyres, projectors, vit
+from .anyres import Anyres
 from .config import VisionConfig, read_vision
-from .family import Span
+from .family import Span, prepared
 from .projectors import MlpWeights
 from .stages import IMAGE, Stage, Table
 from .vit import VitBlock
@@ -53,6 +54,12 @@ class ClipPlan:
     gelu: Activation  # of the projector
 
 
+def read(file: GGUFFile, quirks: Quirks) -> tuple[VisionConfig, Anyres]:
+    """Return the tower's settings, and how a picture is cut into tiles. Raises GGUFError."""
+    c = read_vision(file, obeyed=anyres.KEYS)
+    return c, anyres.read(file, c, quirks, c.grid)
+
+
 def plan(config: VisionConfig, quirks: Quirks) -> ClipPlan:
     one_less = quirks.vit_layers == "one-less"
     layers = config.feature_layer if config.feature_layer is not None else config.n_stored - one_less
@@ -75,11 +82,13 @@ class ClipWeights:
     blocks: tuple[VitBlock, ...]
     post_ln: Norm | None
     projector: MlpWeights
+    newline: Array | None  # (1, Dt), the row that ends a line of joined tiles
 
 
-def load(file: GGUFFile, ops: Ops, c: VisionConfig, p: ClipPlan) -> ClipWeights:
+def load(file: GGUFFile, ops: Ops, c: VisionConfig, p: ClipPlan, tiles: Anyres) -> ClipWeights:
     """Take the tensors. Raises GGUFError for what is missing, has the wrong shape, or has no use."""
     D, w = c.width, Weights(file, ops)
+    projector, newline = projectors.load_mlp(w, D), anyres.newline_of(file)
     class_embd = w.vector("v.class_embd", (1, D)) if w.has("v.class_embd") else None
     weights = ClipWeights(
         patch=w.linear("v.patch_embd", (D, 3, c.patch_size, c.patch_size)),
@@ -88,9 +97,10 @@ def load(file: GGUFFile, ops: Ops, c: VisionConfig, p: ClipPlan) -> ClipWeights:
         pre_ln=w.norm("v.pre_ln", D) if w.has("v.pre_ln.weight") else None,
         blocks=vit.load_blocks(file, w, c, p.n_layer),
         post_ln=w.norm("v.post_ln", D) if p.post_ln and w.has("v.post_ln.weight") else None,
-        projector=projectors.load_mlp(w, D),
+        projector=projector,
+        newline=w.vector(newline, (1, projector.width)) if tiles.joined else None,
     )
-    unused = [f"v.blk.{i}." for i in range(p.n_layer, c.n_stored)]
+    unused = [*(f"v.blk.{i}." for i in range(p.n_layer, c.n_stored)), *([newline] if tiles.sizes else [])]
     w.finish(unused if p.post_ln else [*unused, "v.post_ln."])
     return weights
 
@@ -124,23 +134,24 @@ class Clip:
     config: VisionConfig
     plan: ClipPlan
     square: str  # the quirk
+    anyres: Anyres
     weights: ClipWeights
     ops: Ops
 
     @classmethod
     def load(cls, file: GGUFFile, ops: Ops, quirks: Quirks) -> "Clip":
-        config = read_vision(file)
+        config, tiles = read(file, quirks)
         p = plan(config, quirks)
-        return cls(file, config, p, quirks.square, load(file, ops, config, p), ops)
+        return cls(file, config, p, quirks.square, tiles, load(file, ops, config, p, tiles), ops)
 
     @classmethod
     def about(cls, file: GGUFFile, quirks: Quirks) -> dict[str, Any]:
-        c = read_vision(file)
+        c, tiles = read(file, quirks)
         p = plan(c, quirks)
         return {
             **c.about(),
-            "tokens_per_image": c.n_patches,
-            "square": quirks.square,
+            "tokens_per_image": tiles.most(),
+            **({"square": quirks.square} if not tiles.sizes else tiles.about(quirks)),
             "class_token": quirks.class_token if "v.class_embd" in file.tensors else None,
             "blocks_run": p.n_layer,
             "blocks_run_by_profile": {name: plan(c, other).n_layer for name, other in PROFILES.items()},
@@ -151,27 +162,34 @@ class Clip:
 
     @property
     def width(self) -> int:
-        return self.weights.projector.second.weight.shape[0]
+        return self.weights.projector.width
 
     def span(self, width: int, height: int) -> Span:
-        return Span((self.config.grid, self.config.grid), self.config.n_patches)
+        return Span((self.config.grid, self.config.grid), len(self.anyres.order(width, height)))
 
     def preprocess(self, rgb: np.ndarray, tap: Tap = no_tap) -> fit.Preprocessed:
-        c, rgb = self.config, tap("image.rgb", rgb)
+        rgb = tap("image.rgb", rgb)
+        height, width = rgb.shape[:2]
+        fitted = self.anyres.fitted(rgb) if self.anyres.sizes else [self._squared(rgb)]
+        return prepared(rgb, fitted, self.anyres.places(width, height), self.config, tap)
+
+    def _squared(self, rgb: np.ndarray) -> fit.Fitted:
+        c = self.config
         if self.square == "pad-resize":
             r, g, b = (int(mean * 255) for mean in c.mean)
-            seen, affine = fit.pad_resize(rgb, c.image_size, (r, g, b))
-        elif self.square == "crop":
-            seen, affine = fit.crop(rgb, c.image_size)
-        else:
-            seen, affine = fit.resize_pad(rgb, c.image_size, LLAMA_CPP_FILL, BICUBIC)
-        return fit.prepared(rgb, tap("image.seen", seen), affine, c.mean, c.std)
+            return fit.pad_resize(rgb, c.image_size, (r, g, b))
+        if self.square == "crop":
+            return fit.crop(rgb, c.image_size)
+        return fit.resize_pad(rgb, c.image_size, LLAMA_CPP_FILL, BICUBIC)
 
     def encode(self, pixels: Array, tap: Tap = no_tap) -> Array:
         ops, w, c = self.ops, self.weights, self.config
         with ops.running(c.n_patches, c.width * c.mlp_width):
             features = encode(pixels[0], w, c, self.plan, ops, tap)
             return projectors.mlp(features, w.projector, self.plan.gelu, ops, tap)
+
+    def pack(self, rows: Array, width: int, height: int) -> Array:
+        return self.anyres.pack(rows, self.weights.newline, width, height, self.ops)
 
     def stages(self) -> tuple[Stage, ...]:
         w = self.weights

@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from ..gguf.file import GGUFFile
-from ..images.fit import Preprocessed
+from ..images.fit import Fitted, Preprocessed, Tile, normalise
 from ..ops.protocol import Array, Cache, Ops
 from ..ops.sees import Sees
 from ..ops.step import StepPlan
 from ..profiles import Quirks
 from ..tracing.finite import RefuseNotFinite
-from ..tracing.trace import Probes, Tap, no_tap
+from ..tracing.trace import Probes, Tap, no_tap, of_tile
 from .config import TextConfig, VisionConfig
 from .stages import Stage
 
@@ -25,7 +25,7 @@ from .stages import Stage
 class Span:
     """A picture's place in the sequence, known from its size alone: nothing is decoded or run for it."""
 
-    grid: tuple[int, int]  # rows and columns of the positions that stand for squares of the picture, first to last
+    grid: tuple[int, int]  # rows and columns of the squares of a tile that have a row of their own
     n_rows: int  # positions in all
     before: str = ""  # text of control tokens in front of the rows
     after: str = ""  # and behind them
@@ -68,11 +68,17 @@ class Tower(Protocol):
     def span(self, width: int, height: int) -> Span: ...
 
     def preprocess(self, rgb: np.ndarray, tap: Tap = no_tap) -> Preprocessed:
-        """Return the pixels that `encode` takes.  (height, width, 3) uint8 -> pixels (1, 3, S, S)"""
+        """Return the tiles that `encode` takes.  (height, width, 3) uint8 -> pixels (tiles, 3, S, S)"""
         ...
 
     def encode(self, pixels: Array, tap: Tap = no_tap) -> Array:
-        """Return the rows that stand in for a picture.  pixels (1, 3, S, S) -> (N, D)"""
+        """Return the rows of one tile.  pixels (1, 3, S, S) -> (N, D)"""
+        ...
+
+    def pack(self, rows: Array, width: int, height: int) -> Array:
+        """Return the rows that stand in for a picture of this size, of those of its tiles, one tile after the other.
+
+        Raises ParameterError where there are not as many as its tiles have."""
         ...
 
     def stages(self) -> tuple[Stage, ...]: ...
@@ -124,13 +130,32 @@ class TextModel(Protocol):
     def stages(self) -> tuple[Stage, ...]: ...
 
 
-def encode(tower: Tower, pixels: np.ndarray, tap: Tap = no_tap) -> np.ndarray:
-    """Return the rows that stand in for a picture, on the host.  pixels (1, 3, S, S) -> (N, D) float32
+def prepared(
+    rgb: np.ndarray, fitted: Sequence[Fitted], rows: np.ndarray, c: VisionConfig, tap: Tap = no_tap
+) -> Preprocessed:
+    """Normalise a picture's tiles.  (h, w, 3) uint8, (S, S, 3) uint8 each, rows (tiles, n, n) -> (tiles, 3, S, S)"""
+    seen = [of_tile(tap, i)("image.seen", tile) for i, (tile, _) in enumerate(fitted)]
+    tiles = tuple(Tile(x, affine, r) for x, (_, affine), r in zip(seen, fitted, rows, strict=True))
+    pixels = np.concatenate([normalise(x, c.mean, c.std) for x in seen])
+    return Preprocessed(pixels, tiles, (rgb.shape[1], rgb.shape[0]))
 
-    Raises NumericsError for NaN or infinity, naming the first tensor to hold one."""
+
+def encode(tower: Tower, pixels: np.ndarray, size: tuple[int, int] = (1, 1), tap: Tap = no_tap) -> np.ndarray:
+    """Return the rows that stand in for a picture, on the host.  pixels (tiles, 3, S, S) -> (N, D) float32
+
+    `size`: width and height of the source, which say how tiles are put together. Raises NumericsError for NaN or
+    infinity, naming the first tensor to hold one."""
     ops = tower.ops
     with np.errstate(all="ignore"):  # bad numbers are found by `all_finite`, not by numpy's warnings
-        rows = ops.replay(tower.encode, pixels) if tap is no_tap else tower.encode(ops.array(pixels), tap)
-        if not ops.all_finite(rows):
-            tower.encode(ops.array(pixels), Probes(RefuseNotFinite(ops, tower.file.path)).tap(tower))
-    return ops.numpy(rows)
+        if tap is no_tap:
+            found = ops.concat([ops.replay(tower.encode, tile[None]) for tile in pixels])
+        else:
+            found = _watched(tower, pixels, tap)
+        if not ops.all_finite(found):
+            _watched(tower, pixels, Probes(RefuseNotFinite(ops, tower.file.path)).tap(tower))
+        return ops.numpy(tower.pack(found, *size))
+
+
+def _watched(tower: Tower, pixels: np.ndarray, tap: Tap) -> Array:
+    tiles = [tower.encode(tower.ops.array(tile[None]), of_tile(tap, i)) for i, tile in enumerate(pixels)]
+    return tower.ops.concat(tiles)

@@ -22,6 +22,10 @@ class MlpWeights:
     first: Linear  # mm.0: (M, Dv)
     second: Linear  # mm.2: (D, M)
 
+    @property
+    def width(self) -> int:
+        return self.second.weight.shape[0]
+
 
 def load_mlp(w: Weights, width: int) -> MlpWeights:
     """Take the projector's tensors. Raises GGUFError for what is missing or has the wrong shape."""

@@ -20,7 +20,7 @@ from ..profiles import Quirks
 from ..tracing.trace import Tap, no_tap, scoped
 from . import vit
 from .config import VisionConfig, read_vision
-from .family import Span
+from .family import Span, prepared
 from .stages import IMAGE, Stage, Table
 from .vit import VitBlock
 from .weights import Weights
@@ -156,16 +156,20 @@ class Siglip:
     def preprocess(self, rgb: np.ndarray, tap: Tap = no_tap) -> fit.Preprocessed:
         c, rgb = self.config, tap("image.rgb", rgb)
         if self.quirks.fit == "stretch":
-            seen, affine = fit.stretch(rgb, c.image_size, BILINEAR)
+            fitted = fit.stretch(rgb, c.image_size, BILINEAR)
         else:
-            seen, affine = fit.resize_pad(rgb, c.image_size, BLACK, BILINEAR)
-        return fit.prepared(rgb, tap("image.seen", seen), affine, c.mean, c.std)
+            fitted = fit.resize_pad(rgb, c.image_size, BLACK, BILINEAR)
+        side = c.grid // self.merge
+        return prepared(rgb, [fitted], np.arange(side**2).reshape(1, side, side), c, tap)
 
     def encode(self, pixels: Array, tap: Tap = no_tap) -> Array:
         ops, w, c = self.ops, self.weights, self.config
         with ops.running(c.n_patches, c.width * c.mlp_width):
             features = encode(pixels[0], w, c, ops, tap)
             return project(features, w, c, self.merge, ops, tap)
+
+    def pack(self, rows: Array, width: int, height: int) -> Array:
+        return rows
 
     def stages(self) -> tuple[Stage, ...]:
         return tuple(TABLE.run(len(self.weights.blocks)))

@@ -50,7 +50,9 @@ class Spread:
 def run(text: TextModel | None, tower: Tower | None, case: QualityCase, *probe: Probe) -> PairOutput:
     """Run a case through both halves and show it to each probe. Raises NumericsError."""
     probes = Probes(*probe)
-    rows = tuple(encode(tower, x, probes.tap(x)) for x in case.pixels) if tower is not None else ()
+    rows: tuple[np.ndarray, ...] = ()
+    if tower is not None:
+        rows = tuple(encode(tower, p.pixels, p.source, probes.tap(p)) for p in case.pictures)
     return PairOutput(rows, None if text is None else logits(text, case, rows, probes))
 
 

@@ -11,6 +11,7 @@ from ..generation.sampling import Sampling
 from ..generation.units import Part
 from ..images import ImageSource
 from ..images.decoding import DecodedImage
+from ..images.fit import Preprocessed
 from ..model import Llava
 
 
@@ -18,13 +19,12 @@ from ..model import Llava
 class QualityCase:
     """Holds one prompt and the reference's greedy answer.
 
-    S picture size, N rows of a picture, T positions fed, P positions scored."""
+    N rows of a picture, T positions fed, P positions scored."""
 
     label: str
     question: str
     answer: str
-    squares: tuple[np.ndarray, ...]  # (S, S, 3) uint8 each: the pictures as the tower gets them
-    pixels: tuple[np.ndarray, ...]  # (1, 3, S, S) float32 each: the same, normalised
+    pictures: tuple[Preprocessed, ...]  # as the tower gets them
     chunks: tuple[TextChunk | ImageChunk, ...]
     n_prompt: int
     """Positions of the prompt, pictures included."""
@@ -61,20 +61,15 @@ def ask(reference: Llava, label: str, question: str, request: Request, max_token
     tokens = [reference.tokenizer.token_bytes(token) for token in following.tolist() if token >= 0]
     texts = tuple(token.decode("utf-8", "backslashreplace") for token in tokens)
     pictures = _pictures(reference, request.images)
-    return QualityCase(label, question, reply.text.strip(), *pictures, request.chunks, len(ids), following, texts)
+    return QualityCase(label, question, reply.text.strip(), pictures, request.chunks, len(ids), following, texts)
 
 
 def look(reference: Llava, label: str, image: ImageSource) -> QualityCase:
     """Make a case of a picture without a question, for an mmproj file without a text model. Raises ImageError."""
     return QualityCase(
-        label, "", "", *_pictures(reference, [reference.decode_image(image)]), (), 0, np.zeros(0, np.int64), ()
+        label, "", "", _pictures(reference, [reference.decode_image(image)]), (), 0, np.zeros(0, np.int64), ()
     )
 
 
-Arrays = tuple[np.ndarray, ...]
-
-
-def _pictures(reference: Llava, images: Sequence[DecodedImage]) -> tuple[Arrays, Arrays]:
-    """Return `squares` and `pixels` of a case."""
-    prepared = [reference.preprocess(image) for image in images]
-    return tuple(p.seen for p in prepared), tuple(p.pixels for p in prepared)
+def _pictures(reference: Llava, images: Sequence[DecodedImage]) -> tuple[Preprocessed, ...]:
+    return tuple(reference.preprocess(image) for image in images)

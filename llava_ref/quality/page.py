@@ -185,5 +185,5 @@ def _shown(case: QualityCase, d: Difference) -> Shown:
     s = spread([d], True)
     kl = "" if s is None else f"KL in the answer {s.mean:.1e} on average, {s.max:.1e} at most"
     return Shown(
-        case, [data_uri(square) for square in case.squares], kl, same_answer(d), tokens[:begin], tokens[begin:]
+        case, [data_uri(picture.seen) for picture in case.pictures], kl, same_answer(d), tokens[:begin], tokens[begin:]
     )

@@ -15,9 +15,11 @@ import numpy as np
 from ..errors import ParameterError
 from ..generation.request import Request
 from ..generation.units import Part
+from ..images.fit import Preprocessed, Tile
 from ..model import Llava
 from ..tracing.distance import log_softmax
 from ..tracing.trace import At
+from .overlay import picked, points
 
 MOST = 8  # cells along a side by default: 64 runs
 
@@ -57,12 +59,24 @@ def _covered(model: Llava, rgb: np.ndarray, patches: np.ndarray) -> np.ndarray:
     """Encode a picture (height, width, 3) with the patches of a (grid, grid) mask painted over; return rows (N, D)."""
     colour = np.median(rgb.reshape(-1, 3), 0).astype(np.uint8)
 
+    picture = model.tower.preprocess(rgb)
+
     def cover(square: np.ndarray, at: At) -> np.ndarray:
-        size = square.shape[0] // len(patches)
-        return np.where(patches.repeat(size, 0).repeat(size, 1)[..., None], colour, square)
+        return np.where(under(patches, picture, picture.tiles[at.run], square.shape[0])[..., None], colour, square)
 
     with model.intervene({"image.seen": cover}):
         return model.encode_image(rgb)
+
+
+def under(patches: np.ndarray, picture: Preprocessed, tile: Tile, count: int) -> np.ndarray:
+    """Tell which of count x count cells of a tile lie under a mask (grid, grid) over the tile that shows all."""
+    return np.asarray(picked(patches, picture.whole, *points(tile, count)) == 1)
+
+
+def rows_under(patches: np.ndarray, picture: Preprocessed) -> list[int]:
+    """Return the picture's rows that lie under a mask (grid, grid) over the tile that shows all of it, in order."""
+    found = [tile.rows[under(patches, picture, tile, len(tile.rows))] for tile in picture.tiles]
+    return sorted(int(row) for rows in found for row in rows if row >= 0)
 
 
 def window_of_patches(grid: int, cells: int, middle: tuple[int, int], window: int) -> np.ndarray:

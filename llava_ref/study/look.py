@@ -1,6 +1,6 @@
 """Show what the model saw of a picture, and where each token of a given answer looked.
 
-A tokens of the answer, G patches along a side of the picture.
+A tokens of the answer, G cells along a side of the picture: patches, of LLaVA-1.6 half as large.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from ..generation.request import Request, too_long
 from ..images.fit import Preprocessed
 from ..model import Llava
 from ..tokenizer.tokenizer import Tokenizer
-from .ablation import picture_grid
 from .attention import attention_to_picture
+from .overlay import over_whole
 
 LONGEST = 720
 """Pixels along the longer side of the picture that is returned, at most."""
@@ -75,11 +75,11 @@ def check_answer(model: Llava, request: Request, pieces: tuple[AnswerToken, ...]
 
 def look(model: Llava, request: Request, pieces: tuple[AnswerToken, ...]) -> Look:
     """Run prompt and answer once more and read the attention to the prompt's last picture."""
-    last, grid = len(request.images) - 1, picture_grid(model)
+    last = len(request.images) - 1
     weights = attention_to_picture(model, request, [piece.token_id for piece in pieces], image=last)
     source = request.images[last]
-    attention = weights.mean(0).reshape(-1, grid, grid)
-    return Look(_smaller(source.rgb), model.preprocess(source), pieces, attention)
+    picture = model.preprocess(source)
+    return Look(_smaller(source.rgb), picture, pieces, over_whole(weights.mean(0), picture))
 
 
 def _smaller(rgb: np.ndarray) -> np.ndarray:

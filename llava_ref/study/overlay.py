@@ -7,7 +7,7 @@ distinguishes. Padding is not part of the picture and is not shown; pixels that 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..images.fit import Preprocessed
+from ..images.fit import Preprocessed, Tile
 
 ANCHORS = ((0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164))
 """Colours from low to high, even steps apart, each lighter than the one before: points of matplotlib's `inferno`."""
@@ -16,18 +16,52 @@ BAR, MARGIN = 14, 10  # pixels: height of the colour bar, and the distance betwe
 
 
 def to_source(grid: np.ndarray, picture: Preprocessed) -> np.ndarray:
-    """Map numbers of cells over the model's picture (gy, gx) to the source's pixels (height, width), float32.
+    """Map numbers of cells over the tile that shows all of a picture (gy, gx) to the source's pixels (height, width),
+    float32.
 
     Pixels that the model did not get are NaN."""
+    return picked(grid, picture.whole, *pixels(picture))
+
+
+def pixels(picture: Preprocessed) -> tuple[np.ndarray, np.ndarray]:
+    """Return x and y of the centres of the source's pixels, (width,) and (height,)."""
     width, height = picture.source
-    size = picture.seen.shape[0]
-    across, down = (np.arange(n, dtype=np.float64) + 0.5 for n in (width, height))
-    x = (across - picture.affine.shift_x) / picture.affine.scale_x * grid.shape[1] / size
-    y = (down - picture.affine.shift_y) / picture.affine.scale_y * grid.shape[0] / size
-    rows, columns = np.floor(y).astype(int), np.floor(x).astype(int)
-    inside = ((rows >= 0) & (rows < grid.shape[0]))[:, None] & ((columns >= 0) & (columns < grid.shape[1]))[None]
-    values = grid[np.clip(rows, 0, grid.shape[0] - 1)][:, np.clip(columns, 0, grid.shape[1] - 1)]
+    return np.arange(width) + 0.5, np.arange(height) + 0.5
+
+
+def picked(grid: np.ndarray, tile: Tile, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the numbers (..., gy, gx) of a tile's cells at points of the source, (..., y, x) float32; outside: NaN."""
+    size, a = tile.seen.shape[0], tile.affine
+    columns = np.floor((x - a.shift_x) / a.scale_x * grid.shape[-1] / size).astype(int)
+    rows = np.floor((y - a.shift_y) / a.scale_y * grid.shape[-2] / size).astype(int)
+    inside = ((rows >= 0) & (rows < grid.shape[-2]))[:, None] & ((columns >= 0) & (columns < grid.shape[-1]))[None]
+    values = grid[..., np.clip(rows, 0, grid.shape[-2] - 1), :][..., np.clip(columns, 0, grid.shape[-1] - 1)]
     return np.where(inside, values, np.nan).astype(np.float32)
+
+
+def points(tile: Tile, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the source's x and y of the centres of count x count cells over a tile, (count,) each."""
+    at = (np.arange(count, dtype=np.float64) + 0.5) * tile.seen.shape[0] / count
+    a = tile.affine
+    return at * a.scale_x + a.shift_x, at * a.scale_y + a.shift_y
+
+
+def over_tiles(values: np.ndarray, picture: Preprocessed, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Lay the numbers of a picture's rows (..., N) over points of the source: (..., y, x) float32.
+
+    A point that several tiles show has the sum of their rows' numbers; one that none shows is NaN."""
+    padded = np.concatenate([values, np.full((*values.shape[:-1], 1), np.nan)], -1)  # row -1: none
+    found = np.stack([picked(padded[..., tile.rows], tile, x, y) for tile in picture.tiles])
+    return np.where(np.isnan(found).all(0), np.nan, np.nansum(found, 0)).astype(np.float32)
+
+
+def over_whole(values: np.ndarray, picture: Preprocessed) -> np.ndarray:
+    """Lay the numbers of a picture's rows (..., N) over a grid on the tile that shows all of it: (..., side, side).
+
+    The grid is that of the tile's rows, twice as fine where there are further tiles. Cells in padding that has no row
+    are 0."""
+    side = len(picture.whole.rows) * (1 if len(picture.tiles) == 1 else 2)
+    return np.nan_to_num(over_tiles(values, picture, *points(picture.whole, side)))
 
 
 def colours(values: np.ndarray, low: float, high: float) -> np.ndarray:

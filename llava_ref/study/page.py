@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from ..html import data_uri, environment
-from ..images.fit import Preprocessed
+from ..images.fit import PictureMap, Preprocessed
 from .lens import Lens
-from .overlay import ANCHORS, heat, to_source
+from .overlay import ANCHORS, heat, over_whole, to_source
 
 LEAST_ATTENTION, LEAST_LOST = 0.01, 0.1
 """Smallest upper end of a scale: smaller values do not deserve a colour."""
@@ -17,14 +17,14 @@ LEAST_ATTENTION, LEAST_LOST = 0.01, 0.1
 
 @dataclass(frozen=True, slots=True)
 class Attended:
-    """Holds an answer and its maps over one picture. A tokens, L layers; patches row by row."""
+    """Holds an answer and its maps over one picture. A tokens, L layers, N rows of the picture."""
 
     picture: Preprocessed
     rgb: np.ndarray  # (height, width, 3) uint8: the source
     prompt: str
     answer: str
     pieces: tuple[str, ...]  # text of each token
-    attention: np.ndarray  # (L, A, grid, grid) float32
+    attention: np.ndarray  # (L, A, N) float32
     lost: np.ndarray  # (A, cells, cells) float32, nats
     settings: dict[str, Any]
 
@@ -33,7 +33,7 @@ class Attended:
             "prompt": self.prompt,
             "answer": self.answer,
             "tokens": list(self.pieces),
-            "attention": self.attention.round(6).tolist(),
+            "attention": over_whole(self.attention, self.picture).round(6).tolist(),
             "lost_nats": self.lost.round(6).tolist(),
         }
 
@@ -42,7 +42,10 @@ def attend_page(attended: Attended) -> str:
     """Render a page with tokens to click on, a layer to choose, and both maps over the source picture."""
     data = {
         "pieces": attended.pieces,
-        "maps": {"attention": _rounded(attended.attention), "lost": _rounded(attended.lost)},
+        "maps": {
+            "attention": _rounded(over_whole(attended.attention, attended.picture)),
+            "lost": _rounded(attended.lost),
+        },
         "colours": ANCHORS,
         "least": {"attention": LEAST_ATTENTION, "lost": LEAST_LOST},
         **_geometry(attended.picture),
@@ -59,7 +62,6 @@ class LensPicture:
     picture: Preprocessed
     rgb: np.ndarray
     first: int  # position of its first row
-    grid: int  # patches along a side
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,8 @@ def lens_page(lensed: Lensed) -> str:
     """Render layers by positions of text as a table, and each picture's positions as a grid, one layer at a time."""
     lens = lensed.lens
     pictures = [
-        {"uri": data_uri(p.rgb), "first": p.first, "grid": p.grid, **_geometry(p.picture)} for p in lensed.pictures
+        {"uri": data_uri(p.rgb), "first": p.first, "tiles": _tiles(p.picture), **_geometry(p.picture)}
+        for p in lensed.pictures
     ]
     data = {
         "layers": lens.layers,
@@ -135,12 +138,21 @@ def patch_page(patched: Patched) -> str:
 
 
 def _geometry(picture: Preprocessed) -> dict[str, Any]:
-    a = picture.affine
     return {
         "size": picture.seen.shape[0],
         "source": picture.source,
-        "affine": [a.scale_x, a.scale_y, a.shift_x, a.shift_y],
+        "affine": _numbers(picture.affine),
     }
+
+
+def _tiles(picture: Preprocessed) -> list[dict[str, Any]]:
+    """Return each tile's way back and rows, the tile that shows all of the picture first."""
+    tiles = sorted(picture.tiles, key=lambda tile: tile is not picture.whole)
+    return [{"affine": _numbers(tile.affine), "rows": tile.rows.tolist()} for tile in tiles]
+
+
+def _numbers(a: PictureMap) -> list[float]:
+    return [a.scale_x, a.scale_y, a.shift_x, a.shift_y]
 
 
 def _rounded(x: np.ndarray) -> Any:

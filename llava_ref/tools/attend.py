@@ -8,9 +8,9 @@ from ..errors import ParameterError
 from ..generation.request import Request
 from ..generation.sampling import Sampling
 from ..model import Llava
-from ..study.ablation import ablation, picture_grid
+from ..study.ablation import ablation
 from ..study.attention import attention_to_picture
-from ..study.overlay import in_a_row, panel, to_source
+from ..study.overlay import in_a_row, over_tiles, panel, pixels, to_source
 from ..study.page import LEAST_ATTENTION, LEAST_LOST, Attended, attend_page
 from . import options
 from .output import check_output, note, print_json, write_bytes, write_text
@@ -56,7 +56,6 @@ def run(args: argparse.Namespace) -> int:
 
 def attend(model: Llava, request: Request, max_tokens: int, image: int, cells: int | None, window: int) -> Attended:
     """Generate an answer and compute both maps for each of its tokens, without the token that ends the answer."""
-    grid = picture_grid(model)
     reply = model.answer(request, Sampling(), max_tokens=max_tokens).finish()
     answer = [token for token in reply.token_ids if token not in model.tokenizer.end_ids]
     if not answer:
@@ -70,7 +69,7 @@ def attend(model: Llava, request: Request, max_tokens: int, image: int, cells: i
         prompt=request.prompt.shown,
         answer=reply.text,
         pieces=tuple(model.tokenizer.piece(token) for token in answer),
-        attention=weights.reshape(len(weights), len(answer), grid, grid),
+        attention=weights,
         lost=lost,
         settings=model.settings,
     )
@@ -78,7 +77,7 @@ def attend(model: Llava, request: Request, max_tokens: int, image: int, cells: i
 
 def picture(attended: Attended) -> bytes:
     """Draw both maps of the whole answer side by side; return a PNG."""
-    attention = to_source(attended.attention.mean((0, 1)), attended.picture)
+    attention = over_tiles(attended.attention.mean((0, 1)), attended.picture, *pixels(attended.picture))
     lost = to_source(attended.lost.sum(0), attended.picture)
     maps = [
         panel(attended.rgb, attention, "attention, mean over heads, layers and tokens", "of 1", LEAST_ATTENTION),

@@ -158,7 +158,9 @@ def _layers(file: GGUFFile) -> tuple[bool | None, str]:
 
 
 def _positions(text: GGUFFile, mmproj: GGUFFile) -> tuple[bool | None, str]:
-    count = image_pipeline(mmproj, PROFILES["llava"])["tokens_per_image"]
+    about = image_pipeline(mmproj, PROFILES["llava"])
+    count = about["tokens_per_image"]
     context = text.integer(f"{text.string('general.architecture')}.context_length", 1, 1 << 24)
-    says = f"a picture takes {count} of {context} positions"
+    least = f"{about['tokens_least']} to " if "tokens_least" in about else ""
+    says = f"a picture takes {least}{count} of {context} positions"
     return (True, says) if count < context else (False, f"{says}: there is no room for a question")

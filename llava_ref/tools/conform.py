@@ -140,7 +140,8 @@ def verdict(report: "Conformance") -> list[str]:
         more = f" and {finding.n_stages - 1} after it" if finding.n_stages > 1 else ""
         lines.append(f"  {i}. {finding.stage}{more}: {finding.problem}")
         for change in finding.explained:
-            lines.append(f"     vanishes with --quirk {change}: {QUIRKS[change.partition('=')[0]].about}")
+            names = [part.partition("=")[0] for part in change.split(" --quirk ")]
+            lines.append(f"     vanishes with --quirk {change}: {', and '.join(QUIRKS[name].about for name in names)}")
         if not finding.explained:
             lines.append("     no known quirk explains it")
     return lines

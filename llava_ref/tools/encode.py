@@ -21,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write `pixels` (1, 3, S, S) and `image_embeddings` (N, D), both float32.
+    """Write `pixels` (tiles, 3, S, S) and `image_embeddings` (N, D), both float32.
 
-    The header has the source's width and height and the map back to it, `Preprocessed.affine` of `images.fit`."""
+    The header has the source's width and height and each tile's map back to it, `Tile.affine` of `images.fit`."""
     if len(args.image) != 1:
         raise ParameterError("--image", f"{len(args.image)} given", "expected one picture")
     mmproj, source = args.mmproj or embedded()[1], args.image[0]
@@ -35,12 +35,13 @@ def run(args: argparse.Namespace) -> int:
     for warning in image.warnings:
         note(f"warning: {visible(warning)}")
     picture = model.preprocess(image)
-    tensors = {"pixels": picture.pixels, "image_embeddings": model.encode(picture.pixels)}
+    tensors = {"pixels": picture.pixels, "image_embeddings": model.encode(picture.pixels, picture.source)}
     facts = {
         "mmproj": mmproj.name,
         "image": source.name,
         "source": list(picture.source),
         "affine": asdict(picture.affine),
+        **({"tiles": [asdict(tile.affine) for tile in picture.tiles]} if len(picture.tiles) > 1 else {}),
     }
     write_tensors(args.output, tensors, options.about(model, **facts))
     if args.save_seen is not None:

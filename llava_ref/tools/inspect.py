@@ -159,12 +159,16 @@ def _vocabulary_rows(t: dict[str, Any]) -> dict[str, str]:
 
 def _image_rows(report: dict[str, Any]) -> dict[str, str]:
     p, quirks = report["image_pipeline"], report["quirks"]
-    fit = "square" if "square" in p else "fit"
+    rules = [name for name in ("square", "fit", "tiling", "overview", "tiles") if name in p]
+    said = ", and ".join(QUIRKS[name].values[p[name]] for name in rules)
     rows = {
-        "picture": f"{p['image_size']} x {p['image_size']} pixels; the profile {QUIRKS[fit].values[p[fit]]}",
+        "picture": f"{p['image_size']} x {p['image_size']} pixels; the profile {said}",
         "patches": f"{p['patch_size']} x {p['patch_size']} pixels: {p['grid'][0]} x {p['grid'][1]}",
         "positions": f"{p['tokens_per_image']} in the prompt for each picture",
     }
+    if "tile_sizes" in p:
+        rows["tiles"] = "cut from pictures of " + ", ".join(f"{width} x {height}" for width, height in p["tile_sizes"])
+        rows["positions"] = f"{p['tokens_least']} to {p['tokens_per_image']} in the prompt for a picture, by its size"
     if p["projector"] == "mlp":
         rows |= _clip_rows(p)
     return rows | {

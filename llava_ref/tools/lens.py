@@ -8,7 +8,6 @@ from ..errors import ParameterError
 from ..generation.request import Request
 from ..generation.sampling import Sampling
 from ..model import Llava
-from ..study.ablation import picture_grid
 from ..study.attention import picture_positions
 from ..study.lens import logit_lens
 from ..study.page import Lensed, LensPicture, lens_page
@@ -55,7 +54,7 @@ def look(model: Llava, request: Request, max_tokens: int, top: int) -> Lensed:
     lens = logit_lens(model, request, reply.token_ids, top=min(top, model.tokenizer.n_vocab))
     shown = {int(token) for token in lens.tokens.ravel()} | {token for token in lens.token_ids if token >= 0}
     pictures = tuple(
-        LensPicture(model.preprocess(image), image.rgb, picture_positions(request, i).start, picture_grid(model))
+        LensPicture(model.preprocess(image), image.rgb, picture_positions(request, i).start)
         for i, image in enumerate(request.images)
     )
     return Lensed(

@@ -8,9 +8,10 @@ import numpy as np
 
 from ..errors import ParameterError
 from ..generation.request import Request
+from ..images.fit import Preprocessed
 from ..model import Llava
 from ..models.stages import residual
-from ..study.ablation import picture_grid, window_of_patches
+from ..study.ablation import picture_grid, rows_under, window_of_patches
 from ..study.attention import picture_positions
 from ..study.page import Patched, patch_page
 from ..study.patching import sweep
@@ -67,9 +68,11 @@ def patch(model: Llava, into: Request, source: Request, cells: int) -> Patched:
             "--from-image", "answer", f"begins with {token!r} in both runs, so there is no difference to trace"
         )
     stages = stages_of(model)
-    effects = sweep(model, into, source, groups(into, grid, cells), (theirs, ours), stages=stages, progress=note)
+    pictures = tuple(model.preprocess(request.images[0]) for request in (source, into))
+    parts = groups(into, pictures[1], grid, cells)
+    effects = sweep(model, into, source, parts, (theirs, ours), stages=stages, progress=note)
     return Patched(
-        pictures=tuple(model.preprocess(request.images[0]) for request in (source, into)),
+        pictures=pictures,
         rgbs=tuple(request.images[0].rgb for request in (source, into)),
         prompts=(source.prompt.shown, into.prompt.shown),
         names=(name(model, theirs), name(model, ours)),
@@ -80,13 +83,13 @@ def patch(model: Llava, into: Request, source: Request, cells: int) -> Patched:
     )
 
 
-def groups(request: Request, grid: int, cells: int) -> dict[str, Sequence[int]]:
+def groups(request: Request, prepared: Preprocessed, grid: int, cells: int) -> dict[str, Sequence[int]]:
     """Group a prompt's positions: each cell of the picture, the text, the last position."""
     picture, last = picture_positions(request), len(request.token_ids) - 1
     positions: dict[str, Sequence[int]] = {}
     for y, x in np.ndindex(cells, cells):
-        patches = np.flatnonzero(window_of_patches(grid, cells, (y, x), 1))
-        positions[f"{y},{x}"] = [picture.start + int(at) for at in patches]
+        rows = rows_under(window_of_patches(grid, cells, (y, x), 1), prepared)
+        positions[f"{y},{x}"] = [picture.start + row for row in rows]
     positions["text"] = [at for at in range(last) if at not in picture]
     positions["last"] = [last]
     return positions

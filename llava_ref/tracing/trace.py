@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from ..ops.protocol import Array, Ops
 ON_REQUEST = "kq_soft_max"  # costs extra, so only a pattern that contains this word asks for it
 
 
+Kind = Literal["picture", "tile", "sequence"]
+"""What an array is of."""
 Tap = Callable[[str, Array], Array]
 """The function that a forward pass calls with each array: `no_tap`, or the result of `Probes.tap`."""
 
@@ -37,6 +39,11 @@ def scoped(tap: Tap, prefix: str, number: int | None = None) -> Tap:
     return tap.under(prefix if number is None else f"{prefix}.{number}")
 
 
+def of_tile(tap: Tap, number: int) -> Tap:
+    """Return the tap for one of a picture's tiles, counted from 0."""
+    return tap.tile(number) if isinstance(tap, _Live) else tap
+
+
 def wants(tap: Tap, name: str) -> bool:
     """Tell whether a probe asks for a stage that is computed only on request."""
     return tap is not no_tap and isinstance(tap, _Live) and tap.wants(name)
@@ -50,11 +57,11 @@ class At:
     positions: range | None
     """The array's rows as positions of the sequence; None in the tower and the projector."""
     run: int
-    """Index of the picture, or of the sequence, since the probe was attached."""
+    """Index of the picture, tile or sequence since the probe was attached; each is counted by itself."""
 
     @property
     def numbered(self) -> str:
-        """Return the name, followed by `#1`, `#2`, ... for a further picture or sequence."""
+        """Return the name, followed by `#1`, `#2`, ... for a further picture, tile or sequence."""
         return f"{self.name}#{self.run}" if self.run else self.name
 
 
@@ -69,7 +76,7 @@ class Probe:
     def __init__(self, globs: Sequence[str]) -> None:
         self.globs = tuple(globs)
         self._wanted: dict[str, bool] = {}
-        self._runs: dict[bool, list[object]] = {False: [], True: []}
+        self._runs: dict[Kind, list[tuple[object, int]]] = {"picture": [], "tile": [], "sequence": []}
 
     def wants(self, name: str) -> bool:
         """Tell whether `see` is to be called with this array."""
@@ -82,13 +89,13 @@ class Probe:
         """Observe an array; return the array that the pass goes on with."""
         return x
 
-    def number(self, run: object, in_sequence: bool) -> int:
-        """Return the index of a picture or sequence. The two are counted apart, in the order of their first arrays."""
-        runs = self._runs[in_sequence]
-        for i, other in enumerate(runs):
-            if other is run:
+    def number(self, run: object, kind: Kind, tile: int = 0) -> int:
+        """Return the index of a picture, tile or sequence: each is counted apart, in the order of its first arrays."""
+        runs = self._runs[kind]
+        for i, (other, number) in enumerate(runs):
+            if other is run and number == tile:
                 return i
-        runs.append(run)
+        runs.append((run, tile))
         return len(runs) - 1
 
 
@@ -132,14 +139,17 @@ class Probes:
 class _Live:
     """Shows the arrays of a run to probes: a tap."""
 
-    def __init__(self, probes: tuple[Probe, ...], run: object, positions: range | None, prefix: str) -> None:
-        self._probes, self._run, self._positions, self._prefix = probes, run, positions, prefix
+    def __init__(
+        self, probes: tuple[Probe, ...], run: object, positions: range | None, prefix: str, tile: int | None = None
+    ) -> None:
+        self._probes, self._run, self._positions, self._prefix, self._tile = probes, run, positions, prefix, tile
+        self._kind: Kind = "sequence" if positions is not None else "picture" if tile is None else "tile"
 
     def __call__(self, name: str, x: Array) -> Array:
         name = self._prefix + name
         for probe in self._probes:
             if probe.wants(name):
-                number = probe.number(self._run, self._positions is not None)
+                number = probe.number(self._run, self._kind, self._tile or 0)
                 x = probe.see(x, At(name, self._positions, number))
         return x
 
@@ -147,7 +157,10 @@ class _Live:
         return any(probe.wants(self._prefix + name) for probe in self._probes)
 
     def under(self, prefix: str) -> "_Live":
-        return _Live(self._probes, self._run, self._positions, f"{self._prefix}{prefix}.")
+        return _Live(self._probes, self._run, self._positions, f"{self._prefix}{prefix}.", self._tile)
+
+    def tile(self, number: int) -> "_Live":
+        return _Live(self._probes, self._run, self._positions, self._prefix, number)
 
 
 Edit = Callable[[Array, At], Array] | Callable[[Array], Array]
@@ -157,9 +170,9 @@ class Edits(Probe):
     """Changes arrays by functions `function(x)` or `function(x, at) -> x`, which keep shape and type.
 
     A function gets a prompt's rows all at once, so that `x[-1]` is its last position, and then one row for each token;
-    a picture's stages it gets once per picture. `x` is a copy that it may change: the backend's array, float32 (for
-    `image.` stages: numpy, uint8). It may return a numpy array with either backend. All functions whose pattern matches
-    are applied, in order. Raises ParameterError for a wrong function, shape or type."""
+    a picture's stages it gets once per picture, or tile. `x` is a copy that it may change: the backend's array, float32
+    (for `image.` stages: numpy, uint8). It may return a numpy array with either backend. All functions whose pattern
+    matches are applied, in order. Raises ParameterError for a wrong function, shape or type."""
 
     whole = True
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from llava_ref.errors import ImageError
-from llava_ref.images.fit import Preprocessed, crop, normalise, pad_resize, resize_pad, save_png, stretch
+from llava_ref.images.fit import Preprocessed, Tile, crop, normalise, pad_resize, resize_pad, save_png, stretch
 from llava_ref.images.resample import BICUBIC, BILINEAR
 
 FILL = (122, 116, 104)
@@ -37,7 +37,8 @@ def bicubic(rgb, width, height, filter=Image.Resampling.BICUBIC):
 
 def run(rgb, rule, size=56):
     seen, affine = FITS[rule](rgb, size)
-    return Preprocessed(normalise(seen, MEAN, STD), seen, affine, (rgb.shape[1], rgb.shape[0]))
+    tile = Tile(seen, affine, np.arange(16).reshape(4, 4))
+    return Preprocessed(normalise(seen, MEAN, STD), (tile,), (rgb.shape[1], rgb.shape[0]))
 
 
 # Against Pillow

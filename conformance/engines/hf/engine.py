@@ -26,6 +26,7 @@ ABOUT = {
 }
 PROCESSORS = {
     "llava": "CLIPImageProcessorPil: shortest side, centre crop, mean and deviation of the file",
+    "llava_next": "LlavaNextImageProcessorPil: overview and tiles, mean and deviation of the file",
     "gemma3": "Gemma3ImageProcessorPil: stretched to a square, no pan and scan, mean and deviation of the file",
 }
 
@@ -65,10 +66,10 @@ class Transformers:
             pixels = None
             if model.vision is not None and pictures:
                 pixels, seen = _pixels(model, pictures)
-                for i, (picture, square) in enumerate(zip(pictures, seen, strict=True)):
-                    watch.add(f"image.rgb#{i}" if i else "image.rgb", np.asarray(picture))
-                    watch.add(f"image.seen#{i}" if i else "image.seen", square)
-            output = model.forward(ids, pixels)
+                for name, arrays in (("image.rgb", map(np.asarray, pictures)), ("image.seen", seen)):
+                    for i, array in enumerate(arrays):
+                        watch.add(f"{name}#{i}" if i else name, array)
+            output = model.forward(ids, pixels, [picture.size for picture in pictures])
         greedy = model.greedy(output, n_greedy)
         shown = tuple(-1 if token == model.image_token else token for token in ids)
         about = {**ABOUT, "pictures": PROCESSORS[model.family], "token ids": tokenizer}
@@ -77,22 +78,25 @@ class Transformers:
 
 def _token_ids(model: Any, prompt: str, pictures: Sequence[Image.Image]) -> tuple[list[int], str]:
     """Return the ids of a prompt, and whose tokenizer made them."""
-    from . import gemma3_prompt, vocabulary
+    from . import gemma3_prompt, llava_next, vocabulary
 
     match model.family:
         case "gemma3":
             return gemma3_prompt.token_ids(model, prompt, pictures), gemma3_prompt.THEIRS
+        case "llava_next":
+            n_rows = llava_next.n_rows([picture.size for picture in pictures], model.vision)
+            return vocabulary.token_ids(model.text_file, prompt, model.image_token, n_rows)
         case _:
-            n_rows = model.vision.n_rows if model.vision else 0
+            n_rows = [model.vision.n_rows] * len(pictures) if model.vision else []
             return vocabulary.token_ids(model.text_file, prompt, model.image_token, n_rows)
 
 
 def _pixels(model: Any, pictures: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
     """Return what the tower is given (n, 3, S, S), and the same pictures before normalising (n, S, S, 3)."""
-    from . import gemma3_prompt
+    from . import gemma3_prompt, llava_next
 
-    way = gemma3_prompt.preprocess if model.family == "gemma3" else preprocess
-    return way(pictures, model.vision)
+    ways = {"gemma3": gemma3_prompt.preprocess, "llava_next": llava_next.preprocess, "llava": preprocess}
+    return ways[model.family](pictures, model.vision)
 
 
 def _version() -> str:

@@ -1,4 +1,5 @@
-"""Load a LLaVA pair into transformers' LlavaForConditionalGeneration, a llama text file into its ...ForCausalLM.
+"""Load a LLaVA pair into transformers' LlavaForConditionalGeneration, one of LLaVA-1.6 into LlavaNext..., a llama text
+file into its ...ForCausalLM.
 
 D width, F MLP width, V vocabulary, H heads, dh head size. A setting that a config of transformers 5 cannot
 express is an error by the name of the key or tensor.
@@ -14,7 +15,7 @@ from llava_ref.gguf.file import GGUFFile
 
 from ...convert.hf_weights import plain_name
 from ..reference import ReferenceError
-from .model import HfModel, refuse, transformers
+from .model import Family, HfModel, refuse, transformers
 from .settings import TextSettings, VisionSettings, read_text, read_vision
 from .tensors import TensorReader, tower_block
 
@@ -31,9 +32,10 @@ def load_llava(text_file: GGUFFile, mmproj_file: GGUFFile | None) -> HfModel:
     if mmproj_file is not None:
         v = read_vision(mmproj_file)
         vision_config, vision_state = _vision(mmproj_file, v)
-        config, state = _joined(config, vision_config, c), state | vision_state
+        config, state = _joined(config, vision_config, c, v), state | vision_state
     # An image row's id is one more than the vocabulary has.
-    model = HfModel(_module(config, state), "llava", text_file, c.n_vocab, c.n_vocab, v)
+    family: Family = "llava_next" if v is not None and v.sizes else "llava"
+    model = HfModel(_module(config, state), family, text_file, c.n_vocab, c.n_vocab, v)
     _fill_buffers(model, c, divisors)
     return model
 
@@ -119,12 +121,21 @@ def _vision(file: GGUFFile, c: VisionSettings) -> tuple[Any, State]:
     middle, out = w.shape("mm.0.weight")[0], w.shape("mm.2.weight")[0]
     state |= w.affine("mm.0", "multi_modal_projector.linear_1", (middle, D))
     state |= w.affine("mm.2", "multi_modal_projector.linear_2", (out, middle))
+    if c.sizes:
+        merge = file.string("clip.vision.mm_patch_merge_type", "spatial_unpad")
+        if merge != "spatial_unpad":
+            raise refuse(file, "clip.vision.mm_patch_merge_type", repr(merge))
+        old = "model.image_newline" in file.tensors
+        state["image_newline"] = w.take("model.image_newline" if old else "v.image_newline", (out,))
     w.finish(("v.post_ln.", *(f"v.blk.{i}." for i in range(n_used, c.n_stored))))
     return config, state
 
 
-def _joined(text: Any, vision: Any, c: TextSettings) -> Any:
-    return transformers().LlavaConfig(
+def _joined(text: Any, vision: Any, c: TextSettings, v: VisionSettings) -> Any:
+    hf = transformers()
+    tiled = {"image_grid_pinpoints": [[height, width] for width, height in v.sizes]} if v.sizes else {}
+    return (hf.LlavaNextConfig if v.sizes else hf.LlavaConfig)(
+        **tiled,
         vision_config=vision,
         text_config=text,
         image_token_index=c.n_vocab,
@@ -139,14 +150,20 @@ def _joined(text: Any, vision: Any, c: TextSettings) -> Any:
 
 def _module(config: Any, state: Mapping[str, Tensor]) -> Any:
     hf = transformers()
-    classes = {"llava": "LlavaForConditionalGeneration", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+    classes = {
+        "llava": "LlavaForConditionalGeneration",
+        "llava_next": "LlavaNextForConditionalGeneration",
+        "llama": "LlamaForCausalLM",
+        "mistral": "MistralForCausalLM",
+    }
+    llava = config.model_type in ("llava", "llava_next")
     with torch.device("meta"):  # random weights would take time and memory
         module: Any = getattr(hf, classes[config.model_type])(config)
-        if config.model_type == "llava":  # a config has no word for the width between the projector's two matrices
+        if llava:  # a config has no word for the width between the projector's two matrices
             for part in ("linear_1", "linear_2"):
                 rows, columns = state[f"multi_modal_projector.{part}.weight"].shape
                 setattr(module.model.multi_modal_projector, part, nn.Linear(columns, rows))
-    prefix = "" if config.model_type == "llava" else "language_model."
+    prefix = "" if llava else "language_model."
     names = {key: plain_name(key) for key in module.state_dict()}
     full = {key: name if name.startswith("lm_head") else prefix + name for key, name in names.items()}
     module.load_state_dict({key: state[name] for key, name in full.items()}, assign=True)

@@ -18,13 +18,16 @@ from llava_ref.gguf.file import GGUFFile
 from ..reference import ReferenceError
 from .settings import VisionSettings
 
+Sizes = Sequence[tuple[int, int]]
+Family = Literal["llava", "llava_next", "gemma3"]
+
 
 @dataclass(frozen=True, slots=True)
 class HfModel:
     """A module of transformers, and the facts that are needed to ask it."""
 
-    module: Any  # LlavaForConditionalGeneration, Gemma3ForConditionalGeneration, or a ...ForCausalLM without a tower
-    family: Literal["llava", "gemma3"]
+    module: Any  # Llava..., LlavaNext... or Gemma3ForConditionalGeneration, or a ...ForCausalLM without a tower
+    family: Family
     text_file: GGUFFile
     n_vocab: int
     image_token: int
@@ -44,10 +47,13 @@ class HfModel:
         return "cache" if self._takes("cache") else "past_key_values"
 
     @torch.no_grad()
-    def forward(self, ids: Sequence[int], pixels: np.ndarray | None) -> Any:
-        """Run token ids (T,) and pictures (n, 3, S, S) -> transformers' output, with logits (1, T, V) and a cache."""
+    def forward(self, ids: Sequence[int], pixels: np.ndarray | None, sizes: Sizes = ()) -> Any:
+        """Run token ids (T,) and pictures, n tiles (n, 3, S, S) -> transformers' output, with logits (1, T, V) and a
+        cache. `sizes`: width and height of each picture."""
         tokens = torch.tensor([list(ids)])
         extra = {} if pixels is None else {"pixel_values": torch.from_numpy(pixels)}
+        if pixels is not None and self.family == "llava_next":  # height and width
+            extra["image_sizes"] = torch.tensor([[height, width] for width, height in sizes])
         if self._takes("token_type_ids"):  # Gemma 3: rows of one picture see one another
             extra["token_type_ids"] = (tokens == self.image_token).long()
         return self.module(input_ids=tokens, use_cache=True, **extra)

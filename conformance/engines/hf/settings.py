@@ -35,6 +35,7 @@ class VisionSettings:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     merge: int = 1  # the projector makes one row of so many patches each way
+    sizes: tuple[tuple[int, int], ...] = ()  # LLaVA-1.6: widths and heights of the pictures that tiles are cut from
 
     @property
     def image_size(self) -> int:
@@ -113,6 +114,7 @@ def read_vision(file: GGUFFile) -> VisionSettings:
     layers = file.array(v + "feature_layer", "int", [tower.n_stored])
     if len(layers) != 1:
         raise ReferenceError(file.path, v + "feature_layer", f"{len(layers)} layers, expected one")
+    pinpoints = file.array(v + "image_grid_pinpoints", "int", [])
     plain_gelu = tower.config["hidden_act"] == "gelu_pytorch_tanh"
     return replace(
         tower,
@@ -122,6 +124,7 @@ def read_vision(file: GGUFFile) -> VisionSettings:
             "hidden_act": "gelu" if plain_gelu else tower.config["hidden_act"],
         },
         merge=1,
+        sizes=tuple(zip(pinpoints[::2], pinpoints[1::2], strict=True)),
     )
 
 

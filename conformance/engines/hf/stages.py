@@ -11,7 +11,7 @@ from . import gemma3_stages, llava_stages
 from .model import HfModel
 from .points import Point
 
-FAMILIES = {"llava": llava_stages, "gemma3": gemma3_stages}
+FAMILIES = {"llava": llava_stages, "llava_next": llava_stages, "gemma3": gemma3_stages}
 
 
 class HfWatch:

@@ -20,8 +20,8 @@ THEIRS = "transformers' LlamaTokenizer, made from the GGUF file's pieces and sco
 OURS = "this project's tokenizer under profile hf, not transformers': it has none for a GGUF file's byte-level BPE"
 
 
-def token_ids(file: GGUFFile, prompt: str, image_token: int, n_rows: int) -> tuple[list[int], str]:
-    """Return the ids of a prompt, `image_token` as often as a picture has rows, and whose tokenizer made them.
+def token_ids(file: GGUFFile, prompt: str, image_token: int, n_rows: Sequence[int]) -> tuple[list[int], str]:
+    """Return the ids of a prompt, `image_token` as often as each picture has rows, and whose tokenizer made them.
 
     BOS comes first if the vocabulary asks for it and the prompt does not begin with it already."""
     if file.get(KEY + "model") != "llama":
@@ -32,7 +32,8 @@ def token_ids(file: GGUFFile, prompt: str, image_token: int, n_rows: int) -> tup
     if tokenizer.add_bos_token and not bos:
         ids = ids[1:]
     image = tokenizer.convert_tokens_to_ids(IMAGE)
-    return [token for i in ids for token in ([image_token] * n_rows if i == image else [i])], THEIRS
+    rows = iter(n_rows)
+    return [token for i in ids for token in ([image_token] * next(rows) if i == image else [i])], THEIRS
 
 
 def _tokenizer(file: GGUFFile) -> Any:
@@ -70,8 +71,8 @@ def _special(file: GGUFFile, name: str, default: int, n: int) -> int:
     return found if 0 <= found < n else default
 
 
-def _ours(file: GGUFFile, prompt: str, image_token: int, n_rows: int) -> list[int]:
+def _ours(file: GGUFFile, prompt: str, image_token: int, n_rows: Sequence[int]) -> list[int]:
     tokenizer, ids = Tokenizer.from_gguf(file), list[int]()
     for chunk in chunks(raw(prompt, prompt.count(IMAGE), tokenizer), tokenizer, PROFILES["hf"]):
-        ids += chunk.token_ids if isinstance(chunk, TextChunk) else [image_token] * n_rows
+        ids += chunk.token_ids if isinstance(chunk, TextChunk) else [image_token] * n_rows[chunk.index]
     return ids

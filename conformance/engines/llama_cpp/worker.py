@@ -191,8 +191,8 @@ class LlamaWorker:
         """Return the image rows of one picture, and the decoded picture."""
         bitmap, rgb = self._bitmap(job)
         with self.watch.during(job):
-            (chunk,) = filter(self._is_image, self._chunks("<__media__>", [bitmap], bos=False))  # others are markers
-            rows = self._encode(chunk)
+            chunks = filter(self._is_image, self._chunks("<__media__>", [bitmap], bos=False))  # others are markers
+            rows = np.concatenate([self._encode(chunk) for chunk in chunks])  # one chunk for each tile
         self.lib.mtmd_bitmap_free(bitmap)
         return {}, {"rows": rows, "rgb": rgb}
 

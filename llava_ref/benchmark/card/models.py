@@ -10,7 +10,7 @@ import numpy as np
 
 from ...conformance.pairs.random_blocks import random_tensor
 from ...gguf.file import GGUFFile, TensorView
-from ...models import rope
+from ...models import anyres, rope
 from ...models.clip import Clip, ClipPlan, ClipWeights
 from ...models.config import TextConfig, VisionConfig
 from ...models.llama import Llama, LlamaBlock, LlamaWeights
@@ -109,12 +109,13 @@ def tower(s: Sizes, ops: Ops) -> Clip:
         tuple(_vit_block(make, D, F) for _ in range(s.vision_layers)),
         None,
         MlpWeights(make.affine(s.width, D), make.affine(s.width, s.width)),
+        None,
     )
     config = VisionConfig(
         "mlp", s.image, P, D, s.vision_heads, F, s.vision_layers, None, 1e-5, "gelu_quick", (0.5,) * 3, (0.5,) * 3
     )  # fmt: skip
     plan = ClipPlan(s.vision_layers, True, False, "gelu_quick", "gelu_erf")
-    return Clip(NO_FILE, config, plan, "pad-resize", weights, ops)
+    return Clip(NO_FILE, config, plan, "pad-resize", anyres.untiled(config), weights, ops)
 
 
 def _vit_block(make: Maker, D: int, F: int) -> VitBlock:

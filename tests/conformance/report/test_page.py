@@ -134,7 +134,7 @@ def test_the_verdict_names_the_first_stage_and_the_reason():
         "It vanishes with class_token=last: the reference puts the class token after the patches and still takes rows "
         "1..N, so patch 0 is lost and every patch has its neighbour's position."
     )
-    assert said["unexplained"].why.endswith("allowed 2e-6. No known quirk by itself makes it vanish.")
+    assert said["unexplained"].why.endswith("allowed 2e-6. No known quirks make it vanish.")
     assert said["missing"].headline.endswith("vision.pos_embd is missing from the reference")
     assert said["extra"].headline.endswith("vision.pos_embd is in the reference only")
     assert said["shape"].headline.endswith("vision.pos_embd has another shape")

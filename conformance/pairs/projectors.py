@@ -1,0 +1,32 @@
+"""Make the random tensors behind a CLIP tower: its projector, and LLaVA-1.6's newline row.   D tower width."""
+
+from typing import Protocol
+
+from .random_weights import Random
+from .writing import StoredTensor
+
+
+class Projected(Protocol):
+    """What a specification says of the projector."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def middle(self) -> int: ...
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]: ...
+    @property
+    def projector_gain(self) -> float: ...
+
+
+def projector_tensors(s: Projected, text_width: int, random: Random) -> dict[str, StoredTensor]:
+    tensors, gain = dict[str, StoredTensor](), s.projector_gain
+    for name, rows, columns, size in (
+        ("mm.0", s.middle, s.width, 1.5 * gain),
+        ("mm.2", text_width, s.middle, 1.5 / gain),
+    ):
+        tensors[f"{name}.weight"] = random.matrix(name, rows, columns, size)
+        tensors[f"{name}.bias"] = random.normal(f"{name}.bias", rows, std=0.1)
+    if s.sizes:
+        tensors["v.image_newline"] = random.normal("v.image_newline", text_width)
+    return tensors
