@@ -10,8 +10,8 @@ from typing import Any
 
 from llava_ref.gguf.types import TYPES
 
-from .lanes import bits, choose, convert, fma, from_bfloat16, from_half, lane, larger, less, lower, shift_down, upper
-from .simd import f32x8, f32x16, i8, i8x16, i16x8, i16x16, i32x4, i32x8, i32x16, load, splat, store
+from .lanes import bits, choose, convert, fma, from_bfloat16, from_half, larger, less, lower, shift_down, upper
+from .simd import f32, f32x8, f32x16, i8, i8x16, i16x8, i16x16, i32x4, i32x8, i32x16, load, splat, store
 from .tiles import turned
 from .traced import Number, Value, loop
 
@@ -63,15 +63,16 @@ def largest(kind: str, found: list[Value]) -> Value:
 
 
 def block(kind: str, at: Number, codes: Number, scales: Number) -> None:
-    """Store the codes, 16 bits each, and the scales of 8 groups of a row."""
+    """Store the codes, 16 bits each, and the scales of 8 groups of a row, and 64 bytes further their inverses."""
     size = largest(kind, [large(kind, at, group) for group in range(GROUPS)])
     sound = less(bits(i32x8, size), splat(i32x8, INFINITE))
     inverse = choose(less(splat(f32x8, SMALLEST), size) & sound, LIMIT / size, splat(f32x8, 0.0))
     store(choose(sound, size * (1 / LIMIT), splat(f32x8, float("nan"))), scales)
+    store(inverse, scales + 64)
     for group in range(GROUPS):
         for i in (2 * group, 2 * group + 1):
             x = READ[kind][1](sixteen(kind, at, i))
-            rounded = fma(x, splat(f32x16, lane(inverse, group)), splat(f32x16, WHOLE))
+            rounded = fma(x, splat(f32x16, load(f32, scales + 64 + 4 * group)), splat(f32x16, WHOLE))
             store(convert(i16x16, bits(i32x16, rounded)), codes + 32 * i)
 
 

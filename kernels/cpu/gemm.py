@@ -1,9 +1,9 @@
 """Multiply many rows by a quantised matrix, in integers, with the scales of its own groups of weights.
 
-T rows of x, N rows of the matrix, K its columns. The matrix is unpacked some rows at a time into panels (`panels`),
-which every tile of x is multiplied by (`tiles`). x is rounded to 8 bits
-with a scale for every 32 numbers, which costs what ggml's activations cost: 5e-3 to 6e-3 of a product of random
-numbers. Where codes are multiplied in 16 bits, x has 15: 3e-5.
+T rows of x, N rows of the matrix, K its columns. Some columns of a few rows of the matrix at a time are unpacked into a
+panel (`panels`), which every tile of x is multiplied by (`tiles`); the sums of the next columns are added to those that
+are there. x is rounded to 8 bits with a scale for every 32 numbers, which costs what ggml's activations cost: 5e-3 to
+6e-3 of a product of random numbers. Where codes are multiplied in 16 bits, x has 14 and a sign: 3e-5.
 """
 
 from functools import cache, partial
@@ -13,65 +13,73 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .compiled import Kernel
-from .lanes import absolute, bits, convert, lane, larger, largest, nearest, smaller, total
+from .dense_panels import INFINITE, SIZE, SMALLEST, WHOLE
+from .lanes import bits, convert, fma, lane, larger, largest, total
 from .launch import Launch, arguments, run
 from .panels import BEGIN, CODES, PLACE, UNPACKED, WEIGHTS, unpacked, unpacking
-from .simd import f32x16, i8x16, i16x16, i32x4, i32x8, i32x16, i64, load, splat, store, words
+from .simd import f32, f32x16, i8x16, i16x16, i32x4, i32x8, i32x16, i64, load, splat, store, words
 from .slots import LentScratch, call, claim, give
-from .tiles import FLOATS, ROWS, VECTORS, WIDTH, Form, copy, put, step, sums_at
+from .tiles import FLOATS, NARROW, ROWS, VECTORS, WIDTH, Form, copy, put, step, sums_at
 from .traced import Cell, Number, Value, least, loop, otherwise, pick, room, when
 
 PANELS = 64 // WIDTH
-"""Panels that are unpacked and multiplied together: an item. They stay in a core's second cache, and x passes once."""
+"""Panels that are an item: the same columns of x, which the second cache has, for one after another."""
 DEPTH = {False: 16, True: 32}
-"""Groups of 32 columns that are unpacked and multiplied together, of pairs and of octets: such a panel stays in a core's
-first cache."""
+"""Groups of 32 columns that are unpacked and multiplied together, of pairs and of octets: a core's first cache has
+such a panel, and every tile of x passes by."""
 HEAD = 128  # bytes in front of a slot: arguments of the kernel that unpacks
 
 
-def whole(x: Value, inverse: Value, limit: float) -> Value:
-    """Round 16 numbers to codes of at most that size; what is no number becomes one."""
-    return convert(i32x16, larger(smaller(nearest(x * inverse), splat(f32x16, limit)), splat(f32x16, -limit)))
+def whole(x: Value, inverse: Value) -> Value:
+    """Round 16 numbers times a factor to whole ones, of at most 16 bits."""
+    return bits(i32x16, fma(x, splat(f32x16, inverse), splat(f32x16, WHOLE))) - bits(i32x16, splat(f32x16, WHOLE))
 
 
-def put_octets(codes: Number, group: Number, row: Number, half: int, q: Value) -> None:
+def put_octets(codes: Number, row: Number, half: int, q: Value) -> None:
     """Store 16 codes of a row of a tile, as 4 quads."""
     quads = bits(i32x4, convert(i8x16, q))
     for i in range(4):
-        store(lane(quads, i), codes + 4 * ((8 * group + 4 * half + i) * ROWS + row))
+        store(lane(quads, i), codes + 4 * ((4 * half + i) * ROWS + row))
 
 
-def put_pairs(codes: Number, group: Number, row: Number, half: int, q: Value) -> None:
+def put_pairs(codes: Number, row: Number, half: int, q: Value) -> None:
     """Store 16 codes of a row of a tile, as 8 pairs."""
     pairs = bits(i32x8, convert(i16x16, q))
     for i in range(8):
-        store(lane(pairs, i), codes + 4 * ((16 * group + 8 * half + i) * ROWS + row))
+        store(lane(pairs, i), codes + 4 * ((8 * half + i) * ROWS + row))
+
+
+def scale_of(a: Value, b: Value, limit: float) -> tuple[Value, Value]:
+    """Return the scale of 32 numbers, and what to multiply by; it is NaN where a number is infinite or none."""
+    size = largest(larger(bits(i32x16, a) & SIZE, bits(i32x16, b) & SIZE))
+    number, sound = bits(f32, size), size < INFINITE
+    inverse = pick((number > SMALLEST) & sound, limit / number, 0.0)
+    return pick(sound, number / limit, float("nan")), inverse
 
 
 def quantise(octets: bool, args: Number, first: Number, end: Number) -> None:
-    """Round tiles of x to codes, with a scale for every 32, and the sum of every 16 codes."""
+    """Round tiles of x to codes, with a scale for every 32, and the sum of every 16 codes where a type asks for it.
+
+    Where a tile has more rows than there are, the last one is repeated."""
     x, T, groups, codes, scales, sums, tiles = words(args, 7)
     limit, put, quads = (127.0, put_octets, 8) if octets else (16383.0, put_pairs, 16)
     for tile in loop(first, end):
-        for row in loop(0, least(ROWS, T - tile * ROWS)):
+        for row in loop(0, ROWS):
             for group in loop(0, groups):
-                at = x + 128 * (groups * (tile * ROWS + row) + group)
-                a, b = load(f32x16, at), load(f32x16, at + 64)
-                size, index = (
-                    largest(larger(absolute(a), absolute(b))),
-                    place(tile, group, tiles, groups, DEPTH[octets]),
-                )
-                inverse = pick(size > 1e-30, limit / size, 0.0)
-                unsound = total((a - a) + (b - b))  # 0, or NaN
-                store(size / limit + unsound, scales + 4 * (ROWS * index + row))
+                at = x + 128 * (groups * least(tile * ROWS + row, T - 1) + group)
+                index, a, b = place(tile, group, tiles, groups, octets), load(f32x16, at), load(f32x16, at + 64)
+                scale, inverse = scale_of(a, b, limit)
+                store(scale, scales + 4 * (ROWS * index + row))
                 for half, numbers in enumerate((a, b)):
-                    q = whole(numbers, inverse, limit)
-                    put(codes + 4 * quads * ROWS * index, 0, row, half, q)
-                    store(total(q), sums + 4 * (ROWS * (2 * index + half) + row))
+                    q = whole(numbers, inverse)
+                    put(codes + 4 * quads * ROWS * index, row, half, q)
+                    if octets or not NARROW:
+                        store(total(q), sums + 4 * (ROWS * (2 * index + half) + row))
 
 
-def place(tile: Number, group: Number, tiles: Number, groups: Number, depth: int) -> Value:
-    """Return where a group of a tile lies: the first `depth` groups of all tiles first, then their next ones."""
+def place(tile: Number, group: Number, tiles: Number, groups: Number, octets: bool) -> Value:
+    """Return where a group of a tile lies: the first DEPTH groups of all tiles first, then their next ones."""
+    depth = DEPTH[octets]
     start = group - group % depth
     return tiles * start + tile * least(depth, groups - start) + group - start
 
@@ -152,9 +160,9 @@ class Tiles:
     def __init__(self, x: Tensor, octets: bool, threads: int) -> None:
         (self.T, self.K), tiles = x.shape, -(-x.shape[0] // ROWS)
         groups = -(-self.K // 32)
-        self.codes = torch.zeros((tiles * groups, ROWS, 32), dtype=torch.int8 if octets else torch.int16)
-        self.scales = torch.zeros((tiles * groups, ROWS))
-        self.sums = torch.zeros((tiles * groups, 2, ROWS), dtype=torch.int32)
+        self.codes = torch.empty((tiles * groups, ROWS, 32), dtype=torch.int8 if octets else torch.int16)
+        self.scales = torch.empty((tiles * groups, ROWS))
+        self.sums = torch.empty((tiles * groups, 2, ROWS), dtype=torch.int32)
         x = pad(x, (0, 32 * groups - self.K)).contiguous()
         addresses = (y.data_ptr() for y in (self.codes, self.scales, self.sums))
         args = arguments(x.data_ptr(), self.T, groups, *addresses, tiles)

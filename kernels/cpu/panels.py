@@ -1,7 +1,8 @@
 """Unpack rows of a matrix into panels, which `gemm` multiplies: `decode/` read into another order, one kernel a type.
 
-N rows of the matrix, K its columns; WIDTH rows are a panel. 256 weights of WIDTH rows are unpacked at a time, row by row
-into a scratch of `ROW` bytes each, and from there turned into the records of its groups.
+N rows of the matrix, K its columns; WIDTH rows are a panel. 256 weights of each are unpacked at a time, row by row into
+a scratch of `ROW` bytes each, and from there turned into the records of their groups. The last ones of a row may be
+fewer; records behind them are not looked at, or are zeros.
 """
 
 from dataclasses import dataclass

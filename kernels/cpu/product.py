@@ -3,8 +3,8 @@
 T rows of x, N rows of the matrix, K its columns. The machine and the type choose a way, T does not:
 
 amx       The processor multiplies tiles of bfloat16: both are rounded, sums are float32 (`amx_gemm`). Every type.
-integers  The weights as they are stored, with the scales of their own groups; x with a scale a group (`gemm`). Of a file
-          of numbers, these are rounded to codes of 12 bits and a sign (`dense_panels`).
+integers  The weights as they are stored, with the scales of their own groups; x with a scale a group (`gemm`). Those
+          of a file of numbers are rounded to codes of 12 bits and a sign (`dense_panels`).
 bfloat16  A file of numbers, and the processor multiplies bfloat16 lane by lane (AVX512-BF16): torch does, over weights
           that are rounded some rows at a time; each sum is rounded to bfloat16 once more.
 float32   A file of numbers, on a processor of which we name no instructions: torch.

@@ -64,14 +64,14 @@ def settled(builder: Any, *values: Any) -> Any:
     """Return values as they are in registers here: no sum is reordered, and no load goes past."""
     kind = ir.LiteralStructType([value.type for value in values])
     count = len(values)
-    constraints = ",".join(["=x"] * count + [str(i) for i in range(count)] + ["~{memory}"])
+    constraints = ",".join(["=v" if SET == "avx512" else "=x"] * count + [str(i) for i in range(count)] + ["~{memory}"])
     made = builder.asm(ir.FunctionType(kind, list(kind.elements)), "", constraints, values, True)
     return [builder.extract_value(made, i) for i in range(count)]
 
 
 def in_order(sums: list[Value]) -> list[Value]:
     """Keep LLVM from loading more, before these sums are done, than there are registers for."""
-    return settled(*sums) if SET == INSTRUCTIONS == "avx2" else sums
+    return settled(*sums) if SET == INSTRUCTIONS != "portable" else sums
 
 
 def quad_sums(form: Form, sums: list[Value], record: Number, codes: Number, quads: range) -> list[Value]:
@@ -109,7 +109,7 @@ def products(form: Form, record: Number, codes: Number, beside: Number) -> list[
 
 
 def step(form: Form, sums: Sequence[Value], record: Number, codes: Number, beside: Number) -> list[Value]:
-    """Add the products of a group to the sums of a tile: of a record, x's codes, its scales and offsets at addresses."""
+    """Add the products of a group, which lies at three addresses, to the sums of a tile."""
     found, made = products(form, record, codes, beside), []
     places = [record + QUADS * form.quads + 4 * LANES * v for v in range(VECTORS)]
     scales = [load(FLOATS, place) for place in places]

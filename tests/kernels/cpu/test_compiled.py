@@ -76,7 +76,7 @@ def test_a_kernel_is_compiled_when_it_is_first_run(fresh):
     kernel = Kernel("test.lazy", doubled)
     assert names == []
     assert apply(kernel) == apply(kernel) == [0, 2, 4, 6]
-    assert names == ["test.lazy"]
+    assert names.count("test.lazy") == 1
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,21 @@ import pytest
 pytest.importorskip("llvmlite")
 
 
+from llava_ref.kernels.cpu import compiled
 from llava_ref.kernels.cpu import launch as launches
 from llava_ref.kernels.cpu.compiled import kernel
 from llava_ref.kernels.cpu.launch import Launch, Program, arguments, run
 from llava_ref.kernels.cpu.simd import f64, i64, load, store
 from llava_ref.kernels.cpu.traced import loop
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fresh(tmp_path_factory):
+    """Keep kernels of this file elsewhere: the folder's name says nothing of the sources of tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("kernels")
+        patch.setattr(compiled, "folder", lambda: home)
+        yield
 
 
 @kernel

@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("llvmlite")
 
 
-from llava_ref.kernels.cpu import dots, lanes, processor
+from llava_ref.kernels.cpu import compiled, dots, lanes, processor
 from llava_ref.kernels.cpu.compiled import assembly, kernel
 from llava_ref.kernels.cpu.launch import Launch, arguments, run
 from llava_ref.kernels.cpu.llvm import Kind
@@ -30,6 +30,15 @@ from llava_ref.kernels.cpu.traced import Cell, least, loop, most, otherwise, pic
 HALVES = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
 SPREAD, BOTH = lanes.shuffle(*[3] * 8, *[1] * 8), lanes.shuffle_two(*range(0, 32, 2))
 STEPS = lanes.vector(i32x16, *range(0, 160, 10))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fresh(tmp_path_factory):
+    """Keep kernels of this file elsewhere: the folder's name says nothing of the sources of tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("kernels")
+        patch.setattr(compiled, "folder", lambda: home)
+        yield
 
 
 def applied(made, out: np.ndarray, *given: np.ndarray, items: int = 1) -> np.ndarray:
