@@ -1,4 +1,4 @@
-"""Convert a Hugging Face LLaVA-1.5 or Gemma 3 folder to a GGUF pair that this project and llama.cpp read.
+"""Convert a Hugging Face LLaVA-1.5, LLaVA-1.6 or Gemma 3 folder to a GGUF pair that this project and llama.cpp read.
 
 `python -m llava_ref.conformance.convert FOLDER OUT_PREFIX [--type f16]` reads config.json, model*.safetensors,
 tokenizer.model or tokenizer.json, and preprocessor_config.json if present, and writes OUT_PREFIX-text.gguf and
@@ -103,7 +103,7 @@ def _read_json(folder: Path, name: str, *, required: bool = False) -> dict[str, 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m llava_ref.conformance.convert", description=__doc__)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a LLaVA-1.5 or Gemma 3 checkpoint of transformers")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a LLaVA or Gemma 3 checkpoint of transformers")
     parser.add_argument("out_prefix", metavar="OUT_PREFIX", help="writes OUT_PREFIX-text.gguf, OUT_PREFIX-mmproj.gguf")
     parser.add_argument("--type", type=str.upper, choices=TYPES, default="F16", help="type of the matrices")
     args = parser.parse_args(arguments)

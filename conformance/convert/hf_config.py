@@ -45,6 +45,7 @@ CLIP = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
+PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # LlavaNextConfig's
 
 
 class ConversionError(LlavaError):
@@ -81,6 +82,7 @@ class VisionShape:
     n_rows: int  # patches and the class token
     text_width: int
     projector_bias: bool
+    tiled: bool  # LLaVA-1.6
     metadata: Metadata
 
 
@@ -175,6 +177,7 @@ def read_vision(
     n_block = c["num_hidden_layers"]
     used = _feature_layer(where, config.get("vision_feature_layer", -2), n_block)
     processor, v = processor or {}, "clip.vision."
+    tiles = _tiles(where, config, processor) if config.get("model_type") == "llava_next" else {}
     return VisionShape(
         width=c["hidden_size"],
         n_used=used,
@@ -184,7 +187,9 @@ def read_vision(
         n_rows=(c["image_size"] // c["patch_size"]) ** 2 + 1,
         text_width=text_width,
         projector_bias=bool(config.get("multimodal_projector_bias", True)),
+        tiled=bool(tiles),
         metadata={
+            **tiles,
             "general.architecture": "clip",
             "clip.has_vision_encoder": True,
             "clip.projector_type": "mlp",
@@ -202,6 +207,18 @@ def read_vision(
             **({"clip.use_gelu": True} if c["hidden_act"] == "gelu" else {}),
         },
     )
+
+
+def _tiles(where: str, config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of LLaVA-1.6. transformers writes a size as height and width, a file as width and height."""
+    sizes = config.get("image_grid_pinpoints") or PINPOINTS
+    if (found := processor.get("image_grid_pinpoints", sizes)) != sizes:
+        raise ConversionError(where, "image_grid_pinpoints", f"{found} for the processor, {sizes} for the model")
+    return {
+        "clip.vision.image_grid_pinpoints": [side for height, width in sizes for side in (width, height)],
+        "clip.vision.image_aspect_ratio": "anyres",
+        "clip.vision.mm_patch_merge_type": "spatial_unpad",
+    }
 
 
 def _check_vision(where: str, config: Mapping[str, Any], c: Mapping[str, Any]) -> None:

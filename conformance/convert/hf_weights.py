@@ -162,6 +162,8 @@ def vision_tensors(source: Source, s: VisionShape) -> dict[str, StoredTensor]:
         bias = f"multi_modal_projector.{part}.bias"
         # llama.cpp adds mm.*.bias without checking that it exists, so a projector without one gets zeros.
         tensors[f"{to}.bias"] = source.take(bias, (T,)) if s.projector_bias else held(np.zeros(T, np.float32))
+    if s.tiled:
+        tensors["v.image_newline"] = source.take("image_newline", (T,))
     return tensors
 
 

@@ -64,7 +64,7 @@ class Prompts:
         if prompt.images and self.tower is None:
             where = prompt.images[0].where
             raise PromptError(where, "image", "the model was loaded without an mmproj file and cannot see pictures")
-        sizes = [images.measure(part.source, part.where) for part in prompt.images]
+        sizes = [images.measure(part.source, part.where, exif=self.quirks.exif) for part in prompt.images]
         spans = tuple(self.tower.span(*size) for size in sizes) if self.tower is not None else ()
         markers = [(span.before, span.after) for span in spans]
         return Request(prompt, tuple(chunks(prompt, self.tokenizer, self.quirks, markers)), spans=spans)

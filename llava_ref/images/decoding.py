@@ -92,20 +92,29 @@ def load(
     return image
 
 
-def measure(source: ImageSource, where: str = "image") -> tuple[int, int]:
-    """Return width and height in pixels, of a file from its header: nothing is decoded. Raises ImageError as `load`."""
+def measure(source: ImageSource, where: str = "image", *, exif: Exif = "ignore") -> tuple[int, int]:
+    """Return width and height in pixels, as `load` would give them, of a file from its header: nothing is decoded.
+
+    Raises ImageError as `load`."""
     match source:
         case bytes() | bytearray() | memoryview():
-            return _open(*_parts(bytes(source), where), where).size
+            name, parts = _parts(bytes(source), where)
+            size = _open(name, parts, where).size
+            return _turned(size, _orientation(parts, where)[0], exif)
         case np.ndarray():
             image = _from_array(source, where)
             return image.width, image.height
         case Image.Image():
-            return source.size
+            return _turned(source.size, _oriented(source.getexif, "PIL image", where)[0], exif)
         case str() | Path():
-            return measure(_read(Path(source)), str(source))
+            return measure(_read(Path(source)), str(source), exif=exif)
         case _:
             raise _no_picture(source, where)
+
+
+def _turned(size: tuple[int, int], orientation: int, exif: Exif) -> tuple[int, int]:
+    """Swap width and height where an orientation is applied that swaps the axes."""
+    return size[::-1] if exif == "apply" and orientation >= 5 else size
 
 
 def _no_picture(source: object, where: str) -> ImageError:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,17 @@ from PIL import Image
 import llava_ref
 from llava_ref.conformance.compare.comparing import parts
 from llava_ref.conformance.compare.conform import Conformance, conform
-from llava_ref.conformance.engines.hf import llava_next, settings
+from llava_ref.conformance.convert import cli as convert
+from llava_ref.conformance.convert import hf_config
+from llava_ref.conformance.convert.hf_config import ConversionError
+from llava_ref.conformance.engines.hf import from_gguf, llava_next, settings
 from llava_ref.conformance.engines.hf import tiny as reference_hf
 from llava_ref.conformance.engines.hf.engine import Transformers
 from llava_ref.conformance.engines.llama_cpp import oracle
 from llava_ref.conformance.engines.llama_cpp.engine import LlamaCpp
 from llava_ref.conformance.engines.reference import Case
 from llava_ref.conformance.pairs.pairs import TextSpec, VisionSpec, build
+from llava_ref.conformance.pairs.vocabulary import vocabulary
 from llava_ref.images import fit
 from llava_ref.models.anyres import Anyres
 from llava_ref.tracing.distance import kl, max_abs, rel_rms
@@ -144,6 +149,39 @@ def test_the_decoder_of_llama_cpp_given_its_image_rows(case: Any, ran: Any, with
     within("LLaVA-1.6, llama.cpp EXACT, logits, its image rows", rel_rms(logits, want), 5e-6)
     within("LLaVA-1.6, llama.cpp EXACT, its image rows: max abs", max_abs(logits, want), 2e-4)
     within("LLaVA-1.6, llama.cpp EXACT, its image rows: KL", kl(logits, want).max(), 1e-9)
+
+
+def test_a_picture_turned_by_exif_is_counted_as_it_is_seen(case: Any, tmp_path: Any) -> None:
+    """A wide picture that EXIF turns upright has the rows of a tall one in profile hf."""
+    picture, exif = Image.new("RGB", (120, 30)), Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    c = replace(case("a wide one in the middle"), images=(tmp_path / "turned.jpg",))
+    model = model_of(c, "hf")
+    request = model.raw_request(c.prompt, c.images)
+    rows = model.encode_image(c.images[0])
+    assert len(rows) == request.spans[0].n_rows == model.span(30, 120).n_rows != model.span(120, 30).n_rows
+    assert tuple(request.token_ids) == Transformers(stages=["result_output"]).run(c).token_ids
+
+
+@pytest.mark.parametrize("profile", ["hf", "llama.cpp"])
+def test_a_converted_model(tmp_path: Path, within: Any, profile: str) -> None:
+    """transformers' own module becomes a pair that says the same: sizes the other way round, the newline row."""
+    pair = build(tmp_path, TextSpec(), replace(TOWER, middle=48, sizes=((28, 56), (84, 28), (56, 84))))
+    module = from_gguf.load(pair.text, pair.mmproj).module
+    files = convert.from_module(module, vocabulary(), str(tmp_path / "made"))
+    Image.fromarray(np.random.default_rng(2).integers(0, 256, (90, 50, 3), np.uint8)).save(tmp_path / "p.png")
+    one, other = (Case(f.text, f.mmproj, (tmp_path / "p.png",), "is<image>red") for f in (pair, files))
+    engine = Transformers() if profile == "hf" else LlamaCpp()
+    run, ours = engine.run(one), trace(model_of(other, profile), other)
+    within(f"LLaVA-1.6, converted, {profile}", rel_rms(ours["result_output"], run.stages["result_output"]),
+           BOUND if profile == "hf" else WHOLE)  # fmt: skip
+
+
+def test_the_converter_refuses_sizes_of_which_there_are_two() -> None:
+    config = {"model_type": "llava_next", "image_grid_pinpoints": [[28, 56]]}
+    with pytest.raises(ConversionError, match="image_grid_pinpoints"):
+        hf_config.read_vision("folder", config, 48, {"image_grid_pinpoints": [[56, 28]]})
 
 
 N_SIZES = 200
