@@ -88,7 +88,7 @@ def meant(profile: str, text: GGUFFile | None, mmproj: GGUFFile | None) -> str:
 def _check_pair(model: Llava) -> None:
     """Raise PairError where the two files were not made for each other."""
     text, tower = model.text, model.tower
-    name, axis = tower.OUTPUT
+    name, axis = tower.output(tower.file)
     if tower.width != text.config.width:
         side, width = ("rows", "columns")[axis], text.config.width
         problem = f"has {tower.width} {side}, but the text model's embedding_length is {width}"

@@ -82,6 +82,7 @@ class VisionSpec:
     swapped: bool = False  # ffn_up and ffn_down by each other's names, as old converters wrote them
     sizes: tuple[tuple[int, int], ...] = ()
     """LLaVA-1.6: widths and heights of the pictures that tiles are cut from."""
+    norms: bool = False  # Yi-VL: a norm behind each of the projector's matrices
     projector_gain: float = 1.0
     """By how much the input of the projector's activation is larger: from about 16, no two kinds of GELU differ."""
     kind: str = "F32"

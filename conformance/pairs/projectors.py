@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from .random_weights import Random
+from .random_weights import Random, affine_norm
 from .writing import StoredTensor
 
 
@@ -16,17 +16,22 @@ class Projected(Protocol):
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]: ...
     @property
+    def norms(self) -> bool: ...
+    @property
     def projector_gain(self) -> float: ...
 
 
 def projector_tensors(s: Projected, text_width: int, random: Random) -> dict[str, StoredTensor]:
     tensors, gain = dict[str, StoredTensor](), s.projector_gain
+    second = "mm.3" if s.norms else "mm.2"
     for name, rows, columns, size in (
         ("mm.0", s.middle, s.width, 1.5 * gain),
-        ("mm.2", text_width, s.middle, 1.5 / gain),
+        (second, text_width, s.middle, 1.5 / gain),
     ):
         tensors[f"{name}.weight"] = random.matrix(name, rows, columns, size)
         tensors[f"{name}.bias"] = random.normal(f"{name}.bias", rows, std=0.1)
+    if s.norms:
+        tensors |= affine_norm("mm.1", s.middle, random) | affine_norm("mm.4", text_width, random)
     if s.sizes:
         tensors["v.image_newline"] = random.normal("v.image_newline", text_width)
     return tensors

@@ -4,7 +4,7 @@ width.
 Radford et al. 2021, https://arxiv.org/abs/2103.00020; tensor names of llama.cpp b10605, tools/mtmd/clip-impl.h.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -41,6 +41,8 @@ TABLE = Table(
         *projectors.MLP_STAGES,
     ),
 )  # fmt: skip
+
+NORM_TABLE = replace(TABLE, behind=(*TABLE.behind[:2], *projectors.NORM_STAGES))  # Yi-VL
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,6 @@ class Clip:
 
     ORIGINAL: ClassVar[str] = "llava"
     MARKERS: ClassVar[tuple[str, ...]] = ()
-    OUTPUT: ClassVar[tuple[str, int]] = ("mm.2.weight", 0)
     file: GGUFFile
     config: VisionConfig
     plan: ClipPlan
@@ -164,6 +165,10 @@ class Clip:
     def width(self) -> int:
         return self.weights.projector.width
 
+    @classmethod
+    def output(cls, file: GGUFFile) -> tuple[str, int]:
+        return ("mm.3.weight" if "mm.3.weight" in file.tensors else "mm.2.weight"), 0
+
     def span(self, width: int, height: int) -> Span:
         return Span((self.config.grid, self.config.grid), len(self.anyres.order(width, height)))
 
@@ -186,7 +191,7 @@ class Clip:
         ops, w, c = self.ops, self.weights, self.config
         with ops.running(c.n_patches, c.width * c.mlp_width):
             features = encode(pixels[0], w, c, self.plan, ops, tap)
-            return projectors.mlp(features, w.projector, self.plan.gelu, ops, tap)
+            return projectors.mlp(features, w.projector, self.plan.gelu, c.eps, ops, tap)
 
     def pack(self, rows: Array, width: int, height: int) -> Array:
         return self.anyres.pack(rows, self.weights.newline, width, height, self.ops)
@@ -194,4 +199,4 @@ class Clip:
     def stages(self) -> tuple[Stage, ...]:
         w = self.weights
         absent = [f"vision.{name}" for name in ("pre_ln", "post_ln") if getattr(w, name) is None]
-        return tuple(TABLE.run(len(w.blocks), absent))
+        return tuple((TABLE if w.projector.norms is None else NORM_TABLE).run(len(w.blocks), absent))

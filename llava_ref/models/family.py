@@ -38,8 +38,6 @@ class Tower(Protocol):
     """The profile that does what the family's original code does."""
     MARKERS: ClassVar[tuple[str, ...]]
     """Control tokens that stand beside a picture."""
-    OUTPUT: ClassVar[tuple[str, int]]
-    """The last matrix, and the axis of its shape in the file that is as long as the decoder is wide."""
 
     @property
     def file(self) -> GGUFFile: ...
@@ -63,6 +61,11 @@ class Tower(Protocol):
     @classmethod
     def about(cls, file: GGUFFile, quirks: Quirks) -> dict[str, Any]:
         """Return what the metadata means for a picture, as JSON; tensors need not be there. Raises GGUFError."""
+        ...
+
+    @classmethod
+    def output(cls, file: GGUFFile) -> tuple[str, int]:
+        """Return the last matrix, and the axis of its shape in the file that is as long as the decoder is wide."""
         ...
 
     def span(self, width: int, height: int) -> Span: ...

@@ -5,7 +5,7 @@ N patches, Dv tower width, M middle, D decoder width.
 
 from dataclasses import dataclass
 
-from ..ops.protocol import Activation, Array, Linear, Ops
+from ..ops.protocol import Activation, Array, Linear, Norm, Ops
 from ..tracing.trace import Tap, no_tap, scoped
 from .stages import Stage
 from .weights import Weights
@@ -17,10 +17,20 @@ MLP_STAGES = (
 )
 
 
+NORM_STAGES = (  # of Yi-VL's, which transformers has not
+    Stage("projector.mm_0", "N M", "matmul", "mm.0.weight", "node (ADD)"),
+    Stage("projector.mm_1", "N M", "float", None, "node (ADD)"),
+    Stage("projector.gelu", "N M", "table", None, "node (UNARY)"),
+    Stage("projector.mm_3", "N D", "matmul", "mm.3.weight", "node (ADD)"),
+    Stage("projector.out", "N D", "float", None, "node (ADD), the last"),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class MlpWeights:
     first: Linear  # mm.0: (M, Dv)
-    second: Linear  # mm.2: (D, M)
+    second: Linear  # mm.2: (D, M); Yi-VL: mm.3
+    norms: tuple[Norm, Norm] | None = None  # Yi-VL: mm.1 (M,) behind the first, mm.4 (D,) behind the second
 
     @property
     def width(self) -> int:
@@ -29,15 +39,25 @@ class MlpWeights:
 
 def load_mlp(w: Weights, width: int) -> MlpWeights:
     """Take the projector's tensors. Raises GGUFError for what is missing or has the wrong shape."""
+    if w.has("mm.3.weight"):
+        middle, out = (w.matrix_shape(name)[0] for name in ("mm.0.weight", "mm.3.weight"))
+        norms = w.norm("mm.1", middle), w.norm("mm.4", out)
+        return MlpWeights(w.linear("mm.0", (middle, width)), w.linear("mm.3", (out, middle)), norms)
     middle, out = (w.matrix_shape(name)[0] for name in ("mm.0.weight", "mm.2.weight"))
     return MlpWeights(first=w.linear("mm.0", (middle, width)), second=w.linear("mm.2", (out, middle)))
 
 
-def mlp(x: Array, w: MlpWeights, gelu: Activation, ops: Ops, tap: Tap = no_tap) -> Array:
-    """Apply two linear maps with a GELU between them.  (N, Dv) -> (N, D)
+def mlp(x: Array, w: MlpWeights, gelu: Activation, eps: float, ops: Ops, tap: Tap = no_tap) -> Array:
+    """Apply two linear maps with a GELU between them; Yi-VL's have a norm behind each.  (N, Dv) -> (N, D)
 
-    Liu et al. 2023, https://arxiv.org/abs/2310.03744, section 3.2."""
+    Liu et al. 2023, https://arxiv.org/abs/2310.03744, section 3.2; Yi: https://arxiv.org/abs/2403.04652, section 7.3;
+    llama.cpp b11549, models/llava.cpp, PROJECTOR_TYPE_MLP_NORM."""
     tap = scoped(tap, "projector")
     h = tap("mm_0", ops.linear(x, w.first))  # (N, M)
+    if w.norms is None:
+        h = tap("gelu", ops.activation(h, gelu))
+        return tap("out", ops.linear(h, w.second))
+    h = tap("mm_1", ops.layer_norm(h, w.norms[0], eps))
     h = tap("gelu", ops.activation(h, gelu))
-    return tap("out", ops.linear(h, w.second))
+    h = tap("mm_3", ops.linear(h, w.second))  # (N, D)
+    return tap("out", ops.layer_norm(h, w.norms[1], eps))

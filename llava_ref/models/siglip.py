@@ -118,7 +118,6 @@ class Siglip:
 
     ORIGINAL: ClassVar[str] = "hf"
     MARKERS: ClassVar[tuple[str, ...]] = ("<start_of_image>", "<end_of_image>")
-    OUTPUT: ClassVar[tuple[str, int]] = ("mm.input_projection.weight", 1)
     file: GGUFFile
     config: VisionConfig
     merge: int
@@ -146,6 +145,10 @@ class Siglip:
     @property
     def width(self) -> int:
         return self.weights.projection.weight.shape[0]
+
+    @classmethod
+    def output(cls, file: GGUFFile) -> tuple[str, int]:
+        return "mm.input_projection.weight", 1
 
     def span(self, width: int, height: int) -> Span:
         side = self.config.grid // self.merge

@@ -131,7 +131,7 @@ def _tower(file: GGUFFile) -> tuple[bool | None, str]:
 
 def _width(text: GGUFFile, mmproj: GGUFFile) -> tuple[bool | None, str]:
     """Compare the width of a picture's rows with that of the token embeddings, among which they stand."""
-    name, axis = tower_family(mmproj).OUTPUT
+    name, axis = tower_family(mmproj).output(mmproj)
     if name not in mmproj.tensors:
         return False, f"{name}: missing, so the width of a picture's rows is unknown"
     key = f"{text.string('general.architecture')}.embedding_length"

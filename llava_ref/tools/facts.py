@@ -40,7 +40,7 @@ def histogram(file: GGUFFile) -> dict[str, dict[str, int]]:
 def image_pipeline(file: GGUFFile, quirks: Quirks) -> dict[str, Any]:
     """Describe the steps from the decoded picture to the decoder. Raises GGUFError for an unsupported tower."""
     family = tower_family(file)
-    name, axis = family.OUTPUT
+    name, axis = family.output(file)
     shape = without_ones(file.tensors[name].shape) if name in file.tensors else ()
     return family.about(file, quirks) | {"output_width": shape[axis] if len(shape) > axis else None}
 

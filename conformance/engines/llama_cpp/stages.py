@@ -146,7 +146,9 @@ class Recorder:
             if node.op == "MUL_MAT":
                 self._keep("vision.features", lambda: node.source(1, 2))
             self._rows("projector.mm_0", node)
-        elif "mm.2." in read:
+        elif "mm.1." in read or "mm.3." in read:  # Yi-VL
+            self._rows("projector.mm_1" if "mm.1." in read else "projector.mm_3", node)
+        elif "mm.2." in read or "mm.4." in read:
             self._rows("projector.out", node)
         elif node.op == "UNARY":
             self._rows("projector.gelu", node)
