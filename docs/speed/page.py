@@ -14,15 +14,20 @@ Kept = dict[str, Any]
 """What is kept of a table: `rows`, `facts` (the machine) and `settings`."""
 
 
-def write(kept: dict[str, Kept]) -> None:
-    """Replace the page's blocks of all tables that are kept, and draw their plots."""
+def write(machines: dict[str, dict[str, Kept]]) -> None:
+    """Replace the page's blocks by the tables that are kept of each machine, and draw their plots."""
     page = PAGE.read_text()
-    for name, table in kept.items():
+    assert not (unknown := {name for kept in machines.values() for name in kept} - WORDS.keys()), unknown
+    for name in WORDS:
         block = re.compile(rf"(<!-- {name}: written by docs/speed -->\n).*?(<!-- end -->)", re.DOTALL)
         assert block.search(page), f"the page has no place for {name}"
-        plots = PLOTS.get(name, _none)(table)
-        shown = "".join(f"![{file.removesuffix('.svg')}](speed/{file})\n\n" for file in plots)
-        words = f"\n{WORDS[name](table)}\n{shown}{_source(table)}\n\n"
+        words, plots = "\n", dict[str, str]()
+        for machine, kept in machines.items():
+            if name in kept:
+                drawn = {f"{machine}-{file}": svg for file, svg in PLOTS.get(name, _none)(kept[name]).items()}
+                shown = "".join(f"![{file.removesuffix('.svg')}](speed/{file})\n\n" for file in drawn)
+                words += f"{WORDS[name](kept[name])}\n{shown}{_source(kept[name])}\n\n"
+                plots |= drawn
         page = block.sub(lambda found, words=words: found[1] + words + found[2], page)  # type: ignore[misc]
         for file, svg in plots.items():
             (FOLDER / file).write_text(svg)

@@ -111,9 +111,10 @@ def _keep(name: str, code: bytes) -> None:
     """Write a kernel's machine code to the folder, whole or not at all."""
     try:
         folder().mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder(), delete=False) as file:
-            file.write(hashlib.sha256(code).digest() + code)
-        os.replace(file.name, folder() / f"{name}.o")
+        with tempfile.TemporaryDirectory(dir=folder()) as place:
+            whole = Path(place) / name
+            whole.write_bytes(hashlib.sha256(code).digest() + code)
+            os.replace(whole, folder() / f"{name}.o")
     except OSError:  # the folder cannot be written
         pass
 

@@ -51,6 +51,8 @@ def _fast(backend: str, device: str, threads: int | None, budget: int) -> Ops:
     except ModuleNotFoundError as error:
         problem = f"{error}; its kernels need {needs}: pip install 'llava-ref[{extra}]'"
         raise ParameterError("precision", "'fast'", problem) from None
+    except ValueError as error:  # LLAVA_REF_SIMD names no level
+        raise ParameterError("precision", "'fast'", str(error)) from None
     return CudaOps(device, threads, budget)
 
 

@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-RESULTS = DOCS / "speed" / "results.json"
+RESULTS = sorted((DOCS / "speed" / "results").glob("*.json"))
 BLOCK = re.compile(r"(<!-- (\w+): written by docs/speed -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-measured = pytest.mark.skipif(not RESULTS.exists(), reason="nothing has been measured for docs/speed.md yet")
+measured = pytest.mark.skipif(not RESULTS, reason="nothing has been measured for docs/speed.md yet")
 
 FACTS = {
     "date": "2026-11-27", "processor": "A processor", "processors": 2, "sets": ["avx2", "amx_int8"],
@@ -51,17 +51,18 @@ SETTINGS = {"precision": "fast", "threads": 2}
 
 def written(folder, results):
     """Write the page and its plots in a folder, from figures; return the page's blocks."""
-    shutil.copytree(DOCS / "speed", folder / "speed", ignore=shutil.ignore_patterns("*.svg", "results.json"))
+    shutil.copytree(DOCS / "speed", folder / "speed", ignore=shutil.ignore_patterns("*.svg", "*.json"))
     text = (DOCS / "speed.md").read_text()
     (folder / "speed.md").write_text(BLOCK.sub(r"\1\4", text))
-    (folder / "speed" / "results.json").write_text(json.dumps(results))
+    for machine, kept in results.items():
+        (folder / "speed" / "results" / f"{machine}.json").write_text(json.dumps(kept))
     subprocess.run([sys.executable, str(folder / "speed"), "--write"], check=True)
     return {found[2]: found[3] for found in BLOCK.finditer((folder / "speed.md").read_text())}
 
 
 def test_every_table_says_what_was_measured(tmp_path):
     kept = {name: {"facts": FACTS, "settings": SETTINGS, "rows": rows} for name, rows in ROWS.items()}
-    blocks = written(tmp_path, kept)
+    blocks = written(tmp_path, {"one": kept})
     assert blocks.keys() == ROWS.keys()
     assert "| 7b | 160 | 100 | **1.60** | 10 | 8 | **1.25** | 62% | 20 |" in blocks["decoders"]
     assert "| 1b | 160 | – | – | 10 | – | – | 62% | 20 |" in blocks["decoders"]
@@ -79,17 +80,17 @@ def test_every_table_says_what_was_measured(tmp_path):
 
 
 def test_bars_are_as_long_as_figures_are_large(tmp_path):
-    written(tmp_path, {"decoders": {"facts": FACTS, "settings": SETTINGS, "rows": ROWS["decoders"]}})
+    written(tmp_path, {"one": {"decoders": {"facts": FACTS, "settings": SETTINGS, "rows": ROWS["decoders"]}}})
     page = (tmp_path / "speed.md").read_text()
-    root = ElementTree.parse(tmp_path / "speed" / "decode.svg").getroot()
+    root = ElementTree.parse(tmp_path / "speed" / "one-decode.svg").getroot()
     bars = [float(r.get("width")) for r in root.iter("{http://www.w3.org/2000/svg}rect") if r.get("height") == "13"]
     assert len(bars) == 3 and bars[1] / bars[0] == pytest.approx(0.8, rel=1e-3), "ours, theirs; the other has one"
-    assert "(speed/decode.svg)" in page and "(speed/prefill.svg)" in page
+    assert "(speed/one-decode.svg)" in page and "(speed/one-prefill.svg)" in page
 
 
 @measured
 def test_the_page_is_what_the_figures_say(tmp_path):
-    written(tmp_path, json.loads(RESULTS.read_text()))
+    written(tmp_path, {path.stem: json.loads(path.read_text()) for path in RESULTS})
     assert (tmp_path / "speed.md").read_text() == (DOCS / "speed.md").read_text()
     plots = sorted(path.name for path in (DOCS / "speed").glob("*.svg"))
     assert plots == sorted(path.name for path in (tmp_path / "speed").glob("*.svg"))
@@ -97,10 +98,10 @@ def test_the_page_is_what_the_figures_say(tmp_path):
         assert (tmp_path / "speed" / name).read_text() == (DOCS / "speed" / name).read_text()
 
 
-@measured
-def test_what_is_kept_is_consistent_and_names_no_folder():
-    kept = json.loads(RESULTS.read_text())
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_what_is_kept_is_consistent_and_names_no_folder(path):
+    kept = json.loads(path.read_text())
     for row in (row for table in kept.values() for row in table["rows"] if row.get("ratio")):
         for key in "prefill_tok_s", "decode_tok_s":
             assert row["ratio"][key] == pytest.approx(row[key] / row["reference"][key])
-    assert not [word for word in RESULTS.read_text().split('"') if word.startswith(("/", "~"))]
+    assert not [word for word in path.read_text().split('"') if word.startswith(("/", "~"))]

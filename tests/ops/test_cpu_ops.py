@@ -1,5 +1,6 @@
 """Whole models in precision `fast` on a processor: against float32, and a compiled step against `forward`."""
 
+import os
 import subprocess
 import sys
 
@@ -170,6 +171,14 @@ def test_one_line_says_what_multiplies_and_what_fell_back(pairs):
 def test_numpy_has_no_fast():
     with pytest.raises(ParameterError, match="needs backend torch"):
         get_ops("numpy", "cpu", 1, 0, "fast")
+
+
+def test_a_level_that_is_none_is_one_line():
+    code = "import sys; from llava_ref.cli import main; sys.exit(main(['generate', '-p', 'x', '--precision', 'fast']))"
+    environment = os.environ | {"LLAVA_REF_SIMD": "sse9"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "LLAVA_REF_SIMD: 'sse9', expected one of amx, avx512, avx2, portable" in done.stderr
 
 
 def test_without_llvmlite_one_line_says_what_to_install():
