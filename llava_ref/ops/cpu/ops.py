@@ -67,9 +67,8 @@ class CpuOps(TorchOps):
         ways = [f"{way} for {', '.join(kinds)}" for way, kinds in _by_way(read).items()]
         left = ", ".join(f"{kind} ({n} matrices)" for kind, n in self._types.items() if kind not in SUPPORTED)
         fallen = f"; no kernel, so dequantised at every use: {left}" if left else ""
-        return (
-            f"{processor.SET} on {self._most} threads; rows up to {FEW}: {', '.join(read)}; more: {'; '.join(ways)}{fallen}"
-        )
+        few = f"rows up to {FEW}: {', '.join(read)}"
+        return f"{processor.SET} on {self._most} threads; {few}; more: {'; '.join(ways)}{fallen}"
 
     def matrix(self, view: TensorView) -> Matrix:  # type: ignore[override]
         self._types[view.type] += 1
