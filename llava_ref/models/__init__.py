@@ -33,12 +33,13 @@ def text_family(file: GGUFFile) -> type[TextModel]:
 def tower_family(file: GGUFFile) -> type[Tower]:
     """Return the tower for `clip.projector_type`. Raises GGUFError for one that is not supported."""
     match projector_of(file):
-        case "mlp":
+        case "mlp" | "ldpv2":
             return Clip
         case "gemma3":
             return Siglip
         case other:
-            raise GGUFError(file.path, "clip.projector_type", f"{other!r} is not supported, expected 'mlp' or 'gemma3'")
+            problem = f"{other!r} is not supported, expected 'mlp' or 'ldpv2' or 'gemma3'"
+            raise GGUFError(file.path, "clip.projector_type", problem)
 
 
 def types(files: Iterable[GGUFFile], stages: Iterable[Stage]) -> dict[str, str]:

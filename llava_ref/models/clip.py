@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..errors import GGUFError
 from ..gguf.file import GGUFFile
 from ..images import fit
 from ..images.resample import BICUBIC
@@ -19,7 +20,7 @@ from . import anyres, projectors, vit
 from .anyres import Anyres
 from .config import VisionConfig, read_vision
 from .family import Span, prepared
-from .projectors import MlpWeights
+from .projectors import MlpWeights, PegWeights
 from .stages import IMAGE, Stage, Table
 from .vit import VitBlock
 from .weights import Weights
@@ -43,6 +44,8 @@ TABLE = Table(
 )  # fmt: skip
 
 NORM_TABLE = replace(TABLE, behind=(*TABLE.behind[:2], *projectors.NORM_STAGES))  # Yi-VL
+PEG_TABLE = replace(TABLE, behind=(*TABLE.behind[:2], *projectors.PEG_STAGES))  # MobileVLM V2
+PEG = "ldpv2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,9 @@ class ClipPlan:
 def read(file: GGUFFile, quirks: Quirks) -> tuple[VisionConfig, Anyres]:
     """Return the tower's settings, and how a picture is cut into tiles. Raises GGUFError."""
     c = read_vision(file, obeyed=anyres.KEYS)
-    return c, anyres.read(file, c, quirks, c.grid)
+    if c.projector == PEG and c.grid % 2:
+        raise GGUFError(file.path, "clip.vision.patch_size", f"{c.grid} patches a side, expected an even number")
+    return c, anyres.read(file, c, quirks, c.grid // 2 if c.projector == PEG else c.grid)
 
 
 def plan(config: VisionConfig, quirks: Quirks) -> ClipPlan:
@@ -83,14 +88,16 @@ class ClipWeights:
     pre_ln: Norm | None
     blocks: tuple[VitBlock, ...]
     post_ln: Norm | None
-    projector: MlpWeights
+    projector: MlpWeights | PegWeights
     newline: Array | None  # (1, Dt), the row that ends a line of joined tiles
 
 
 def load(file: GGUFFile, ops: Ops, c: VisionConfig, p: ClipPlan, tiles: Anyres) -> ClipWeights:
     """Take the tensors. Raises GGUFError for what is missing, has the wrong shape, or has no use."""
     D, w = c.width, Weights(file, ops)
-    projector, newline = projectors.load_mlp(w, D), anyres.newline_of(file)
+    projector: MlpWeights | PegWeights
+    projector = projectors.load_peg(w, D) if c.projector == PEG else projectors.load_mlp(w, D)
+    newline = anyres.newline_of(file)
     class_embd = w.vector("v.class_embd", (1, D)) if w.has("v.class_embd") else None
     weights = ClipWeights(
         patch=w.linear("v.patch_embd", (D, 3, c.patch_size, c.patch_size)),
@@ -167,10 +174,11 @@ class Clip:
 
     @classmethod
     def output(cls, file: GGUFFile) -> tuple[str, int]:
-        return ("mm.3.weight" if "mm.3.weight" in file.tensors else "mm.2.weight"), 0
+        names = ("mm.3.weight", "mm.model.mlp.2.weight", "mm.2.weight")
+        return next((name for name in names if name in file.tensors), names[-1]), 0
 
     def span(self, width: int, height: int) -> Span:
-        return Span((self.config.grid, self.config.grid), len(self.anyres.order(width, height)))
+        return Span((self.anyres.n, self.anyres.n), len(self.anyres.order(width, height)))
 
     def preprocess(self, rgb: np.ndarray, tap: Tap = no_tap) -> fit.Preprocessed:
         rgb = tap("image.rgb", rgb)
@@ -191,6 +199,8 @@ class Clip:
         ops, w, c = self.ops, self.weights, self.config
         with ops.running(c.n_patches, c.width * c.mlp_width):
             features = encode(pixels[0], w, c, self.plan, ops, tap)
+            if isinstance(w.projector, PegWeights):
+                return projectors.peg(features, w.projector, self.plan.gelu, c.grid, ops, tap)
             return projectors.mlp(features, w.projector, self.plan.gelu, c.eps, ops, tap)
 
     def pack(self, rows: Array, width: int, height: int) -> Array:
@@ -199,4 +209,6 @@ class Clip:
     def stages(self) -> tuple[Stage, ...]:
         w = self.weights
         absent = [f"vision.{name}" for name in ("pre_ln", "post_ln") if getattr(w, name) is None]
+        if isinstance(w.projector, PegWeights):
+            return tuple(PEG_TABLE.run(len(w.blocks), absent))
         return tuple((TABLE if w.projector.norms is None else NORM_TABLE).run(len(w.blocks), absent))

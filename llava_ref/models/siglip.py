@@ -21,6 +21,7 @@ from ..tracing.trace import Tap, no_tap, scoped
 from . import vit
 from .config import VisionConfig, read_vision
 from .family import Span, prepared
+from .projectors import pool
 from .stages import IMAGE, Stage, Table
 from .vit import VitBlock
 from .weights import Weights
@@ -95,13 +96,6 @@ def encode(pixels: Array, w: SiglipWeights, c: VisionConfig, ops: Ops, tap: Tap 
     x = tap("pos_embd", x + w.position)
     x = vit.blocks(x, w.blocks, c, activation(c), ops, tap)
     return tap("post_ln", ops.layer_norm(x, w.post_ln, c.eps))
-
-
-def pool(x: Array, n: int, m: int) -> Array:
-    """Average squares of m x m patches, row by row.  (n * n, Dv) -> (n/m * n/m, Dv)"""
-    x = x.reshape((n // m, m, n // m, m, x.shape[-1]))
-    total = sum(x[:, dy, :, dx] for dy in range(m) for dx in range(m))
-    return (total * (1 / m**2)).reshape(((n // m) ** 2, x.shape[-1]))
 
 
 def project(x: Array, w: SiglipWeights, c: VisionConfig, merge: int, ops: Ops, tap: Tap = no_tap) -> Array:

@@ -62,13 +62,14 @@ class Recorder:
         self._see: Callable[[Node], None] | None = None
         self._pictures, self._past, self._block = 0, 0, 0
         self._embedded, self._position = False, ""  # whether patches have their positions; the node that holds those
+        self._pooled = False  # whether patches have been averaged
         self._now: dict[str, np.ndarray] = {}  # of the graph that is running
         self._pieces: dict[str, list[np.ndarray]] = {}
 
     def picture(self) -> None:
         self._finish()
         self._pictures += 1
-        self._see, self._embedded, self._position = self._tower, False, ""
+        self._see, self._embedded, self._position, self._pooled = self._tower, False, "", False
 
     def decoder(self) -> None:
         self._finish()
@@ -146,6 +147,14 @@ class Recorder:
             if node.op == "MUL_MAT":
                 self._keep("vision.features", lambda: node.source(1, 2))
             self._rows("projector.mm_0", node)
+        elif "mm.model.mlp.0." in read:
+            if node.op == "MUL_MAT":
+                self._keep("vision.features", lambda: node.source(1, 2))
+            self._rows("projector.mm_0", node)
+        elif "mm.model.mlp.2." in read:
+            self._rows("projector.mm_2", node)
+        elif node.op == "ADD" and self._pooled:  # MobileVLM V2: the last of several
+            self._keep("projector.out", lambda: node.array(3).reshape(-1, node.array(3).shape[-1]))
         elif "mm.1." in read or "mm.3." in read:  # Yi-VL
             self._rows("projector.mm_1" if "mm.1." in read else "projector.mm_3", node)
         elif "mm.2." in read or "mm.4." in read:
@@ -153,6 +162,7 @@ class Recorder:
         elif node.op == "UNARY":
             self._rows("projector.gelu", node)
         elif node.op == "POOL_2D":
+            self._pooled = True
             self._keep("projector.pool", lambda: _rows_of_squares(node.array(3)))
         elif "mm.soft_emb_norm." in read:
             self._rows("projector.soft_emb_norm", node)

@@ -1,4 +1,5 @@
-"""Yi-VL's projector, two matrices with a norm behind each, against llama.cpp: transformers has no class for it."""
+"""The projectors of Yi-VL (a norm behind each matrix) and MobileVLM V2 (averages, and their neighbours) against
+llama.cpp: transformers has no class for either."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,12 +27,14 @@ pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(re
 SPECS = {
     "class token, tiles": VisionSpec(norms=True, image_size=28, patch_size=7, sizes=((28, 56), (56, 28))),
     "large eps, GELU in the tower, post_ln": VisionSpec(norms=True, eps=0.05, use_gelu=True, post_ln=True),
+    "MobileVLM V2": VisionSpec(peg=True, image_size=48, patch_size=2),  # llama.cpp knows 24 patches a side only
+    "MobileVLM V2, tiles": VisionSpec(peg=True, image_size=24, patch_size=1, sizes=((24, 48),), feature_layer=2),
     "no class token, a feature layer": VisionSpec(norms=True, class_token=False, feature_layer=2, swapped=True),
 }
 
 
 def case_of(folder: Path, vision: VisionSpec) -> Case:
-    pair = build(folder, TextSpec(), vision)
+    pair = build(folder, TextSpec(context=1024), vision)
     rng, images = np.random.default_rng(5), (folder / "wide.png", folder / "tall.png")
     for path, shape in zip(images, ((40, 90, 3), (71, 30, 3)), strict=True):
         Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(path)
@@ -51,9 +54,10 @@ def test_every_stage_of_llama_cpp(tmp_path: Path, within: Any, name: str, backen
     assert tuple(request.token_ids) == run.token_ids
     assert set(run.stages) == {stage for stage in ours if not stage.startswith("image.seen")}
     pictures = {stage: array for stage, array in run.stages.items() if stage.startswith(OF_PICTURES)}
-    assert not differing(ours, pictures, 2e-3) and "projector.mm_1" in pictures and "projector.mm_3#1" in pictures
+    own = ("projector.mm_2", "projector.pool#1") if SPECS[name].peg else ("projector.mm_1", "projector.mm_3#1")
+    assert not differing(ours, pictures, 2e-3) and set(own) <= set(pictures)
     logits = ours["result_output"], run.stages["result_output"]
-    within(f"Yi-VL, llama.cpp EXACT, image rows, {backend}", worst(ours, pictures), 2e-3)
+    within(f"Yi-VL, MobileVLM V2, llama.cpp EXACT, image rows, {backend}", worst(ours, pictures), 2e-3)
     within(f"Yi-VL, llama.cpp EXACT, end to end, logits, {backend}", rel_rms(*logits), 5e-3)
     within(f"Yi-VL, llama.cpp EXACT, end to end, KL, {backend}", kl(*logits).max(), 5e-4)
     with model.trace("result_output"):
@@ -77,6 +81,20 @@ def test_conform_agrees_and_finds_a_fault(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(projectors, "mlp", faulty)
     assert "projector.out" in [finding.stage for finding in compared().findings]
+
+
+def test_a_neighbour_on_the_wrong_side_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = case_of(tmp_path, SPECS["MobileVLM V2"])
+    run, sound = LlamaCpp().run(case), projectors.neighbours
+    assert conform(lambda changed: model_of(case, quirks=changed), case, run).same
+    monkeypatch.setattr(projectors, "neighbours", lambda n: sound(n)[::-1])
+    found = conform(lambda changed: model_of(case, quirks=changed), case, run).findings
+    assert "projector.out" in [finding.stage for finding in found]
+
+
+def test_an_odd_number_of_patches_cannot_be_averaged(tmp_path: Path) -> None:
+    with pytest.raises(GGUFError, match="patch_size: 5 patches a side, expected an even number"):
+        model_of(case_of(tmp_path, VisionSpec(peg=True, image_size=25, patch_size=5)))
 
 
 def test_a_norm_that_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
