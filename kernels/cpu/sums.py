@@ -12,14 +12,16 @@ from typing import Any
 from .activations import CODES, GROUP, SUMS
 from .dots import dot16
 from .lanes import convert, fma, total
+from .processor import SET
 from .scales import KEPT, Codes, split, spread, spread_at
 from .simd import f32, f32x16, i16x32, i32x16, i64, load, prefetch, splat, store
 from .traced import Cell, Number, Value, least, loop, room, when
 
 FEW = 8
 """Rows of x that a launch may have."""
-ONE, SOME = 1, 4
-"""Rows of the matrix that are done at once, with one row of x and with several: they share the loads of x."""
+ONE, SOME = 2 if SET == "avx512" else 1, 4
+"""Rows of the matrix that are done at once, with one row of x and with several: they share the loads of x, where there
+are registers for that."""
 ARGS = ("blocks", "bytes of a row", "K", "x", "bytes of a row of x", "rows of x", "out", "N", "bias", "add")
 
 
@@ -76,9 +78,9 @@ def product(
 
     `unpack(row, g, i)` gives the weights of group g of a row at an address, which is row i of those done at once;
     `add(weights, x, g, lanes)` adds the products of those of some rows with group g of a row of x at an address to the
-    lanes of each, so that they share the loads of x; `rest(row, x, lanes)` adds
-    what is behind the groups to those of one. `prepare(row, g, i)` is called for each group before `unpack`, while the
-    one before is done, for what would be waited for."""
+    lanes of each, so that they share the loads of x; `rest(row, x, lanes)` adds what is behind the groups to those of
+    one. `prepare(row, g, i)` is called for each group before `unpack`, while the one before is done, for what would be
+    waited for."""
     rows = one_row if work.one else some_rows
     rows(work, groups, group_bytes, unpack, add, rest, prepare)
 
