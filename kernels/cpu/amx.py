@@ -143,7 +143,7 @@ def normal(x: Value) -> Value:
     return bits(f32x16, choose((word & EXPONENT) == 0, word & SIGN, word))
 
 
-class Operand(NamedTuple):
+class TileOperand(NamedTuple):
     """Tiles in memory: an address, and the bytes from tile to tile, row to row, step to step, first to second term."""
 
     at: Number
@@ -157,7 +157,7 @@ class Operand(NamedTuple):
         load(to, self.at + self.step * step + self.tile * tile + self.term * term, self.row)
 
 
-class Product(NamedTuple):
+class TileProduct(NamedTuple):
     """How many tiles are multiplied at once: rows x columns, 1 or 2 each, of numbers in `terms` bfloat16 each.
 
     Of two terms the products of both first ones and of a first and a second one count."""
@@ -166,7 +166,7 @@ class Product(NamedTuple):
     columns: int
     terms: int
 
-    def __call__(self, a: Operand, b: Operand, steps: Number, out: Number, stride: Number, more: Any) -> None:
+    def __call__(self, a: TileOperand, b: TileOperand, steps: Number, out: Number, stride: Number, more: Any) -> None:
         """Write sum over steps of a b, or add it to what is there where `more`, a Value or 0, is not 0.
 
         Out: rows `stride` bytes apart, a tile's columns behind those of the tile before."""
@@ -183,7 +183,7 @@ class Product(NamedTuple):
         for tile, place in enumerate(places):
             store(tile, place, stride)
 
-    def _add(self, a: Operand, b: Operand, step: Number) -> None:
+    def _add(self, a: TileOperand, b: TileOperand, step: Number) -> None:
         """Add products of tiles: of two terms in an order in which one of both stays where it is."""
         before = (-1, -1)
         for i, j in ((0, 0),) if self.terms == 1 else ((1, 0), (0, 0), (0, 1)):

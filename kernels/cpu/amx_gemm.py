@@ -14,7 +14,7 @@ from torch import Tensor
 from llava_ref.gguf.types import TYPES
 
 from . import amx
-from .amx import Operand, Product
+from .amx import TileOperand, TileProduct
 from .compiled import kernel
 from .launch import Launch, arguments, run
 from .llvm import I32, pointer
@@ -92,11 +92,11 @@ def fetch_all(out: Number, stride: Number, rows: Number) -> None:
 
 def add(a: Number, steps: Number, b: Number, b_stride: Number, both: Value, sums: Number, more: Number) -> None:
     """Add the product of 32 rows with 32 rows, or with 16, to sums; begin with it where there are none."""
-    weights, x = Operand(a, TILE, 64, 2 * TILE), Operand(b, b_stride, 64, TILE)
+    weights, x = TileOperand(a, TILE, 64, 2 * TILE), TileOperand(b, b_stride, 64, TILE)
     with when(both):
-        Product(2, 2, 1)(weights, x, steps, sums, 128, more)
+        TileProduct(2, 2, 1)(weights, x, steps, sums, 128, more)
     with otherwise(both):
-        Product(2, 1, 1)(weights, x, steps, sums, 128, more)
+        TileProduct(2, 1, 1)(weights, x, steps, sums, 128, more)
 
 
 @kernel

@@ -10,7 +10,7 @@ import math
 from functools import cache, partial
 
 from . import amx
-from .amx import Operand, Product
+from .amx import TileOperand, TileProduct
 from .compiled import Kernel
 from .lanes import bits, choose, first, fma, lane, larger, largest, total
 from .simd import f32, f32x16, i32x16, i64, load, load_some, real, splat, store, store_some, words
@@ -151,18 +151,18 @@ def _inside(ranges: Value, t: Number, S: Number, block: Number, n: Number) -> li
 
 def _scores(packed: Number, q_term: Number, keys: Number, term: Number, chunks: Number, n: Number, out: Number) -> None:
     """Write the scores of 32 queries and n keys."""
-    query = Operand(packed, 1024 * chunks, 64, 1024, q_term)
+    query = TileOperand(packed, 1024 * chunks, 64, 1024, q_term)
     for j in loop(0, n, 32):
-        key = Operand(keys + 64 * chunks * j, 1024 * chunks, 64, 1024, term)
-        Product(2, 2, 2)(query, key, chunks, out + 4 * j, SCORE_ROW, 0)
+        key = TileOperand(keys + 64 * chunks * j, 1024 * chunks, 64, 1024, term)
+        TileProduct(2, 2, 2)(query, key, chunks, out + 4 * j, SCORE_ROW, 0)
 
 
 def _sums(weights, values, term, chunks, n, terms, out, more):
     """Write the sums of n values times their weights, of so many terms, or add them where `more` is not 0."""
-    weight = Operand(weights, 16 * WEIGHT_ROW, WEIGHT_ROW, 64, WEIGHT_TERM)
+    weight = TileOperand(weights, 16 * WEIGHT_ROW, WEIGHT_ROW, 64, WEIGHT_TERM)
     for chunk in loop(0, chunks):
-        value = Operand(values + 2048 * chunk, 1024, 64, 2048 * chunks, term)
-        Product(2, 2, terms)(weight, value, n // 32, out + 128 * chunk, 128 * chunks, more)
+        value = TileOperand(values + 2048 * chunk, 1024, 64, 2048 * chunks, term)
+        TileProduct(2, 2, terms)(weight, value, n // 32, out + 128 * chunk, 128 * chunks, more)
 
 
 def _attend(args: Number, begin: Number, end: Number, terms: int) -> None:

@@ -66,7 +66,13 @@ def test_programs_may_pass_objects():
     ] * 3
 
 
-@pytest.mark.parametrize("value", [PNG, Path("a.png"), np.zeros((2, 2, 3)), Image.new("L", (1, 1)), 7, ["a"]], ids=str)
+def _kind(value):
+    return type(value).__name__
+
+
+@pytest.mark.parametrize(
+    "value", [PNG, Path("a.png"), np.zeros((2, 2, 3)), Image.new("L", (1, 1)), 7, ["a"]], ids=_kind
+)
 def test_servers_refuse_objects(value):
     message = refuse(user({"type": "image", "image": value}), allow_objects=False)
     assert message.startswith("messages[0].content[0]: image: expected a string with a data URI or base64, got ")

@@ -14,7 +14,7 @@ BYTES = 34
 FACTORS = shuffle(*[0] * 8, *[BYTES // 2] * 8)
 
 
-class Spread(Halves):
+class PairScales(Halves):
     """Scales that are read with the codes beside them: two blocks are little more than a vector."""
 
     def __init__(self) -> None:
@@ -30,4 +30,4 @@ def codes(first: Number, second: Number) -> Codes:
     return words(join(load(i8x32, first + 2), load(i8x32, second + 2)))
 
 
-BLOCK = SmallBlock(BYTES, codes, Spread())
+BLOCK = SmallBlock(BYTES, codes, PairScales())
