@@ -128,7 +128,9 @@ def test_narrow_x_and_a_bias(dtype):
 
 def test_a_part_of_the_rows():
     w, x = matrix("Q6_K", 40, 512), rows_of_x(12, 512)
-    assert torch.equal(matmul(x, w.part(5, 17)), matmul(x, w)[:, 5:17])
+    part, whole = matmul(x, w.part(5, 17)), matmul(x, w)[:, 5:17]
+    # the interpreter multiplies by numpy, whose sums may depend on where a column stands
+    assert (part - whole).norm() < 1e-6 * whole.norm()
 
 
 def test_what_does_not_fit_is_refused():
