@@ -19,7 +19,7 @@ from .lanes import bits, choose, fma
 from .llvm import I64, call, pointer
 from .processor import OWN, TILES
 from .simd import f32x16, i32, i32x16, splat
-from .traced import BUILDERS, Cell, Number, Value, builder, loop, otherwise, room, valued, when
+from .traced import Cell, Number, Value, builder, loop, otherwise, room, valued, when, write
 
 REGISTERS = TILES and OWN
 COUNT, ROW, TILE = 8, 64, 1024  # tiles; bytes of a row and of a tile
@@ -65,12 +65,7 @@ def _plainly(body: Callable[..., None], *args: Number) -> None:
         function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * len(args)), name)
         function.linkage = "internal"
         function.attributes.add("noinline")
-        BUILDERS.append(ir.IRBuilder(function.append_basic_block()))
-        try:
-            body(*map(Value, function.args))
-            BUILDERS[-1].ret_void()
-        finally:
-            BUILDERS.pop()
+        write(function, body)
     builder().call(function, [valued(arg, I64) for arg in args])
 
 

@@ -21,7 +21,7 @@ from llvmlite import binding, ir
 
 from . import processor
 from .llvm import I64
-from .traced import BUILDERS, Value
+from .traced import write
 
 SIGNATURE = ir.FunctionType(ir.VoidType(), [I64] * 3)
 Body = Callable[[Any, Any, Any], None]
@@ -64,12 +64,7 @@ def assembly(name: str, body: Body) -> str:
     """Return a kernel in LLVM's language, not optimised."""
     module = ir.Module(name)
     function = ir.Function(module, SIGNATURE, name)
-    BUILDERS.append(ir.IRBuilder(function.append_basic_block()))
-    try:
-        body(*map(Value, function.args))
-        BUILDERS[-1].ret_void()
-    finally:
-        BUILDERS.pop()
+    write(function, body)
     return str(module)
 
 
@@ -80,9 +75,8 @@ def machine_code(name: str, body: Body) -> bytes:
         module.triple, module.data_layout = machine.triple, str(machine.target_data)
         options = binding.create_pipeline_tuning_options(speed_level=2)
         options.loop_vectorization = options.slp_vectorization = options.loop_interleaving = False
-        binding.create_pass_builder(machine, options).getModulePassManager().run(
-            module, binding.create_pass_builder(machine, options)
-        )
+        passes = binding.create_pass_builder(machine, options)
+        passes.getModulePassManager().run(module, passes)
         return bytes(machine.emit_object(module))
 
 

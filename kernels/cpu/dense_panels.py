@@ -5,35 +5,19 @@ size, where bfloat16 costs 1.7e-3. Beside x's 14 bits and a sign (gemm.py), 32 p
 NaN where a weight is infinite or none.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 from llava_ref.gguf.types import TYPES
 
-from .lanes import bits, choose, convert, fma, from_bfloat16, from_half, larger, less, lower, shift_down, upper
+from .activations import SMALLEST, WHOLE
+from .lanes import bits, choose, convert, fma, larger, less, lower, shift_down, upper
+from .rows import READ
 from .simd import f32, f32x8, f32x16, i8, i8x16, i16x8, i16x16, i32x4, i32x8, i32x16, load, splat, store
 from .tiles import turned
 from .traced import Number, Value, loop
 
 LIMIT = 4095.0
-SMALLEST = 1e-33
-"""Groups of smaller numbers are zeros: the scale's inverse would be beyond float32."""
 SIZE, INFINITE = 0x7FFFFFFF, 0x7F800000
 """The bits of a float32 but for its sign, and those of infinity: of what is no number they are more."""
-WHOLE = 1.5 * 2.0**23
-"""Added to a number of up to 16 bits, it leaves the nearest whole number in the lowest bits."""
 GROUPS = 8  # that are done together
-
-
-def same(x: Value) -> Value:
-    """Return x: it is float32 already."""
-    return x
-
-
-READ: dict[str, tuple[Any, Callable[[Value], Value]]] = {
-    "F16": (i16x16, from_half), "BF16": (i16x16, from_bfloat16), "F32": (f32x16, same),
-}  # fmt: skip
-"""What 16 weights are loaded as, and what makes them float32."""
 
 
 def sixteen(kind: str, at: Number, i: int) -> Value:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .activations import SMALLEST, WHOLE
 from .compiled import Kernel
-from .dense_panels import INFINITE, SIZE, SMALLEST, WHOLE
+from .dense_panels import INFINITE, SIZE
 from .lanes import bits, convert, fma, lane, larger, largest, total
 from .launch import Launch, arguments, run
 from .panels import BEGIN, CODES, PLACE, UNPACKED, WEIGHTS, unpacked, unpacking

@@ -13,10 +13,9 @@ from .compiled import Kernel
 from .launch import Launch, arguments
 from .sums import FEW, SOME, Work
 from .traced import Number
-from .typed import QUANTISED
+from .typed import DENSE, QUANTISED
 
 __all__ = ["DENSE", "FEW", "SUPPORTED", "matvec"]
-DENSE = frozenset({"F16", "BF16", "F32"})
 SUPPORTED = DENSE | QUANTISED
 UNIT = 64 << 10
 """Bytes of a matrix that a thread takes at least: some microseconds."""

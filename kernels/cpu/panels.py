@@ -20,7 +20,7 @@ from .processor import VNNI
 from .simd import i16x16, store, words
 from .tiles import LANES, NARROW, QUADS, ROW, VECTORS, WIDTH, Form, scratch, turn
 from .traced import Number, least, loop, pick, room, when
-from .typed import layout
+from .typed import DENSE, layout
 
 UNPACKED, BEGIN, PLACE = 5, 2, 4
 """Words of the arguments: how many, and which are the first row and the place of its panel."""
@@ -52,7 +52,7 @@ class Codes:
 
 # fmt: off
 CODES = {
-    **dict.fromkeys(dense_panels.READ, Codes(32, 13, 0)),
+    **dict.fromkeys(sorted(DENSE), Codes(32, 13, 0)),
     "Q4_0": Codes(32, 4, 8), "Q4_1": Codes(32, 4, 0, True), "Q5_0": Codes(32, 5, 16), "Q5_1": Codes(32, 5, 0, True),
     "Q8_0": Codes(32, 8, 128), "IQ4_NL": Codes(32, 8, 128), "MXFP4": Codes(32, 5, 12),
     "Q2_K": Codes(16, 2, 0, True), "Q3_K": Codes(16, 3, 4), "Q4_K": Codes(32, 4, 0, True),
@@ -114,7 +114,7 @@ def unpack(kind: str, args: Number, first: Number, end: Number) -> None:
         count = least(step, row_bytes - k * step) // size.bytes
         for r in loop(0, WIDTH):
             at, codes = blocks + least(begin + r, last) * row_bytes + k * step, rooms + r * ROW
-            if kind in dense_panels.READ:
+            if kind in DENSE:
                 unpack_numbers(kind, at, count, codes, codes + SCALES, copy)
             else:
                 unpack_row(kind, at, count, codes, codes + SCALES)

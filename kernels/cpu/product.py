@@ -25,9 +25,9 @@ from . import gemm, panels, processor
 from .amx_gemm import AmxProduct, PackedTiles
 from .launch import run
 from .rows import rows, widened
+from .typed import DENSE
 
 Way = Literal["amx", "integers", "bfloat16", "float32"]
-DENSE = frozenset({"F16", "BF16", "F32"})
 SLAB = 1 << 22
 """Weights converted at a time: 8 MB of bfloat16. Slabs of 512 rows to whole matrices took the same time within 3 %."""
 ROWS = 16

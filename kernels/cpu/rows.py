@@ -21,9 +21,9 @@ from .llvm import ELEMENTS, Kind, call
 from .processor import BF16
 from .simd import f32x16, i16x16, i64, load, load_some, real, store, store_some, words
 from .traced import Number, Value, loop, operation, when
-from .typed import QUANTISED, layout
+from .typed import DENSE, QUANTISED, layout
 
-SUPPORTED = QUANTISED | {"F16", "BF16", "F32"}
+SUPPORTED = QUANTISED | DENSE
 WORTH = 1 << 16
 """Weights that are worth a thread."""
 

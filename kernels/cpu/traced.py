@@ -83,6 +83,16 @@ def builder() -> Any:
     return BUILDERS[-1]
 
 
+def write(function: Any, body: Callable[..., None]) -> None:
+    """Write an LLVM function by running `body` on its arguments."""
+    BUILDERS.append(ir.IRBuilder(function.append_basic_block()))
+    try:
+        body(*map(Value, function.args))
+        BUILDERS[-1].ret_void()
+    finally:
+        BUILDERS.pop()
+
+
 def _element(kind: Any) -> Any:
     return getattr(kind, "element", kind)
 

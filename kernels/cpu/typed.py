@@ -7,6 +7,8 @@ QUANTISED = frozenset(
     ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4")
 )
 """The types that have a module in `decode`."""
+DENSE = frozenset({"F16", "BF16", "F32"})
+"""The types of numbers, which have no blocks."""
 
 
 def layout(kind: str) -> Any:

@@ -1,7 +1,6 @@
 """Multiply by BF16, bfloat16."""
 
-from ..lanes import from_bfloat16
-from ..simd import i16x16
+from ..rows import READ
 from .dense import Dense
 
-BLOCK = Dense(i16x16, from_bfloat16, 2)
+BLOCK = Dense(*READ["BF16"], 2)

@@ -1,7 +1,6 @@
 """Multiply by F16, float16."""
 
-from ..lanes import from_half
-from ..simd import i16x16
+from ..rows import READ
 from .dense import Dense
 
-BLOCK = Dense(i16x16, from_half, 2)
+BLOCK = Dense(*READ["F16"], 2)
