@@ -117,18 +117,17 @@ def _picture_rows(ids: Sequence[int]) -> list[int]:
 
 
 def parts(ids: Sequence[int], rows: Sequence[np.ndarray]) -> list[Part]:
-    """Cut token ids (T,) into the parts of a prompt; each run of -1 becomes the rows of the next pictures."""
+    """Cut token ids (T,) into the parts of a prompt; each run of -1 becomes the next rows of the pictures."""
     result: list[Part] = []
-    remaining, at = list(rows), 0
-    while at < len(ids):
-        end = at
-        if ids[at] >= 0:
-            while end < len(ids) and ids[end] >= 0:
-                end += 1
-            result.append(list(ids[at:end]))
-        else:
-            image = remaining.pop(0)
-            result.append(image)
-            end = at + len(image)
-        at = end
+    remaining = list(rows)
+    for is_text, run in groupby(ids, lambda token: token >= 0):
+        left = list(run)
+        if is_text:
+            result.append(left)
+            continue
+        while left:
+            stretch, rest = remaining[0][: len(left)], remaining[0][len(left) :]
+            result.append(stretch)
+            remaining[:1] = [rest] if len(rest) else []
+            del left[: len(stretch)]
     return result

@@ -5,6 +5,7 @@ The profile's quirks decide how the text around a picture is tokenised.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from ..errors import PromptError
 from ..profiles import Quirks
@@ -24,9 +25,15 @@ class TextChunk:
 
 @dataclass(frozen=True, slots=True)
 class ImageChunk:
-    """The slot of picture number `index` of the prompt."""
+    """A stretch of the rows of picture number `index` of the prompt, by default all of them."""
 
     index: int
+    first: int = 0
+    stop: int | None = None
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.first, self.stop)
 
 
 def raw(text: str, n_images: int, tokenizer: Tokenizer) -> Prompt:
@@ -40,12 +47,12 @@ def raw(text: str, n_images: int, tokenizer: Tokenizer) -> Prompt:
 
 
 def chunks(
-    prompt: Prompt, tokenizer: Tokenizer, quirks: Quirks, markers: Sequence[tuple[str, str]] = ()
+    prompt: Prompt, tokenizer: Tokenizer, quirks: Quirks, stretches: Sequence[Sequence[str | int]] = ()
 ) -> list[TextChunk | ImageChunk]:
     """Tokenise the text between the slots; return text and image chunks in order, without empty text chunks.
 
-    `markers`: for each picture the text in front of its slot and behind it. It is tokenised together with the text
-    beside it, because line feeds of both may be one token.
+    `stretches`: for each picture what stands in its slot, in order: text, or a number of its rows (`Span.stretches`).
+    Text is tokenised together with the text beside it, because line feeds of both may be one token.
 
     BOS comes first if the vocabulary asks for it and the prompt does not begin with it already; `quirks.end_token`
     decides about EOS at the end.
@@ -56,15 +63,40 @@ def chunks(
                          LlamaTokenizer), and no prefix goes before a space
       separate-prefixed  before each text and after each control token (llama.cpp b10605, llama-vocab.cpp)
     """
-    texts = prompt.text.split(IMAGE)
-    for i, (before, after) in enumerate(markers):
-        texts[i : i + 2] = texts[i] + before, after + texts[i + 1]
+    texts, slots = _filled(prompt.text.split(IMAGE), stretches)
     encoded = [_encode(text, i, prompt.quote, tokenizer, quirks) for i, text in enumerate(texts)]
     if tokenizer.add_bos and tokenizer.bos_id is not None and encoded[0][:1] != [tokenizer.bos_id]:
         encoded[0].insert(0, tokenizer.bos_id)
     if quirks.end_token == "append" and tokenizer.add_eos and tokenizer.eos_id is not None:
         encoded[-1].append(tokenizer.eos_id)
-    return list(_interleave(encoded))
+    return _interleave(encoded, slots)
+
+
+def _filled(texts: Sequence[str], stretches: Sequence[Sequence[str | int]]) -> tuple[list[str], list[ImageChunk]]:
+    """Put the pictures' stretches between the texts; return the texts then, and the chunk between each two of them."""
+    filled, slots = [texts[0]], list[ImageChunk]()
+    for index, text in enumerate(texts[1:]):
+        for part in (*_slot(index, stretches), text):
+            if isinstance(part, str):
+                filled[-1] += part
+            else:
+                slots.append(part)
+                filled.append("")
+    return filled, slots
+
+
+def _slot(index: int, stretches: Sequence[Sequence[str | int]]) -> Iterator[str | ImageChunk]:
+    """Yield what stands in the slot of picture number `index`."""
+    if not stretches:
+        yield ImageChunk(index)
+        return
+    first = 0
+    for stretch in stretches[index]:
+        if isinstance(stretch, str):
+            yield stretch
+        else:
+            yield ImageChunk(index, first, first + stretch)
+            first += stretch
 
 
 def _encode(text: str, index: int, quote: Quote, tokenizer: Tokenizer, quirks: Quirks) -> list[int]:
@@ -79,10 +111,10 @@ def _encode(text: str, index: int, quote: Quote, tokenizer: Tokenizer, quirks: Q
     )
 
 
-def _interleave(encoded: list[list[int]]) -> Iterator[TextChunk | ImageChunk]:
-    """Put a slot between each two texts."""
-    for index, ids in enumerate(encoded):
-        if index:
-            yield ImageChunk(index - 1)
-        if ids:
-            yield TextChunk(tuple(ids))
+def _interleave(encoded: Sequence[Sequence[int]], slots: Sequence[ImageChunk]) -> list[TextChunk | ImageChunk]:
+    """Put a picture's rows between each two texts."""
+    found: list[TextChunk | ImageChunk] = []
+    for ids, slot in zip_longest(encoded, slots):
+        found += [TextChunk(tuple(ids))] if ids else []
+        found += [slot] if slot else []
+    return found

@@ -66,8 +66,8 @@ class Prompts:
             raise PromptError(where, "image", "the model was loaded without an mmproj file and cannot see pictures")
         sizes = [images.measure(part.source, part.where, exif=self.quirks.exif) for part in prompt.images]
         spans = tuple(self.tower.span(*size) for size in sizes) if self.tower is not None else ()
-        markers = [(span.before, span.after) for span in spans]
-        return Request(prompt, tuple(chunks(prompt, self.tokenizer, self.quirks, markers)), spans=spans)
+        stretches = [span.stretches for span in spans]
+        return Request(prompt, tuple(chunks(prompt, self.tokenizer, self.quirks, stretches)), spans=spans)
 
     def _decoded(self, part: ImagePart) -> DecodedImage:
         image = decode_image(part.source, self.quirks, part.where)

@@ -52,22 +52,36 @@ class Request:
         """Return one number a position: a token's id, or -1 where a picture stands."""
         ids: list[int] = []
         for chunk in self.chunks:
-            ids.extend(chunk.token_ids if isinstance(chunk, TextChunk) else [-1] * self.spans[chunk.index].n_rows)
+            ids.extend(chunk.token_ids if isinstance(chunk, TextChunk) else [-1] * len(self.rows(chunk)))
         return ids
 
     def parts(self, rows: Sequence[np.ndarray]) -> list[Part]:
         """Return what a decoder is fed: token ids and the pictures' rows, (n, D) each, in order."""
-        return [chunk.token_ids if isinstance(chunk, TextChunk) else rows[chunk.index] for chunk in self.chunks]
+        return placed(self.chunks, rows)
+
+    def rows(self, chunk: ImageChunk) -> range:
+        """Return which of its picture's rows stand in a chunk."""
+        return range(self.spans[chunk.index].n_rows)[chunk.rows]
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return the chunks as JSON; a picture's width and height are those of the source, in pixels."""
+        """Return the chunks as JSON; a picture's width and height are those of the source, in pixels.
+
+        A chunk that has not all rows of its picture names the picture, and which row is its first, from 0."""
         return [self._describe(chunk) for chunk in self.chunks]
 
     def _describe(self, chunk: TextChunk | ImageChunk) -> dict[str, Any]:
         if isinstance(chunk, TextChunk):
             return {"type": "text", "token_ids": list(chunk.token_ids)}
         height, width, _ = self.images[chunk.index].rgb.shape
-        return {"type": "image", "n_tokens": self.spans[chunk.index].n_rows, "width": width, "height": height}
+        rows = self.rows(chunk)
+        found = {"type": "image", "n_tokens": len(rows), "width": width, "height": height}
+        whole = len(rows) == self.spans[chunk.index].n_rows
+        return found if whole else found | {"image": chunk.index, "first": rows.start}
+
+
+def placed(chunks: Sequence[TextChunk | ImageChunk], rows: Sequence[np.ndarray]) -> list[Part]:
+    """Return what a decoder is fed for chunks: token ids, and stretches of the pictures' rows, (n, D) each."""
+    return [chunk.token_ids if isinstance(chunk, TextChunk) else rows[chunk.index][chunk.rows] for chunk in chunks]
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,7 @@ def cached_positions(parts: Sequence[Part], cached_rows: Sequence[np.ndarray], n
     and those of pictures whose rows were kept."""
     count = at = 0
     for part in parts:
-        kept = any(part is rows for rows in cached_rows)
+        kept = isinstance(part, np.ndarray) and any(np.may_share_memory(part, rows) for rows in cached_rows)
         count += len(part) if kept else min(len(part), max(0, n_past - at))
         at += len(part)
     return count

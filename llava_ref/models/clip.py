@@ -178,7 +178,7 @@ class Clip:
         return next((name for name in names if name in file.tensors), names[-1]), 0
 
     def span(self, width: int, height: int) -> Span:
-        return Span((self.anyres.n, self.anyres.n), len(self.anyres.order(width, height)))
+        return Span((self.anyres.n, self.anyres.n), (len(self.anyres.order(width, height)),))
 
     def preprocess(self, rgb: np.ndarray, tap: Tap = no_tap) -> fit.Preprocessed:
         rgb = tap("image.rgb", rgb)

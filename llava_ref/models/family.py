@@ -26,9 +26,12 @@ class Span:
     """A picture's place in the sequence, known from its size alone: nothing is decoded or run for it."""
 
     grid: tuple[int, int]  # rows and columns of the squares of a tile that have a row of their own
-    n_rows: int  # positions in all
-    before: str = ""  # text of control tokens in front of the rows
-    after: str = ""  # and behind them
+    stretches: tuple[str | int, ...]  # in order: text of control tokens, or so many of the picture's rows
+
+    @property
+    def n_rows(self) -> int:
+        """Return the picture's rows in all stretches."""
+        return sum(stretch for stretch in self.stretches if isinstance(stretch, int))
 
 
 class Tower(Protocol):

@@ -148,7 +148,7 @@ class Siglip:
         side = self.config.grid // self.merge
         start, end = self.MARKERS
         lines = "\n\n" if self.quirks.image_newlines == "double" else ""
-        return Span((side, side), side**2, lines + start, end + lines)
+        return Span((side, side), (lines + start, side**2, end + lines))
 
     def preprocess(self, rgb: np.ndarray, tap: Tap = no_tap) -> fit.Preprocessed:
         c, rgb = self.config, tap("image.rgb", rgb)

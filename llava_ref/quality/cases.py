@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..chat.chunks import ImageChunk, TextChunk
-from ..generation.request import Request
+from ..generation.request import Request, placed
 from ..generation.sampling import Sampling
 from ..generation.units import Part
 from ..images import ImageSource
@@ -37,8 +37,7 @@ class QualityCase:
         """Return the prompt with these image rows (N, D), then the answer without its last token, which is only
         predicted."""
         answer = self.next_ids[self.n_prompt - 1 : -1].tolist()
-        prompt = [chunk.token_ids if isinstance(chunk, TextChunk) else rows[chunk.index] for chunk in self.chunks]
-        return [*prompt, answer]
+        return [*placed(self.chunks, rows), answer]
 
     @property
     def scored(self) -> np.ndarray:

@@ -39,13 +39,12 @@ def ablation(
         raise ParameterError("cells", str(cells), f"expected 1 to {grid}, the patches along a side")
     if window < 1 or window % 2 == 0:
         raise ParameterError("window", str(window), "expected an odd number of cells from 1")
-    parts = model.parts(request)
-    at = [i for i, part in enumerate(parts) if isinstance(part, np.ndarray)][image]
-    uncovered = _score(model, parts, answer)
+    rows = [model.encode_image(picture.rgb) for picture in request.images]
+    uncovered = _score(model, request.parts(rows), answer)
     lost = np.empty((len(answer), cells, cells), np.float32)
     for y, x in np.ndindex(cells, cells):
         covered = _covered(model, request.images[image].rgb, window_of_patches(grid, cells, (y, x), window))
-        lost[:, y, x] = uncovered - _score(model, [*parts[:at], covered, *parts[at + 1 :]], answer)
+        lost[:, y, x] = uncovered - _score(model, request.parts([*rows[:image], covered, *rows[image + 1 :]]), answer)
     return lost
 
 

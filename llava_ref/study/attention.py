@@ -28,17 +28,17 @@ def attention_to_picture(model: Llava, request: Request, answer: Sequence[int], 
     return probe.weights()
 
 
-def picture_positions(request: Request, image: int = 0) -> range:
-    """Return the positions of the prompt that hold a picture's rows."""
+def picture_positions(request: Request, image: int = 0) -> list[int]:
+    """Return the position in the prompt of each of a picture's rows."""
     before = sum(span.n_rows for span in request.spans[:image])
-    start = [at for at, token in enumerate(request.token_ids) if token < 0][before]
-    return range(start, start + request.spans[image].n_rows)
+    positions = [at for at, token in enumerate(request.token_ids) if token < 0]
+    return positions[before : before + request.spans[image].n_rows]
 
 
 class _Rows(Probe):
     """Keeps the mean over heads of every layer's attention weights (H, T, S) at some rows and columns."""
 
-    def __init__(self, rows: range, columns: range, model: Llava) -> None:
+    def __init__(self, rows: range, columns: Sequence[int], model: Llava) -> None:
         super().__init__([f"blk.*.{ON_REQUEST}"])
         self._rows, self._columns, self._ops = rows, columns, model.ops
         self._kept: dict[str, list[np.ndarray]] = {}
@@ -47,7 +47,7 @@ class _Rows(Probe):
         assert at.positions is not None
         wanted = [row - at.positions.start for row in self._rows if row in at.positions]
         if wanted:
-            weights = self._ops.numpy(x[:, wanted[0] : wanted[-1] + 1, self._columns.start : self._columns.stop])
+            weights = self._ops.numpy(x[:, wanted[0] : wanted[-1] + 1])[..., self._columns]
             self._kept.setdefault(at.name, []).append(weights.mean(0))
         return x
 

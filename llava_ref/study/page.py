@@ -1,5 +1,6 @@
 """Render the pages of the studies: one HTML file each that contains everything and loads nothing."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -57,11 +58,11 @@ def attend_page(attended: Attended) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LensPicture:
-    """Holds a picture of a prompt and the position of its rows."""
+    """Holds a picture of a prompt and the positions of its rows."""
 
     picture: Preprocessed
     rgb: np.ndarray
-    first: int  # position of its first row
+    positions: Sequence[int]  # of each row
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ def lens_page(lensed: Lensed) -> str:
     """Render layers by positions of text as a table, and each picture's positions as a grid, one layer at a time."""
     lens = lensed.lens
     pictures = [
-        {"uri": data_uri(p.rgb), "first": p.first, "tiles": _tiles(p.picture), **_geometry(p.picture)}
+        {"uri": data_uri(p.rgb), "positions": p.positions, "tiles": _tiles(p.picture), **_geometry(p.picture)}
         for p in lensed.pictures
     ]
     data = {

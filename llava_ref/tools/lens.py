@@ -54,7 +54,7 @@ def look(model: Llava, request: Request, max_tokens: int, top: int) -> Lensed:
     lens = logit_lens(model, request, reply.token_ids, top=min(top, model.tokenizer.n_vocab))
     shown = {int(token) for token in lens.tokens.ravel()} | {token for token in lens.token_ids if token >= 0}
     pictures = tuple(
-        LensPicture(model.preprocess(image), image.rgb, picture_positions(request, i).start)
+        LensPicture(model.preprocess(image), image.rgb, picture_positions(request, i))
         for i, image in enumerate(request.images)
     )
     return Lensed(

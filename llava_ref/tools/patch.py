@@ -89,7 +89,7 @@ def groups(request: Request, prepared: Preprocessed, grid: int, cells: int) -> d
     positions: dict[str, Sequence[int]] = {}
     for y, x in np.ndindex(cells, cells):
         rows = rows_under(window_of_patches(grid, cells, (y, x), 1), prepared)
-        positions[f"{y},{x}"] = [picture.start + row for row in rows]
+        positions[f"{y},{x}"] = [picture[row] for row in rows]
     positions["text"] = [at for at in range(last) if at not in picture]
     positions["last"] = [last]
     return positions

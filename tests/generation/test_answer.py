@@ -2,6 +2,7 @@
 
 import codecs
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from llava_ref.chat.chunks import ImageChunk, TextChunk
 from llava_ref.errors import ParameterError, PromptError
 from llava_ref.generation.answer import Answer, Stream
 from llava_ref.generation.request import Clock, Request, remaining, usage
+from llava_ref.generation.reuse import cached_positions
 from llava_ref.generation.sampler import Sampler
 from llava_ref.generation.sampling import Sampling
 from llava_ref.generation.stops import StopStrings
 from llava_ref.images.decoding import DecodedImage
 from llava_ref.models.family import Span
+from llava_ref.study.attention import picture_positions
 
 END, V = 256, 257  # a token per byte, and one that ends the answer
 
@@ -181,8 +184,35 @@ REQUEST = Request(
     prompt=Shown(),
     chunks=(TextChunk((0, 8)), ImageChunk(0), TextChunk((9,))),
     images=(DecodedImage(np.zeros((4, 6, 3), np.uint8), "PNG", 1, ("a warning",)),),
-    spans=(Span((1, 3), 3),),
+    spans=(Span((1, 3), (3,)),),
 )
+
+
+STRETCHES = replace(
+    REQUEST,
+    chunks=(ImageChunk(0, 0, 1), TextChunk((8,)), ImageChunk(0, 1, 3), TextChunk((9,)), ImageChunk(1)),
+    images=REQUEST.images * 2,
+    spans=(Span((1, 3), (1, "a", 2)), Span((1, 2), (2,))),
+)
+
+
+def test_a_picture_of_several_stretches():
+    """Its rows stand in order, text between them; each stretch is described, and studies find the rows again."""
+    assert STRETCHES.token_ids == [-1, 8, -1, -1, 9, -1, -1]
+    rows = [np.arange(6.0).reshape(3, 2), np.ones((2, 2))]
+    parts = STRETCHES.parts(rows)
+    assert [np.shape(part) for part in parts] == [(1, 2), (1,), (2, 2), (1,), (2, 2)]
+    assert (np.concatenate([parts[0], parts[2]]) == rows[0]).all()
+    size = {"type": "image", "width": 6, "height": 4}
+    assert STRETCHES.describe() == [
+        size | {"n_tokens": 1, "image": 0, "first": 0},
+        {"type": "text", "token_ids": [8]},
+        size | {"n_tokens": 2, "image": 0, "first": 1},
+        {"type": "text", "token_ids": [9]},
+        size | {"n_tokens": 2},
+    ]
+    assert [picture_positions(STRETCHES, i) for i in (0, 1)] == [[0, 2, 3], [5, 6]]
+    assert cached_positions(parts, [rows[0]], 0) == 3 and cached_positions(parts, [rows[0]], 2) == 4
 
 
 def stream(text: bytes, limit: int = 100) -> tuple[Script, Stream]:

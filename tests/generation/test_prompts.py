@@ -15,7 +15,7 @@ from llava_ref.profiles import PROFILES
 from llava_ref.tokenizer.quote import IMAGE
 
 RGB = np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)
-DOUBLE = ("\n\n<start_of_image>", "<end_of_image>\n\n")
+DOUBLE = ("\n\n<start_of_image>", 9, "<end_of_image>\n\n")
 
 
 def png():
@@ -99,10 +99,10 @@ def gemma(pairs):
     return load(pairs["gemma3"].text, pairs["gemma3"].mmproj, backend="numpy")
 
 
-def pieces(gemma, text, markers, profile="llava"):
+def pieces(gemma, text, stretches, profile="llava"):
     """Return the texts of the tokens around each slot."""
     tokenizer = gemma.tokenizer
-    found = chunks(raw(text, len(markers), tokenizer), tokenizer, PROFILES[profile], markers)
+    found = chunks(raw(text, len(stretches), tokenizer), tokenizer, PROFILES[profile], stretches)
     return [[tokenizer.text_of(i) for i in c.token_ids] if isinstance(c, TextChunk) else c.index for c in found]
 
 
@@ -117,7 +117,7 @@ def test_line_feeds_of_markers_and_text_are_one_token(gemma, profile):
 
 
 def test_markers_of_two_pictures_meet_between_them(gemma):
-    plain = ("<start_of_image>", "<end_of_image>")
+    plain = ("<start_of_image>", 9, "<end_of_image>")
     assert pieces(gemma, f"{IMAGE}{IMAGE}", [DOUBLE, plain]) == [
         ["<bos>", "\n\n", "<start_of_image>"],
         0,
@@ -133,7 +133,7 @@ def test_markers_of_two_pictures_meet_between_them(gemma):
 
 
 def test_without_markers_a_slot_stands_alone(gemma):
-    assert pieces(gemma, f"a{IMAGE}b", [("", "")]) == [["<bos>", "a"], 0, ["b"]]
+    assert pieces(gemma, f"a{IMAGE}b", [(9,)]) == [["<bos>", "a"], 0, ["b"]]
     assert [type(c) for c in chunks(raw(IMAGE, 1, gemma.tokenizer), gemma.tokenizer, PROFILES["llava"])] == [
         TextChunk,
         ImageChunk,
@@ -144,6 +144,23 @@ def test_a_user_s_marker_is_no_picture(gemma):
     """Only the model's own markers stand beside rows; what a user types as text adds none."""
     request = gemma.request(ask("the <start_of_image> a"))
     assert -1 not in request.token_ids and request.spans == ()
+
+
+def test_a_picture_of_several_stretches(gemma):
+    """Text between two stretches is a text of its own; rows that touch are apart; the user's text joins the ends."""
+    stretches = [("\n<start_of_image>", 2, "\n", 3, 1, "\n"), (4,)]
+    tokenizer = gemma.tokenizer
+    found = chunks(raw(f"a\n{IMAGE}\n{IMAGE}", 2, tokenizer), tokenizer, PROFILES["hf"], stretches)
+    texts = [[tokenizer.text_of(i) for i in c.token_ids] if isinstance(c, TextChunk) else c for c in found]
+    assert texts == [
+        ["<bos>", "a", "\n\n", "<start_of_image>"],
+        ImageChunk(0, 0, 2),
+        ["\n"],
+        ImageChunk(0, 2, 5),
+        ImageChunk(0, 5, 6),
+        ["\n\n"],
+        ImageChunk(1, 0, 4),
+    ]
 
 
 @pytest.mark.parametrize("profile, feeds", [("llava", True), ("hf", True), ("llama.cpp", False)])

@@ -86,7 +86,7 @@ def near(model: Llava, pictures: list[Image.Image]) -> list[int]:
 
 def moved(model: Llava, swap: Swap, stage: str, rows: list[int]) -> bool:
     """Whether the answer is that of the source's picture once rows of the picture come from there."""
-    first = picture_positions(swap.into).start if stage.startswith(("embd", "blk.")) else 0
+    first = picture_positions(swap.into)[0] if stage.startswith(("embd", "blk.")) else 0
     reply = patched_answer(model, swap.into, swap.source, stage, [first + row for row in rows], max_tokens=4)
     return reply.text.strip() == swap.colours[0]
 

@@ -65,13 +65,13 @@ def test_attention_is_that_of_the_rows_that_predict_the_answer(model):
     request, answer = asked(model, "<image> red <image>", RGB, OTHER)
     found = attention_to_picture(model, request, answer, image=1)
     columns = picture_positions(request, 1)
-    assert [request.token_ids[at] for at in columns] == [-1] * 16 and columns.stop == len(request.token_ids)
+    assert [request.token_ids[at] for at in columns] == [-1] * 16 and columns[-1] + 1 == len(request.token_ids)
     with model.trace("*.kq_soft_max") as trace:
         model.forward([*model.parts(request), answer[:-1]])
     first = len(request.token_ids) - 1
     for layer, weights in enumerate(found):
         whole = trace[f"blk.{layer}.kq_soft_max"].mean(0)
-        np.testing.assert_allclose(weights, whole[first : first + 3, columns.start : columns.stop], atol=1e-7)
+        np.testing.assert_allclose(weights, whole[first : first + 3, columns], atol=1e-7)
     assert found.shape == (model.text.config.n_layer, 3, 16)
 
 
@@ -124,7 +124,7 @@ def test_a_patched_run_goes_on_with_the_other_s_rows(model):
     everything = range(len(into.token_ids))
     assert (patched_logits(model, into, source, "embd", everything) == model.request_logits(source)).all()
     assert (patched_logits(model, into, source, "embd", []) == model.request_logits(into)).all()
-    at = picture_positions(into).start + 3
+    at = picture_positions(into)[3]
     with model.trace("embd", "blk.0.out") as trace:
         patched_logits(model, into, source, "blk.0.out", [at])
     # of the three runs in the block, the last is the patched one
@@ -163,7 +163,7 @@ def test_swapping_a_region_s_rows_changes_the_answer_s_colour(embedded):
     for swap in swaps(embedded, 6):
         before, after = swap.colours[1], swap.colours[0]
         assert says(embedded, swap.into) == before != after
-        first = picture_positions(swap.into).start
+        first = picture_positions(swap.into)[0]
         for stage, start in (("projector.out", 0), ("embd", first), ("blk.0.out", first)):
             rows = [start + row for row in swap.region]
             patched = patched_answer(embedded, swap.into, swap.source, stage, rows, max_tokens=4)
