@@ -164,7 +164,7 @@ class Tiles:
         self.codes = torch.empty((tiles * groups, ROWS, 32), dtype=torch.int8 if octets else torch.int16)
         self.scales = torch.empty((tiles * groups, ROWS))
         self.sums = torch.empty((tiles * groups, 2, ROWS), dtype=torch.int32)
-        x = pad(x, (0, 32 * groups - self.K)).contiguous()
+        x = (pad(x, (0, 32 * groups - self.K)) if self.K % 32 else x).contiguous()
         addresses = (y.data_ptr() for y in (self.codes, self.scales, self.sums))
         args = arguments(x.data_ptr(), self.T, groups, *addresses, tiles)
         run(Launch(quantising(octets), args, tiles, 1), threads=threads)
