@@ -7,16 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arrays import KV
+from ..kv import HeadwiseCache
 
 FIRST_ROOM = 512
 
 
-class CpuCache:
-    """Implement `arrays.Cache`: keys and values of a layer are (Hkv, room, dh) each; room doubles, up to `limit`."""
+class CpuCache(HeadwiseCache):
+    """A cache whose room doubles, up to `limit`."""
 
     def __init__(self, n_layer: int, n_head_kv: int, head_size: int, limit: int) -> None:
-        self.limit, self.length = limit, 0
+        super().__init__(limit)
         self._layers = [torch.empty((2, n_head_kv, 0, head_size), dtype=torch.float16) for _ in range(n_layer)]
         self.table = np.zeros((n_layer, 3), np.int64)
         """For each layer the address of the keys and of the values, and the bytes from one head to the next."""
@@ -29,19 +29,10 @@ class CpuCache:
             for layer in range(len(self._layers)):
                 self._grow(layer, room)
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> KV:
-        end = self.length + k.shape[0]
+    def layer(self, layer: int, end: int) -> tuple[Tensor, Tensor]:
         self.reserve(end)
         keys, values = self._layers[layer]
-        keys[:, self.length : end] = k.transpose(0, 1)
-        values[:, self.length : end] = v.transpose(0, 1)
-        return KV(keys[:, :end].transpose(0, 1), values[:, :end].transpose(0, 1), "f16")
-
-    def advance(self, count: int) -> None:
-        self.length += count
-
-    def truncate(self, length: int) -> None:
-        self.length = min(self.length, length)
+        return keys, values
 
     def _grow(self, layer: int, room: int) -> None:
         old = self._layers[layer]

@@ -8,7 +8,7 @@ import weakref
 import torch
 from torch import Tensor
 
-from ..arrays import KV
+from ..kv import HeadwiseCache
 
 FIRST_ROOM = 4096
 
@@ -55,23 +55,14 @@ class Slots:
         self._free = [slot]
 
 
-class StaticCache:
-    """Implement `arrays.Cache` over a slot, which is given back when the cache is gone."""
+class StaticCache(HeadwiseCache):
+    """A cache over a slot, which is given back when the cache is gone."""
 
     def __init__(self, slot: Slot, slots: Slots, limit: int) -> None:
-        self.slot, self.limit, self.length = slot, limit, 0
+        super().__init__(limit)
+        self.slot = slot
         weakref.finalize(self, slots.give_back, slot)
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> KV:
-        end = self.length + k.shape[0]
+    def layer(self, layer: int, end: int) -> tuple[Tensor, Tensor]:
         self.slot.reserve(end, self.limit)
-        keys, values = self.slot.keys[layer], self.slot.values[layer]
-        keys[:, self.length : end] = k.transpose(0, 1)
-        values[:, self.length : end] = v.transpose(0, 1)
-        return KV(keys[:, :end].transpose(0, 1), values[:, :end].transpose(0, 1), "f16")
-
-    def advance(self, count: int) -> None:
-        self.length += count
-
-    def truncate(self, length: int) -> None:
-        self.length = min(self.length, length)
+        return self.slot.keys[layer], self.slot.values[layer]
