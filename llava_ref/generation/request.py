@@ -11,7 +11,7 @@ from ..errors import ParameterError, PromptError
 from ..images.decoding import DecodedImage
 from ..models.family import Span
 from .scores import Score
-from .units import Part
+from .units import Part, PictureRows
 
 FinishReason = Literal["stop", "length"]
 
@@ -57,7 +57,7 @@ class Request:
 
     def parts(self, rows: Sequence[np.ndarray]) -> list[Part]:
         """Return what a decoder is fed: token ids and the pictures' rows, (n, D) each, in order."""
-        return placed(self.chunks, rows)
+        return placed(self.chunks, rows, self.spans)
 
     def rows(self, chunk: ImageChunk) -> range:
         """Return which of its picture's rows stand in a chunk."""
@@ -79,9 +79,10 @@ class Request:
         return found if whole else found | {"image": chunk.index, "first": rows.start}
 
 
-def placed(chunks: Sequence[TextChunk | ImageChunk], rows: Sequence[np.ndarray]) -> list[Part]:
+def placed(chunks: Sequence[TextChunk | ImageChunk], rows: Sequence[np.ndarray], spans: Sequence[Span]) -> list[Part]:
     """Return what a decoder is fed for chunks: token ids, and stretches of the pictures' rows, (n, D) each."""
-    return [chunk.token_ids if isinstance(chunk, TextChunk) else rows[chunk.index][chunk.rows] for chunk in chunks]
+    pictures = [PictureRows(found, span.grid) for found, span in zip(rows, spans, strict=True)]
+    return [chunk.token_ids if isinstance(chunk, TextChunk) else pictures[chunk.index][chunk.rows] for chunk in chunks]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .session import Session
-from .units import Part
+from .units import Part, PictureRows, one_unit
 
 IMAGE_BYTES = 256 << 20
 
@@ -72,8 +72,8 @@ def cached_positions(parts: Sequence[Part], cached_rows: Sequence[np.ndarray], n
     """Count the positions of a prompt that were not computed for it, or at least had their rows: the first `n_past`,
     and those of pictures whose rows were kept."""
     count = at = 0
-    for part in parts:
-        kept = isinstance(part, np.ndarray) and any(np.may_share_memory(part, rows) for rows in cached_rows)
+    for part in map(one_unit, parts):
+        kept = isinstance(part, PictureRows) and any(np.may_share_memory(part.data, rows) for rows in cached_rows)
         count += len(part) if kept else min(len(part), max(0, n_past - at))
         at += len(part)
     return count

@@ -6,6 +6,7 @@ D decoder width, V vocabulary, T positions fed.
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise, takewhile
 
 import numpy as np
@@ -18,9 +19,18 @@ from ..ops.step import Stepper
 from ..tracing.finite import RefuseNotFinite
 from ..tracing.trace import Probes, Tap
 from .steps import Logits, Seat, SharedSteps
-from .units import Part, by_units, joined, units
+from .units import Part, PictureRows, Unit, by_units, joined, one_unit, positions, units
 
 ROWS = 64  # positions whose logits `each` computes at once
+
+
+@dataclass(frozen=True, slots=True)
+class FedUnit:
+    """A unit that was run, and where the sequence goes on behind it."""
+
+    unit: Unit
+    end: int  # positions in the cache
+    position: int  # what rope turns the next row by: fewer than `end` where a picture is turned by its grid
 
 
 class Session:
@@ -39,11 +49,12 @@ class Session:
         self._text, self._ops = text, text.ops
         self.n_context = n_context or c.context
         self._cache = text.ops.cache(c.n_layer, c.n_head_kv, c.head_size, self.n_context)
-        self._run_units: list[tuple[Part, int]] = []  # and the position behind each
+        self._run_units: list[FedUnit] = []
         self._probes = Probes() if probes is None else probes
-        self._stepper = text.ops.stepper(text.step_plan(), self._cache)
+        # a step turns a token by its place in the cache
+        self._stepper = None if text.GRID_POSITIONS else text.ops.stepper(text.step_plan(), self._cache)
         self._seat: Seat | None = None if steps is None or self._stepper is None else steps.seat(self._stepper)
-        self._left: list[Part] = []  # units that were started and have not been run
+        self._left: list[Unit] = []  # units that were started and have not been run
         self._single = False  # whether what was started is one token
         self.seconds = 0.0
         """What was spent on that which was started last."""
@@ -85,9 +96,9 @@ class Session:
         self.stop()
         self._check(parts)
         self._left, self.seconds = self._units(parts), 0.0
-        first = parts[0]
-        self._single = len(parts) == len(first) == 1 and not isinstance(first, np.ndarray)
-        if self._single and self._seat is not None:
+        first = self._left[0]
+        self._single = len(parts) == len(first) == 1 and not isinstance(first, PictureRows)
+        if self._seat is not None and self._single and not isinstance(first, PictureRows):
             self._seat.ask(first[0])
 
     def advance(self) -> Logits | None:
@@ -109,11 +120,12 @@ class Session:
         return self._seat is not None and self._seat.logits is not None
 
     def _step(self, stepper: Stepper) -> Logits:
-        began, (unit,) = time.perf_counter(), self._left
+        began, (token,) = time.perf_counter(), self._left
+        assert not isinstance(token, PictureRows)
         with np.errstate(all="ignore"):  # Triton's interpreter computes with numpy
-            logits = stepper.step(unit[0]) if self._seat is None else self._seat.take()
+            logits = stepper.step(token[0]) if self._seat is None else self._seat.take()
         self._left = []
-        self._run_units.append((unit, self.n_past))
+        self._run_units.append(FedUnit(token, self.n_past, self.n_past))
         self.seconds = time.perf_counter() - began if self._seat is None else self._seat.seconds
         if not (np.isfinite(logits).all() if isinstance(logits, np.ndarray) else logits.finite):
             self._refuse()
@@ -141,9 +153,9 @@ class Session:
     def common(self, parts: Sequence[Part]) -> int:
         """Count the positions run so far that `parts` begin with, in whole units."""
         same = self._same(self._units(parts))
-        return self._run_units[same - 1][1] if same else 0
+        return self._run_units[same - 1].end if same else 0
 
-    def rewind(self, parts: Sequence[Part]) -> list[Part]:
+    def rewind(self, parts: Sequence[Part]) -> list[Unit]:
         """Truncate to the longest common prefix with `parts`; return the rest of them, at least one unit.
 
         What is kept is bit for bit what would be computed again, because a unit's result depends on no other split."""
@@ -151,18 +163,18 @@ class Session:
         wanted = self._units(parts)
         same = self._same(wanted)
         del self._run_units[same:]
-        self._cache.truncate(self._run_units[-1][1] if self._run_units else 0)
+        self._cache.truncate(self._run_units[-1].end if self._run_units else 0)
         return wanted[same:]
 
-    def _same(self, wanted: Sequence[Part]) -> int:
+    def _same(self, wanted: Sequence[Unit]) -> int:
         """Count the units run so far that are the first of `wanted`, of which the last is always to be run."""
         pairs = zip(self._run_units, wanted[:-1], strict=False)
-        return sum(1 for _ in takewhile(lambda pair: _equal(pair[0][0], pair[1]), pairs))
+        return sum(1 for _ in takewhile(lambda pair: _equal(pair[0].unit, pair[1]), pairs))
 
-    def _units(self, parts: Sequence[Part]) -> list[Part]:
+    def _units(self, parts: Sequence[Part]) -> list[Unit]:
         return units(parts, self._text.WHOLE_PICTURES)
 
-    def _runs(self, units: Sequence[Part]) -> list[list[Part]]:
+    def _runs(self, units: Sequence[Unit]) -> list[list[Unit]]:
         """Return what is run at once: everything where a probe must see it whole, else as many units as the backend
         joins, one at least."""
         return [list(units)] if self._probes.whole else joined(units, self._ops.joined_rows)
@@ -174,14 +186,18 @@ class Session:
         if self.n_past + count > self.n_context:
             problem = f"{self.n_past + count} positions do not fit the context of {self.n_context}"
             raise PromptError("prompt", "tokens", problem, code="context_length_exceeded")
-        for part in parts:
-            if isinstance(part, np.ndarray):
-                if part.ndim != 2 or part.shape[1] != c.width:
-                    raise PromptError("prompt", "image rows", f"{part.shape}, expected (n, {c.width})")
-            elif not all(0 <= token < c.n_vocab for token in part):
-                raise PromptError("prompt", "tokens", f"an id is not in 0..{c.n_vocab - 1}")
+        for part in map(one_unit, parts):
+            if not isinstance(part, PictureRows):
+                if not all(0 <= token < c.n_vocab for token in part):
+                    raise PromptError("prompt", "tokens", f"an id is not in 0..{c.n_vocab - 1}")
+            elif part.data.ndim != 2 or part.data.shape[1] != c.width:
+                raise PromptError("prompt", "image rows", f"{part.data.shape}, expected (n, {c.width})")
+            elif self._text.GRID_POSITIONS and part.grid is None:
+                raise PromptError(
+                    "prompt", "image rows", "an array; this model asks for `PictureRows`, which have a grid"
+                )
 
-    def _forward(self, run: Sequence[Part]) -> Array:
+    def _forward(self, run: Sequence[Unit]) -> Array:
         """Return hidden states (n, D) of units run at once, which are then part of the sequence."""
         ops, first, c = self._ops, self.n_past, self._text.config
         largest = c.width * max(c.mlp_width, c.n_head * c.head_size)
@@ -189,19 +205,35 @@ class Session:
         self.watched |= self._probes.complete
         # bad numbers are found by `all_finite`, not by numpy's warnings
         with np.errstate(all="ignore"), ops.running(max(map(len, run)), largest):
-            rows = [ops.array(unit) if isinstance(unit, np.ndarray) else self._text.embed(unit) for unit in run]
+            rows = [self._embedded(unit) for unit in run]
             tap = self._tap(first, first + ends[-1])
             apart = by_units(ops, first, ends, largest) if self._probes.whole else ops
-            hidden = self._text.forward(ops.concat(rows), self._sees(run, first), self._cache, apart, tap)
-        self._run_units += [(unit, first + end) for unit, end in zip(run, ends, strict=True)]
+            turns, behind = self._positions(run)
+            x, sees = ops.concat(rows), self._sees(run, first)
+            hidden = self._text.forward(x, sees, turns, self._cache, apart, tap)
+        self._run_units += [FedUnit(unit, first + end, at) for unit, end, at in zip(run, ends, behind, strict=True)]
         return hidden
 
-    def _sees(self, run: Sequence[Part], first: int) -> Sees:
+    def _embedded(self, unit: Unit) -> Array:
+        """Return the rows that go in for a unit.  -> (n, D)"""
+        return self._ops.array(unit.data) if isinstance(unit, PictureRows) else self._text.embed(unit)
+
+    def _positions(self, run: Sequence[Unit]) -> tuple[np.ndarray, list[int]]:
+        """Return what rope turns the rows of `run` by, and the position behind each unit."""
+        turns, behind = list[np.ndarray](), list[int]()
+        at = self._run_units[-1].position if self._run_units else 0
+        for unit in run:
+            found, at = positions(unit, at, self._text.GRID_POSITIONS)
+            turns.append(found)
+            behind.append(at)
+        return np.concatenate(turns), behind
+
+    def _sees(self, run: Sequence[Unit], first: int) -> Sees:
         """Describe what the rows of `run` see: all before them, and the rows of a picture one another where they do."""
         key = np.arange(first + sum(map(len, run)))
         if not self._text.WHOLE_PICTURES:
             return Sees(key[first:], key)
-        numbers = [np.full(len(unit), i if isinstance(unit, np.ndarray) else -1) for i, unit in enumerate(run)]
+        numbers = [np.full(len(unit), i if isinstance(unit, PictureRows) else -1) for i, unit in enumerate(run)]
         picture = np.concatenate([np.full(first, -1), *numbers])
         return Sees(key[first:], key, pictures=(picture[first:], picture))
 
@@ -220,7 +252,7 @@ class Session:
     def _refuse(self) -> None:
         """Run everything again to name the first tensor that is not finite; an edit may have brought it in."""
         again = Session(self._text, self.n_context, Probes(RefuseNotFinite(self._ops, self._text.file.path)))
-        deque(again.each([unit for unit, _ in self._run_units]), maxlen=0)
+        deque(again.each([run.unit for run in self._run_units]), maxlen=0)
         if self._probes.whole:
             raise ParameterError("intervene", "result_output", "holds NaN or infinity, which an edit brought in")
 
@@ -240,7 +272,7 @@ def unembed(text: TextModel, hidden: np.ndarray) -> np.ndarray:
         return text.ops.numpy(text.logits(text.ops.array(hidden), text.ops))
 
 
-def _ends(run: Sequence[Part], rows: int) -> list[int]:
+def _ends(run: Sequence[Unit], rows: int) -> list[int]:
     """Return where stretches of at most `rows` end, each in one unit."""
     at, ends = 0, list[int]()
     for unit in run:
@@ -249,9 +281,7 @@ def _ends(run: Sequence[Part], rows: int) -> list[int]:
     return ends
 
 
-def _equal(a: Part, b: Part) -> bool:
-    if a is b:
-        return True
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return np.array_equal(a, b)
-    return not isinstance(a, np.ndarray) and not isinstance(b, np.ndarray) and list(a) == list(b)
+def _equal(a: Unit, b: Unit) -> bool:
+    if isinstance(a, PictureRows) and isinstance(b, PictureRows):
+        return (a.grid, a.first) == (b.grid, b.first) and np.array_equal(a.data, b.data)
+    return not isinstance(a, PictureRows) and not isinstance(b, PictureRows) and list(a) == list(b)

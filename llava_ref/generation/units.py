@@ -6,11 +6,12 @@ of a product depends on how many rows it has, and attention over all rows at onc
 number. So only the arrays are whole: products, activations and attention are done unit by unit, and every bit is the
 one that a pass a unit would give.
 
-T rows of the pass, S positions so far, D or K width in, N width out, H query heads, Hkv key/value heads, dh head size.
+T rows of the pass, S positions so far, D or K width in, N width out, H query heads, Hkv key/value heads, dh head size,
+n rows of a part.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import cast
 
@@ -21,21 +22,63 @@ from ..ops.protocol import KV, Activation, Array, Linear, Ops, Plan
 from ..ops.sees import Sees
 
 BATCH = 512  # rows run through the decoder at once: bounds the memory of the attention scores
-Part = Sequence[int] | np.ndarray  # token ids, or the rows (n, D) of a picture
 
 
-def units(parts: Sequence[Part], whole_pictures: bool) -> list[Part]:
+@dataclass(frozen=True, slots=True, eq=False)
+class PictureRows:
+    """Rows of a picture, and their places in its grid: row by row, from number `first` on."""
+
+    data: np.ndarray  # (n, D)
+    grid: tuple[int, int] | None  # `Span.grid`; None: they have no places in one
+    first: int = 0
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, part: slice) -> "PictureRows":
+        """Return some of the rows; they share their memory."""
+        return PictureRows(self.data[part], self.grid, self.first + part.indices(len(self.data))[0])
+
+
+Unit = Sequence[int] | PictureRows
+Part = Unit | np.ndarray  # token ids, or rows (n, D) of a picture
+
+
+def one_unit(part: Part) -> Unit:
+    """Return a part as one unit."""
+    return PictureRows(part, None) if isinstance(part, np.ndarray) else part
+
+
+def positions(unit: Unit, start: int, by_grid: bool) -> tuple[np.ndarray, int]:
+    """Return what rope turns a unit by that begins at position `start`, and the position of the next unit.
+
+    They count up, (n,); or `by_grid` each is three, (n, 3): the same three for a token, and for the rows of a picture
+    its first position, that plus the row, that plus the column. The next unit then begins behind the largest of them,
+    and one that goes on with the same picture at its first position (M-RoPE: Wang et al. 2024,
+    https://arxiv.org/abs/2409.12191, section 2.1)."""
+    n = len(unit)
+    if not by_grid:
+        return np.arange(start, start + n), start + n
+    if not isinstance(unit, PictureRows) or unit.grid is None:
+        return np.arange(start, start + n)[:, None].repeat(3, 1), start + n
+    (rows, columns), number = unit.grid, np.arange(unit.first, unit.first + n)
+    turns = np.stack([np.zeros_like(number), number // columns, number % columns], 1)
+    ended = unit.first + n == rows * columns
+    return start + turns, start + (max(rows, columns) if ended else 0)
+
+
+def units(parts: Sequence[Part], whole_pictures: bool) -> list[Unit]:
     """Cut `parts` into units; `whole_pictures`: the rows of a picture see one another, so that it is one unit."""
-    cut: list[Part] = []
-    for part in parts:
-        step = len(part) if whole_pictures and isinstance(part, np.ndarray) else BATCH
+    cut: list[Unit] = []
+    for part in map(one_unit, parts):
+        step = len(part) if whole_pictures and isinstance(part, PictureRows) else BATCH
         cut += [part[i : i + step] for i in range(0, len(part), step or 1)]
     return cut
 
 
-def joined(units: Sequence[Part], rows: int) -> list[list[Part]]:
+def joined(units: Sequence[Unit], rows: int) -> list[list[Unit]]:
     """Put neighbouring units together while they have at most `rows` rows; a longer unit stays alone."""
-    runs: list[list[Part]] = []
+    runs: list[list[Unit]] = []
     for unit in units:
         if runs and sum(map(len, runs[-1])) + len(unit) <= rows:
             runs[-1].append(unit)

@@ -97,6 +97,8 @@ class TextModel(Protocol):
     """The profile that does what the family's original code does."""
     WHOLE_PICTURES: ClassVar[bool]
     """Whether the rows of a picture see one another, so that they must be run at once."""
+    GRID_POSITIONS: ClassVar[bool]
+    """Whether rope turns the rows of a picture by their places in its grid: three positions each."""
 
     @property
     def file(self) -> GGUFFile: ...
@@ -121,8 +123,10 @@ class TextModel(Protocol):
         """Return the rows that go in for tokens.  T ids -> (T, D)"""
         ...
 
-    def forward(self, x: Array, sees: Sees, cache: Cache, ops: Ops, tap: Tap = no_tap) -> Array:
-        """Run rows at the next T positions, whose keys and values are then in the cache.  (T, D) -> (T, D)"""
+    def forward(self, x: Array, sees: Sees, positions: np.ndarray, cache: Cache, ops: Ops, tap: Tap = no_tap) -> Array:
+        """Run the next T rows, whose keys and values are then in the cache.  (T, D) -> (T, D)
+
+        `positions`: what rope turns them by, (T,), or (T, 3) with `GRID_POSITIONS`."""
         ...
 
     def logits(self, x: Array, ops: Ops, tap: Tap = no_tap) -> Array:

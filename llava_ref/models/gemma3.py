@@ -209,6 +209,7 @@ class Gemma3:
 
     ORIGINAL: ClassVar[str] = "hf"
     WHOLE_PICTURES: ClassVar[bool] = True
+    GRID_POSITIONS: ClassVar[bool] = False
     file: GGUFFile
     settings: Gemma3Config
     weights: Gemma3Weights
@@ -232,10 +233,10 @@ class Gemma3:
     def embed(self, ids: Sequence[int]) -> Array:
         return self.weights.embd.rows(ids) * math.sqrt(self.config.width)
 
-    def forward(self, x: Array, sees: Sees, cache: Cache, ops: Ops, tap: Tap = no_tap) -> Array:
+    def forward(self, x: Array, sees: Sees, positions: np.ndarray, cache: Cache, ops: Ops, tap: Tap = no_tap) -> Array:
         c, s, w = self.config, self.settings, self.weights
-        everywhere = where(c.rope, w.frequencies, sees, ops)
-        nearby = where(s.local_rope, w.local_frequencies, replace(sees, window=c.window), ops)
+        everywhere = where(c.rope, w.frequencies, sees, positions, ops)
+        nearby = where(s.local_rope, w.local_frequencies, replace(sees, window=c.window), positions, ops)
         x = tap("embd", x)
         for i, weights in enumerate(w.blocks):
             at = nearby if s.local(i) else everywhere

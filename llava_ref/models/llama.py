@@ -134,8 +134,8 @@ class Where:
     plan: Plan  # which keys each query sees
 
 
-def where(c: rope.RopeConfig, frequencies: np.ndarray, sees: Sees, ops: Ops) -> Where:
-    cos, sin = rope.cos_sin(c, frequencies, sees.query)
+def where(c: rope.RopeConfig, frequencies: np.ndarray, sees: Sees, positions: np.ndarray, ops: Ops) -> Where:
+    cos, sin = rope.cos_sin(c, frequencies, positions)
     return Where(ops.array(cos), ops.array(sin), ops.plan(sees))
 
 
@@ -195,6 +195,7 @@ class Llama:
 
     ORIGINAL: ClassVar[str] = "llava"
     WHOLE_PICTURES: ClassVar[bool] = False
+    GRID_POSITIONS: ClassVar[bool] = False
     file: GGUFFile
     config: TextConfig
     weights: LlamaWeights
@@ -212,9 +213,9 @@ class Llama:
     def embed(self, ids: Sequence[int]) -> Array:
         return self.weights.embd.rows(ids)
 
-    def forward(self, x: Array, sees: Sees, cache: Cache, ops: Ops, tap: Tap = no_tap) -> Array:
+    def forward(self, x: Array, sees: Sees, positions: np.ndarray, cache: Cache, ops: Ops, tap: Tap = no_tap) -> Array:
         c, w = self.config, self.weights
-        at = where(c.rope, w.frequencies, replace(sees, window=c.window), ops)
+        at = where(c.rope, w.frequencies, replace(sees, window=c.window), positions, ops)
         return forward(x, w, c, at, cache, ops, tap)
 
     def logits(self, x: Array, ops: Ops, tap: Tap = no_tap) -> Array:

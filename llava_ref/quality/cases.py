@@ -13,6 +13,7 @@ from ..images import ImageSource
 from ..images.decoding import DecodedImage
 from ..images.fit import Preprocessed
 from ..model import Llava
+from ..models.family import Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class QualityCase:
     answer: str
     pictures: tuple[Preprocessed, ...]  # as the tower gets them
     chunks: tuple[TextChunk | ImageChunk, ...]
+    spans: tuple[Span, ...]
     n_prompt: int
     """Positions of the prompt, pictures included."""
     next_ids: np.ndarray
@@ -37,7 +39,7 @@ class QualityCase:
         """Return the prompt with these image rows (N, D), then the answer without its last token, which is only
         predicted."""
         answer = self.next_ids[self.n_prompt - 1 : -1].tolist()
-        return [*placed(self.chunks, rows), answer]
+        return [*placed(self.chunks, rows, self.spans), answer]
 
     @property
     def scored(self) -> np.ndarray:
@@ -60,13 +62,15 @@ def ask(reference: Llava, label: str, question: str, request: Request, max_token
     tokens = [reference.tokenizer.token_bytes(token) for token in following.tolist() if token >= 0]
     texts = tuple(token.decode("utf-8", "backslashreplace") for token in tokens)
     pictures = _pictures(reference, request.images)
-    return QualityCase(label, question, reply.text.strip(), pictures, request.chunks, len(ids), following, texts)
+    return QualityCase(
+        label, question, reply.text.strip(), pictures, request.chunks, request.spans, len(ids), following, texts
+    )
 
 
 def look(reference: Llava, label: str, image: ImageSource) -> QualityCase:
     """Make a case of a picture without a question, for an mmproj file without a text model. Raises ImageError."""
     return QualityCase(
-        label, "", "", _pictures(reference, [reference.decode_image(image)]), (), 0, np.zeros(0, np.int64), ()
+        label, "", "", _pictures(reference, [reference.decode_image(image)]), (), (), 0, np.zeros(0, np.int64), ()
     )
 
 

@@ -15,6 +15,7 @@ from llava_ref.generation.reuse import cached_positions
 from llava_ref.generation.sampler import Sampler
 from llava_ref.generation.sampling import Sampling
 from llava_ref.generation.stops import StopStrings
+from llava_ref.generation.units import PictureRows
 from llava_ref.images.decoding import DecodedImage
 from llava_ref.models.family import Span
 from llava_ref.study.attention import picture_positions
@@ -201,8 +202,11 @@ def test_a_picture_of_several_stretches():
     assert STRETCHES.token_ids == [-1, 8, -1, -1, 9, -1, -1]
     rows = [np.arange(6.0).reshape(3, 2), np.ones((2, 2))]
     parts = STRETCHES.parts(rows)
-    assert [np.shape(part) for part in parts] == [(1, 2), (1,), (2, 2), (1,), (2, 2)]
-    assert (np.concatenate([parts[0], parts[2]]) == rows[0]).all()
+    assert [len(part) for part in parts] == [1, 1, 2, 1, 2]
+    first, _, second, _, other = parts
+    assert isinstance(first, PictureRows) and isinstance(second, PictureRows) and isinstance(other, PictureRows)
+    assert (np.concatenate([first.data, second.data]) == rows[0]).all() and (other.data == rows[1]).all()
+    assert (first.first, second.first, other.first) == (0, 1, 0)
     size = {"type": "image", "width": 6, "height": 4}
     assert STRETCHES.describe() == [
         size | {"n_tokens": 1, "image": 0, "first": 0},

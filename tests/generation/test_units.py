@@ -9,7 +9,7 @@ from llava_ref import load
 from llava_ref.conformance.pairs.gemma3 import Gemma3Spec, SiglipSpec, build_gemma3
 from llava_ref.conformance.pairs.pairs import TextSpec, VisionSpec, build
 from llava_ref.generation.session import Session
-from llava_ref.generation.units import BATCH, units
+from llava_ref.generation.units import PictureRows, positions, units
 from llava_ref.tracing.trace import Probe, Probes
 
 from ..support.helpers import close, rand
@@ -45,7 +45,7 @@ def test_short_batches_change_little(pairs, family, backend, monkeypatch):
     monkeypatch.setattr("llava_ref.generation.units.BATCH", 5)
     cut = Session(model.text)
     close(cut.feed(parts, all_logits=True), whole, 1e-5)
-    lengths = [len(unit) for unit, _ in cut._run_units]
+    lengths = [len(run.unit) for run in cut._run_units]
     assert lengths == [3, *([23] if family == "gemma3" else [5, 5, 5, 5, 3]), 5, 5, 5, 5]
 
 
@@ -99,3 +99,15 @@ def test_a_picture_does_not_see_another(pairs):
     changed = ROWS[:4].copy()
     changed[3] *= -1
     assert np.abs(hidden(changed, ROWS[4:8])[1] - plain[1]).max() > 1e-3, "the first row sees the last"
+
+
+def test_positions_of_a_grid():
+    """A picture of 2 x 3 rows at 4 takes 3 positions, in one unit or in two; counted, it takes 6."""
+    rows = PictureRows(np.zeros((6, 1)), (2, 3))
+    whole, end = positions(rows, 4, True)
+    assert whole.tolist() == [[4, 4, 4], [4, 4, 5], [4, 4, 6], [4, 5, 4], [4, 5, 5], [4, 5, 6]] and end == 7
+    first, between = positions(rows[:4], 4, True)
+    second, behind = positions(rows[4:], between, True)
+    assert between == 4 and behind == 7 and np.array_equal(np.concatenate([first, second]), whole)
+    assert positions([5, 6], 7, True)[0].tolist() == [[7, 7, 7], [8, 8, 8]]
+    assert positions(rows, 4, False)[0].tolist() == [4, 5, 6, 7, 8, 9]

@@ -29,7 +29,7 @@ def test_spread():
 
 def test_cosines_of_rows():
     a, b = np.array([[1.0, 0.0], [0.0, 0.0], [3.0, 4.0]]), np.array([[0.0, 2.0], [0.0, 0.0], [6.0, 8.0]])
-    case = QualityCase("", "", "", (), (), 0, np.zeros(0, np.int64), ())
+    case = QualityCase("", "", "", (), (), (), 0, np.zeros(0, np.int64), ())
     d = behaviour.difference(case, behaviour.PairOutput((a,), None), behaviour.PairOutput((b,), None))
     close(d.cosines, np.array([0.0, 1.0, 1.0]), 1e-12)
     assert d.rows_rel_rms == pytest.approx(rel_rms(a, b))
