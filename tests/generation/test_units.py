@@ -9,7 +9,7 @@ from llava_ref import load
 from llava_ref.conformance.pairs.gemma3 import Gemma3Spec, SiglipSpec, build_gemma3
 from llava_ref.conformance.pairs.pairs import TextSpec, VisionSpec, build
 from llava_ref.generation.session import Session
-from llava_ref.generation.units import PictureRows, positions, units
+from llava_ref.generation.units import BATCH, PictureRows, positions, units
 from llava_ref.tracing.trace import Probe, Probes
 
 from ..support.helpers import close, rand
