@@ -7,6 +7,7 @@ from llava_ref.gguf import file as gguf
 from .gemma3 import load_gemma3
 from .llava import load_llava
 from .model import HfModel
+from .qwen2vl import load_qwen2vl
 
 
 def load(text: Path, mmproj: Path | None) -> HfModel:
@@ -16,5 +17,7 @@ def load(text: Path, mmproj: Path | None) -> HfModel:
     match files[0].string("general.architecture"):
         case "gemma3":
             return load_gemma3(*files)
+        case "qwen2vl":
+            return load_qwen2vl(*files)
         case _:
             return load_llava(*files)

@@ -5,7 +5,7 @@ T positions, S image size, N rows of a picture, D decoder width, V vocabulary.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from inspect import signature
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from ..reference import ReferenceError
 from .settings import VisionSettings
 
 Sizes = Sequence[tuple[int, int]]
-Family = Literal["llava", "llava_next", "gemma3"]
+Family = Literal["llava", "llava_next", "gemma3", "qwen2vl", "qwen2_5_vl"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ class HfModel:
     image_token: int
     """The id that stands for an image row."""
     vision: VisionSettings | None
+    passed: dict[str, torch.Tensor] = field(default_factory=dict)
+    """What the pass that runs was given beside its token ids."""
 
     @property
     def decoder(self) -> Any:
@@ -47,16 +49,25 @@ class HfModel:
         return "cache" if self._takes("cache") else "past_key_values"
 
     @torch.no_grad()
-    def forward(self, ids: Sequence[int], pixels: np.ndarray | None, sizes: Sizes = ()) -> Any:
-        """Run token ids (T,) and pictures, n tiles (n, 3, S, S) -> transformers' output, with logits (1, T, V) and a
-        cache. `sizes`: width and height of each picture."""
+    def forward(self, ids: Sequence[int], pixels: Any, sizes: Sizes = ()) -> Any:
+        """Run token ids (T,) and pictures -> transformers' output, with logits (1, T, V) and a cache. Pictures: n tiles
+        (n, 3, S, S), `Patches`, or None. `sizes`: width and height of each picture."""
         tokens = torch.tensor([list(ids)])
-        extra = {} if pixels is None else {"pixel_values": torch.from_numpy(pixels)}
+        extra = {} if pixels is None else self._pictures(pixels)
         if pixels is not None and self.family == "llava_next":  # height and width
             extra["image_sizes"] = torch.tensor([[height, width] for width, height in sizes])
         if self._takes("token_type_ids"):  # Gemma 3: rows of one picture see one another
             extra["token_type_ids"] = (tokens == self.image_token).long()
+        if pixels is not None and self._takes("mm_token_type_ids"):  # Qwen: a picture's rows have positions of its grid
+            extra["mm_token_type_ids"] = (tokens == self.image_token).int()
+        self.passed.clear()
+        self.passed.update(extra)
         return self.module(input_ids=tokens, use_cache=True, **extra)
+
+    def _pictures(self, pixels: Any) -> dict[str, torch.Tensor]:
+        if isinstance(pixels, np.ndarray):
+            return {"pixel_values": torch.from_numpy(pixels)}
+        return {"pixel_values": torch.from_numpy(pixels.values), "image_grid_thw": torch.from_numpy(pixels.grids)}
 
     @torch.no_grad()
     def image_rows(self, pixels: np.ndarray) -> np.ndarray:

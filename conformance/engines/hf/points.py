@@ -1,6 +1,6 @@
 """Name places in transformers' modules where a stage of this project can be seen."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ class Point:
 
     name: str
     module: Any
-    pick: Callable[[Any, Any], Tensor]  # of the module's inputs and its output
+    pick: Callable[[Any, Any], Tensor | Sequence[Tensor]]  # of the module's inputs and its output; one for each picture
     change: Change
 
 

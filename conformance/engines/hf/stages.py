@@ -7,11 +7,17 @@ import numpy as np
 
 from llava_ref.tracing.trace import Probe
 
-from . import gemma3_stages, llava_stages
+from . import gemma3_stages, llava_stages, qwen2vl_stages
 from .model import HfModel
 from .points import Point
 
-FAMILIES = {"llava": llava_stages, "llava_next": llava_stages, "gemma3": gemma3_stages}
+FAMILIES: dict[str, Any] = {
+    "llava": llava_stages,
+    "llava_next": llava_stages,
+    "gemma3": gemma3_stages,
+    "qwen2vl": qwen2vl_stages,
+    "qwen2_5_vl": qwen2vl_stages,
+}
 
 
 class HfWatch:

@@ -19,7 +19,7 @@ import numpy as np
 
 from llava_ref.errors import LlavaError
 
-Part = Sequence[int] | np.ndarray  # token ids, or rows (n, D) that stand in for embeddings
+Part = Sequence[int] | np.ndarray  # token ids, or rows (n, D) that stand in for embeddings; Qwen2-VL: (y, x, D)
 Picture = np.ndarray | Path  # RGB bytes (H, W, 3), or a file for llama.cpp to decode
 
 
@@ -101,8 +101,8 @@ class Oracle:
     ) -> list[TextResult]:
         """Return for each prompt, in a fresh context: logits of every position, and the `greedy` tokens that follow.
 
-        Each part is computed at once; whether rows see one another is the projector's own rule, so rows of Gemma 3 need
-        the mmproj. `capture` holds patterns (`blk.*`-like globs) of tensor names to keep."""
+        Each part is computed at once; whether rows see one another is the projector's own rule, so rows of Gemma 3
+        and Qwen2-VL need the mmproj. `capture` holds patterns (`blk.*`-like globs) of tensor names to keep."""
         jobs: list[dict[str, Any]] = []
         arrays: dict[str, np.ndarray] = {}
         for i, prompt in enumerate(prompts):
@@ -187,7 +187,7 @@ class Oracle:
 
 
 def _array(part: Part) -> np.ndarray:
-    return part if isinstance(part, np.ndarray) and part.ndim == 2 else np.asarray(part, np.int32)
+    return part if isinstance(part, np.ndarray) and part.ndim > 1 else np.asarray(part, np.int32)
 
 
 def _image(name: str, picture: Picture, arrays: dict[str, np.ndarray]) -> dict[str, str]:

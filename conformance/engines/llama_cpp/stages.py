@@ -1,9 +1,10 @@
 """Name the nodes of llama.cpp's graphs as this project's stages.
 
-Most nodes are known by the name that their callback gives them (models/llava.cpp, models/siglip.cpp, models/gemma3.cpp,
-llama-graph.cpp of b10605; b11549 has the same). The others are known by their operation and by the names of what they
-read, such as `mm.0.weight`: `UNNAMED` lists those stages. A name comes several times in a graph (product, bias added,
-reshaped, turned); the last that fits is the stage. T positions of one call, N patches, H heads, dh head size.
+Most nodes are known by the name that their callback gives them (models/llava.cpp, models/siglip.cpp,
+models/qwen2vl.cpp, models/gemma3.cpp, llama-graph.cpp of b10605; b11549 has the same). The others are known by their
+operation and by the names of what they read, such as `mm.0.weight`: `UNNAMED` lists those stages. A name comes several
+times in a graph (product, bias added, reshaped, turned); the last that fits is the stage. T positions of one call, N
+patches, H heads, dh head size.
 """
 
 import re
@@ -14,17 +15,20 @@ import numpy as np
 
 from llava_ref.tracing.trace import Probe, join
 
+from .windows import Windows
+
 UNNAMED = (
     "vision.pixels", "vision.patch_embd", "vision.pos_embd", "vision.blk.*.kq_soft_max", "vision.post_ln",
-    "vision.features", "projector.*", "embd of pictures", "blk.*.attn_out of gemma3",
+    "vision.features", "projector.*", "embd of pictures", "blk.*.attn_out of gemma3 and qwen2vl",
 )  # fmt: skip
-NUMBERED = re.compile(r"([A-Za-z_]+)-(\d+)")
+NUMBERED = re.compile(r"([A-Za-z_]\w*)-(\d+)", re.ASCII)
 TOWER = {
     name: name
     for name in (
-        "layer_inp_normed", "kqv_out", "attn_out", "ffn_inp", "ffn_inp_normed", "ffn_up", "ffn_out", "layer_out",
+        "layer_inp_normed", "kqv_out", "attn_out", "ffn_inp", "ffn_inp_normed", "ffn_gate", "ffn_up", "ffn_out",
+        "layer_out",
     )
-} | {"ffn_up_b": "ffn_up"}  # fmt: skip
+} | {"ffn_up_b": "ffn_up", "ffn_gate_b": "ffn_gate", "ffn_swiglu": "ffn_act", "ln1": "layer_inp_normed"}  # fmt: skip
 TOWER |= {f"ffn_{kind}": "ffn_act" for kind in ("gelu", "gelu_quick", "gelu_erf", "silu")}
 DECODER = {
     name: name
@@ -37,6 +41,7 @@ OUTPUT = re.compile(r"blk\.(\d+)\.attn_output\.weight")
 INPUTS = ("embd", "inp_scaled")  # what the first norm reads: rows of llama, those of gemma3
 NORMED = ("Qcur_normed", "Kcur_normed")
 QKV = ("Qcur", "Kcur", "Vcur")
+TURNED = ("Qcur_rope", "Kcur_rope")
 VIEWS = ("RESHAPE", "VIEW", "PERMUTE", "CONT", "CPY")
 
 
@@ -63,6 +68,8 @@ class Recorder:
         self._pictures, self._past, self._block = 0, 0, 0
         self._embedded, self._position = False, ""  # whether patches have their positions; the node that holds those
         self._pooled = False  # whether patches have been averaged
+        # Qwen2-VL: whether its second kernel has come, and in which order Qwen2.5-VL computes its blocks.
+        self._frames, self._windows = False, Windows(None)
         self._now: dict[str, np.ndarray] = {}  # of the graph that is running
         self._pieces: dict[str, list[np.ndarray]] = {}
 
@@ -70,6 +77,7 @@ class Recorder:
         self._finish()
         self._pictures += 1
         self._see, self._embedded, self._position, self._pooled = self._tower, False, "", False
+        self._frames, self._windows = False, Windows(None)
 
     def decoder(self) -> None:
         self._finish()
@@ -107,13 +115,18 @@ class Recorder:
     def _rows(self, name: str, node: Node) -> None:
         self._keep(name, lambda: node.array(2))
 
+    def _tower_rows(self, name: str, node: Node, axes: int = 2) -> None:
+        self._keep(name, lambda: self._windows.rows(node.array(axes)))
+
     def _tower(self, node: Node) -> None:
         if not self._embedded:
             self._patches(node)
-        elif found := NUMBERED.fullmatch(node.name):
+        elif not any(name.startswith("v.post_ln.") for name in node.sources) and (
+            found := NUMBERED.fullmatch(node.name)
+        ):
             self._tower_block(node, found[1], int(found[2]))
         elif node.op == "SOFT_MAX":
-            self._keep(f"vision.blk.{self._block}.kq_soft_max", lambda: node.array(3))
+            self._keep(f"vision.blk.{self._block}.kq_soft_max", lambda: self._windows.squares(node.array(3)))
         elif node.name == "pre_ln":
             self._rows("vision.pre_ln", node)
         else:
@@ -124,6 +137,10 @@ class Recorder:
         is joined, is the patches."""
         if node.op == "IM2COL":
             self._keep("vision.pixels", lambda: node.source(1, 3))
+        elif node.name.startswith("v.patch_embd.weight.1"):
+            self._frames = True
+        elif self._frames:
+            self._blocks_of_patches(node)
         elif node.op == "ADD" and {self._position, "v.position_embd.weight"} & set(node.sources):
             self._rows("vision.pos_embd", node)
             self._embedded = True
@@ -132,42 +149,54 @@ class Recorder:
         elif node.op != "CONCAT":
             self._rows("vision.patch_embd", node)
 
+    def _blocks_of_patches(self, node: Node) -> None:
+        """Read Qwen's nodes up to the first norm: the last copy has 2 x 2 patches together, and a choice of rows puts
+        the blocks into windows."""
+        if node.op == "CONT":
+            self._rows("vision.patch_embd", node)
+        elif node.op == "GET_ROWS":
+            self._windows = Windows(node.source(1, 1))
+        elif node.op in ("NORM", "RMS_NORM"):
+            self._embedded = True
+
     def _tower_block(self, node: Node, part: str, block: int) -> None:
-        self._block = block
+        self._block, name = block, f"vision.blk.{block}.{part}"
         if part in QKV:  # (T, H, dh), the only node of the name
-            self._keep(f"vision.blk.{block}.{part}", lambda: _joined_heads(node.array(3)))
+            self._keep(name, lambda: _joined_heads(self._windows.rows(node.array(3))))
+        elif part in TURNED:
+            self._tower_rows(name, node, 3)
         elif part in TOWER:
-            self._rows(f"vision.blk.{block}.{TOWER[part]}", node)
+            self._tower_rows(f"vision.blk.{block}.{TOWER[part]}", node)
 
     def _behind_the_blocks(self, node: Node) -> None:
         read = " ".join(node.sources)
         if "v.post_ln." in read:
-            self._rows("vision.post_ln", node)
+            self._tower_rows("vision.post_ln", node)
         elif "mm.0." in read:
-            if node.op == "MUL_MAT":
+            if node.op == "MUL_MAT" and not self._frames:
                 self._keep("vision.features", lambda: node.source(1, 2))
-            self._rows("projector.mm_0", node)
+            self._tower_rows("projector.mm_0", node)
         elif "mm.model.mlp.0." in read:
-            if node.op == "MUL_MAT":
+            if node.op == "MUL_MAT" and not self._frames:
                 self._keep("vision.features", lambda: node.source(1, 2))
-            self._rows("projector.mm_0", node)
+            self._tower_rows("projector.mm_0", node)
         elif "mm.model.mlp.2." in read:
-            self._rows("projector.mm_2", node)
+            self._tower_rows("projector.mm_2", node)
         elif node.op == "ADD" and self._pooled:  # MobileVLM V2: the last of several
             self._keep("projector.out", lambda: node.array(3).reshape(-1, node.array(3).shape[-1]))
         elif "mm.1." in read or "mm.3." in read:  # Yi-VL
-            self._rows("projector.mm_1" if "mm.1." in read else "projector.mm_3", node)
+            self._tower_rows("projector.mm_1" if "mm.1." in read else "projector.mm_3", node)
         elif "mm.2." in read or "mm.4." in read:
-            self._rows("projector.out", node)
+            self._tower_rows("projector.out", node)
         elif node.op == "UNARY":
-            self._rows("projector.gelu", node)
+            self._tower_rows("projector.gelu", node)
         elif node.op == "POOL_2D":
             self._pooled = True
             self._keep("projector.pool", lambda: _rows_of_squares(node.array(3)))
         elif "mm.soft_emb_norm." in read:
-            self._rows("projector.soft_emb_norm", node)
+            self._tower_rows("projector.soft_emb_norm", node)
         elif "mm.input_projection." in read and node.op == "MUL_MAT":
-            self._rows("projector.out", node)
+            self._tower_rows("projector.out", node)
 
     def _decoder(self, node: Node) -> None:
         if node.op == "RMS_NORM" and set(INPUTS) & set(node.sources):

@@ -9,71 +9,16 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .fed import Fed
 from .library import LlamaLibrary
-from .stages import Node, Recorder
+from .watch import GraphWatch, Job
 
-Job = dict[str, Any]
 Answer = tuple[dict[str, Any], dict[str, np.ndarray]]  # facts, and arrays
-
-
-class GraphWatch:
-    """Keep copies of the tensors whose names match a pattern, from the evaluation callback; repeats are numbered."""
-
-    def __init__(self, llama: LlamaLibrary) -> None:
-        self._llama = llama
-        self.patterns: list[str] = []
-        self.pixels = False
-        self.recorder = Recorder([])
-        self.seen: list[dict[str, str]] = []
-        self.arrays: dict[str, np.ndarray] = {}
-        self._count: dict[str, int] = {}
-        self.callback = llama.ffi.callback("ggml_backend_sched_eval_callback", self._call)
-
-    @contextmanager
-    def during(self, job: Job) -> Iterator[None]:
-        """Watch for the tensors and stages that `job` asks for."""
-        self.patterns, self.pixels = job.get("capture", []), job.get("pixels", False)
-        self.recorder = Recorder(job.get("stages", []))
-        self.seen, self.arrays, self._count = [], {}, {}
-        yield
-        self.arrays |= {f"stage {name}": array for name, array in self.recorder.arrays().items()}
-        self.patterns, self.pixels, self.recorder = [], False, Recorder([])
-
-    def _call(self, pointer: Any, ask: bool, _: Any) -> bool:
-        if not self.patterns and not self.pixels and not self.recorder.globs:
-            return not ask
-        # Asking for every node also keeps ggml from fusing two of them, which would leave the first one unwritten.
-        if not ask:
-            self._look(self._llama.tensor(pointer))
-        return True
-
-    def _look(self, tensor: Any) -> None:
-        name, op = self._llama.name(tensor), self._llama.op(tensor)
-        if self.pixels and op == "IM2COL" and "pixels" not in self.arrays:
-            self.arrays["pixels"] = self._llama.array(tensor.src[1])
-        if any(fnmatchcase(name, pattern) for pattern in self.patterns):
-            count = self._count[name] = self._count.get(name, -1) + 1
-            numbered = f"{name}#{count}" if count else name
-            self.seen.append({"name": numbered, "op": op})
-            self.arrays[f"tensor {numbered}"] = self._llama.array(tensor)
-        if self.recorder.globs:
-            self.recorder.see(self._node(tensor, name, op))
-
-    def _node(self, tensor: Any, name: str, op: str) -> Node:
-        llama = self._llama
-        return Node(
-            name=name,
-            op=op,
-            sources=llama.sources(tensor),
-            array=lambda axes: llama.array(tensor, axes),
-            source=lambda i, axes: llama.array(tensor.src[i], axes),
-        )
 
 
 class LlamaWorker:
@@ -89,6 +34,7 @@ class LlamaWorker:
             self._load_text(request["text"])
         self.vision: Any = None
         self.whole_pictures = False  # whether rows of a picture see one another, as mtmd says of the projector
+        self.grid_positions = False  # whether they have positions of time, y and x, as mtmd says of the text model
         if request["mmproj"]:
             self._load_vision(request["mmproj"])
 
@@ -112,15 +58,16 @@ class LlamaWorker:
         if not self.vision:
             raise self._failed(f"cannot load {Path(path).name}")
         self.whole_pictures = self.lib.mtmd_decode_use_non_causal(self.vision, self.ffi.NULL)
+        self.grid_positions = self.lib.mtmd_decode_use_mrope(self.vision)
 
     def _failed(self, what: str) -> RuntimeError:
         return RuntimeError("; ".join([what, *self.llama.log[-2:]]))
 
     @contextmanager
-    def context(self, parts: list[np.ndarray], greedy: int) -> Iterator[Any]:
+    def context(self, parts: list[Fed], greedy: int) -> Iterator[Any]:
         """Make an empty context for one job, as large as the settings say, or larger if these parts need it."""
         s, params = self.settings, self.llama.defaults["context"]
-        lengths = [len(part) for part in parts]
+        lengths = [len(part.values) for part in parts]
         params.n_ctx, params.n_batch = max(s["context"], sum(lengths) + greedy), max([s["batch"], *lengths])
         params.n_ubatch = s["micro_batch"]
         params.n_threads = params.n_threads_batch = s["threads"]
@@ -132,26 +79,40 @@ class LlamaWorker:
         yield context
         self.lib.llama_free(context)
 
-    def feed(self, context: Any, part: np.ndarray, n_past: int) -> np.ndarray:
-        """Decode token ids (T,) or embeddings (T, D) at the next positions -> logits (T, V)."""
-        rows = part.ndim == 2
-        batch = self.lib.llama_batch_init(len(part), self.width if rows else 0, 1)
+    def feed(self, context: Any, part: Fed, n_past: int) -> np.ndarray:
+        """Decode token ids or embeddings at the next positions -> logits (T, V)."""
+        values = part.values
+        rows = values.ndim == 2
+        batch = self.lib.llama_batch_init(len(values), self.width if rows else 0, 1)
         if rows:
-            self._fill(batch.embd, np.ascontiguousarray(part, np.float32))
+            self._fill(batch.embd, np.ascontiguousarray(values, np.float32))
         else:
-            self._fill(batch.token, np.ascontiguousarray(part, np.int32))
-        batch.n_tokens = len(part)
-        for i in range(len(part)):
+            self._fill(batch.token, np.ascontiguousarray(values, np.int32))
+        batch.n_tokens = len(values)
+        for i in range(len(values)):
             batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = n_past + i, 1, 0, 1
+        own = batch.pos
+        turned = self._positions(part, n_past) if rows and self.grid_positions else own
+        batch.pos = turned
         if whole := rows and self.whole_pictures:  # only then: a file may itself say that its model is not causal
             self.lib.llama_set_causal_attn(context, False)
         status = self.lib.llama_decode(context, batch)
         if whole:
             self.lib.llama_set_causal_attn(context, True)
+        batch.pos = own
         self.lib.llama_batch_free(batch)
         if status:
             raise self._failed(f"llama_decode returned {status}")
-        return self._floats(self.lib.llama_get_logits(context), (len(part), self.n_vocab))
+        return self._floats(self.lib.llama_get_logits(context), (len(values), self.n_vocab))
+
+    def _positions(self, part: Fed, n_past: int) -> Any:
+        """Return the positions of a picture's rows, section by section, as mtmd-helper's decode_embd_batch has them."""
+        if part.positions is None:
+            raise RuntimeError("rows without a grid, expected (rows, columns, width)")
+        found = np.ascontiguousarray(part.positions + [[n_past], [n_past], [n_past], [0]], np.int32)
+        turned = self.ffi.new("llama_pos[]", found.size)
+        self._fill(turned, found)
+        return turned
 
     def _fill(self, target: Any, values: np.ndarray) -> None:
         self.ffi.memmove(target, self.ffi.from_buffer(values), values.nbytes)
@@ -162,21 +123,22 @@ class LlamaWorker:
 
     def logits(self, job: Job) -> Answer:
         """Return the logits of every position, and the `greedy` likeliest tokens that follow."""
-        parts = [self.arrays[name] for name in job["parts"]]
+        parts = [Fed.of(self.arrays[name]) for name in job["parts"]]
         with self.context(parts, job.get("greedy", 0)) as context, self.watch.during(job):
             found, tokens = self._run(context, parts, job.get("greedy", 0))
         return {"tokens": tokens}, {"logits": found}
 
-    def _run(self, context: Any, parts: list[np.ndarray], greedy: int) -> tuple[np.ndarray, list[int]]:
-        found: list[np.ndarray] = []
+    def _run(self, context: Any, parts: list[Fed], greedy: int) -> tuple[np.ndarray, list[int]]:
+        found, n_past = list[np.ndarray](), 0
         for part in parts:
             self.watch.recorder.decoder()
-            found.append(self.feed(context, part, sum(map(len, found))))
+            found.append(self.feed(context, part, n_past))
+            n_past += part.advance
         self.watch.recorder.stop()
-        n_past, tokens, last = sum(map(len, found)), list[int](), found[-1][-1]
+        tokens, last = list[int](), found[-1][-1]
         for i in range(greedy):
             tokens.append(int(np.argmax(last)))
-            last = self.feed(context, np.array(tokens[-1:]), n_past + i)[0] if i + 1 < greedy else last
+            last = self.feed(context, Fed.of(np.array(tokens[-1:])), n_past + i)[0] if i + 1 < greedy else last
         return np.concatenate(found), tokens
 
     def tokenize(self, job: Job) -> Answer:
@@ -192,7 +154,7 @@ class LlamaWorker:
         bitmap, rgb = self._bitmap(job)
         with self.watch.during(job):
             chunks = filter(self._is_image, self._chunks("<__media__>", [bitmap], bos=False))  # others are markers
-            rows = np.concatenate([self._encode(chunk) for chunk in chunks])  # one chunk for each tile
+            rows = np.concatenate([self._encode(chunk).values for chunk in chunks])  # one chunk for each tile
         self.lib.mtmd_bitmap_free(bitmap)
         return {}, {"rows": rows, "rgb": rgb}
 
@@ -202,14 +164,15 @@ class LlamaWorker:
             parts = self._prompt_parts(job)
             with self.context(parts, job["greedy"]) as context:
                 found, tokens = self._run(context, parts, job["greedy"])
-        chunks = [{"image": len(part)} if part.ndim == 2 else {"tokens": part.tolist()} for part in parts]
+        values = [part.values for part in parts]
+        chunks = [{"image": len(part)} if part.ndim == 2 else {"tokens": part.tolist()} for part in values]
         return {"tokens": tokens, "chunks": chunks}, {"logits": found}
 
-    def _prompt_parts(self, job: Job) -> list[np.ndarray]:
+    def _prompt_parts(self, job: Job) -> list[Fed]:
         """Return token ids (T,) and image rows (N, D), in order."""
         if self.vision is None:
             (fact, _) = self.tokenize({**job, "special": True})
-            parts = [np.array(fact["tokens"], np.int32)]
+            parts = [Fed.of(np.array(fact["tokens"], np.int32))]
         else:
             pictures = [self._bitmap(image) for image in job["images"]]
             for i, (_, rgb) in enumerate(pictures):
@@ -217,9 +180,9 @@ class LlamaWorker:
             chunks = self._chunks(job["string"], [bitmap for bitmap, _ in pictures], bos=job["bos"])
             parts = [self._part(chunk) for chunk in chunks]
         bos = self.lib.llama_vocab_bos(self.vocab)
-        if job["single_bos"] and parts and parts[0].tolist()[:2] == [bos, bos]:
-            parts[0] = parts[0][1:]
-        if not any(map(len, parts)):
+        if job["single_bos"] and parts and parts[0].values.tolist()[:2] == [bos, bos]:
+            parts[0] = Fed.of(parts[0].values[1:])
+        if not any(len(part.values) for part in parts):
             raise RuntimeError("the prompt has no tokens")
         return parts
 
@@ -252,20 +215,27 @@ class LlamaWorker:
     def _is_image(self, chunk: Any) -> bool:
         return bool(self.lib.mtmd_input_chunk_get_type(chunk) == self.lib.MTMD_INPUT_CHUNK_TYPE_IMAGE)
 
-    def _part(self, chunk: Any) -> np.ndarray:
+    def _part(self, chunk: Any) -> Fed:
         if self._is_image(chunk):
             return self._encode(chunk)
         count = self.ffi.new("size_t *")
         ids = self.lib.mtmd_input_chunk_get_tokens_text(chunk, count)
-        return np.array(self.ffi.unpack(ids, count[0]), np.int32)
+        return Fed.of(np.array(self.ffi.unpack(ids, count[0]), np.int32))
 
-    def _encode(self, chunk: Any) -> np.ndarray:
+    def _encode(self, chunk: Any) -> Fed:
         self.watch.recorder.picture()
         status = self.lib.mtmd_encode_chunk(self.vision, chunk)
         if status:
             raise self._failed(f"mtmd_encode_chunk returned {status}")
         count = self.lib.mtmd_input_chunk_get_n_tokens(chunk)
-        return self._floats(self.lib.mtmd_get_output_embd(self.vision), (count, self.width))
+        rows = self._floats(self.lib.mtmd_get_output_embd(self.vision), (count, self.width))
+        if not self.grid_positions:
+            return Fed.of(rows)
+        image = self.lib.mtmd_input_chunk_get_tokens_image(chunk)
+        found = self.ffi.new("struct mtmd_decoder_pos[]", count)
+        self.lib.mtmd_helper_image_get_decoder_pos(image, 0, found)
+        positions = np.array([[at.t, at.y, at.x, at.z] for at in found]).T
+        return Fed(rows, self.lib.mtmd_input_chunk_get_n_pos(chunk), positions)
 
 
 def _say(what: str) -> None:

@@ -1,0 +1,177 @@
+"""Find this project's stages in transformers' Qwen2-VL and Qwen2.5-VL, and in Qwen2 for a text file alone.
+
+Rows of a tower are blocks of 2 x 2 patches, blocks in raster order. Qwen2.5-VL computes them window by window; they are
+put back here by the order that transformers makes. n patches of all pictures, N = n / 4 rows, T positions, D width, H
+heads, dh head size.
+"""
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .model import HfModel
+from .points import Point, given, made, weights
+from .qwen2vl_prompt import Patches
+
+BLOCK = 4  # patches
+
+
+class RowsOfPictures:
+    """Cut the rows of all pictures into pictures, by the grids of the pass that runs."""
+
+    def __init__(self, model: HfModel) -> None:
+        self._model, self._visual = model, model.module.model.visual
+
+    @property
+    def grids(self) -> Tensor:
+        return self._model.passed["image_grid_thw"]
+
+    @property
+    def counts(self) -> Tensor:
+        """Return the patches of each picture."""
+        return self.grids.prod(dim=1)
+
+    def cut(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return each picture's part of what has a row for each patch, or for each block."""
+        return torch.split(x, (self.counts * len(x) // self.counts.sum()).tolist())
+
+    def placed(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the same of what is computed window by window."""
+        blocks = x.reshape(int(self.counts.sum()) // BLOCK, -1, *x.shape[1:])
+        return self.cut(blocks[self._places()].reshape(x.shape))
+
+    def squares(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return each picture's part of attention weights (H, n, n)."""
+        patches = (BLOCK * self._places()[:, None] + torch.arange(BLOCK)).flatten()
+        x = x[:, patches][:, :, patches]
+        ends = [0, *self.counts.cumsum(0).tolist()]
+        return tuple(x[:, a:b, a:b] for a, b in zip(ends, ends[1:], strict=False))
+
+    def _places(self) -> Tensor:
+        """Return the place at which each block is computed, (N,)."""
+        v = self._visual
+        if not hasattr(v, "window_size"):
+            return torch.arange(int(self.counts.sum()) // BLOCK)
+        in_windows: Any = import_module("transformers.vision_utils").get_vision_window_index
+        order: Tensor = in_windows(self.grids, v.spatial_merge_size, v.window_size, v.patch_size)[0]
+        return order.argsort()
+
+
+def tower(model: HfModel) -> Iterator[Point]:
+    visual, rows = model.module.model.visual, RowsOfPictures(model)
+    assert model.vision is not None
+    P = model.vision.config["patch_size"]
+
+    def pixels(inputs: Any, output: Any) -> list[Tensor]:
+        pictures = Patches(inputs[0].numpy(), rows.grids.numpy()).pixels(P)
+        return [torch.from_numpy(picture) for picture in pictures]
+
+    yield Point("vision.pixels", visual, pixels, _same)
+    yield Point("vision.patch_embd", visual.patch_embed, lambda inputs, x: rows.cut(x), _same)
+    for i, block in enumerate(visual.blocks):
+        for point in _tower_block(f"vision.blk.{i}", block):
+            put = rows.squares if point.name.endswith("kq_soft_max") else rows.placed
+            yield _put(point, put)
+    merger = visual.merger
+    for point in (
+        made("vision.post_ln", merger.ln_q),
+        made("projector.mm_0", merger.mlp[0]),
+        made("projector.gelu", merger.mlp[1]),
+        made("projector.out", merger.mlp[2]),
+    ):
+        yield _put(point, rows.placed)
+
+
+def _put(point: Point, put: Any) -> Point:
+    return Point(point.name, point.module, lambda inputs, output: put(point.pick(inputs, output)), _same)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _tower_block(name: str, block: Any) -> Iterator[Point]:
+    attention, mlp = block.attn, block.mlp
+    gated = hasattr(mlp, "gate_proj")
+    up, down = (mlp.up_proj, mlp.down_proj) if gated else (mlp.fc1, mlp.fc2)
+    yield made(f"{name}.layer_inp_normed", block.norm1)
+    for i, part in enumerate("QKV"):
+        yield Point(f"{name}.{part}cur", attention.qkv, lambda inputs, x, i=i: x.chunk(3, dim=1)[i], _same)  # type: ignore[misc]
+    for i, part in enumerate("QK"):
+        yield Point(f"{name}.{part}cur_rope", attention, lambda inputs, x, i=i: _turned(attention, inputs)[i], _same)  # type: ignore[misc]
+    yield Point(f"{name}.kq_soft_max", attention, lambda inputs, x: _weights(attention, inputs), _same)
+    yield given(f"{name}.kqv_out", attention.proj)
+    yield made(f"{name}.attn_out", attention.proj)
+    yield given(f"{name}.ffn_inp", block.norm2)
+    yield made(f"{name}.ffn_inp_normed", block.norm2)
+    if gated:
+        yield made(f"{name}.ffn_gate", mlp.gate_proj)
+    yield made(f"{name}.ffn_up", up)
+    yield given(f"{name}.ffn_act", down)
+    yield made(f"{name}.ffn_out", down)
+    yield made(f"{name}.layer_out", block)
+
+
+def _turned(attention: Any, inputs: Any) -> tuple[Tensor, Tensor]:
+    """Return Q and K after rope, both (n, H, dh): no module's output, so the function that the attention calls turns
+    its projections once more, by the angles that it was given."""
+    x, _, (cos, sin) = inputs[:3]
+    qkv = functional.linear(x, attention.qkv.weight, attention.qkv.bias)
+    q, k, _ = qkv.reshape(len(x), 3, attention.num_heads, -1).unbind(1)
+    turn: Any = import_module(type(attention).__module__).apply_rotary_pos_emb_vision
+    turned: tuple[Tensor, Tensor] = turn(q, k, cos, sin)
+    return turned
+
+
+def _weights(attention: Any, inputs: Any) -> Tensor:
+    """Return attention weights (H, n, n), by the function that the attention calls: it keeps none. A patch has no
+    weight for one outside its own window, or picture."""
+    q, k = (heads.transpose(0, 1)[None] for heads in _turned(attention, inputs))
+    eager: Any = import_module(type(attention).__module__).eager_attention_forward
+    found, ends = q.new_zeros(q.shape[1], q.shape[2], q.shape[2]), inputs[1].tolist()
+    for a, b in zip(ends, ends[1:], strict=False):
+        found[:, a:b, a:b] = eager(attention, q[:, :, a:b], k[:, :, a:b], k[:, :, a:b], None, attention.scaling)[1][0]
+    return found
+
+
+def decoder(model: HfModel) -> Iterator[Point]:
+    text, V = model.decoder, model.n_vocab
+    yield given("embd", text.layers[0])
+    for i, layer in enumerate(text.layers):
+        name, attention = f"blk.{i}", layer.self_attn
+        yield made(f"{name}.attn_norm", layer.input_layernorm)
+        yield made(f"{name}.Qcur", attention.q_proj)
+        yield made(f"{name}.Kcur", attention.k_proj)
+        yield made(f"{name}.Vcur", attention.v_proj)
+        yield _turned_heads(f"{name}.Qcur_rope", attention, attention.q_proj)
+        yield _turned_heads(f"{name}.Kcur_rope", attention, attention.k_proj)
+        yield weights(f"{name}.kq_soft_max", attention)
+        yield given(f"{name}.kqv_out", attention.o_proj)
+        yield made(f"{name}.attn_out", attention.o_proj)
+        yield given(f"{name}.ffn_inp", layer.post_attention_layernorm)
+        yield made(f"{name}.ffn_norm", layer.post_attention_layernorm)
+        yield made(f"{name}.ffn_gate", layer.mlp.gate_proj)
+        yield made(f"{name}.ffn_up", layer.mlp.up_proj)
+        yield given(f"{name}.ffn_swiglu", layer.mlp.down_proj)
+        yield made(f"{name}.ffn_out", layer.mlp.down_proj)
+        yield made(f"{name}.out", layer)
+    yield made("result_norm", text.norm)
+    yield made("result_output", model.module.lm_head, lambda x: x[:, :V])
+
+
+def _turned_heads(name: str, attention: Any, projection: Any) -> Point:
+    """Show Q or K after rope, (T, H, dh), as `_turned` does: `position_embeddings` is the one pair of arguments."""
+
+    def turned(inputs: Any, output: Any) -> Tensor:
+        cos, sin = next(given for given in inputs if isinstance(given, tuple))
+        x: Tensor = functional.linear(inputs[0], projection.weight, projection.bias)
+        heads = x.reshape(*x.shape[:2], -1, attention.head_dim).transpose(1, 2)
+        turn: Any = import_module(type(attention).__module__).apply_rotary_pos_emb
+        made: Tensor = turn(heads, heads, cos, sin)[0]
+        return made.transpose(1, 2)
+
+    return Point(name, attention, turned, _same)
