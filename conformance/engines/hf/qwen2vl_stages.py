@@ -1,8 +1,7 @@
 """Find this project's stages in transformers' Qwen2-VL and Qwen2.5-VL, and in Qwen2 for a text file alone.
 
-Rows of a tower are blocks of 2 x 2 patches, blocks in raster order. Qwen2.5-VL computes them window by window; they are
-put back here by the order that transformers makes. n patches of all pictures, N = n / 4 rows, T positions, D width, H
-heads, dh head size.
+Rows of a tower are blocks of 2 x 2 patches; blocks are in raster order, in Qwen2.5-VL window by window. The rows that
+come out of it are in raster order. n patches of all pictures, T positions, H heads, dh head size.
 """
 
 from collections.abc import Iterator
@@ -17,48 +16,26 @@ from .model import HfModel
 from .points import Point, given, made, weights
 from .qwen2vl_prompt import Patches
 
-BLOCK = 4  # patches
-
 
 class RowsOfPictures:
     """Cut the rows of all pictures into pictures, by the grids of the pass that runs."""
 
     def __init__(self, model: HfModel) -> None:
-        self._model, self._visual = model, model.module.model.visual
+        self._model = model
 
     @property
     def grids(self) -> Tensor:
         return self._model.passed["image_grid_thw"]
 
-    @property
-    def counts(self) -> Tensor:
-        """Return the patches of each picture."""
-        return self.grids.prod(dim=1)
-
     def cut(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return each picture's part of what has a row for each patch, or for each block."""
-        return torch.split(x, (self.counts * len(x) // self.counts.sum()).tolist())
-
-    def placed(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the same of what is computed window by window."""
-        blocks = x.reshape(int(self.counts.sum()) // BLOCK, -1, *x.shape[1:])
-        return self.cut(blocks[self._places()].reshape(x.shape))
+        counts = self.grids.prod(dim=1)
+        return torch.split(x, (counts * len(x) // counts.sum()).tolist())
 
     def squares(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return each picture's part of attention weights (H, n, n)."""
-        patches = (BLOCK * self._places()[:, None] + torch.arange(BLOCK)).flatten()
-        x = x[:, patches][:, :, patches]
-        ends = [0, *self.counts.cumsum(0).tolist()]
+        ends = [0, *self.grids.prod(dim=1).cumsum(0).tolist()]
         return tuple(x[:, a:b, a:b] for a, b in zip(ends, ends[1:], strict=False))
-
-    def _places(self) -> Tensor:
-        """Return the place at which each block is computed, (N,)."""
-        v = self._visual
-        if not hasattr(v, "window_size"):
-            return torch.arange(int(self.counts.sum()) // BLOCK)
-        in_windows: Any = import_module("transformers.vision_utils").get_vision_window_index
-        order: Tensor = in_windows(self.grids, v.spatial_merge_size, v.window_size, v.patch_size)[0]
-        return order.argsort()
 
 
 def tower(model: HfModel) -> Iterator[Point]:
@@ -71,23 +48,19 @@ def tower(model: HfModel) -> Iterator[Point]:
         return [torch.from_numpy(picture) for picture in pictures]
 
     yield Point("vision.pixels", visual, pixels, _same)
-    yield Point("vision.patch_embd", visual.patch_embed, lambda inputs, x: rows.cut(x), _same)
+    yield _cut(given("vision.patch_embd", visual.rotary_pos_emb), rows.cut)  # which is shown the rows in their order
     for i, block in enumerate(visual.blocks):
         for point in _tower_block(f"vision.blk.{i}", block):
-            put = rows.squares if point.name.endswith("kq_soft_max") else rows.placed
-            yield _put(point, put)
+            yield _cut(point, rows.squares if point.name.endswith("kq_soft_max") else rows.cut)
     merger = visual.merger
-    for point in (
-        made("vision.post_ln", merger.ln_q),
-        made("projector.mm_0", merger.mlp[0]),
-        made("projector.gelu", merger.mlp[1]),
-        made("projector.out", merger.mlp[2]),
-    ):
-        yield _put(point, rows.placed)
+    yield _cut(made("vision.post_ln", merger.ln_q), rows.cut)
+    yield _cut(made("projector.mm_0", merger.mlp[0]), rows.cut)
+    yield _cut(made("projector.gelu", merger.mlp[1]), rows.cut)
+    yield Point("projector.out", visual, lambda inputs, output: rows.cut(output.pooler_output), _same)
 
 
-def _put(point: Point, put: Any) -> Point:
-    return Point(point.name, point.module, lambda inputs, output: put(point.pick(inputs, output)), _same)
+def _cut(point: Point, cut: Any) -> Point:
+    return Point(point.name, point.module, lambda inputs, output: cut(point.pick(inputs, output)), _same)
 
 
 def _same(x: Tensor) -> Tensor:

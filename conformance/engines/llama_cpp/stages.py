@@ -15,8 +15,6 @@ import numpy as np
 
 from llava_ref.tracing.trace import Probe, join
 
-from .windows import Windows
-
 UNNAMED = (
     "vision.pixels", "vision.patch_embd", "vision.pos_embd", "vision.blk.*.kq_soft_max", "vision.post_ln",
     "vision.features", "projector.*", "embd of pictures", "blk.*.attn_out of gemma3 and qwen2vl",
@@ -68,8 +66,7 @@ class Recorder:
         self._pictures, self._past, self._block = 0, 0, 0
         self._embedded, self._position = False, ""  # whether patches have their positions; the node that holds those
         self._pooled = False  # whether patches have been averaged
-        # Qwen2-VL: whether its second kernel has come, and in which order Qwen2.5-VL computes its blocks.
-        self._frames, self._windows = False, Windows(None)
+        self._frames = False  # whether Qwen2-VL's second kernel has come
         self._now: dict[str, np.ndarray] = {}  # of the graph that is running
         self._pieces: dict[str, list[np.ndarray]] = {}
 
@@ -77,7 +74,7 @@ class Recorder:
         self._finish()
         self._pictures += 1
         self._see, self._embedded, self._position, self._pooled = self._tower, False, "", False
-        self._frames, self._windows = False, Windows(None)
+        self._frames = False
 
     def decoder(self) -> None:
         self._finish()
@@ -115,9 +112,6 @@ class Recorder:
     def _rows(self, name: str, node: Node) -> None:
         self._keep(name, lambda: node.array(2))
 
-    def _tower_rows(self, name: str, node: Node, axes: int = 2) -> None:
-        self._keep(name, lambda: self._windows.rows(node.array(axes)))
-
     def _tower(self, node: Node) -> None:
         if not self._embedded:
             self._patches(node)
@@ -126,7 +120,7 @@ class Recorder:
         ):
             self._tower_block(node, found[1], int(found[2]))
         elif node.op == "SOFT_MAX":
-            self._keep(f"vision.blk.{self._block}.kq_soft_max", lambda: self._windows.squares(node.array(3)))
+            self._keep(f"vision.blk.{self._block}.kq_soft_max", lambda: node.array(3))
         elif node.name == "pre_ln":
             self._rows("vision.pre_ln", node)
         else:
@@ -150,53 +144,51 @@ class Recorder:
             self._rows("vision.patch_embd", node)
 
     def _blocks_of_patches(self, node: Node) -> None:
-        """Read Qwen's nodes up to the first norm: the last copy has 2 x 2 patches together, and a choice of rows puts
-        the blocks into windows."""
-        if node.op == "CONT":
+        """Read Qwen's nodes up to the first norm: the last copy has 2 x 2 patches together, and in Qwen2.5-VL rows of
+        four are chosen in the order of windows, then parted."""
+        if node.op in ("CONT", "RESHAPE"):
             self._rows("vision.patch_embd", node)
-        elif node.op == "GET_ROWS":
-            self._windows = Windows(node.source(1, 1))
         elif node.op in ("NORM", "RMS_NORM"):
             self._embedded = True
 
     def _tower_block(self, node: Node, part: str, block: int) -> None:
         self._block, name = block, f"vision.blk.{block}.{part}"
         if part in QKV:  # (T, H, dh), the only node of the name
-            self._keep(name, lambda: _joined_heads(self._windows.rows(node.array(3))))
+            self._keep(name, lambda: _joined_heads(node.array(3)))
         elif part in TURNED:
-            self._tower_rows(name, node, 3)
+            self._keep(name, lambda: node.array(3))
         elif part in TOWER:
-            self._tower_rows(f"vision.blk.{block}.{TOWER[part]}", node)
+            self._rows(f"vision.blk.{block}.{TOWER[part]}", node)
 
     def _behind_the_blocks(self, node: Node) -> None:
         read = " ".join(node.sources)
         if "v.post_ln." in read:
-            self._tower_rows("vision.post_ln", node)
+            self._rows("vision.post_ln", node)
         elif "mm.0." in read:
             if node.op == "MUL_MAT" and not self._frames:
                 self._keep("vision.features", lambda: node.source(1, 2))
-            self._tower_rows("projector.mm_0", node)
+            self._rows("projector.mm_0", node)
         elif "mm.model.mlp.0." in read:
             if node.op == "MUL_MAT" and not self._frames:
                 self._keep("vision.features", lambda: node.source(1, 2))
-            self._tower_rows("projector.mm_0", node)
+            self._rows("projector.mm_0", node)
         elif "mm.model.mlp.2." in read:
-            self._tower_rows("projector.mm_2", node)
+            self._rows("projector.mm_2", node)
         elif node.op == "ADD" and self._pooled:  # MobileVLM V2: the last of several
             self._keep("projector.out", lambda: node.array(3).reshape(-1, node.array(3).shape[-1]))
         elif "mm.1." in read or "mm.3." in read:  # Yi-VL
-            self._tower_rows("projector.mm_1" if "mm.1." in read else "projector.mm_3", node)
-        elif "mm.2." in read or "mm.4." in read:
-            self._tower_rows("projector.out", node)
+            self._rows("projector.mm_1" if "mm.1." in read else "projector.mm_3", node)
+        elif "mm.2." in read or "mm.4." in read or self._frames and node.op == "GET_ROWS":  # Qwen2.5-VL: put back
+            self._rows("projector.out", node)
         elif node.op == "UNARY":
-            self._tower_rows("projector.gelu", node)
+            self._rows("projector.gelu", node)
         elif node.op == "POOL_2D":
             self._pooled = True
             self._keep("projector.pool", lambda: _rows_of_squares(node.array(3)))
         elif "mm.soft_emb_norm." in read:
-            self._tower_rows("projector.soft_emb_norm", node)
+            self._rows("projector.soft_emb_norm", node)
         elif "mm.input_projection." in read and node.op == "MUL_MAT":
-            self._tower_rows("projector.out", node)
+            self._rows("projector.out", node)
 
     def _decoder(self, node: Node) -> None:
         if node.op == "RMS_NORM" and set(INPUTS) & set(node.sources):
