@@ -6,7 +6,7 @@ reads GELU from a table of float16, tanh where transformers has erf; its epsilon
 `n_wa_pattern` 1 is in no case: llama.cpp b11549 aborts, because its mask of windows is used by no block.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,58 +19,16 @@ from llava_ref.conformance.engines.hf import tiny as reference_hf
 from llava_ref.conformance.engines.hf.engine import Transformers
 from llava_ref.conformance.engines.llama_cpp import oracle
 from llava_ref.conformance.engines.llama_cpp.engine import LlamaCpp
-from llava_ref.conformance.engines.reference import Case, ReferenceError, Run
-from llava_ref.conformance.pairs.qwen2vl import QwenTextSpec, QwenVisionSpec, build_qwen2vl, qwen_vocabulary
+from llava_ref.conformance.engines.reference import ReferenceError, Run
+from llava_ref.conformance.pairs.qwen2vl import QwenTextSpec
 from llava_ref.tracing.distance import rel_rms
+
+from .qwen2vl_cases import WHOLE_BLOCKS, case_of
+from .reference_cases import EVERYTHING
 
 reason = reference_hf.missing() or oracle.missing()
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]
 ROWS, LOGITS, BEFORE_PICTURES = 1.2e-3, 2.5e-3, 1e-6
-EVERY = ("*", "*kq_soft_max")
-TOKENS: list[str] = qwen_vocabulary()["tokenizer.ggml.tokens"]  # type: ignore[assignment]
-WORDS = "what is the color of a large small red circle and how many blue"
-
-
-@dataclass(frozen=True)
-class Sent:
-    """A pair, a prompt, and rows and columns of blocks of its pictures."""
-
-    prompt: str
-    grids: tuple[tuple[int, int], ...] = ()
-    text: QwenTextSpec = QwenTextSpec()
-    vision: QwenVisionSpec = QwenVisionSpec()
-
-
-PLAIN = QwenVisionSpec(gated=False)
-WIDER = QwenTextSpec(width=64, n_head_kv=1, sections=(2, 3, 3, 0))
-CASES = {
-    "text alone": Sent(WORDS),
-    "2.5, four windows": Sent(f"{WORDS}<image>{WORDS}", ((5, 7),)),
-    "2.5, windows of 2 blocks, MQA, two pictures": Sent(
-        f"<image>\nthe <image>{WORDS}", ((3, 5), (8, 2)), WIDER, QwenVisionSpec(patch_size=28, n_block=4)
-    ),
-    "2.5, small patches, large eps, a picture last": Sent(
-        f"{WORDS}<image>", ((9, 10),), QwenTextSpec(n_head_kv=4), QwenVisionSpec(patch_size=7, eps=0.05, pattern=3)
-    ),
-    "2.5, no block sees everything": Sent("<image>", ((5, 6),), vision=QwenVisionSpec(pattern=3, n_block=2)),
-    "2": Sent(f"{WORDS}<image>{WORDS}", ((5, 7),), vision=PLAIN),
-    "2, swapped, large eps, three pictures": Sent(
-        "<image><image>\nthe color<image>", ((2, 4), (6, 3), (1, 8)), vision=replace(PLAIN, swapped=True, eps=0.05)
-    ),
-    "2, tied, the base left out": Sent(
-        f"a<image>{WORDS}", ((4, 4),), QwenTextSpec(tied=True, rope_base=None), replace(PLAIN, n_head=5, mlp_width=80)
-    ),
-}
-PICTURE = [name for name, sent in CASES.items() if sent.grids]
-
-
-def case_of(folder: Path, sent: Sent) -> Case:
-    pair, side = build_qwen2vl(folder, sent.text, sent.vision), 2 * sent.vision.patch_size
-    images = tuple(folder / f"{i}.png" for i in range(len(sent.grids)))
-    for path, (rows, columns) in zip(images, sent.grids, strict=True):
-        rng = np.random.default_rng(rows)
-        Image.fromarray(rng.integers(0, 256, (rows * side, columns * side, 3), np.uint8)).save(path)
-    return Case(pair.text, pair.mmproj, images, sent.prompt)
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +37,16 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     @cache
     def run(name: str) -> tuple[Run, Run]:
-        case = case_of(tmp_path_factory.mktemp("pair"), CASES[name])
-        llama, hf = (engine.run(case, n_greedy=8) for engine in (LlamaCpp(stages=EVERY), Transformers(stages=EVERY)))
+        case = case_of(tmp_path_factory.mktemp("pair"), WHOLE_BLOCKS[name])
+        llama, hf = (
+            engine.run(case, n_greedy=8) for engine in (LlamaCpp(stages=EVERYTHING), Transformers(stages=EVERYTHING))
+        )
         return llama, hf
 
     return run
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", WHOLE_BLOCKS)
 def test_both_show_the_same_tokens_and_stages(both: Any, name: str) -> None:
     llama, hf = both(name)
     assert llama.token_ids == hf.token_ids and llama.greedy == hf.greedy
@@ -97,7 +57,7 @@ def test_both_show_the_same_tokens_and_stages(both: Any, name: str) -> None:
             assert (hf.stages[stage] == array).all(), stage
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", WHOLE_BLOCKS)
 def test_every_stage_of_both(both: Any, within: Any, name: str) -> None:
     llama, hf = both(name)
     for stage, array in llama.stages.items():
@@ -118,7 +78,7 @@ def test_text_alone_agrees_to_the_last_bits(both: Any, within: Any) -> None:
 
 def test_a_text_file_alone_says_the_same(tmp_path: Path) -> None:
     """Without an mmproj transformers' model is Qwen2ForCausalLM."""
-    beside = case_of(tmp_path, CASES["text alone"])
+    beside = case_of(tmp_path, WHOLE_BLOCKS["text alone"])
     alone = replace(beside, mmproj=None)
     runs = [Transformers().run(case, n_greedy=4) for case in (alone, beside)]
     runs += [LlamaCpp().run(case, n_greedy=4) for case in (alone, beside)]
@@ -129,8 +89,8 @@ def test_a_text_file_alone_says_the_same(tmp_path: Path) -> None:
 
 def test_greedy_does_not_say_one_thing_only(both: Any) -> None:
     """Equal tokens mean something only if they differ from prompt to prompt."""
-    said = [both(name)[0].greedy for name in CASES]
-    assert len(set(said)) == len(CASES) and len({token for tokens in said for token in tokens}) >= 20
+    said = [both(name)[0].greedy for name in WHOLE_BLOCKS]
+    assert len(set(said)) == len(WHOLE_BLOCKS) and len({token for tokens in said for token in tokens}) >= 20
 
 
 SAID_OTHERWISE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -147,7 +107,7 @@ SAID_OTHERWISE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("change", SAID_OTHERWISE)
 def test_a_file_that_says_something_else_is_caught(both: Any, tmp_path: Path, change: str) -> None:
     """Every key that only this family has moves the logits of the same weights beyond the bound."""
-    sent, (text, vision) = CASES["2.5, four windows"], SAID_OTHERWISE[change]
+    sent, (text, vision) = WHOLE_BLOCKS["2.5, four windows"], SAID_OTHERWISE[change]
     changed = replace(sent, text=replace(sent.text, **text), vision=replace(sent.vision, **vision))
     logits = LlamaCpp().run(case_of(tmp_path, changed)).stages["result_output"]
     assert rel_rms(logits, both("2.5, four windows")[1].stages["result_output"]) > 4 * LOGITS
@@ -155,7 +115,7 @@ def test_a_file_that_says_something_else_is_caught(both: Any, tmp_path: Path, ch
 
 def test_llama_cpp_reads_no_epsilon_of_the_text(tmp_path: Path) -> None:
     """Its logits are those of epsilon 0, transformers' those of the file's."""
-    sent = CASES["text alone"]
+    sent = WHOLE_BLOCKS["text alone"]
     folders = [tmp_path / "large", tmp_path / "none"]
     cases = []
     for folder, eps in zip(folders, (0.05, 0.0), strict=True):
@@ -171,7 +131,7 @@ def test_rows_fed_with_their_grid_are_the_prompt(both: Any, tmp_path: Path) -> N
     """`Oracle.logits` takes rows (y, x, D) with the positions that mtmd gives them, and refuses rows without a grid."""
     name = "2.5, four windows"
     llama, _ = both(name)
-    case = case_of(tmp_path, CASES[name])
+    case = case_of(tmp_path, WHOLE_BLOCKS[name])
     rows, ids = llama.stages["projector.out"], np.array(llama.token_ids)
     first, last = np.flatnonzero(ids == -1)[[0, -1]]
     asked = oracle.Oracle(case.text, case.mmproj)
@@ -183,7 +143,7 @@ def test_rows_fed_with_their_grid_are_the_prompt(both: Any, tmp_path: Path) -> N
 
 def test_both_letterbox_and_stretch(tmp_path: Path) -> None:
     """A picture of another shape than whole blocks: transformers stretches it, llama.cpp centres it on black."""
-    case = case_of(tmp_path, CASES["2"])
+    case = case_of(tmp_path, WHOLE_BLOCKS["2"])
     Image.fromarray(np.full((75, 200, 3), 255, np.uint8)).save(case.images[0])
     llama, hf = LlamaCpp().run(case).stages["vision.pixels"], Transformers().run(case).stages["vision.pixels"]
     assert llama.shape == hf.shape == (3, 84, 196)
@@ -193,7 +153,7 @@ def test_both_letterbox_and_stretch(tmp_path: Path) -> None:
 def test_the_processor_counts_rows_from_sizes_as_from_pictures(tmp_path: Path) -> None:
     from llava_ref.conformance.engines.hf import from_gguf, qwen2vl_prompt
 
-    case = case_of(tmp_path, CASES["2"])
+    case = case_of(tmp_path, WHOLE_BLOCKS["2"])
     vision = from_gguf.load(case.text, case.mmproj).vision
     assert vision is not None
     rng = np.random.default_rng(5)
@@ -205,7 +165,7 @@ def test_the_processor_counts_rows_from_sizes_as_from_pictures(tmp_path: Path) -
 
 
 def test_a_vocabulary_without_the_picture_token_is_refused_by_name(tmp_path: Path) -> None:
-    case = case_of(tmp_path, CASES["2"])
+    case = case_of(tmp_path, WHOLE_BLOCKS["2"])
     case.text.write_bytes(case.text.read_bytes().replace(b"<|image_pad|>", b"<|IMAGE_PAD|>"))
     with pytest.raises(ReferenceError, match=r"has no <\|image_pad\|>, the processor's image token"):
         Transformers().run(case)

@@ -155,6 +155,11 @@ class Oracle:
         jobs = [{"kind": "tokenize", "string": string, "bos": bos, "special": special} for string in strings]
         return [fact["tokens"] for fact, _ in self._run(jobs, {})]
 
+    def grids(self, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Return rows and columns of what stands for pictures of these widths and heights, one chunk each."""
+        ((fact, _),) = self._run([{"kind": "grids", "sizes": [list(size) for size in sizes]}], {})
+        return [(rows, columns) for rows, columns in fact["grids"]]
+
     def _run(
         self, jobs: Sequence[dict[str, Any]], arrays: dict[str, np.ndarray]
     ) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:

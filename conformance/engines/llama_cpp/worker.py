@@ -158,6 +158,18 @@ class LlamaWorker:
         self.lib.mtmd_bitmap_free(bitmap)
         return {}, {"rows": rows, "rgb": rgb}
 
+    def grids(self, job: Job) -> Answer:
+        """Return rows and columns of what stands for pictures of these widths and heights; nothing is run."""
+        found = []
+        for width, height in job["sizes"]:
+            bitmap = self.lib.mtmd_bitmap_init(width, height, self.ffi.new("unsigned char[]", width * height * 3))
+            for chunk in filter(self._is_image, self._chunks("<__media__>", [bitmap], bos=False)):
+                image = self.lib.mtmd_input_chunk_get_tokens_image(chunk)
+                nx, ny = (get(image) for get in (self.lib.mtmd_image_tokens_get_nx, self.lib.mtmd_image_tokens_get_ny))
+                found.append((ny, nx))
+            self.lib.mtmd_bitmap_free(bitmap)
+        return {"grids": found}, {}
+
     def prompt(self, job: Job) -> Answer:
         """Run a prompt end to end: text with media markers and pictures -> chunks, logits, greedy tokens."""
         with self.watch.during(job):
@@ -249,6 +261,7 @@ def main(folder: Path) -> None:
         worker = LlamaWorker(request, dict(arrays))
     kinds: dict[str, Callable[[Job], Answer]]
     kinds = {"logits": worker.logits, "tokenize": worker.tokenize, "encode": worker.encode, "prompt": worker.prompt}
+    kinds |= {"grids": worker.grids}
     facts, arrays = [], {}
     for i, job in enumerate(request["jobs"]):
         _say(f"running {job['kind']}")
