@@ -7,44 +7,15 @@ up to b11739.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Literal, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 from .errors import ParameterError
+from .quirk import ANYRES, ATTENTION, DECODER, NAMED_TILES, NAMES, PICTURE, TOKENS, TOWER, Quirk, quirk
 
 Alpha = Literal["convert", "white", "drop"]
 Exif = Literal["ignore", "apply"]
 ImageOrder = Literal["first", "template", "given"]
-Value = TypeVar("Value", bound=str)
-
-NAMES = ("llava", "hf", "llama.cpp")
-PICTURE = ("image.", "vision.pixels")
-TOWER = ("vision.", "projector.")
-TOKENS = ("token_ids",)
-DECODER = ("blk.",)
-ATTENTION = ("blk.", "vision.")
-ANYRES = "in files with `clip.vision.image_grid_pinpoints` (LLaVA-1.6)"
-
-
-@dataclass(frozen=True, slots=True)
-class Quirk:
-    """One row of the table."""
-
-    about: str  # a noun phrase: "the place of the class token"
-    where: str  # to what it is limited: "in files with `v.post_ln`"; empty if it applies always
-    seen_in: tuple[str, ...]  # beginnings of the names of the stages in which it shows
-    values: Mapping[str, str]  # value -> what an implementation with this value does: "applies the norm"
-    profiles: Mapping[str, str]  # profile -> value
-
-
-def quirk(
-    about: str, seen_in: tuple[str, ...], profiles: tuple[Value, Value, Value], values: Mapping[Value, str],
-    where: str = "",
-) -> Value:  # fmt: skip
-    """Return a field of `Quirks`. It is typed as its value, so mypy holds `profiles` and `values` to the Literal."""
-    sentences = {str(value): words for value, words in values.items()}
-    row = Quirk(about, where, seen_in, sentences, dict(zip(NAMES, profiles, strict=True)))
-    return field(default=profiles[0], metadata={"quirk": row})
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +75,47 @@ class Quirks:
             "letterbox": "keeps a picture's aspect and centres it on black",
         },
         where="in families that do not pad with their mean colour",
+    )
+    resize_order: Literal["pillow", "horizontal"] = quirk(
+        "the order of a resize's two passes",
+        PICTURE,
+        ("pillow", "pillow", "horizontal"),
+        {
+            "pillow": "resizes a picture that shrinks in height above all vertically first, as Pillow 13 does",
+            "horizontal": "resizes every picture horizontally first",
+        },
+        where=NAMED_TILES,
+    )
+    tile_grid: Literal["aspect", "sides"] = quirk(
+        "how many tiles a picture fills",
+        (*PICTURE, *TOKENS),
+        ("aspect", "aspect", "sides"),
+        {
+            "aspect": "makes a picture's longer side fill whole tiles, and the shorter one by the aspect once more",
+            "sides": "makes each side of a picture fill whole tiles by itself",
+        },
+        where=f"{NAMED_TILES}, if a picture's longer side is no multiple of a tile's",
+    )
+    lone_tile: Literal["overview", "both"] = quirk(
+        "what is seen of a picture of one tile",
+        (*PICTURE, *TOKENS),
+        ("overview", "overview", "both"),
+        {
+            "overview": "gives a picture of one tile its overview alone",
+            "both": "gives a picture of one tile the tile and an overview",
+        },
+        where=NAMED_TILES,
+    )
+    longest_edge: Literal["fourfold", "own"] = quirk(
+        "the size at which a picture is cut into tiles",
+        (*PICTURE, *TOKENS),
+        ("fourfold", "fourfold", "own"),
+        {
+            "fourfold": "gives a picture four tiles along its longer side",
+            "own": "keeps a picture near its own size: bicubic, its aspect kept, centred on black in whole tiles; the "
+            "overview is stretched from the source",
+        },
+        where=f"{NAMED_TILES} without `clip.vision.preproc_image_size`",
     )
     tiling: Literal["always", "larger"] = quirk(
         "which pictures are cut into tiles",
@@ -181,7 +193,7 @@ class Quirks:
             "double": "puts two line feeds before and after a picture's markers",
             "none": "puts no line feeds around a picture's markers",
         },
-        where="in families that have markers",
+        where="in Gemma 3",
     )
     # llama.cpp reads the keys of the next three in other architectures only. YaRN's are also in transformers'
     # configuration, and llama.cpp's converter writes them.

@@ -36,6 +36,7 @@ from llava_ref.tracing.distance import distance
 from llava_ref.tracing.tracefile import TraceFile, Writer, hashes
 
 from ..pairs.gemma3 import Gemma3Spec, SiglipSpec, build_gemma3
+from ..pairs.idefics3 import Idefics3Spec, build_idefics3
 from ..pairs.pairs import Pair, TextSpec, VisionSpec, build
 from .case import FORMAT, MARGINS, ExpectedBundle, expected
 from .pictures import picture, png
@@ -80,6 +81,8 @@ def _build(folder: Path, bundle: Bundle) -> Pair:
     match bundle.text, bundle.vision:
         case TextSpec() as text, VisionSpec() as vision:
             return build(folder, text, vision, bundle.seed)
+        case TextSpec() as text, Idefics3Spec() as idefics:
+            return build_idefics3(folder, text, idefics, bundle.seed)
         case Gemma3Spec() as gemma, SiglipSpec() as siglip:
             return build_gemma3(folder, gemma, siglip, bundle.seed)
         case halves:

@@ -1,10 +1,11 @@
 """List the golden bundles: the pair, pictures and prompt of each, and the profiles that it is valid for.
 
-There are five groups. The first covers LLaVA's architecture in float32 and with every stage: one pair for each
-option, under the profile that the option distinguishes. The second does the same for Gemma 3, the third for
-LLaVA-1.6. The fourth has one pair for every type of tensor, on which the profiles do not differ (no class token, a
-feature layer that the file names, a picture of the tower's size, a projector gain at which all kinds of GELU agree),
-so that engines of every behaviour can use them. The last is one pair in which every matrix has another type.
+There are six groups. The first covers LLaVA's architecture in float32 and with every stage: one pair for each option,
+under the profile that the option distinguishes. The second does the same for Gemma 3, the third for LLaVA-1.6, the
+fourth for SmolVLM and Idefics3. The fifth has one pair for every type of tensor, on which the profiles do not differ
+(no class token, a feature layer that the file names, a picture of the tower's size, a projector gain at which all kinds
+of GELU agree), so that engines of every behaviour can use them. The last is one pair in which every matrix has another
+type.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from llava_ref.gguf.types import TYPES
 
 from ..pairs.gemma3 import Gemma3Spec, SiglipSpec
+from ..pairs.idefics3 import Idefics3Spec
 from ..pairs.pairs import TextSpec, VisionSpec
 from ..pairs.random_blocks import KINDS
 
@@ -161,6 +163,29 @@ LLAVA_NEXT = (
 )  # fmt: skip
 
 
+TILED = Idefics3Spec(
+    width=16, n_block=1, n_head=2, mlp_width=24, image_size=8, patch_size=2, merge=2, longest=16
+)  # fmt: skip
+SMALL = replace(TEXT, width=16, mlp_width=24, tied=True)
+SMOL = "<|im_start|>User:{}<end_of_utterance>\nAssistant:"
+
+IDEFICS3 = (
+    Bundle(
+        "idefics3-hf",
+        "SmolVLM and Idefics3: grouped queries, a byte-level BPE vocabulary; two pictures, wide and tall, in tiles "
+        "that the text names by row and column, an overview behind them; the tall one resized vertically first",
+        SMALL, TILED, (WIDE, TALL), SMOL.format("<image>what\n\nis 12<image>"), HF, seed=12,
+    ),
+    Bundle(
+        "idefics3-llama.cpp",
+        "SmolVLM and Idefics3: one head of keys and values, squares of 4 x 4 patches; a longer side of a tile and a "
+        "half, each side filled by itself; a wide picture first",
+        replace(SMALL, n_head_kv=1), replace(TILED, merge=4, longest=12), (WIDE,), SMOL.format("<image>what is"),
+        LLAMA_CPP, seed=14,
+    ),
+)  # fmt: skip
+
+
 def _of_type(kind: str) -> Bundle:
     """Make the bundle of one type, with one block in each network.
 
@@ -212,5 +237,6 @@ def bundles() -> Iterator[Bundle]:
     yield from ARCHITECTURE
     yield from GEMMA3
     yield from LLAVA_NEXT
+    yield from IDEFICS3
     yield from (_of_type(kind) for kind in KINDS)
     yield _mixed()

@@ -153,16 +153,25 @@ def siglip_metadata(s: SiglipSpec, text_width: int) -> Metadata:
 
 
 def siglip_tensors(s: SiglipSpec, text_width: int, random: Random) -> dict[str, StoredTensor]:
+    D = s.width
+    projection = random.matrix("mm.input_projection", D, text_width, (text_width / D) ** 0.5)
+    projector = {
+        "mm.soft_emb_norm.weight": random.normal("mm.soft_emb_norm", D, std=0.5, mean=2.0),
+        "mm.input_projection.weight": projection.as_kind("F16"),  # also in a float32 file; y = x @ W
+    }
+    return siglip_tower(s, projector, random)
+
+
+def siglip_tower(s: SiglipSpec, projector: dict[str, StoredTensor], random: Random) -> dict[str, StoredTensor]:
+    """Return the tensors of a tower with those of its projector, in the order of a file."""
     D, P = s.width, s.patch_size
     kernel = random.normal("v.patch_embd", D, 3, P, P, std=(3 * P * P) ** -0.5)
-    projection = random.matrix("mm.input_projection", D, text_width, (text_width / D) ** 0.5)
     tensors = {
         "v.patch_embd.weight": kernel.as_kind("F32"),  # as converted, whatever the other matrices are
         "v.patch_embd.bias": random.normal("v.patch_embd.bias", D, std=0.2),
         "v.position_embd.weight": random.normal("v.position_embd", (s.image_size // P) ** 2, D, std=0.5),
         **affine_norm("v.post_ln", D, random),
-        "mm.soft_emb_norm.weight": random.normal("mm.soft_emb_norm", D, std=0.5, mean=2.0),
-        "mm.input_projection.weight": projection.as_kind("F16"),  # also in a float32 file; y = x @ W
+        **projector,
     }
     for i in range(s.n_block):
         tensors |= _vision_block(f"v.blk.{i}", s, random)

@@ -19,7 +19,7 @@ import numpy as np
 from .projectors import projector_tensors
 from .random_blocks import random_tensor
 from .random_weights import Random, affine_norm, norm
-from .vocabulary import n_vocab, vocabulary
+from .vocabulary import size_of, vocabulary
 from .writing import Metadata, StoredTensor, held, write
 
 ROUNDED = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
@@ -126,7 +126,8 @@ def _stored(name: str, tensor: StoredTensor, s: Typed, seed: int) -> StoredTenso
     return StoredTensor(tensor.shape, blocks, kind)
 
 
-def text_metadata(s: TextSpec) -> Metadata:
+def text_metadata(s: TextSpec, tokens: Metadata | None = None) -> Metadata:
+    """Return the keys of a text file; `tokens`: those of its vocabulary, by default a small SPM one."""
     optional = {
         "llama.rope.freq_base": s.rope_base,
         "llama.rope.scaling.type": s.rope_scaling,
@@ -144,12 +145,12 @@ def text_metadata(s: TextSpec) -> Metadata:
         "llama.attention.head_count_kv": s.n_head_kv,
         "llama.attention.layer_norm_rms_epsilon": s.eps,
         **{key: value for key, value in optional.items() if value is not None},
-        **vocabulary(s.words),
+        **(vocabulary(s.words) if tokens is None else tokens),
     }
 
 
-def text_tensors(s: TextSpec, random: Random) -> dict[str, StoredTensor]:
-    D, dh, V = s.width, s.width // s.n_head, n_vocab(s.words)
+def text_tensors(s: TextSpec, random: Random, tokens: Metadata | None = None) -> dict[str, StoredTensor]:
+    D, dh, V = s.width, s.width // s.n_head, size_of(vocabulary(s.words) if tokens is None else tokens)
     tensors = {
         "token_embd.weight": random.normal("token_embd", V, D, std=(3 / D) ** 0.5 if s.tied else 1.0),
         "output_norm.weight": random.normal("output_norm", D, std=0.1, mean=4.0),

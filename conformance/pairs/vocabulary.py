@@ -28,6 +28,11 @@ def vocabulary(words: tuple[str, ...] | None = None) -> Metadata:
 
 def n_vocab(words: tuple[str, ...] | None = None) -> int:
     """Count the tokens of `vocabulary(words)`."""
-    tokens = vocabulary(words)["tokenizer.ggml.tokens"]
+    return size_of(vocabulary(words))
+
+
+def size_of(vocabulary: Metadata) -> int:
+    """Count the tokens of a vocabulary."""
+    tokens = vocabulary["tokenizer.ggml.tokens"]
     assert isinstance(tokens, list)
     return len(tokens)

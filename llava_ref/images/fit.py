@@ -9,8 +9,9 @@ S is the side of the square. The rules, for a picture of w x h:
 - `resize_pad` (llama.cpp b10605, mtmd-image.cpp:39-93): scaled to fit into S x S, new sides rounded up, the horizontal
   pass first, then centred on one colour.
 - `stretch` (transformers' Gemma3ImageProcessor): both sides to S, whatever the aspect.
-- `tiled` (LlavaNextImageProcessor; llama.cpp, mtmd-image.cpp:488-557): as `resize_pad`, to a larger size, which is then
-  cut into S x S tiles, row by row.
+- `cut` (LlavaNextImageProcessor; llama.cpp, mtmd-image.cpp:488-557): a picture fitted to a larger size is cut into
+  S x S tiles, row by row.
+- `stretch_again` (Idefics3ImageProcessor): one more resize of what a resize has made.
 """
 
 import json
@@ -139,25 +140,32 @@ def resize_pad(
     return seen, _placed(rgb, width, height, left, top)
 
 
-def tiled(
-    rgb: np.ndarray, size: tuple[int, int], side: int, fill: Colour, kernel: Filter, order: Order
-) -> list[Fitted]:
-    """Resize to fit `size`, width and height, centre on `fill`, and cut into tiles, row by row.  -> (S, S, 3) each"""
-    whole, a = resize_pad(rgb, size, fill, kernel, order)
+def cut(fitted: Fitted, side: int) -> list[Fitted]:
+    """Cut a fitted picture into tiles, row by row.  (H, W, 3) uint8 -> (S, S, 3) uint8 each"""
+    whole, a = fitted
     return [
         (
             whole[y : y + side, x : x + side],
             PictureMap(a.scale_x, a.scale_y, a.shift_x + x * a.scale_x, a.shift_y + y * a.scale_y),
         )
-        for y in range(0, size[1], side)
-        for x in range(0, size[0], side)
+        for y in range(0, whole.shape[0], side)
+        for x in range(0, whole.shape[1], side)
     ]
 
 
 @one_blas_thread()
-def stretch(rgb: np.ndarray, size: int, kernel: Filter, order: Order = "pillow") -> Fitted:
-    """Resize both sides, whatever the aspect.  (h, w, 3) uint8 -> (S, S, 3) uint8"""
-    return resize(rgb, size, size, kernel=kernel, order=order), _placed(rgb, size, size, 0, 0)
+def stretch(rgb: np.ndarray, size: int | tuple[int, int], kernel: Filter, order: Order = "pillow") -> Fitted:
+    """Resize both sides, whatever the aspect; `size`: S, or W and H.  (h, w, 3) uint8 -> (H, W, 3) uint8"""
+    width, height = (size, size) if isinstance(size, int) else size
+    return resize(rgb, width, height, kernel=kernel, order=order), _placed(rgb, width, height, 0, 0)
+
+
+@one_blas_thread()
+def stretch_again(fitted: Fitted, size: int | tuple[int, int], kernel: Filter, order: Order) -> Fitted:
+    """Resize a whole stretched picture once more.  (h, w, 3) uint8 -> (H, W, 3) uint8"""
+    before, a = fitted
+    seen, b = stretch(before, size, kernel, order)
+    return seen, PictureMap(a.scale_x * b.scale_x, a.scale_y * b.scale_y, 0.0, 0.0)
 
 
 def _placed(rgb: np.ndarray, width: int, height: int, left: int, top: int) -> PictureMap:

@@ -1,4 +1,4 @@
-"""Resize 8-bit pictures, the same to the bit as Pillow's `Image.resize`, bicubic or bilinear.
+"""Resize 8-bit pictures, the same to the bit as Pillow's `Image.resize`, bicubic, bilinear or Lanczos.
 
 The rules (Pillow, src/libImaging/Resample.c; llama.cpp b10605, mtmd-image.cpp:204-480 does the same): two passes, one
 per axis, with an 8-bit picture in between. Output i of n_out looks at position (i + 0.5) * n_in / n_out of the input
@@ -157,4 +157,9 @@ def _triangle(x: np.ndarray) -> np.ndarray:
     return np.maximum(0.0, 1.0 - x)
 
 
-BICUBIC, BILINEAR = Filter(2.0, _cubic), Filter(1.0, _triangle)
+def _lanczos(x: np.ndarray) -> np.ndarray:
+    """Return sinc(x) sinc(x / 3)."""
+    return np.where(x < 3.0, np.sinc(x) * np.sinc(x / 3), 0.0)
+
+
+BICUBIC, BILINEAR, LANCZOS = Filter(2.0, _cubic), Filter(1.0, _triangle), Filter(3.0, _lanczos)

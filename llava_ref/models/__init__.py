@@ -12,6 +12,7 @@ from .clip import Clip
 from .config import projector_of
 from .family import TextModel, Tower
 from .gemma3 import Gemma3
+from .idefics3 import Idefics3
 from .llama import Llama
 from .siglip import Siglip
 from .stages import Stage
@@ -37,8 +38,10 @@ def tower_family(file: GGUFFile) -> type[Tower]:
             return Clip
         case "gemma3":
             return Siglip
+        case "idefics3":
+            return Idefics3
         case other:
-            problem = f"{other!r} is not supported, expected 'mlp' or 'ldpv2' or 'gemma3'"
+            problem = f"{other!r} is not supported, expected 'mlp' or 'ldpv2' or 'gemma3' or 'idefics3'"
             raise GGUFError(file.path, "clip.projector_type", problem)
 
 

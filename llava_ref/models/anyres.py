@@ -98,7 +98,7 @@ class Anyres:
         """Return what the tower sees of a picture, tile by tile.  (height, width, 3) uint8 -> (S, S, 3) uint8 each"""
         order: Order = "pillow" if self.always else "horizontal"
         size, overview = self.size(rgb.shape[1], rgb.shape[0]), [fit.stretch(rgb, self.side, BICUBIC, order)]
-        tiles = [] if size is None else fit.tiled(rgb, size, self.side, BLACK, BICUBIC, order)
+        tiles = [] if size is None else fit.cut(fit.resize_pad(rgb, size, BLACK, BICUBIC, order), self.side)
         return [*overview, *tiles] if self.overview_first else [*tiles, *overview]
 
     def pack(self, rows: Array, newline: Array | None, width: int, height: int, ops: Ops) -> Array:

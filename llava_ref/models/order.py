@@ -3,10 +3,10 @@
 import re
 from collections.abc import Iterable
 
-from . import clip, gemma3, llama, siglip
+from . import clip, gemma3, idefics3, llama, siglip
 from .stages import Table
 
-TOWERS, TEXTS = (clip.TABLE, clip.NORM_TABLE, clip.PEG_TABLE, siglip.TABLE), (llama.TABLE, gemma3.TABLE)
+TOWERS, TEXTS = (clip.TABLE, clip.NORM_TABLE, clip.PEG_TABLE, siglip.TABLE, idefics3.TABLE), (llama.TABLE, gemma3.TABLE)
 
 
 def place(name: str) -> tuple[int, ...]:

@@ -102,6 +102,15 @@ def pool(x: Array, n: int, m: int) -> Array:
     return (total * (1 / m**2)).reshape(((n // m) ** 2, x.shape[-1]))
 
 
+def shuffle(x: Array, n: int, s: int) -> Array:
+    """Put squares of s x s patches into one row each, their lines one after the other ("pixel shuffle").
+
+    (n * n, Dv) -> (n/s * n/s, s*s*Dv)"""
+    m = n // s
+    order = np.arange(n * n).reshape(m, s, m, s).swapaxes(1, 2).ravel()
+    return x[order].reshape((m * m, s * s * x.shape[-1]))
+
+
 def load_mlp(w: Weights, width: int) -> MlpWeights:
     """Take the projector's tensors. Raises GGUFError for what is missing or has the wrong shape."""
     if w.has("mm.3.weight"):

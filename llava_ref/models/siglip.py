@@ -6,6 +6,7 @@ names and defaults of llama.cpp b11549, tools/mtmd/clip-impl.h and clip.cpp; tra
 models/gemma3/modeling_gemma3.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -48,11 +49,18 @@ TABLE = Table(
 
 
 @dataclass(frozen=True, slots=True)
-class SiglipWeights:
+class TowerWeights:
+    """What every SigLIP tower has, whatever its projector."""
+
     patch: Linear  # (Dv, 3, P, P)
     position: Array  # (n * n, Dv)
     blocks: tuple[VitBlock, ...]
     post_ln: Norm
+
+
+@dataclass(frozen=True, slots=True)
+class SiglipWeights:
+    tower: TowerWeights
     soft_emb_norm: Array  # (Dv,)
     projection: Linear  # (D, Dv), stored the other way round
 
@@ -62,10 +70,12 @@ def activation(c: VisionConfig) -> Activation:
     return "gelu_tanh" if c.activation == "gelu" else c.activation
 
 
-def read(file: GGUFFile) -> tuple[VisionConfig, int]:
-    """Return the tower's settings, and the patches along one side of a row's square. Raises GGUFError."""
-    c = read_vision(file, obeyed=[MERGE])
-    merge = file.integer(MERGE, 1, 64, 4)
+def read(file: GGUFFile, obeyed: Sequence[str] = (), default: int | None = 4) -> tuple[VisionConfig, int]:
+    """Return the tower's settings, and the patches along one side of a row's square, where a key says or by default.
+
+    `obeyed`: further keys that a family reads itself. Raises GGUFError."""
+    c = read_vision(file, obeyed=[MERGE, *obeyed])
+    merge = file.integer(MERGE, 1, 64) if default is None else file.integer(MERGE, 1, 64, default)
     if c.grid % merge:
         raise GGUFError(file.path, MERGE, f"{merge} does not divide the {c.grid} patches of a side")
     if c.feature_layer not in (None, c.n_stored):
@@ -78,10 +88,7 @@ def load(file: GGUFFile, ops: Ops, c: VisionConfig) -> SiglipWeights:
     D, w = c.width, Weights(file, ops)
     _, out = w.matrix_shape("mm.input_projection.weight")
     weights = SiglipWeights(
-        patch=w.linear("v.patch_embd", (D, 3, c.patch_size, c.patch_size)),
-        position=w.vector("v.position_embd.weight", (c.n_patches, D)),
-        blocks=vit.load_blocks(file, w, c, c.n_stored),
-        post_ln=w.norm("v.post_ln", D),
+        tower=load_tower(file, w, c),
         soft_emb_norm=w.vector("mm.soft_emb_norm.weight", (D,)),
         projection=Linear(w.transposed("mm.input_projection.weight", (D, out))),
     )
@@ -89,7 +96,17 @@ def load(file: GGUFFile, ops: Ops, c: VisionConfig) -> SiglipWeights:
     return weights
 
 
-def encode(pixels: Array, w: SiglipWeights, c: VisionConfig, ops: Ops, tap: Tap = no_tap) -> Array:
+def load_tower(file: GGUFFile, w: Weights, c: VisionConfig) -> TowerWeights:
+    """Take the tower's tensors. Raises GGUFError for what is missing or has the wrong shape."""
+    return TowerWeights(
+        patch=w.linear("v.patch_embd", (c.width, 3, c.patch_size, c.patch_size)),
+        position=w.vector("v.position_embd.weight", (c.n_patches, c.width)),
+        blocks=vit.load_blocks(file, w, c, c.n_stored),
+        post_ln=w.norm("v.post_ln", c.width),
+    )
+
+
+def encode(pixels: Array, w: TowerWeights, c: VisionConfig, ops: Ops, tap: Tap = no_tap) -> Array:
     """Return the features of all patches, row by row.  Normalised pixels (3, S, S) -> (n * n, Dv)"""
     tap = scoped(tap, "vision")
     x = tap("patch_embd", ops.patches(tap("pixels", pixels), w.patch))
@@ -162,11 +179,11 @@ class Siglip:
     def encode(self, pixels: Array, tap: Tap = no_tap) -> Array:
         ops, w, c = self.ops, self.weights, self.config
         with ops.running(c.n_patches, c.width * c.mlp_width):
-            features = encode(pixels[0], w, c, ops, tap)
+            features = encode(pixels[0], w.tower, c, ops, tap)
             return project(features, w, c, self.merge, ops, tap)
 
     def pack(self, rows: Array, width: int, height: int) -> Array:
         return rows
 
     def stages(self) -> tuple[Stage, ...]:
-        return tuple(TABLE.run(len(self.weights.blocks)))
+        return tuple(TABLE.run(self.config.n_stored))

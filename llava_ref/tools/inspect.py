@@ -157,9 +157,22 @@ def _vocabulary_rows(t: dict[str, Any]) -> dict[str, str]:
     }
 
 
+PICTURE_RULES = (
+    "square",
+    "fit",
+    "tiling",
+    "overview",
+    "tiles",
+    "resize_order",
+    "tile_grid",
+    "lone_tile",
+    "longest_edge",
+)
+
+
 def _image_rows(report: dict[str, Any]) -> dict[str, str]:
     p, quirks = report["image_pipeline"], report["quirks"]
-    rules = [name for name in ("square", "fit", "tiling", "overview", "tiles") if name in p]
+    rules = [name for name in PICTURE_RULES if name in p]
     said = ", and ".join(QUIRKS[name].values[p[name]] for name in rules)
     rows = {
         "picture": f"{p['image_size']} x {p['image_size']} pixels; the profile {said}",
@@ -168,6 +181,9 @@ def _image_rows(report: dict[str, Any]) -> dict[str, str]:
     }
     if "tile_sizes" in p:
         rows["tiles"] = "cut from pictures of " + ", ".join(f"{width} x {height}" for width, height in p["tile_sizes"])
+    if "longest_edge_pixels" in p:
+        rows["tiles"] = f"cut from pictures whose longer side has {p['longest_edge_pixels'] or 'its own'} pixels"
+    if "tokens_least" in p:
         rows["positions"] = f"{p['tokens_least']} to {p['tokens_per_image']} in the prompt for a picture, by its size"
     if p["projector"] == "mlp":
         rows |= _clip_rows(p)

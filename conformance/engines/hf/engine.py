@@ -28,6 +28,7 @@ QWEN = "Qwen2VLImageProcessorPil: stretched to whole blocks, 4 to 16384 of them,
 PROCESSORS = {
     "llava": "CLIPImageProcessorPil: shortest side, centre crop, mean and deviation of the file",
     "llava_next": "LlavaNextImageProcessorPil: overview and tiles, mean and deviation of the file",
+    "idefics3": "Idefics3ImageProcessorPil: tiles and overview, Lanczos, mean and deviation of the file",
     "gemma3": "Gemma3ImageProcessorPil: stretched to a square, no pan and scan, mean and deviation of the file",
     "qwen2vl": QWEN,
     "qwen2_5_vl": QWEN,
@@ -81,13 +82,15 @@ class Transformers:
 
 def _token_ids(model: Any, prompt: str, pictures: Sequence[Image.Image]) -> tuple[list[int], str]:
     """Return the ids of a prompt, and whose tokenizer made them."""
-    from . import gemma3_prompt, llava_next, qwen2vl_prompt, vocabulary
+    from . import gemma3_prompt, idefics3_prompt, llava_next, qwen2vl_prompt, vocabulary
 
     match model.family:
         case "gemma3":
             return gemma3_prompt.token_ids(model, prompt, pictures), gemma3_prompt.THEIRS
         case "qwen2vl" | "qwen2_5_vl":
             return qwen2vl_prompt.token_ids(model, prompt, pictures), qwen2vl_prompt.THEIRS
+        case "idefics3":
+            return idefics3_prompt.token_ids(model, prompt, pictures), idefics3_prompt.THEIRS
         case "llava_next":
             n_rows = llava_next.n_rows([picture.size for picture in pictures], model.vision)
             return vocabulary.token_ids(model.text_file, prompt, model.image_token, n_rows)
@@ -98,10 +101,11 @@ def _token_ids(model: Any, prompt: str, pictures: Sequence[Image.Image]) -> tupl
 
 def _pixels(model: Any, pictures: Sequence[Image.Image]) -> tuple[Any, Iterable[np.ndarray]]:
     """Return what the tower is given, (n, 3, S, S) or `Patches`, and the same pictures before normalising (S, S, 3)."""
-    from . import gemma3_prompt, llava_next, qwen2vl_prompt
+    from . import gemma3_prompt, idefics3_prompt, llava_next, qwen2vl_prompt
 
     ways: dict[str, Callable[..., tuple[Any, Iterable[np.ndarray]]]] = {
         "gemma3": gemma3_prompt.preprocess,
+        "idefics3": idefics3_prompt.preprocess,
         "llava_next": llava_next.preprocess,
         "llava": preprocess,
         "qwen2vl": qwen2vl_prompt.preprocess,

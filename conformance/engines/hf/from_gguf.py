@@ -5,6 +5,7 @@ from pathlib import Path
 from llava_ref.gguf import file as gguf
 
 from .gemma3 import load_gemma3
+from .idefics3 import load_idefics3
 from .llava import load_llava
 from .model import HfModel
 from .qwen2vl import load_qwen2vl
@@ -13,11 +14,12 @@ from .qwen2vl import load_qwen2vl
 def load(text: Path, mmproj: Path | None) -> HfModel:
     """Load a pair, or a text file alone. Raises ReferenceError for what transformers cannot express, GGUFError for a
     broken file."""
-    files = gguf.read(text), None if mmproj is None else gguf.read(mmproj)
-    match files[0].string("general.architecture"):
+    text_file, tower = gguf.read(text), None if mmproj is None else gguf.read(mmproj)
+    match text_file.string("general.architecture"):
         case "gemma3":
-            return load_gemma3(*files)
+            return load_gemma3(text_file, tower)
         case "qwen2vl":
-            return load_qwen2vl(*files)
-        case _:
-            return load_llava(*files)
+            return load_qwen2vl(text_file, tower)
+    if tower is not None and tower.string("clip.projector_type", "") == "idefics3":
+        return load_idefics3(text_file, tower)
+    return load_llava(text_file, tower)

@@ -27,7 +27,7 @@ MLP = {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
 def load_llava(text_file: GGUFFile, mmproj_file: GGUFFile | None) -> HfModel:
     """Load a pair, or a text file alone. Raises ReferenceError for what transformers cannot express."""
     c = read_text(text_file)
-    config, state, divisors = _text(text_file, c, extra=mmproj_file is not None)
+    config, state, divisors = text_state(text_file, c, extra=mmproj_file is not None)
     v = None
     if mmproj_file is not None:
         v = read_vision(mmproj_file)
@@ -40,7 +40,7 @@ def load_llava(text_file: GGUFFile, mmproj_file: GGUFFile | None) -> HfModel:
     return model
 
 
-def _text(file: GGUFFile, c: TextSettings, *, extra: bool) -> tuple[Any, State, Tensor | None]:
+def text_state(file: GGUFFile, c: TextSettings, *, extra: bool) -> tuple[Any, State, Tensor | None]:
     """Return config, weights, and the divisors of rotary frequencies. `extra`: a row of zeros for the image token."""
     hf, w, D, V = transformers(), TensorReader(file), c.config["hidden_size"], c.n_vocab
     biased = [any(f"blk.{i}.{name}.bias" in file.tensors for i in _blocks(c) for name in group.values())
@@ -171,7 +171,14 @@ def _module(config: Any, state: Mapping[str, Tensor]) -> Any:
 
 
 def _fill_buffers(model: HfModel, c: TextSettings, divisors: Tensor | None) -> None:
-    """Compute the buffers that are not stored, still on the device without memory, and set what no config can say."""
+    """Compute the buffers that are not stored, and set what no config can say."""
+    if model.vision is not None:
+        model.module.model.vision_tower.embeddings.position_ids = torch.arange(model.vision.n_patches + 1)[None]
+    fill_decoder(model, c, divisors)
+
+
+def fill_decoder(model: HfModel, c: TextSettings, divisors: Tensor | None) -> None:
+    """Compute the decoder's buffers, still on the device without memory, and set what no config can say."""
     decoder = model.decoder
     rotary = decoder.rotary_emb = type(decoder.rotary_emb)(decoder.config)
     rotary.attention_scaling *= c.length
@@ -179,7 +186,5 @@ def _fill_buffers(model: HfModel, c: TextSettings, divisors: Tensor | None) -> N
         layer.self_attn.scaling = c.scale
     if divisors is not None:  # Llama 3's scaling, as its converter writes it
         rotary.inv_freq = rotary.inv_freq / divisors
-    if model.vision is not None:
-        model.module.model.vision_tower.embeddings.position_ids = torch.arange(model.vision.n_patches + 1)[None]
     for name, buffer in [*model.module.named_buffers(), *model.module.named_parameters()]:
         assert not buffer.is_meta, f"{name} was never filled"

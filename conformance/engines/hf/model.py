@@ -19,14 +19,14 @@ from ..reference import ReferenceError
 from .settings import VisionSettings
 
 Sizes = Sequence[tuple[int, int]]
-Family = Literal["llava", "llava_next", "gemma3", "qwen2vl", "qwen2_5_vl"]
+Family = Literal["llava", "llava_next", "gemma3", "qwen2vl", "qwen2_5_vl", "idefics3"]
 
 
 @dataclass(frozen=True, slots=True)
 class HfModel:
     """A module of transformers, and the facts that are needed to ask it."""
 
-    module: Any  # Llava..., LlavaNext... or Gemma3ForConditionalGeneration, or a ...ForCausalLM without a tower
+    module: Any  # a ...ForConditionalGeneration, or a ...ForCausalLM without a tower
     family: Family
     text_file: GGUFFile
     n_vocab: int
@@ -38,7 +38,9 @@ class HfModel:
 
     @property
     def decoder(self) -> Any:
-        return self.module.model if self.vision is None else self.module.model.language_model
+        if self.vision is None:
+            return self.module.model
+        return self.module.model.text_model if self.family == "idefics3" else self.module.model.language_model
 
     def _takes(self, parameter: str) -> bool:
         return parameter in signature(self.module.forward).parameters
@@ -66,14 +68,18 @@ class HfModel:
 
     def _pictures(self, pixels: Any) -> dict[str, torch.Tensor]:
         if isinstance(pixels, np.ndarray):
-            return {"pixel_values": torch.from_numpy(pixels)}
+            return {"pixel_values": self._pixels(pixels)}
         return {"pixel_values": torch.from_numpy(pixels.values), "image_grid_thw": torch.from_numpy(pixels.grids)}
 
     @torch.no_grad()
     def image_rows(self, pixels: np.ndarray) -> np.ndarray:
         """Encode pictures (n, 3, S, S) -> the rows that stand for them (n, N, D)."""
-        rows: torch.Tensor = self.module.get_image_features(torch.from_numpy(pixels)).pooler_output
+        rows: torch.Tensor = self.module.get_image_features(self._pixels(pixels)).pooler_output
         return rows.numpy()
+
+    def _pixels(self, pixels: np.ndarray) -> torch.Tensor:
+        """Return pictures as the module takes them: Idefics3 has all tiles of a prompt on an axis of their own."""
+        return torch.from_numpy(pixels)[None] if self.family == "idefics3" else torch.from_numpy(pixels)
 
     @torch.no_grad()
     def greedy(self, output: Any, count: int) -> tuple[int, ...]:

@@ -36,6 +36,7 @@ class VisionSettings:
     std: tuple[float, ...]
     merge: int = 1  # the projector makes one row of so many patches each way
     sizes: tuple[tuple[int, int], ...] = ()  # LLaVA-1.6: widths and heights of the pictures that tiles are cut from
+    longest: int = 0  # Idefics3: pixels of a picture's longer side before it fills whole tiles
 
     @property
     def image_size(self) -> int:

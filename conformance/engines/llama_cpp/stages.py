@@ -187,7 +187,9 @@ class Recorder:
             self._keep("projector.pool", lambda: _rows_of_squares(node.array(3)))
         elif "mm.soft_emb_norm." in read:
             self._rows("projector.soft_emb_norm", node)
-        elif "mm.input_projection." in read and node.op == "MUL_MAT":
+        elif node.name == "pixel_shuffle":
+            self._rows("projector.shuffle", node)
+        elif ("mm.input_projection." in read or "mm.model.fc." in read) and node.op == "MUL_MAT":
             self._rows("projector.out", node)
 
     def _decoder(self, node: Node) -> None:

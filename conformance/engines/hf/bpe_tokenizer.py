@@ -1,0 +1,52 @@
+"""Make transformers' tokenizer from a byte-level BPE vocabulary in a GGUF file.
+
+A file names its rule for cutting text and does not hold it. `CUTS` has the rules of tokenizer.json files that released
+models carry, by that name; this project's own rules (`llava_ref.tokenizer`) are not used.
+"""
+
+from typing import Any
+
+from llava_ref.gguf.file import GGUFFile
+from llava_ref.tokenizer.vocabulary import CONTROL, UNKNOWN, USER_DEFINED
+
+KEY = "tokenizer.ggml."
+LLAMA_3 = (  # meta-llama/Meta-Llama-3-8B, tokenizer.json
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+THEIRS = "transformers' tokenizer, made from the GGUF file's tokens and merges and the rule that tokenizer.json has"
+
+
+def cuts(pre: str) -> Any:
+    """Return the tokenizers package's rule for a GGUF file's `tokenizer.ggml.pre`, None for one that is not known."""
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
+
+    match pre:
+        case "smollm":  # HuggingFaceTB/SmolLM2-135M: GPT-2's, each digit by itself
+            return Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+        case "llama-bpe":
+            split = Split(Regex(LLAMA_3), "isolated")
+            return Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
+    return None
+
+
+def bpe_tokenizer(file: GGUFFile) -> Any:
+    """Return transformers' tokenizer of a file, or None where the rule for cutting text is not known."""
+    from tokenizers import AddedToken, Tokenizer
+    from tokenizers.decoders import ByteLevel
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    if (rule := cuts(file.string(KEY + "pre", ""))) is None:
+        return None
+    texts = file.array(KEY + "tokens", "string")
+    kinds = file.array(KEY + "token_type", "int")
+    merges = [tuple(merge.split(" ", 1)) for merge in file.array(KEY + "merges", "string")]
+    tokenizer = Tokenizer(BPE({text: i for i, text in enumerate(texts)}, merges, ignore_merges=False))
+    tokenizer.pre_tokenizer, tokenizer.decoder = rule, ByteLevel()
+    for text, kind in zip(texts, kinds, strict=True):
+        if kind in (UNKNOWN, CONTROL, USER_DEFINED):
+            tokenizer.add_tokens([AddedToken(text, special=kind != USER_DEFINED, normalized=False)])
+    fast: Any = PreTrainedTokenizerFast
+    return fast(tokenizer_object=tokenizer)
