@@ -23,7 +23,7 @@ from .generation.sampler import Sampler
 from .generation.sampling import Sampling, SamplingOptions
 from .generation.session import Session, shared_steps, unembed
 from .generation.stops import StopStrings
-from .generation.units import Part
+from .generation.units import Part, PictureRows
 from .images import DecodedImage, ImageSource
 from .images.fit import Preprocessed
 from .models import types
@@ -243,6 +243,12 @@ class Llava:
     def encode_image(self, image: ImageSource) -> np.ndarray:
         """Return the rows that stand in for a picture: bytes, a path, a PIL image or an array -> (N, D) float32."""
         return self._rows(self.decode_image(image), Clock())
+
+    def picture_rows(self, image: ImageSource) -> PictureRows:
+        """Return the same with the grid that the rows stand in, which decoders with positions in it ask for."""
+        decoded = self.decode_image(image)
+        height, width, _ = decoded.rgb.shape
+        return PictureRows(self._rows(decoded, Clock()), self.span(width, height).grid)
 
     def span(self, width: int, height: int) -> Span:
         """Return the place of a picture of this size in a sequence."""

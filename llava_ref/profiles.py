@@ -117,6 +117,16 @@ class Quirks:
         },
         where=f"{NAMED_TILES} without `clip.vision.preproc_image_size`",
     )
+    picture_size: Literal["processor", "mtmd"] = quirk(
+        "the size at which a picture of free size is seen",
+        (*PICTURE, *TOKENS),
+        ("processor", "processor", "mtmd"),
+        {
+            "processor": "rounds a picture's sides in float64, halves to even, to 4 to 16,384 squares in all",
+            "mtmd": "rounds a picture's sides in float32, halves away from zero, to 8 to 4,096 squares in all",
+        },
+        where="in files of projectors `qwen2vl_merger` and `qwen2.5vl_merger`",
+    )
     tiling: Literal["always", "larger"] = quirk(
         "which pictures are cut into tiles",
         (*PICTURE, *TOKENS),
@@ -216,6 +226,16 @@ class Quirks:
             "ignore": "scales attention by 1 / sqrt(head size), whatever the file says",
         },
         where="in files with `llama.attention.scale`",
+    )
+    text_eps: Literal["file", "zero"] = quirk(
+        "the epsilon of the decoder's norms",
+        (*DECODER, "result_norm"),
+        ("file", "file", "zero"),
+        {
+            "file": "takes the epsilon of the decoder's norms from the file",
+            "zero": "adds nothing to the mean square in the decoder's norms",
+        },
+        where="in files of the qwen2vl architecture",
     )
     yarn_keys: Literal["honour", "ignore"] = quirk(
         "YaRN's ramp and length",

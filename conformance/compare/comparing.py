@@ -9,7 +9,7 @@ from itertools import groupby
 
 import numpy as np
 
-from llava_ref.generation.units import Part
+from llava_ref.generation.units import Part, PictureRows
 from llava_ref.model import Llava
 from llava_ref.ops.protocol import Array
 from llava_ref.tracing.distance import Distance, bad_numbers, distance
@@ -94,7 +94,7 @@ def run_against(
     """Run pictures and token ids (T,), -1 at a picture's positions; return every stage measured, and logits (T, V)."""
     probe = ComparisonProbe(theirs, bound_of, model, teacher_forced=teacher_forced)
     with model.probed(probe):
-        rows = [model.encode_image(image) for image in images]  # type: ignore[arg-type]
+        rows = [model.picture_rows(image) for image in images]  # type: ignore[arg-type]
         logits = model.forward(parts(ids, rows))
     return probe.stages, logits
 
@@ -102,7 +102,7 @@ def run_against(
 def continued(model: Llava, images: Sequence[object], ids: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
     """Feed a prompt of pictures and token ids, then `tokens` one after the other; return the logits (n, V) that predict
     them."""
-    rows = [model.encode_image(image) for image in images]  # type: ignore[arg-type]
+    rows = [model.picture_rows(image) for image in images]  # type: ignore[arg-type]
     return model.forward([*parts(ids, rows), list(tokens[:-1])])[len(ids) - 1 :]
 
 
@@ -116,7 +116,7 @@ def _picture_rows(ids: Sequence[int]) -> list[int]:
     return [len(list(run)) for picture, run in groupby(ids, lambda token: token < 0) if picture]
 
 
-def parts(ids: Sequence[int], rows: Sequence[np.ndarray]) -> list[Part]:
+def parts(ids: Sequence[int], rows: Sequence[PictureRows]) -> list[Part]:
     """Cut token ids (T,) into the parts of a prompt; each run of -1 becomes the next rows of the pictures."""
     result: list[Part] = []
     remaining = list(rows)

@@ -1,4 +1,4 @@
-"""Convert a Hugging Face LLaVA-1.5, LLaVA-1.6 or Gemma 3 folder to a GGUF pair that this project and llama.cpp read.
+"""Convert a Hugging Face folder of LLaVA-1.5, LLaVA-1.6, Gemma 3, Qwen2-VL or Qwen2.5-VL to a GGUF pair that this project and llama.cpp read.
 
 `python -m llava_ref.conformance.convert FOLDER OUT_PREFIX [--type f16]` reads config.json, model*.safetensors,
 tokenizer.model or tokenizer.json, and preprocessor_config.json if present, and writes OUT_PREFIX-text.gguf and
@@ -8,7 +8,7 @@ OUT_PREFIX-mmproj.gguf. One tensor is in memory at a time.
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,15 @@ from llava_ref.errors import LlavaError
 
 from ..pairs.pairs import Pair
 from ..pairs.writing import Metadata, StoredTensor, held, write
-from . import gemma3, hf_tokenizer, hf_weights
+from . import gemma3, hf_tokenizer, hf_weights, qwen2vl
 from .hf_config import ConversionError, read_text, read_vision
 
 TYPES = ("F32", "F16", "BF16", "Q8_0")
+Part = tuple[Metadata, dict[str, StoredTensor]]
+CONVERTERS: Mapping[str, Callable[[hf_weights.Source, Mapping[str, Any], Mapping[str, Any], int], tuple[Part, Part]]] = {
+    "gemma3": gemma3.convert_gemma3,
+    **dict.fromkeys(qwen2vl.KINDS, qwen2vl.convert_qwen),
+}
 
 
 def convert_folder(folder: Path, out_prefix: str, kind: str = "F16") -> Pair:
@@ -57,7 +62,7 @@ def _write(
     out_prefix: str,
     kind: str,
 ) -> Pair:
-    convert = gemma3.convert_gemma3 if config.get("model_type") == "gemma3" else _convert_llava
+    convert = CONVERTERS.get(config.get("model_type", ""), _convert_llava)
     text, vision = convert(source, config, processor, len(vocabulary["tokenizer.ggml.tokens"]))
     pair = Pair(Path(f"{out_prefix}-text.gguf"), Path(f"{out_prefix}-mmproj.gguf"))
     write(pair.text, {**text[0], **vocabulary}, text[1], kind)

@@ -61,6 +61,8 @@ def plain_name(name: str) -> str:
     ):
         if name.startswith(old):
             return new + name.removeprefix(old)
+    if name.startswith(("layers.", "embed_tokens.", "norm.")):  # Qwen2-VL in 4.x: the decoder has no name of its own
+        return f"language_model.{name}"
     return name
 
 

@@ -29,7 +29,10 @@ from .templates import TEMPLATES, ChatTemplate, choose_template
 
 __all__ = ["ChatTemplate", "Prompt", "choose_template", "parse_messages", "render", "render_prompt"]
 
-OTHER_SLOTS = ("<|image|>", "<start_of_image>", "[IMG]", "<|image_pad|>", "<__media__>")  # of other models' templates
+OTHER_SLOTS = (  # of other models' templates; a slot that is part of another stands behind it
+    "<|image|>", "<start_of_image>", "[IMG]", "<|vision_start|><|image_pad|><|vision_end|>", "<|image_pad|>",
+    "<__media__>",
+)  # fmt: skip
 # Behind a picture. It is no control token in released files, and no user may write it either.
 CLOSING = ("<end_of_image>",)
 

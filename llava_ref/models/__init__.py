@@ -14,6 +14,8 @@ from .family import TextModel, Tower
 from .gemma3 import Gemma3
 from .idefics3 import Idefics3
 from .llama import Llama
+from .qwen2 import Qwen2, Qwen2VL
+from .qwen2vl import QwenVision
 from .siglip import Siglip
 from .stages import Stage
 
@@ -25,9 +27,13 @@ def text_family(file: GGUFFile) -> type[TextModel]:
             return Llama
         case "gemma3":
             return Gemma3
+        case "qwen2":
+            return Qwen2
+        case "qwen2vl":
+            return Qwen2VL
         case other:
             hint = " (this is an mmproj file)" if other == "clip" else ""
-            problem = f"{other!r} is not supported, expected 'llama' or 'gemma3'{hint}"
+            problem = f"{other!r} is not supported, expected 'llama', 'gemma3', 'qwen2' or 'qwen2vl'{hint}"
             raise GGUFError(file.path, "general.architecture", problem)
 
 
@@ -40,8 +46,11 @@ def tower_family(file: GGUFFile) -> type[Tower]:
             return Siglip
         case "idefics3":
             return Idefics3
+        case "qwen2vl_merger" | "qwen2.5vl_merger":
+            return QwenVision
         case other:
-            problem = f"{other!r} is not supported, expected 'mlp' or 'ldpv2' or 'gemma3' or 'idefics3'"
+            known = "'mlp', 'ldpv2', 'gemma3', 'idefics3', 'qwen2vl_merger' or 'qwen2.5vl_merger'"
+            problem = f"{other!r} is not supported, expected {known}"
             raise GGUFError(file.path, "clip.projector_type", problem)
 
 

@@ -172,8 +172,8 @@ def attention(
     v = tap("Vcur", v).reshape((T, c.n_head_kv, c.head_size))
     q = tap("Qcur_normed", ops.rms_norm(q, w.q_norm, c.eps))
     k = tap("Kcur_normed", ops.rms_norm(k, w.k_norm, c.eps))
-    q = tap("Qcur_rope", ops.rope(q, at.cos, at.sin, "halves"))
-    k = tap("Kcur_rope", ops.rope(k, at.cos, at.sin, "halves"))
+    q = tap("Qcur_rope", ops.rope(q, at.cos, at.sin, at.pairs))
+    k = tap("Kcur_rope", ops.rope(k, at.cos, at.sin, at.pairs))
     kv = cache.append(layer, k, v)  # (S, Hkv, dh)
     q = q * c.attention_scale  # before attention, as llama.cpp does: its float16 attention rounds the product
     y = tap("kqv_out", attend(q, kv, 1.0, at.plan, ops, tap))  # (T, H * dh)
@@ -235,8 +235,8 @@ class Gemma3:
 
     def forward(self, x: Array, sees: Sees, positions: np.ndarray, cache: Cache, ops: Ops, tap: Tap = no_tap) -> Array:
         c, s, w = self.config, self.settings, self.weights
-        everywhere = where(c.rope, w.frequencies, sees, positions, ops)
-        nearby = where(s.local_rope, w.local_frequencies, replace(sees, window=c.window), positions, ops)
+        everywhere = where(c.rope, w.frequencies, "halves", sees, positions, ops)
+        nearby = where(s.local_rope, w.local_frequencies, "halves", replace(sees, window=c.window), positions, ops)
         x = tap("embd", x)
         for i, weights in enumerate(w.blocks):
             at = nearby if s.local(i) else everywhere

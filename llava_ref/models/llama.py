@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..gguf.file import GGUFFile
-from ..ops.protocol import Array, Cache, Linear, Matrix, Ops, Plan
+from ..ops.protocol import Array, Cache, Linear, Matrix, Ops, Pairs, Plan
 from ..ops.sees import Sees
 from ..ops.step import Angles, StepLayer, StepPlan
 from ..profiles import Quirks
@@ -131,12 +131,15 @@ class Where:
 
     cos: Array  # (T, dh / 2)
     sin: Array  # (T, dh / 2)
+    pairs: Pairs  # which channels turn together
     plan: Plan  # which keys each query sees
 
 
-def where(c: rope.RopeConfig, frequencies: np.ndarray, sees: Sees, positions: np.ndarray, ops: Ops) -> Where:
+def where(
+    c: rope.RopeConfig, frequencies: np.ndarray, pairs: Pairs, sees: Sees, positions: np.ndarray, ops: Ops
+) -> Where:
     cos, sin = rope.cos_sin(c, frequencies, positions)
-    return Where(ops.array(cos), ops.array(sin), ops.plan(sees))
+    return Where(ops.array(cos), ops.array(sin), pairs, ops.plan(sees))
 
 
 def attention(
@@ -147,8 +150,8 @@ def attention(
     q = tap("Qcur", q).reshape((T, c.n_head, c.head_size))
     k = tap("Kcur", k).reshape((T, c.n_head_kv, c.head_size))
     v = tap("Vcur", v).reshape((T, c.n_head_kv, c.head_size))
-    q = tap("Qcur_rope", ops.rope(q, at.cos, at.sin, "adjacent"))
-    k = tap("Kcur_rope", ops.rope(k, at.cos, at.sin, "adjacent"))
+    q = tap("Qcur_rope", ops.rope(q, at.cos, at.sin, at.pairs))
+    k = tap("Kcur_rope", ops.rope(k, at.cos, at.sin, at.pairs))
     kv = cache.append(layer, k, v)  # (S, Hkv, dh)
     y = tap("kqv_out", attend(q, kv, c.attention_scale, at.plan, ops, tap))  # (T, H * dh)
     return tap("attn_out", ops.linear(y, w.out))
@@ -185,7 +188,7 @@ def logits(x: Array, w: LlamaWeights, c: TextConfig, ops: Ops, tap: Tap = no_tap
     return tap("result_output", ops.linear(n, w.output))
 
 
-def _step_layer(w: LlamaBlock, angles: Angles, window: int | None) -> StepLayer:
+def step_layer(w: LlamaBlock, angles: Angles, window: int | None) -> StepLayer:
     return StepLayer(w.attn_norm, w.q, w.k, w.v, w.out, w.ffn_norm, w.gate, w.up, w.down, angles, window)
 
 
@@ -215,7 +218,7 @@ class Llama:
 
     def forward(self, x: Array, sees: Sees, positions: np.ndarray, cache: Cache, ops: Ops, tap: Tap = no_tap) -> Array:
         c, w = self.config, self.weights
-        at = where(c.rope, w.frequencies, replace(sees, window=c.window), positions, ops)
+        at = where(c.rope, w.frequencies, "adjacent", replace(sees, window=c.window), positions, ops)
         return forward(x, w, c, at, cache, ops, tap)
 
     def logits(self, x: Array, ops: Ops, tap: Tap = no_tap) -> Array:
@@ -225,7 +228,7 @@ class Llama:
         c, w = self.config, self.weights
         angles = partial(rope.cos_sin, c.rope, w.frequencies)
         return StepPlan(
-            w.embd, 1.0, tuple(_step_layer(block, angles, c.window) for block in w.blocks), w.norm, w.output,
+            w.embd, 1.0, tuple(step_layer(block, angles, c.window) for block in w.blocks), w.norm, w.output,
             c.eps, c.n_head, c.n_head_kv, c.head_size, c.attention_scale, "adjacent", "silu",
         )  # fmt: skip
 

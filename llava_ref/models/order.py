@@ -3,10 +3,13 @@
 import re
 from collections.abc import Iterable
 
-from . import clip, gemma3, idefics3, llama, siglip
+from . import clip, gemma3, idefics3, llama, qwen2vl, siglip
 from .stages import Table
 
-TOWERS, TEXTS = (clip.TABLE, clip.NORM_TABLE, clip.PEG_TABLE, siglip.TABLE, idefics3.TABLE), (llama.TABLE, gemma3.TABLE)
+TOWERS = (
+    clip.TABLE, clip.NORM_TABLE, clip.PEG_TABLE, siglip.TABLE, idefics3.TABLE, qwen2vl.TABLE, qwen2vl.GATED_TABLE,
+)  # fmt: skip
+TEXTS = (llama.TABLE, gemma3.TABLE)
 
 
 def place(name: str) -> tuple[int, ...]:

@@ -65,6 +65,8 @@ def length(c: RopeConfig) -> float:
 
 
 def cos_sin(c: RopeConfig, per_position: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return cosines and sines of `positions` (T,) times `frequencies` (r,), each (T, r) float32, times `length`."""
-    angle, scale = positions[:, None] * per_position, length(c)
+    """Return cosines and sines of `positions` (T,) times `frequencies` (r,), each (T, r) float32, times `length`.
+
+    Where pairs turn by positions of their own, those are (T, r)."""
+    angle, scale = positions.reshape(len(positions), -1) * per_position, length(c)
     return (np.cos(angle) * scale).astype(np.float32), (np.sin(angle) * scale).astype(np.float32)

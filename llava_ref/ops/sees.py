@@ -22,6 +22,8 @@ class Sees:
     window: int | None = None
     pictures: tuple[np.ndarray, np.ndarray] | None = None
     """(T,) (S,): the number of the picture whose rows see one another; -1 for none."""
+    groups: tuple[np.ndarray, np.ndarray] | None = None
+    """(T,) (S,): numbers that never fall; a query sees nothing of another group than its own: windows of a tower."""
 
     @classmethod
     def all(cls, n: int) -> "Sees":
@@ -38,6 +40,8 @@ class Sees:
             hidden &= (ours[:, None] != theirs[None, :]) | (ours[:, None] < 0)
         if self.window is not None:
             hidden |= query - key >= self.window
+        if self.groups is not None:
+            hidden |= self.groups[0][:, None] != self.groups[1][None, :]
         return hidden
 
     def mask(self) -> np.ndarray | None:
@@ -48,7 +52,8 @@ class Sees:
     def part(self, start: int, end: int, n_keys: int) -> "Sees":
         """Return the same of queries start..end-1 and the first `n_keys` keys."""
         pictures = None if self.pictures is None else (self.pictures[0][start:end], self.pictures[1][:n_keys])
-        return Sees(self.query[start:end], self.key[:n_keys], self.causal, self.window, pictures)
+        groups = None if self.groups is None else (self.groups[0][start:end], self.groups[1][:n_keys])
+        return Sees(self.query[start:end], self.key[:n_keys], self.causal, self.window, pictures, groups)
 
     def ranges(self) -> np.ndarray:
         """Return (T, 2): the first and the behind-last key that each query sees; drawn, they are `hidden`.
@@ -63,6 +68,10 @@ class Sees:
             end = np.searchsorted(self.key, self.query, "right")
         if self.causal and self.pictures is not None:
             end = np.maximum(end, _ends_of_pictures(*self.pictures, end))
+        if self.groups is not None:
+            ours, theirs = self.groups
+            first = np.maximum(first, np.searchsorted(theirs, ours, "left"))
+            end = np.minimum(end, np.searchsorted(theirs, ours, "right"))
         return np.stack([first, end], 1)
 
     def reach(self, block: int) -> np.ndarray:

@@ -99,7 +99,7 @@ class CudaOps(TorchOps):
 
     def plan(self, sees: Sees) -> CudaPlan:  # type: ignore[override]
         """Plan a pass. That of a tower is kept: a recorded graph reads it again."""
-        if sees.causal or sees.window is not None or sees.pictures is not None:
+        if sees.causal or any(limit is not None for limit in (sees.window, sees.pictures, sees.groups)):
             return CudaPlan(sees, self.device)
         n = len(sees.query)
         if n not in self._everything or len(sees.key) != n:

@@ -1,0 +1,281 @@
+"""The towers of Qwen2-VL and Qwen2.5-VL: patches of a picture of any size, rope in two directions, 2 x 2 merged.
+
+n patches, N = n / 4 rows of a picture, D tower width, H heads, dh = D / H, F MLP width, Dt decoder width, P patch side.
+Qwen2-VL, https://arxiv.org/abs/2409.12191; Qwen2.5-VL report, https://arxiv.org/abs/2502.13923, section 2.1. Names of
+llama.cpp b11549, tools/mtmd/models/qwen2vl.cpp; transformers 5.24, models/qwen2_5_vl/modeling_qwen2_5_vl.py.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..errors import GGUFError
+from ..gguf.file import GGUFFile
+from ..images import fit
+from ..images.free_size import FreeSize
+from ..images.resample import BICUBIC
+from ..ops.protocol import KV, Activation, Array, Linear, Norm, Ops, Plan
+from ..profiles import Quirks
+from ..tracing.trace import Tap, no_tap, scoped
+from . import vit
+from .config import VisionConfig, read_vision
+from .family import Span, prepared
+from .parts import attend
+from .patch_grid import MERGE, PatchesAt, PatchGrid, placed
+from .stages import IMAGE, Stage, Table
+from .weights import Weights
+
+PATTERN = "clip.vision.n_wa_pattern"
+WINDOW = 112  # pixels a side (Qwen2.5-VL), whatever the file says
+BLACK = (0, 0, 0)
+_V, _HV = "v.blk.{i}", "visual.blocks.{i}"
+_ROPE = (
+    Stage("Qcur_rope", "n H dh", "float", None, "Qcur_rope-{i}", f"{_HV}.attn, after rope"),
+    Stage("Kcur_rope", "n H dh", "float", None, "Kcur_rope-{i}", f"{_HV}.attn, after rope"),
+)
+_GATE = Stage("ffn_gate", "n Fv", "matmul", f"{_V}.ffn_gate.weight", "ffn_gate-{i}", f"{_HV}.mlp.gate_proj")
+_BLOCK = {stage.name: stage for stage in vit.STAGES}
+_ORDER = (
+    "layer_inp_normed Qcur Kcur Vcur - kq_soft_max kqv_out attn_out ffn_inp ffn_inp_normed ffn_up ffn_act ffn_out "
+    "layer_out"
+).split()
+_STAGES = tuple(stage for name in _ORDER for stage in (_ROPE if name == "-" else (_BLOCK[name],)))
+TABLE = Table(
+    "vision.blk",
+    before=(
+        *IMAGE,
+        Stage("vision.patch_embd", "n Dv", "matmul", "v.patch_embd.weight", "node (CONT)", "visual.patch_embed"),
+    ),
+    block=tuple(replace(stage, shape=stage.shape.replace("T", "n")) for stage in _STAGES),
+    behind=(
+        Stage("vision.post_ln", "n Dv", "float", None, "norm (MUL, ADD)", "visual.merger.ln_q"),
+        Stage("projector.mm_0", "N M", "matmul", "mm.0.weight", "node (ADD)", "visual.merger.mlp.0"),
+        Stage("projector.gelu", "N M", "table", None, "node (UNARY)", "visual.merger.mlp.1"),
+        Stage("projector.out", "N D", "matmul", "mm.2.weight", "node (ADD), the last", "visual.merger"),
+    ),
+)
+GATED_TABLE = replace(
+    TABLE, block=tuple(s for stage in TABLE.block for s in ((_GATE, stage) if stage.name == "ffn_up" else (stage,)))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class QwenVisionPlan:
+    """What to run, from the file and the quirks."""
+
+    config: VisionConfig  # `mlp_width` is that of the tensors
+    gated: bool  # Qwen2.5-VL: RMSNorm, and a gated MLP
+    pattern: int  # the last of so many blocks sees everything, others a window; 1: every block sees everything
+    size: FreeSize
+    stretch: bool  # a picture takes the size whatever its aspect; else it is centred on black
+    activation: Activation  # of the tower
+    gelu: Activation  # of the projector
+
+    def whole(self, layer: int) -> bool:
+        """Say whether a patch of a block sees all others."""
+        return (layer + 1) % self.pattern == 0
+
+
+def read(file: GGUFFile, quirks: Quirks) -> QwenVisionPlan:
+    """Read the tower's settings. Raises GGUFError."""
+    gated = file.string("clip.projector_type", "") == "qwen2.5vl_merger"
+    c = read_vision(file, obeyed=[PATTERN] if gated else [])
+    if c.feature_layer not in (None, c.n_stored):
+        raise GGUFError(file.path, "clip.vision.feature_layer", f"{c.feature_layer}, expected no such key")
+    if gated and c.activation != "silu":
+        raise GGUFError(file.path, "clip.use_silu", "not true, and this projector's tower has gated MLPs")
+    if c.width // c.n_head % 4:
+        raise GGUFError(file.path, "clip.vision.attention.head_count", f"{c.width} / {c.n_head} is no multiple of 4")
+    if gated and c.patch_size * MERGE > WINDOW:
+        raise GGUFError(file.path, "clip.vision.patch_size", f"{c.patch_size}, and a window has {WINDOW} pixels a side")
+    processor = quirks.picture_size == "processor"
+    gelu: Activation = "gelu_erf" if quirks.gelu == "erf" else "gelu_tanh"
+    return QwenVisionPlan(
+        config=c,
+        gated=gated,
+        pattern=file.integer(PATTERN, 1, c.n_stored * 2) if gated else 1,
+        size=FreeSize(MERGE * c.patch_size, *((4, 16384) if processor else (8, 4096)), single=not processor),
+        stretch=quirks.fit == "stretch",
+        activation=gelu if c.activation == "gelu" else c.activation,
+        gelu=gelu,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class QwenVisionBlock:
+    """The weights of one block; every matrix has a bias."""
+
+    ln1: Norm
+    q: Linear  # (D, D)
+    k: Linear  # (D, D)
+    v: Linear  # (D, D)
+    out: Linear  # (D, D)
+    ln2: Norm
+    gate: Linear | None  # (F, D)
+    up: Linear  # (F, D)
+    down: Linear  # (D, F)
+
+
+@dataclass(frozen=True, slots=True)
+class QwenVisionWeights:
+    patches: tuple[Linear, Linear]  # (D, 3, P, P) each: of two frames, which a picture is both of
+    blocks: tuple[QwenVisionBlock, ...]
+    post_ln: Norm
+    middle: Linear  # (4 D, 4 D)
+    out: Linear  # (Dt, 4 D)
+
+
+def load(file: GGUFFile, ops: Ops, p: QwenVisionPlan) -> QwenVisionWeights:
+    """Take the tensors. Raises GGUFError for what is missing, has the wrong shape, or has no use."""
+    c, w = p.config, Weights(file, ops)
+    D, M = c.width, MERGE**2 * c.width
+    Dt, _ = w.matrix_shape("mm.2.weight")
+    kernel = (D, 3, c.patch_size, c.patch_size)
+    weights = QwenVisionWeights(
+        patches=(w.linear("v.patch_embd", kernel), Linear(w.matrix("v.patch_embd.weight.1", kernel))),
+        blocks=tuple(_load_block(file, w, f"v.blk.{i}", D, p.gated) for i in range(c.n_stored)),
+        post_ln=w.norm("v.post_ln", D),
+        middle=w.linear("mm.0", (M, M)),
+        out=w.linear("mm.2", (Dt, M)),
+    )
+    w.finish()
+    return weights
+
+
+def _load_block(file: GGUFFile, w: Weights, name: str, D: int, gated: bool) -> QwenVisionBlock:
+    rows, columns = w.matrix_shape(f"{name}.ffn_up.weight")
+    if rows == columns:
+        problem = f"is {rows} x {rows}: ffn_up and ffn_down cannot be told from the swapped ones of old files"
+        raise GGUFError(file.path, f"{name}.ffn_up.weight", problem)
+    # Files of Qwen2-VL's first converter call the first matrix ffn_down and the second ffn_up.
+    up, down, F = ("ffn_up", "ffn_down", rows) if columns == D else ("ffn_down", "ffn_up", columns)
+    return QwenVisionBlock(
+        ln1=w.norm(f"{name}.ln1", D),
+        q=w.linear(f"{name}.attn_q", (D, D)),
+        k=w.linear(f"{name}.attn_k", (D, D)),
+        v=w.linear(f"{name}.attn_v", (D, D)),
+        out=w.linear(f"{name}.attn_out", (D, D)),
+        ln2=w.norm(f"{name}.ln2", D),
+        gate=w.linear(f"{name}.ffn_gate", (F, D)) if gated else None,
+        up=w.linear(f"{name}.{up}", (F, D)),
+        down=w.linear(f"{name}.{down}", (D, F)),
+    )
+
+
+def norm(x: Array, w: Norm, p: QwenVisionPlan, ops: Ops) -> Array:
+    return ops.rms_norm(x, w.weight, p.config.eps) if p.gated else ops.layer_norm(x, w, p.config.eps)
+
+
+def attention(x: Array, w: QwenVisionBlock, c: VisionConfig, at: PatchesAt, plan: Plan, ops: Ops, tap: Tap) -> Array:
+    heads = (x.shape[0], c.n_head, c.width // c.n_head)
+    q, k, v = ops.linears(x, (w.q, w.k, w.v))
+    q, k, v = (tap(name, y).reshape(heads) for name, y in (("Qcur", q), ("Kcur", k), ("Vcur", v)))  # (n, H, dh)
+    q = tap("Qcur_rope", ops.rope(q, at.cos, at.sin, "halves"))
+    k = tap("Kcur_rope", ops.rope(k, at.cos, at.sin, "halves"))
+    y = tap("kqv_out", attend(q, KV(k, v), heads[2] ** -0.5, plan, ops, tap))  # (n, D)
+    return tap("attn_out", ops.linear(y, w.out))
+
+
+def mlp(x: Array, w: QwenVisionBlock, activation: Activation, ops: Ops, tap: Tap) -> Array:
+    if w.gate is None:
+        u = tap("ffn_act", ops.activation(tap("ffn_up", ops.linear(x, w.up)), activation))
+    else:
+        gate, up = ops.linears(x, (w.gate, w.up))
+        gate, up = tap("ffn_gate", gate), tap("ffn_up", up)  # (n, F)
+        u = tap("ffn_act", ops.gated(gate, up, activation))
+    return tap("ffn_out", ops.linear(u, w.down))
+
+
+def block(x: Array, w: QwenVisionBlock, p: QwenVisionPlan, at: PatchesAt, whole: bool, ops: Ops, tap: Tap) -> Array:
+    n = tap("layer_inp_normed", norm(x, w.ln1, p, ops))
+    h = tap("ffn_inp", x + attention(n, w, p.config, at, at.everything if whole else at.windows, ops, tap))
+    n = tap("ffn_inp_normed", norm(h, w.ln2, p, ops))
+    return tap("layer_out", h + mlp(n, w, p.activation, ops, tap))
+
+
+def encode(pixels: Array, w: QwenVisionWeights, p: QwenVisionPlan, ops: Ops, tap: Tap = no_tap) -> Array:
+    """Return the rows that stand for a picture, row by row.  Normalised pixels (3, Y, X) -> (N, Dt)"""
+    c, vision, projector = p.config, scoped(tap, "vision"), scoped(tap, "projector")
+    rows, columns = (side // c.patch_size for side in pixels.shape[1:])
+    grid = PatchGrid.of(rows, columns, WINDOW // c.patch_size // MERGE if p.gated else max(rows, columns))
+    pixels = vision("pixels", pixels)
+    x = (ops.patches(pixels, w.patches[0]) + ops.patches(pixels, w.patches[1]))[grid.places @ (columns, 1)]
+    x, at = vision("patch_embd", x), placed(grid, c.width // c.n_head, ops)
+    for i, weights in enumerate(w.blocks):
+        x = block(x, weights, p, at, p.whole(i), ops, scoped(vision, "blk", i))
+    x = vision("post_ln", norm(x, w.post_ln, p, ops)).reshape((-1, MERGE**2 * c.width))  # (N, 4 D)
+    x = projector("gelu", ops.activation(projector("mm_0", ops.linear(x, w.middle)), p.gelu))
+    return projector("out", ops.linear(x, w.out)[np.argsort(grid.squares)])
+
+
+@dataclass(frozen=True, slots=True)
+class QwenVision:
+    """The tower and its projector: `family.Tower`."""
+
+    ORIGINAL: ClassVar[str] = "hf"
+    MARKERS: ClassVar[tuple[str, ...]] = ("<|vision_start|>", "<|vision_end|>")
+    file: GGUFFile
+    plan: QwenVisionPlan
+    weights: QwenVisionWeights
+    ops: Ops
+
+    @classmethod
+    def load(cls, file: GGUFFile, ops: Ops, quirks: Quirks) -> "QwenVision":
+        p = read(file, quirks)
+        return cls(file, p, load(file, ops, p), ops)
+
+    @classmethod
+    def about(cls, file: GGUFFile, quirks: Quirks) -> dict[str, Any]:
+        p = read(file, quirks)
+        return {
+            **p.config.about(),
+            "tokens_per_image": p.size.most,
+            "tokens_least": p.size.least,
+            "fit": quirks.fit,
+            "picture_size": quirks.picture_size,
+            "merge": MERGE,
+            "blocks_run": p.config.n_stored,
+            "window_blocks": [i for i in range(p.config.n_stored) if not p.whole(i)],
+            "activation": p.activation,
+            "projector_activation": p.gelu,
+        }
+
+    @property
+    def config(self) -> VisionConfig:
+        return self.plan.config
+
+    @property
+    def width(self) -> int:
+        return self.weights.out.weight.shape[0]
+
+    @classmethod
+    def output(cls, file: GGUFFile) -> tuple[str, int]:
+        return "mm.2.weight", 0
+
+    def span(self, width: int, height: int) -> Span:
+        x, y = (side // self.plan.size.square for side in self.plan.size.of(width, height))
+        start, end = self.MARKERS
+        return Span((y, x), (start, y * x, end))
+
+    def preprocess(self, rgb: np.ndarray, tap: Tap = no_tap) -> fit.Preprocessed:
+        rgb = tap("image.rgb", rgb)
+        height, width = rgb.shape[:2]
+        size, grid = self.plan.size.of(width, height), self.span(width, height).grid
+        if self.plan.stretch:
+            fitted = fit.stretch(rgb, size, BICUBIC)
+        else:
+            fitted = fit.resize_pad(rgb, size, BLACK, BICUBIC)
+        return prepared(rgb, [fitted], np.arange(grid[0] * grid[1]).reshape(1, *grid), self.config, tap)
+
+    def encode(self, pixels: Array, tap: Tap = no_tap) -> Array:
+        c = self.config
+        n = pixels.shape[2] * pixels.shape[3] // c.patch_size**2
+        with self.ops.running(n, c.width * max(c.width, c.mlp_width)):
+            return encode(pixels[0], self.weights, self.plan, self.ops, tap)
+
+    def pack(self, rows: Array, width: int, height: int) -> Array:
+        return rows
+
+    def stages(self) -> tuple[Stage, ...]:
+        return tuple((GATED_TABLE if self.plan.gated else TABLE).run(self.config.n_stored))
