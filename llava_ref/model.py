@@ -41,14 +41,9 @@ class Llava:
     """A loaded model. Calls are independent of each other: every answer starts from an empty context."""
 
     def __init__(
-        self,
-        text: TextModel | None,
-        tower: Tower | None,
-        quirks: Quirks,
-        settings: dict[str, Any],
-        n_context: int | None,
-        template: str | Path | None,
-    ) -> None:
+        self, text: TextModel | None, tower: Tower | None, quirks: Quirks, settings: dict[str, Any],
+        n_context: int | None, template: str | Path | None,
+    ) -> None:  # fmt: skip
         """Put the halves together; one may be missing. Raises ParameterError for a context that is too long."""
         self._text, self._tower, self.quirks, self.settings = text, tower, quirks, settings
         self.load_s = 0.0
@@ -196,8 +191,7 @@ class Llava:
 
     def _rows(self, image: DecodedImage, clock: Clock) -> np.ndarray:
         reuse = self._reuse()
-        kept = None if reuse is None else reuse.rows(image.rgb)
-        if kept is not None:
+        if reuse is not None and (kept := reuse.rows(image.rgb)) is not None:
             clock.cached_rows.append(kept)
             return kept
         began, tap = time.perf_counter(), self.probes.tap(object())
@@ -242,13 +236,12 @@ class Llava:
 
     def encode_image(self, image: ImageSource) -> np.ndarray:
         """Return the rows that stand in for a picture: bytes, a path, a PIL image or an array -> (N, D) float32."""
-        return self._rows(self.decode_image(image), Clock())
+        return self.picture_rows(image).data
 
     def picture_rows(self, image: ImageSource) -> PictureRows:
         """Return the same with the grid that the rows stand in, which decoders with positions in it ask for."""
         decoded = self.decode_image(image)
-        height, width, _ = decoded.rgb.shape
-        return PictureRows(self._rows(decoded, Clock()), self.span(width, height).grid)
+        return PictureRows(self._rows(decoded, Clock()), self.span(*decoded.rgb.shape[1::-1]).grid)
 
     def span(self, width: int, height: int) -> Span:
         """Return the place of a picture of this size in a sequence."""

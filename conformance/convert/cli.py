@@ -1,4 +1,4 @@
-"""Convert a Hugging Face folder of LLaVA-1.5, LLaVA-1.6, Gemma 3, Qwen2-VL or Qwen2.5-VL to a GGUF pair that this project and llama.cpp read.
+"""Convert a Hugging Face LLaVA, Gemma 3 or Qwen2-VL folder to a GGUF pair that this project and llama.cpp read.
 
 `python -m llava_ref.conformance.convert FOLDER OUT_PREFIX [--type f16]` reads config.json, model*.safetensors,
 tokenizer.model or tokenizer.json, and preprocessor_config.json if present, and writes OUT_PREFIX-text.gguf and
@@ -24,7 +24,9 @@ from .hf_config import ConversionError, read_text, read_vision
 
 TYPES = ("F32", "F16", "BF16", "Q8_0")
 Part = tuple[Metadata, dict[str, StoredTensor]]
-CONVERTERS: Mapping[str, Callable[[hf_weights.Source, Mapping[str, Any], Mapping[str, Any], int], tuple[Part, Part]]] = {
+CONVERTERS: Mapping[
+    str, Callable[[hf_weights.Source, Mapping[str, Any], Mapping[str, Any], int], tuple[Part, Part]]
+] = {
     "gemma3": gemma3.convert_gemma3,
     **dict.fromkeys(qwen2vl.KINDS, qwen2vl.convert_qwen),
 }
@@ -108,7 +110,7 @@ def _read_json(folder: Path, name: str, *, required: bool = False) -> dict[str, 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m llava_ref.conformance.convert", description=__doc__)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a LLaVA or Gemma 3 checkpoint of transformers")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a checkpoint of transformers")
     parser.add_argument("out_prefix", metavar="OUT_PREFIX", help="writes OUT_PREFIX-text.gguf, OUT_PREFIX-mmproj.gguf")
     parser.add_argument("--type", type=str.upper, choices=TYPES, default="F16", help="type of the matrices")
     args = parser.parse_args(arguments)

@@ -62,11 +62,11 @@ def look_response(result: Look) -> dict[str, Any]:
         "object": "look",
         "picture": data_uri(result.rgb),
         "seen": data_uri(picture.seen),
-        "size": picture.seen.shape[0],
+        "size": picture.whole.seen.shape[1::-1],
         "tiles": len(picture.tiles),
         "source": list(picture.source),
         "affine": [affine.scale_x, affine.scale_y, affine.shift_x, affine.shift_y],
-        "grid": result.attention.shape[1],
+        "grid": result.attention.shape[1:],
         "tokens": [{"text": piece.text, "start": piece.start, "end": piece.end} for piece in result.pieces],
         "attention": result.attention.astype(float).round(6).tolist(),
     }

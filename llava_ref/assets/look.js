@@ -83,10 +83,10 @@ function mean(maps) {
 
 function show(found, source, word) {
   by("seen").src = found.seen;
-  const [width, height] = found.source, size = found.size;
+  const [width, height] = found.source, size = found.size.join(" × "), grid = found.grid.join(" × ");
   by("sizes").textContent = found.tiles > 1
-    ? `${width} × ${height} read as ${found.tiles} tiles of ${size} × ${size}, an overview and its parts.`
-    : `${width} × ${height} resized to ${size} × ${size}, read as ${found.grid} × ${found.grid} patches.`;
+    ? `${width} × ${height} read as ${found.tiles} tiles of ${size}, an overview and its parts.`
+    : `${width} × ${height} resized to ${size}, read as ${grid} patches.`;
   by("lookname").textContent = word ? `Where it looked for “${word.name}”` : "The picture: click on a word of the answer";
   const tokens = word ? found.tokens.flatMap((t, i) => (t.start < word.end && t.end > word.start ? [i] : [])) : [];
   draw(found, source, tokens.length ? mean(tokens.map(i => found.attention[i])) : null);
@@ -105,7 +105,7 @@ function draw(found, source, values) {
   by("scale").hidden = by("warning").hidden = !values;
   canvas.onmousemove = null;
   if (!values) return;
-  const high = Math.max(LEAST, ...values.flat()), step = found.size / values.length;
+  const high = Math.max(LEAST, ...values.flat()), step = found.size[1] / values.length;
   values.forEach((row, y) => row.forEach((value, x) => {
     pen.fillStyle = colour(value / high);
     pen.fillRect((x * step * sx + dx) * zoom, (y * step * sy + dy) * zoom, step * sx * zoom, step * sy * zoom);

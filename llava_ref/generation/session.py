@@ -51,8 +51,7 @@ class Session:
         self._cache = text.ops.cache(c.n_layer, c.n_head_kv, c.head_size, self.n_context)
         self._run_units: list[FedUnit] = []
         self._probes = Probes() if probes is None else probes
-        # a step turns a token by its place in the cache
-        self._stepper = None if text.GRID_POSITIONS else text.ops.stepper(text.step_plan(), self._cache)
+        self._stepper = text.ops.stepper(text.step_plan(), self._cache)
         self._seat: Seat | None = None if steps is None or self._stepper is None else steps.seat(self._stepper)
         self._left: list[Unit] = []  # units that were started and have not been run
         self._single = False  # whether what was started is one token
@@ -65,6 +64,11 @@ class Session:
     def n_past(self) -> int:
         """Return the positions fed so far."""
         return self._cache.length
+
+    @property
+    def _position(self) -> int:
+        """Return what rope turns the next row by."""
+        return self._run_units[-1].position if self._run_units else 0
 
     def feed(self, parts: Sequence[Part], *, all_logits: bool = False) -> np.ndarray:
         """Run token ids and image rows, in order, at the next positions.
@@ -96,7 +100,7 @@ class Session:
         self.stop()
         self._check(parts)
         self._left, self.seconds = self._units(parts), 0.0
-        first = self._left[0]
+        first, self._cache.lag = self._left[0], self.n_past - self._position
         self._single = len(parts) == len(first) == 1 and not isinstance(first, PictureRows)
         if self._seat is not None and self._single and not isinstance(first, PictureRows):
             self._seat.ask(first[0])
@@ -125,7 +129,7 @@ class Session:
         with np.errstate(all="ignore"):  # Triton's interpreter computes with numpy
             logits = stepper.step(token[0]) if self._seat is None else self._seat.take()
         self._left = []
-        self._run_units.append(FedUnit(token, self.n_past, self.n_past))
+        self._run_units.append(FedUnit(token, self.n_past, self._position + 1))
         self.seconds = time.perf_counter() - began if self._seat is None else self._seat.seconds
         if not (np.isfinite(logits).all() if isinstance(logits, np.ndarray) else logits.finite):
             self._refuse()
@@ -221,7 +225,7 @@ class Session:
     def _positions(self, run: Sequence[Unit]) -> tuple[np.ndarray, list[int]]:
         """Return what rope turns the rows of `run` by, and the position behind each unit."""
         turns, behind = list[np.ndarray](), list[int]()
-        at = self._run_units[-1].position if self._run_units else 0
+        at = self._position
         for unit in run:
             found, at = positions(unit, at, self._text.GRID_POSITIONS)
             turns.append(found)

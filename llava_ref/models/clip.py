@@ -138,6 +138,7 @@ class Clip:
 
     ORIGINAL: ClassVar[str] = "llava"
     MARKERS: ClassVar[tuple[str, ...]] = ()
+    REPLAYS: ClassVar[bool] = True
     file: GGUFFile
     config: VisionConfig
     plan: ClipPlan

@@ -41,6 +41,8 @@ class Tower(Protocol):
     """The profile that does what the family's original code does."""
     MARKERS: ClassVar[tuple[str, ...]]
     """Control tokens that stand beside a picture."""
+    REPLAYS: ClassVar[bool]
+    """Whether a device may record what `encode` launches: it makes no array on the host on the way."""
 
     @property
     def file(self) -> GGUFFile: ...
@@ -157,7 +159,7 @@ def encode(tower: Tower, pixels: np.ndarray, size: tuple[int, int] = (1, 1), tap
     infinity, naming the first tensor to hold one."""
     ops = tower.ops
     with np.errstate(all="ignore"):  # bad numbers are found by `all_finite`, not by numpy's warnings
-        if tap is no_tap:
+        if tap is no_tap and tower.REPLAYS:
             found = ops.concat([ops.replay(tower.encode, tile[None]) for tile in pixels])
         else:
             found = _watched(tower, pixels, tap)

@@ -102,6 +102,7 @@ class Qwen2:
         return StepPlan(
             w.embd, 1.0, tuple(llama.step_layer(block, angles, None) for block in w.blocks), w.norm, w.output,
             c.eps, c.n_head, c.n_head_kv, c.head_size, c.attention_scale, "halves", "silu",
+            self.GRID_POSITIONS,
         )  # fmt: skip
 
     def stages(self) -> tuple[Stage, ...]:

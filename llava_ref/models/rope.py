@@ -68,5 +68,6 @@ def cos_sin(c: RopeConfig, per_position: np.ndarray, positions: np.ndarray) -> t
     """Return cosines and sines of `positions` (T,) times `frequencies` (r,), each (T, r) float32, times `length`.
 
     Where pairs turn by positions of their own, those are (T, r)."""
-    angle, scale = positions.reshape(len(positions), -1) * per_position, length(c)
+    turned = positions if positions.ndim == 2 else positions[:, None]
+    angle, scale = turned * per_position, length(c)
     return (np.cos(angle) * scale).astype(np.float32), (np.sin(angle) * scale).astype(np.float32)

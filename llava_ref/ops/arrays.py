@@ -61,6 +61,9 @@ class KV:
 class Cache(Protocol):
     """Keys and values of the positions already run, for every layer, in the backend's own memory."""
 
+    lag: int
+    """By how much the position that rope turns the next token by is behind `length`: for a `Stepper`."""
+
     @property
     def length(self) -> int: ...
 

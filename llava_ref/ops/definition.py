@@ -13,6 +13,7 @@ from torch import Tensor
 from ..gguf.file import TensorView
 from ..kernels import reference
 from .arrays import KV, Activation, Cache, Linear, Norm, Pairs
+from .kv import CacheLength
 from .sees import Sees
 from .step import StepPlan, one_by_one
 from .torch_quants import dequantize
@@ -73,7 +74,7 @@ class Definition:
         return reference.rope(x, cos, sin, pairs)
 
     def cache(self, n_layer: int, n_head_kv: int, head_size: int, limit: int) -> "WideCache":
-        return WideCache(n_layer, torch.zeros((0, n_head_kv, head_size), dtype=torch.float64))
+        return WideCache(n_layer, torch.zeros((0, n_head_kv, head_size), dtype=torch.float64), limit)
 
     def plan(self, sees: Sees) -> Tensor:
         return torch.zeros(sees.hidden().shape, dtype=torch.float64).masked_fill(
@@ -116,20 +117,14 @@ class WideMatrix:
         return self._weights[list(ids)]
 
 
-class WideCache:
+class WideCache(CacheLength):
     """Keys and values in float64, one tensor a layer."""
 
-    def __init__(self, n_layer: int, empty: Tensor) -> None:
-        self.length = 0
+    def __init__(self, n_layer: int, empty: Tensor, limit: int) -> None:
+        super().__init__(limit)
         self._kept = [(empty, empty)] * n_layer
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> KV:
         keys, values = (torch.cat((old[: self.length], x)) for old, x in zip(self._kept[layer], (k, v), strict=True))
         self._kept[layer] = keys, values
         return KV(keys, values)
-
-    def advance(self, count: int) -> None:
-        self.length += count
-
-    def truncate(self, length: int) -> None:
-        self.length = min(self.length, length)

@@ -15,7 +15,7 @@ class CacheLength:
     """Count the positions of a cache, of which there may be `limit`."""
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.length = limit, 0
+        self.limit, self.length, self.lag = limit, 0, 0
 
     def advance(self, count: int) -> None:
         self.length += count

@@ -64,7 +64,7 @@ class NumpyOps:
         return dequantize(view)
 
     def array(self, x: np.ndarray) -> F32:
-        return np.array(x, np.float32)
+        return np.array(x, np.float32, order="C")
 
     def numpy(self, x: F32) -> np.ndarray:
         return x

@@ -51,6 +51,7 @@ class StepPlan:
     scale: float  # of attention
     pairs: Pairs
     activation: Activation
+    lags: bool = False  # rope may turn a token by a position that is behind its order: `Cache.lag`
 
 
 class NextLogits(Protocol):

@@ -70,7 +70,8 @@ class TorchOps:
         return dequantize(view, self.device)
 
     def array(self, x: np.ndarray) -> Tensor:
-        return torch.tensor(x, dtype=torch.float32, device=self.device)
+        # torch keeps numpy's order of axes, and kernels read rows
+        return torch.tensor(np.ascontiguousarray(x), dtype=torch.float32, device=self.device)
 
     def numpy(self, x: Tensor) -> np.ndarray:
         return x.cpu().numpy()

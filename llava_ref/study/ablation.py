@@ -33,10 +33,10 @@ def ablation(
     token is likelier with the window covered. The answer is teacher-forced. `cells` along a side, by default 8 or the
     number of patches if that is less; each takes one run. `window`: cells along a side of the window, an odd number.
     Raises ParameterError."""
-    grid = picture_grid(model)
-    cells = min(grid, MOST) if cells is None else cells
-    if not 1 <= cells <= grid:
-        raise ParameterError("cells", str(cells), f"expected 1 to {grid}, the patches along a side")
+    grid = request.spans[image].grid
+    cells = min(*grid, MOST) if cells is None else cells
+    if not 1 <= cells <= min(grid):
+        raise ParameterError("cells", str(cells), f"expected 1 to {min(grid)}, the patches along a side")
     if window < 1 or window % 2 == 0:
         raise ParameterError("window", str(window), "expected an odd number of cells from 1")
     rows = [model.encode_image(picture.rgb) for picture in request.images]
@@ -55,42 +55,34 @@ def _score(model: Llava, parts: Sequence[Part], answer: Sequence[int]) -> np.nda
 
 
 def _covered(model: Llava, rgb: np.ndarray, patches: np.ndarray) -> np.ndarray:
-    """Encode a picture (height, width, 3) with the patches of a (grid, grid) mask painted over; return rows (N, D)."""
+    """Encode a picture (height, width, 3) with the patches of a mask (gy, gx) painted over; return rows (N, D)."""
     colour = np.median(rgb.reshape(-1, 3), 0).astype(np.uint8)
 
     picture = model.tower.preprocess(rgb)
 
-    def cover(square: np.ndarray, at: At) -> np.ndarray:
-        return np.where(under(patches, picture, picture.tiles[at.run], square.shape[0])[..., None], colour, square)
+    def cover(seen: np.ndarray, at: At) -> np.ndarray:
+        return np.where(under(patches, picture, picture.tiles[at.run], *seen.shape[:2])[..., None], colour, seen)
 
     with model.intervene({"image.seen": cover}):
         return model.encode_image(rgb)
 
 
-def under(patches: np.ndarray, picture: Preprocessed, tile: Tile, count: int) -> np.ndarray:
-    """Tell which of count x count cells of a tile lie under a mask (grid, grid) over the tile that shows all."""
-    return np.asarray(picked(patches, picture.whole, *points(tile, count)) == 1)
+def under(patches: np.ndarray, picture: Preprocessed, tile: Tile, rows: int, columns: int) -> np.ndarray:
+    """Tell which of rows x columns cells of a tile lie under a mask (gy, gx) over the tile that shows all."""
+    return np.asarray(picked(patches, picture.whole, *points(tile, rows, columns)) == 1)
 
 
 def rows_under(patches: np.ndarray, picture: Preprocessed) -> list[int]:
-    """Return the picture's rows that lie under a mask (grid, grid) over the tile that shows all of it, in order."""
-    found = [tile.rows[under(patches, picture, tile, len(tile.rows))] for tile in picture.tiles]
+    """Return the picture's rows that lie under a mask (gy, gx) over the tile that shows all of it, in order."""
+    found = [tile.rows[under(patches, picture, tile, *tile.rows.shape)] for tile in picture.tiles]
     return sorted(int(row) for rows in found for row in rows if row >= 0)
 
 
-def window_of_patches(grid: int, cells: int, middle: tuple[int, int], window: int) -> np.ndarray:
-    """Mark the patches of the cells around one cell: (grid, grid) bool.
+def window_of_patches(grid: tuple[int, int], cells: int, middle: tuple[int, int], window: int) -> np.ndarray:
+    """Mark the patches of the cells around one cell, of cells x cells: (gy, gx) bool.
 
     The numbers of patches along the sides of two cells differ by one at most."""
-    along = np.arange(grid) * cells // grid  # the cell that each patch belongs to
-    rows, columns = (np.abs(along - cell) <= window // 2 for cell in middle)
+    # `along`: the cell that each patch belongs to
+    along = [np.arange(patches) * cells // patches for patches in grid]
+    rows, columns = (np.abs(cell - at) <= window // 2 for cell, at in zip(along, middle, strict=True))
     return np.asarray(rows[:, None] & columns[None, :])
-
-
-def picture_grid(model: Llava) -> int:
-    """Count the squares along a side of a picture that have a row in the sequence: patches, or squares of patches.
-
-    Raises ParameterError without an mmproj file."""
-    rows, columns = model.span(1, 1).grid
-    assert rows == columns, "towers of square pictures only"
-    return rows

@@ -31,19 +31,20 @@ def pixels(picture: Preprocessed) -> tuple[np.ndarray, np.ndarray]:
 
 def picked(grid: np.ndarray, tile: Tile, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return the numbers (..., gy, gx) of a tile's cells at points of the source, (..., y, x) float32; outside: NaN."""
-    size, a = tile.seen.shape[0], tile.affine
-    columns = np.floor((x - a.shift_x) / a.scale_x * grid.shape[-1] / size).astype(int)
-    rows = np.floor((y - a.shift_y) / a.scale_y * grid.shape[-2] / size).astype(int)
+    (height, width), a = tile.seen.shape[:2], tile.affine
+    columns = np.floor((x - a.shift_x) / a.scale_x * grid.shape[-1] / width).astype(int)
+    rows = np.floor((y - a.shift_y) / a.scale_y * grid.shape[-2] / height).astype(int)
     inside = ((rows >= 0) & (rows < grid.shape[-2]))[:, None] & ((columns >= 0) & (columns < grid.shape[-1]))[None]
     values = grid[..., np.clip(rows, 0, grid.shape[-2] - 1), :][..., np.clip(columns, 0, grid.shape[-1] - 1)]
     return np.where(inside, values, np.nan).astype(np.float32)
 
 
-def points(tile: Tile, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the source's x and y of the centres of count x count cells over a tile, (count,) each."""
-    at = (np.arange(count, dtype=np.float64) + 0.5) * tile.seen.shape[0] / count
-    a = tile.affine
-    return at * a.scale_x + a.shift_x, at * a.scale_y + a.shift_y
+def points(tile: Tile, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the source's x and y of the centres of rows x columns cells over a tile, (columns,) and (rows,)."""
+    (height, width), a = tile.seen.shape[:2], tile.affine
+    x = (np.arange(columns, dtype=np.float64) + 0.5) * width / columns
+    y = (np.arange(rows, dtype=np.float64) + 0.5) * height / rows
+    return x * a.scale_x + a.shift_x, y * a.scale_y + a.shift_y
 
 
 def over_tiles(values: np.ndarray, picture: Preprocessed, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -56,12 +57,13 @@ def over_tiles(values: np.ndarray, picture: Preprocessed, x: np.ndarray, y: np.n
 
 
 def over_whole(values: np.ndarray, picture: Preprocessed) -> np.ndarray:
-    """Lay the numbers of a picture's rows (..., N) over a grid on the tile that shows all of it: (..., side, side).
+    """Lay the numbers of a picture's rows (..., N) over a grid on the tile that shows all of it: (..., gy, gx).
 
     The grid is that of the tile's rows, twice as fine where there are further tiles. Cells in padding that has no row
     are 0."""
-    side = len(picture.whole.rows) * (1 if len(picture.tiles) == 1 else 2)
-    return np.nan_to_num(over_tiles(values, picture, *points(picture.whole, side)))
+    finer = 1 if len(picture.tiles) == 1 else 2
+    rows, columns = (finer * n for n in picture.whole.rows.shape)
+    return np.nan_to_num(over_tiles(values, picture, *points(picture.whole, rows, columns)))
 
 
 def colours(values: np.ndarray, low: float, high: float) -> np.ndarray:

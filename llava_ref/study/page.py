@@ -140,7 +140,7 @@ def patch_page(patched: Patched) -> str:
 
 def _geometry(picture: Preprocessed) -> dict[str, Any]:
     return {
-        "size": picture.seen.shape[0],
+        "size": picture.whole.seen.shape[1::-1],
         "source": picture.source,
         "affine": _numbers(picture.affine),
     }

@@ -11,7 +11,7 @@ from ..generation.request import Request
 from ..images.fit import Preprocessed
 from ..model import Llava
 from ..models.stages import residual
-from ..study.ablation import picture_grid, rows_under, window_of_patches
+from ..study.ablation import rows_under, window_of_patches
 from ..study.attention import picture_positions
 from ..study.page import Patched, patch_page
 from ..study.patching import sweep
@@ -58,9 +58,9 @@ def run(args: argparse.Namespace) -> int:
 
 def patch(model: Llava, into: Request, source: Request, cells: int) -> Patched:
     """Patch the cells of the picture, the text before the last position, and the last position at every stage."""
-    grid = picture_grid(model)
-    if not 1 <= cells <= grid:
-        raise ParameterError("--cells", str(cells), f"expected 1 to {grid}, the patches along a side")
+    grid = into.spans[0].grid
+    if not 1 <= cells <= min(grid):
+        raise ParameterError("--cells", str(cells), f"expected 1 to {min(grid)}, the patches along a side")
     ours, theirs = (int(model.request_logits(request)[-1].argmax()) for request in (into, source))
     if ours == theirs:
         token = name(model, ours)
@@ -83,7 +83,7 @@ def patch(model: Llava, into: Request, source: Request, cells: int) -> Patched:
     )
 
 
-def groups(request: Request, prepared: Preprocessed, grid: int, cells: int) -> dict[str, Sequence[int]]:
+def groups(request: Request, prepared: Preprocessed, grid: tuple[int, int], cells: int) -> dict[str, Sequence[int]]:
     """Group a prompt's positions: each cell of the picture, the text, the last position."""
     picture, last = picture_positions(request), len(request.token_ids) - 1
     positions: dict[str, Sequence[int]] = {}

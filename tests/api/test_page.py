@@ -66,12 +66,12 @@ def test_the_picture_seen_and_the_attention_of_the_tokens(server, model):
     body = server.post("/v1/look", {"messages": conversation()}).json()
     seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(body["seen"].partition(",")[2]))))
     shown = model.preprocess(model.decode_image(wide()))
-    assert np.array_equal(seen, shown.seen) and body["size"] == len(seen)
+    assert np.array_equal(seen, shown.seen) and body["size"] == [seen.shape[1], seen.shape[0]]
     assert body["source"] == [260, 240] and body["affine"][:2] == [260 / 64, 260 / 64] and body["affine"][3] < 0
     request = model.request([{"role": "user", "content": asked_here()}])
     reply = model.chat([{"role": "user", "content": asked_here()}])
     tokens = [token for token in reply.token_ids if token not in model.tokenizer.end_ids]
-    weights = attention_to_picture(model, request, tokens).mean(0).reshape(len(tokens), body["grid"], body["grid"])
+    weights = attention_to_picture(model, request, tokens).mean(0).reshape(len(tokens), *body["grid"])
     assert np.allclose(np.array(body["attention"]), weights, atol=1e-5)
     assert [t["text"] for t in body["tokens"]] == [caption()[t["start"] : t["end"]] for t in body["tokens"]]
     assert "".join(t["text"] for t in body["tokens"]) == reply.text

@@ -111,3 +111,11 @@ def test_a_cache_grows_and_forgets(backend, precision, monkeypatch):
     cache.truncate(4)
     kv = cache.append(0, ops.array(k[9:]), ops.array(v[9:]))
     np.testing.assert_array_equal(ops.numpy(kv.keys), np.concatenate([k[:4], k[9:]]))
+
+
+@pytest.mark.parametrize("backend", ["torch", "numpy"])
+def test_an_array_lies_row_by_row(backend):
+    """Kernels read rows by their address, whatever order of axes the host's array has."""
+    columns = np.arange(6.0).reshape(2, 3).T
+    found = get_ops(backend).array(columns)
+    assert (np.asarray(found) == columns).all() and np.asarray(found).flags.c_contiguous

@@ -1,6 +1,7 @@
 """What each query sees: the masks against a definition written out, key by key, and in both backends' attention."""
 
 import tracemalloc
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -150,3 +151,29 @@ def test_attention_is_that_over_the_keys_seen(backend, precision, causal, window
             close(found[i, 8 * h : 8 * h + 8], scores / scores.sum() @ v[keys, h // 3], 1e-6)
             close(weights[h, i, keys], scores / scores.sum(), 1e-6)
             assert not np.delete(weights[h, i], keys).any()
+
+
+GROUPS = np.array([0, 0, 0, 1, 1, 2, 4, 4, 4, 4, 5, 5, 9])
+
+
+@pytest.mark.parametrize("backend, precision", [("numpy", "exact"), ("torch", "exact"), ("torch", "fast")])
+def test_groups_see_only_themselves(backend, precision):
+    """Windows of a tower: what a query attends to is its own group, and so is its range of keys."""
+    if precision == "fast":
+        pytest.importorskip("llvmlite")
+    sees = replace(Sees.all(13), groups=(GROUPS, GROUPS))
+    assert (sees.hidden() == (GROUPS[:, None] != GROUPS)).all()
+    assert [[*range(*keys)] for keys in sees.ranges()] == [np.flatnonzero(GROUPS == group).tolist() for group in GROUPS]
+    assert (sees.part(2, 9, 11).hidden() == sees.hidden()[2:9, :11]).all()
+    ops, scale = get_ops(backend, "cpu", 1, 0, precision), 0.4
+    q, k, v = (rand(13, 2, 16, seed=seed) for seed in range(3))
+    found = ops.numpy(ops.attention(ops.array(q), KV(ops.array(k), ops.array(v)), scale, ops.plan(sees)))
+    for i, group in enumerate(GROUPS):
+        keys = GROUPS == group
+        for h in range(2):
+            scores = np.exp(q[i, h].astype(np.float64) @ k[keys, h].T * scale)
+            close(
+                found[i, 16 * h : 16 * h + 16],
+                scores / scores.sum() @ v[keys, h],
+                1e-6 if precision == "exact" else 5e-3,
+            )

@@ -15,7 +15,6 @@ from llava_ref.generation.request import Request
 from llava_ref.generation.sampling import Sampling
 from llava_ref.model import Llava
 from llava_ref.scenes import COLOURS, Scene, Thing, sample_scene
-from llava_ref.study.ablation import picture_grid
 from llava_ref.study.attention import picture_positions
 from llava_ref.study.patching import patched_answer
 
@@ -59,7 +58,7 @@ def _swap(model: Llava, scene: Scene, thing: Thing, rng: np.random.Generator) ->
     if any(says(model, request) != colour for request, colour in zip(requests, colours, strict=True)):
         return None
     region = near(model, pictures)
-    rest = [row for row in range(picture_grid(model) ** 2) if row not in region]
+    rest = [row for row in range(model.tokens_per_image) if row not in region]
     elsewhere = sorted(int(row) for row in rng.choice(rest, min(len(region), len(rest)), replace=False))
     return Swap(requests[0], requests[1], colours, region, elsewhere)
 
@@ -75,7 +74,7 @@ def says(model: Llava, request: Request) -> str:
 
 def near(model: Llava, pictures: list[Image.Image]) -> list[int]:
     """Rows of the patches in which two pictures differ, and of those around."""
-    grid = picture_grid(model)
+    grid, _ = model.span(1, 1).grid
     a, b = (np.asarray(picture, np.int64) for picture in pictures)
     rows, columns = np.nonzero((a != b).any(-1))
     side = a.shape[0] / grid

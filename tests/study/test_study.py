@@ -103,10 +103,20 @@ def test_taking_away_what_says_nothing_costs_nothing(model):
 
 
 def test_windows():
-    assert window_of_patches(4, 2, (0, 1), 1).astype(int).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [0] * 4, [0] * 4]
-    assert window_of_patches(4, 4, (0, 1), 3).astype(int).tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [0] * 4, [0] * 4]
+    assert window_of_patches((4, 4), 2, (0, 1), 1).astype(int).tolist() == [
+        [0, 0, 1, 1],
+        [0, 0, 1, 1],
+        [0] * 4,
+        [0] * 4,
+    ]
+    assert window_of_patches((4, 4), 4, (0, 1), 3).astype(int).tolist() == [
+        [1, 1, 1, 0],
+        [1, 1, 1, 0],
+        [0] * 4,
+        [0] * 4,
+    ]
     for grid, cells in ((24, 8), (5, 3), (8, 8), (7, 1)):
-        covered = sum(window_of_patches(grid, cells, cell, 1).astype(int) for cell in np.ndindex(cells, cells))
+        covered = sum(window_of_patches((grid, grid), cells, cell, 1).astype(int) for cell in np.ndindex(cells, cells))
         assert (covered == 1).all()
 
 

@@ -66,12 +66,12 @@ def test_a_point_has_the_sum_of_its_tiles(picture):
 def test_the_parts_of_a_picture_cover_its_tiles(picture):
     """The cells around each make up all rows of patches, each once; the same part is covered in every tile."""
     _, found = picture
-    masks = [window_of_patches(4, 2, (y, x), 1) for y, x in np.ndindex(2, 2)]
+    masks = [window_of_patches((4, 4), 2, (y, x), 1) for y, x in np.ndindex(2, 2)]
     rows = sorted(row for mask in masks for row in rows_under(mask, found))
     shown = np.concatenate([tile.rows.ravel() for tile in found.tiles])
     assert len(set(rows)) == len(rows) and set(rows) <= set(shown[shown >= 0]) and len(rows) >= 16
-    left = window_of_patches(4, 2, (0, 0), 1) | window_of_patches(4, 2, (1, 0), 1)
-    whole = [under(left, found, tile, 28).mean() for tile in found.tiles]
+    left = window_of_patches((4, 4), 2, (0, 0), 1) | window_of_patches((4, 4), 2, (1, 0), 1)
+    whole = [under(left, found, tile, 28, 28).mean() for tile in found.tiles]
     assert sorted(round(float(share), 1) for share in whole)[-1] >= 0.5 and min(whole) == 0
 
 

@@ -195,13 +195,13 @@ def test_an_architecture_that_cannot_run_still_has_a_width(run, pair, tmp_path):
     data = (
         pair[0]
         .read_bytes()
-        .replace(b"llama.", b"qwen2.")
-        .replace(b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0qwen2", 1)
+        .replace(b"llama.", b"qwen3.")
+        .replace(b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0qwen3", 1)
     )
-    (tmp_path / "qwen2.gguf").write_bytes(data)
-    status, found, says = check(run, tmp_path / "qwen2.gguf", pair[1])
+    (tmp_path / "qwen3.gguf").write_bytes(data)
+    status, found, says = check(run, tmp_path / "qwen3.gguf", pair[1])
     assert status == 1 and found["text model"] is False and found["width"] is True
-    assert "qwen2.embedding_length is 32: equal" in says["width"]
+    assert "qwen3.embedding_length is 32: equal" in says["width"]
 
 
 def test_files_that_are_not_what_they_should_be(run, pair, tmp_path):

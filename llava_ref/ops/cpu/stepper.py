@@ -45,7 +45,7 @@ class _Arrays:
     def __init__(self, p: StepPlan, T: int) -> None:
         D, V, F = p.norm.shape[0], p.output.weight.shape[0], p.layers[0].gate.weight.shape[0]
         Q, KV = p.n_head * p.head_size, p.n_head_kv * p.head_size
-        self.tokens, self.positions = torch.zeros(T, dtype=torch.int64), torch.zeros(T, dtype=torch.int64)
+        self.tokens, self.positions, self.turns = (torch.zeros(T, dtype=torch.int64) for _ in range(3))
         self.table = torch.zeros((len(p.layers), T, 3), dtype=torch.int64)
         self.ranges = {w: torch.zeros((T, 2), dtype=torch.int64) for w in {layer.window for layer in p.layers}}
         self.x, self.branch, self.logits = (torch.zeros((T, n)) for n in (D, D, V))
@@ -66,6 +66,7 @@ class StepProgram:
         a, table = self.arrays, self.arrays.table.numpy()
         a.tokens.numpy()[:] = tokens
         a.positions.numpy()[:] = ends = [cache.length for cache in caches]
+        a.turns.numpy()[:] = [cache.length - cache.lag for cache in caches]
         for t, cache in enumerate(caches):
             table[:, t] = cache.table
         for window, ranges in a.ranges.items():
@@ -106,8 +107,8 @@ class StepProgram:
 
     def _rope(self, x: Tensor, n_head: int, w: StepLayer) -> Launch:
         at, p = x.data_ptr(), self.plan
-        positions = self.arrays.positions.data_ptr()
-        return rope.rope(at, at, *self._turns.of(w.angles), positions, self._T, n_head, p.head_size, p.pairs)
+        turns = self.arrays.turns.data_ptr()
+        return rope.rope(at, at, *self._turns.of(w.angles), turns, self._T, n_head, p.head_size, p.pairs)
 
     def _gate(self) -> Launch:
         a = self.arrays

@@ -128,6 +128,8 @@ class CudaOps(TorchOps):
     def stepper(self, plan: StepPlan, cache: Cache) -> CudaStepper | None:  # type: ignore[override]
         if plan.head_size > MOST_HEAD_SIZE or plan.head_size % 2 or plan.n_head > MOST_GROUP * plan.n_head_kv:
             return None
+        if plan.lags:
+            return None
         assert isinstance(cache, StaticCache)
         slot = cache.slot
         if not isinstance(slot.step, SlotStep) or slot.step.plan.embd is not plan.embd:

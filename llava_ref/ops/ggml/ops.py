@@ -130,7 +130,7 @@ class HalfCache:
     """A cache that rounds what it stores to float16."""
 
     def __init__(self, inner: Cache, ops: Ops) -> None:
-        self._inner, self._ops = inner, ops
+        self._inner, self._ops, self.lag = inner, ops, 0
 
     @property
     def length(self) -> int:
