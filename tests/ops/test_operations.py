@@ -117,5 +117,5 @@ def test_a_cache_grows_and_forgets(backend, precision, monkeypatch):
 def test_an_array_lies_row_by_row(backend):
     """Kernels read rows by their address, whatever order of axes the host's array has."""
     columns = np.arange(6.0).reshape(2, 3).T
-    found = get_ops(backend).array(columns)
+    found = get_ops(backend, "cpu", 1, 0).array(columns)
     assert (np.asarray(found) == columns).all() and np.asarray(found).flags.c_contiguous
