@@ -53,7 +53,7 @@ REQUIRED = {
 METADATA = {decoder: TEXT, tower: VISION}
 BAD = {  # one value out of range, or at odds with the others, or of the wrong type
     decoder: {
-        "general.architecture": "qwen2", "llama.block_count": 0, "llama.context_length": 1 << 25,
+        "general.architecture": "phi3", "llama.block_count": 0, "llama.context_length": 1 << 25,
         "llama.embedding_length": "wide", "llama.attention.head_count": 0, "llama.attention.head_count_kv": 3,
         "llama.attention.layer_norm_rms_epsilon": float("nan"), "llama.feed_forward_length": 1.5,
         "llama.attention.key_length": 0, "llama.attention.value_length": 5, "llama.rope.dimension_count": 6,

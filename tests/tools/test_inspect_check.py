@@ -75,7 +75,7 @@ def test_inspect_for_people(run, pair):
 
 def odd_file(path):
     """A file of an unknown architecture with values that are hard to print."""
-    writer = gguf.GGUFWriter(path, "qwen2")
+    writer = gguf.GGUFWriter(path, "phi3")
     writer.add_name("red \x1b[31m\nand\u202e bidi")
     writer.add_string("key\x1b[2J", "clears the screen")
     writer.add_float32("a.nan", float("nan"))
@@ -94,7 +94,7 @@ def odd_file(path):
 def test_inspect_reads_what_it_cannot_run(run, tmp_path):
     path = odd_file(tmp_path / "odd.gguf")
     got = parsed(run("inspect", path, "--json")[1])
-    assert (got["kind"], got["architecture"], got["supported"]) == ("other", "qwen2", False)
+    assert (got["kind"], got["architecture"], got["supported"]) == ("other", "phi3", False)
     assert got["metadata"]["a.nan"] == "nan" and got["metadata"]["an.infinity"] == "-inf"
     assert got["metadata"]["many"] == {"length": 1000, "first": list(range(8))} and got["metadata"]["yes"] is True
     assert got["metadata"]["a.nest"] == [[1, 2], [3]]
