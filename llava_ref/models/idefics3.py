@@ -88,6 +88,7 @@ class Idefics3:
 
     ORIGINAL: ClassVar[str] = "hf"
     MARKERS: ClassVar[tuple[str, ...]] = (named_tiles.START, named_tiles.OVERVIEW, named_tiles.FIRST)
+    REPLAYS: ClassVar[bool] = True
     file: GGUFFile
     config: VisionConfig
     tiles: NamedTiles
