@@ -43,7 +43,7 @@ WHOLE_BLOCKS = {
         f"a<image>{WORDS}", ((4, 4),), QwenTextSpec(tied=True, rope_base=None), replace(PLAIN, n_head=5, mlp_width=80)
     ),
 }
-WIDE, TALL, LARGE, TINY, POINT, THIN = (300, 41), (37, 250), (523, 410), (9, 5), (1, 1), (180, 2)
+WIDE, TALL, LARGE, TINY, POINT, THIN = (300, 71), (61, 250), (523, 410), (9, 5), (1, 1), (180, 2)
 ANY_SIZE = {
     "2.5, a wide one in the middle": Sent(f"{WORDS}<image>{WORDS}", sizes=(WIDE,)),
     "2.5, a large one, more than a unit": Sent(
