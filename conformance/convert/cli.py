@@ -1,4 +1,4 @@
-"""Convert a Hugging Face LLaVA, Gemma 3 or Qwen2-VL folder to a GGUF pair that this project and llama.cpp read.
+"""Convert a Hugging Face folder of LLaVA, Gemma 3, Qwen2-VL, SmolVLM or Idefics3 to a GGUF pair for any engine.
 
 `python -m llava_ref.conformance.convert FOLDER OUT_PREFIX [--type f16]` reads config.json, model*.safetensors,
 tokenizer.model or tokenizer.json, and preprocessor_config.json if present, and writes OUT_PREFIX-text.gguf and
@@ -19,7 +19,8 @@ from llava_ref.errors import LlavaError
 
 from ..pairs.pairs import Pair
 from ..pairs.writing import Metadata, StoredTensor, held, write
-from . import gemma3, hf_tokenizer, hf_weights, qwen2vl
+from . import gemma3, hf_tokenizer, hf_weights, idefics3, qwen2vl
+from .hf_bpe import read_bpe
 from .hf_config import ConversionError, read_text, read_vision
 
 TYPES = ("F32", "F16", "BF16", "Q8_0")
@@ -28,6 +29,7 @@ CONVERTERS: Mapping[
     str, Callable[[hf_weights.Source, Mapping[str, Any], Mapping[str, Any], int], tuple[Part, Part]]
 ] = {
     "gemma3": gemma3.convert_gemma3,
+    **dict.fromkeys(idefics3.KINDS, idefics3.convert_idefics3),
     **dict.fromkeys(qwen2vl.KINDS, qwen2vl.convert_qwen),
 }
 
@@ -40,8 +42,11 @@ def convert_folder(folder: Path, out_prefix: str, kind: str = "F16") -> Pair:
     else:
         n_rows = read_text(str(folder), config).n_vocab
         image_token = config.get("image_token_index", config.get("image_token_id"))
-    vocabulary = hf_tokenizer.read_folder(folder, n_rows, image_token)
-    metadata: dict[str, Any] = {"general.name": folder.resolve().name, **vocabulary.metadata()}
+    if config.get("model_type") in idefics3.KINDS:
+        vocabulary = read_bpe(folder, n_rows)
+    else:
+        vocabulary = hf_tokenizer.read_folder(folder, n_rows, image_token).metadata()
+    metadata: dict[str, Any] = {"general.name": folder.resolve().name, **vocabulary}
     if template := _template(folder):
         metadata["tokenizer.chat_template"] = template
     processor = _read_json(folder, "preprocessor_config.json")

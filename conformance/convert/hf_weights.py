@@ -58,6 +58,8 @@ def plain_name(name: str) -> str:
         ("language_model.lm_head.", "lm_head."),
         ("language_model.model.", "language_model."),
         ("vision_tower.vision_model.", "vision_tower."),
+        ("text_model.", "language_model."),  # Idefics3, SmolVLM
+        ("vision_model.", "vision_tower."),
     ):
         if name.startswith(old):
             return new + name.removeprefix(old)
