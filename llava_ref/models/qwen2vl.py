@@ -18,7 +18,6 @@ from ..images.resample import BICUBIC
 from ..ops.protocol import KV, Activation, Array, Linear, Norm, Ops, Plan
 from ..profiles import Quirks
 from ..tracing.trace import Tap, no_tap, scoped
-from . import vit
 from .config import VisionConfig, read_vision
 from .family import Span, prepared
 from .parts import attend
@@ -30,33 +29,45 @@ PATTERN = "clip.vision.n_wa_pattern"
 WINDOW = 112  # pixels a side (Qwen2.5-VL), whatever the file says
 BLACK = (0, 0, 0)
 _V, _HV = "v.blk.{i}", "visual.blocks.{i}"
-_ROPE = (
-    Stage("Qcur_rope", "n H dh", "float", None, "Qcur_rope-{i}", f"{_HV}.attn, after rope"),
-    Stage("Kcur_rope", "n H dh", "float", None, "Kcur_rope-{i}", f"{_HV}.attn, after rope"),
+_BLOCK = (
+    Stage("layer_inp_normed", "n Dv", "float", None, "ln1-{i}", f"{_HV}.norm1"),
+    Stage("Qcur", "n Dv", "matmul", f"{_V}.attn_q.weight", "Qcur-{i} (RESHAPE)", f"{_HV}.attn.qkv, its first third"),
+    Stage("Kcur", "n Dv", "matmul", f"{_V}.attn_k.weight", "Kcur-{i} (RESHAPE)", f"{_HV}.attn.qkv, its second"),
+    Stage("Vcur", "n Dv", "matmul", f"{_V}.attn_v.weight", "Vcur-{i} (RESHAPE)", f"{_HV}.attn.qkv, its last"),
+    Stage("Qcur_rope", "n Hv dhv", "float", None, "Qcur_rope-{i}", f"{_HV}.attn, after rope"),
+    Stage("Kcur_rope", "n Hv dhv", "float", None, "Kcur_rope-{i}", f"{_HV}.attn, after rope"),
+    Stage("kq_soft_max", "Hv n n", "attention", None, "node (SOFT_MAX)", f"{_HV}.attn, weights"),
+    Stage("kqv_out", "n Dv", "attention", None, "kqv_out-{i}", f"< {_HV}.attn.proj"),
+    Stage("attn_out", "n Dv", "matmul", f"{_V}.attn_out.weight", "attn_out-{i}", f"{_HV}.attn.proj"),
+    Stage("ffn_inp", "n Dv", "float", None, "ffn_inp-{i}", f"< {_HV}.norm2"),
+    Stage("ffn_inp_normed", "n Dv", "float", None, "ffn_inp_normed-{i}", f"{_HV}.norm2"),
+    Stage("ffn_gate", "n Fv", "matmul", f"{_V}.ffn_gate.weight", "ffn_gate_b-{i}", f"{_HV}.mlp.gate_proj"),
+    Stage("ffn_up", "n Fv", "matmul", f"{_V}.ffn_up.weight", "ffn_up_b-{i}", f"{_HV}.mlp.up_proj, mlp.fc1"),
+    Stage("ffn_act", "n Fv", "float", None, "ffn_swiglu-{i}, ffn_gelu_quick-{i}", f"< {_HV}.mlp.down_proj, mlp.fc2"),
+    Stage("ffn_out", "n Dv", "matmul", f"{_V}.ffn_down.weight", "ffn_out-{i}", f"{_HV}.mlp.down_proj, mlp.fc2"),
+    Stage("layer_out", "n Dv", "float", None, "layer_out-{i}", _HV),
 )
-_GATE = Stage("ffn_gate", "n Fv", "matmul", f"{_V}.ffn_gate.weight", "ffn_gate-{i}", f"{_HV}.mlp.gate_proj")
-_BLOCK = {stage.name: stage for stage in vit.STAGES}
-_ORDER = (
-    "layer_inp_normed Qcur Kcur Vcur - kq_soft_max kqv_out attn_out ffn_inp ffn_inp_normed ffn_up ffn_act ffn_out "
-    "layer_out"
-).split()
-_STAGES = tuple(stage for name in _ORDER for stage in (_ROPE if name == "-" else (_BLOCK[name],)))
-TABLE = Table(
+GATED_TABLE = Table(  # Qwen2.5-VL
     "vision.blk",
     before=(
         *IMAGE,
-        Stage("vision.patch_embd", "n Dv", "matmul", "v.patch_embd.weight", "node (CONT)", "visual.patch_embed"),
+        Stage("vision.patch_embd", "n Dv", "matmul", "v.patch_embd.weight", "node (ADD)", "visual.patch_embed"),
     ),
-    block=tuple(replace(stage, shape=stage.shape.replace("T", "n")) for stage in _STAGES),
+    block=_BLOCK,
     behind=(
-        Stage("vision.post_ln", "n Dv", "float", None, "norm (MUL, ADD)", "visual.merger.ln_q"),
+        Stage("vision.post_ln", "n Dv", "float", None, "norm_b (ADD), norm_w (MUL)", "visual.merger.ln_q"),
         Stage("projector.mm_0", "N M", "matmul", "mm.0.weight", "node (ADD)", "visual.merger.mlp.0"),
         Stage("projector.gelu", "N M", "table", None, "node (UNARY)", "visual.merger.mlp.1"),
         Stage("projector.out", "N D", "matmul", "mm.2.weight", "node (ADD), the last", "visual.merger"),
     ),
 )
-GATED_TABLE = replace(
-    TABLE, block=tuple(s for stage in TABLE.block for s in ((_GATE, stage) if stage.name == "ffn_up" else (stage,)))
+TABLE = replace(  # Qwen2-VL: quick GELU, which ggml reads from a table
+    GATED_TABLE,
+    block=tuple(
+        replace(stage, kind="table") if stage.name == "ffn_act" else stage
+        for stage in _BLOCK
+        if stage.name != "ffn_gate"
+    ),
 )
 
 
