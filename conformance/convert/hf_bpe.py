@@ -62,7 +62,7 @@ def _rule(path: Path, cutter: Mapping[str, Any]) -> str:
     key = (*(step.get("type") for step in steps), pattern)
     if key not in RULES:
         raise ConversionError(path, "pre_tokenizer", f"{key!r}: no known name in a GGUF file")
-    return RULES[key]  # type: ignore[index]
+    return RULES[key]
 
 
 def _named(path: Path, settings: Mapping[str, Any], ids: Mapping[int, tuple[str, int]], name: str) -> int | None:
