@@ -38,6 +38,7 @@ from llava_ref.tracing.tracefile import TraceFile, Writer, hashes
 from ..pairs.gemma3 import Gemma3Spec, SiglipSpec, build_gemma3
 from ..pairs.idefics3 import Idefics3Spec, build_idefics3
 from ..pairs.pairs import Pair, TextSpec, VisionSpec, build
+from ..pairs.qwen2vl import QwenTextSpec, QwenVisionSpec, build_qwen2vl
 from .case import FORMAT, MARGINS, ExpectedBundle, expected
 from .pictures import picture, png
 from .recipes import Bundle, bundles
@@ -85,6 +86,8 @@ def _build(folder: Path, bundle: Bundle) -> Pair:
             return build_idefics3(folder, text, idefics, bundle.seed)
         case Gemma3Spec() as gemma, SiglipSpec() as siglip:
             return build_gemma3(folder, gemma, siglip, bundle.seed)
+        case QwenTextSpec() as qwen, QwenVisionSpec() as tower:
+            return build_qwen2vl(folder, qwen, tower, bundle.seed)
         case halves:
             raise TypeError(f"{bundle.name}: no pair is made of {halves}")
 

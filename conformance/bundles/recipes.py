@@ -1,11 +1,11 @@
 """List the golden bundles: the pair, pictures and prompt of each, and the profiles that it is valid for.
 
-There are six groups. The first covers LLaVA's architecture in float32 and with every stage: one pair for each option,
+There are seven groups. The first covers LLaVA's architecture in float32 and with every stage: one pair for each option,
 under the profile that the option distinguishes. The second does the same for Gemma 3, the third for LLaVA-1.6, the
-fourth for SmolVLM and Idefics3. The fifth has one pair for every type of tensor, on which the profiles do not differ
-(no class token, a feature layer that the file names, a picture of the tower's size, a projector gain at which all kinds
-of GELU agree), so that engines of every behaviour can use them. The last is one pair in which every matrix has another
-type.
+fourth for SmolVLM and Idefics3, the fifth for Qwen2-VL and Qwen2.5-VL. The sixth has one pair for every type of tensor,
+on which the profiles do not differ (no class token, a feature layer that the file names, a picture of the tower's size,
+a projector gain at which all kinds of GELU agree), so that engines of every behaviour can use them. The last is one
+pair in which every matrix has another type.
 """
 
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from llava_ref.gguf.types import TYPES
 from ..pairs.gemma3 import Gemma3Spec, SiglipSpec
 from ..pairs.idefics3 import Idefics3Spec
 from ..pairs.pairs import TextSpec, VisionSpec
+from ..pairs.qwen2vl import QwenTextSpec, QwenVisionSpec
 from ..pairs.random_blocks import KINDS
 
 EVERY_STAGE = ("*", "*kq_soft_max")
@@ -43,8 +44,8 @@ class Bundle:
 
     name: str
     about: str
-    text: TextSpec | Gemma3Spec
-    vision: VisionSpec | SiglipSpec
+    text: TextSpec | Gemma3Spec | QwenTextSpec
+    vision: VisionSpec | SiglipSpec | QwenVisionSpec
     pictures: tuple[PictureSpec, ...]
     prompt: str
     profiles: tuple[str, ...]
@@ -186,6 +187,39 @@ IDEFICS3 = (
 )  # fmt: skip
 
 
+QWEN = QwenTextSpec(width=24, n_layer=2, n_head=2, n_head_kv=1, mlp_width=40, context=128, tied=True)
+WINDOWED = QwenVisionSpec(width=16, n_block=2, n_head=2, mlp_width=24, patch_size=16, image_size=32)
+PLAIN = QwenVisionSpec(gated=False, width=16, n_block=1, n_head=2, mlp_width=32, patch_size=6, image_size=24)
+EIGHT = PictureSpec("wide.png", 50, 131)  # 2 x 4 rows, in two windows
+
+QWEN2VL = (
+    Bundle(
+        "qwen2.5vl-hf",
+        "Qwen2.5-VL: one block of two windows and one that sees everything, RMSNorm and a gated MLP in the tower; a "
+        "wide picture, stretched; GELU by erf in the merger",
+        QWEN, WINDOWED, (EIGHT,), "<|im_start|>what<image>is 12<|im_end|>", HF, seed=21,
+    ),
+    Bundle(
+        "qwen2.5vl-llama.cpp",
+        "the same files; the picture fitted and centred on black, GELU by tanh in the merger",
+        QWEN, WINDOWED, (EIGHT,), "<|im_start|>what<image>is 12<|im_end|>", LLAMA_CPP, seed=21,
+    ),
+    Bundle(
+        "qwen2vl-hf",
+        "Qwen2-VL: LayerNorm and quick GELU in the tower; a wide picture and one of 2 x 3 pixels, whose rows have "
+        "positions of their grids",
+        replace(QWEN, n_head_kv=2), PLAIN, (WIDE, TINY), "<image>what\n<image>is", HF, seed=36,
+    ),
+    Bundle(
+        "qwen2vl-llama.cpp",
+        "Qwen2-VL: the text's epsilon, 0.05 in the file, taken as 0; the tower's MLP matrices by each other's names; a "
+        "tall picture, at a size of at least eight rows",
+        replace(QWEN, eps=0.05), replace(PLAIN, swapped=True), (TALL,), "the color<image>is", LLAMA_CPP,
+        seed=18,
+    ),
+)  # fmt: skip
+
+
 def _of_type(kind: str) -> Bundle:
     """Make the bundle of one type, with one block in each network.
 
@@ -238,5 +272,6 @@ def bundles() -> Iterator[Bundle]:
     yield from GEMMA3
     yield from LLAVA_NEXT
     yield from IDEFICS3
+    yield from QWEN2VL
     yield from (_of_type(kind) for kind in KINDS)
     yield _mixed()
