@@ -39,10 +39,12 @@ def convert_folder(folder: Path, out_prefix: str, kind: str = "F16") -> Pair:
     config = _read_json(folder, "config.json", required=True)
     if config.get("model_type") == "gemma3":
         n_rows, image_token = gemma3.n_vocab(config), None  # Gemma 3's own picture token stays in the vocabulary
+    elif config.get("model_type") in qwen2vl.KINDS:
+        n_rows, image_token = qwen2vl.n_vocab(config), None
     else:
         n_rows = read_text(str(folder), config).n_vocab
         image_token = config.get("image_token_index", config.get("image_token_id"))
-    if config.get("model_type") in idefics3.KINDS:
+    if config.get("model_type") in (*idefics3.KINDS, *qwen2vl.KINDS):
         vocabulary = read_bpe(folder, n_rows)
     else:
         vocabulary = hf_tokenizer.read_folder(folder, n_rows, image_token).metadata()

@@ -1,0 +1,98 @@
+"""The converter on Qwen2-VL and Qwen2.5-VL: the way there and back, from a folder as transformers saves it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llava_ref
+from llava_ref import gguf
+from llava_ref.conformance.convert import cli as convert
+from llava_ref.conformance.convert.hf_config import ConversionError
+from llava_ref.conformance.engines.hf import from_gguf, qwen2vl_prompt
+from llava_ref.conformance.engines.hf import tiny as reference_hf
+from llava_ref.conformance.engines.hf.engine import Transformers
+from llava_ref.conformance.engines.llama_cpp import oracle
+from llava_ref.conformance.engines.llama_cpp.engine import LlamaCpp
+from llava_ref.conformance.engines.reference import Case
+from llava_ref.tracing.distance import rel_rms
+
+from .qwen2vl_cases import ANY_SIZE, WHOLE_BLOCKS, case_of
+
+reason = reference_hf.missing() or oracle.missing()
+pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]
+STRINGS = ["what is the color", " 123 a\n\nb  é漢<|im_end|>", "<|im_start|>user\nI'Ll see<|vision_start|>x"]
+SENT = {
+    "Qwen2.5-VL": ANY_SIZE["2.5, wide, tiny and tall"],
+    "Qwen2-VL": ANY_SIZE["2, a tall one first"],
+    "Qwen2-VL, tied": WHOLE_BLOCKS["2, tied, the base left out"],
+}
+MODELS = pytest.mark.parametrize("name", SENT)
+# What a config says otherwise than a pair of `pairs.qwen2vl`: the real width, a size that nobody asks for, the base.
+OTHERWISE = {"clip.vision.feed_forward_length", "clip.vision.image_size", "tokenizer.chat_template"}
+
+
+def save(case: Case, folder: Path) -> Path:
+    """Write a folder as transformers does: model, tokenizer and image processor."""
+    model = from_gguf.load(case.text, case.mmproj)
+    assert model.vision is not None
+    model.module.save_pretrained(folder)
+    tokenizer: Any = qwen2vl_prompt.qwen_tokenizer(model.text_file)
+    tokenizer.eos_token, tokenizer.bos_token = "<|im_end|>", "<|endoftext|>"
+    tokenizer.save_pretrained(folder)
+    qwen2vl_prompt.image_processor(model.vision).save_pretrained(folder)
+    return folder
+
+
+@MODELS
+def test_there_and_back(tmp_path: Path, name: str) -> None:
+    """Every tensor is equal bit for bit, and every key that a folder can say."""
+    case = case_of(tmp_path, SENT[name])
+    assert case.mmproj is not None
+    made = convert.convert_folder(save(case, tmp_path / "hf"), str(tmp_path / "made"), "F32")
+    for found, want in ((made.text, case.text), (made.mmproj, case.mmproj)):
+        ours, theirs = gguf.read(found), gguf.read(want)
+        assert ours.tensors.keys() == theirs.tensors.keys()
+        for tensor, view in theirs.tensors.items():
+            assert (ours.tensors[tensor].type, ours.tensors[tensor].shape) == (view.type, view.shape), tensor
+            assert bytes(ours.tensors[tensor].data) == bytes(view.data), tensor
+        assert not [key for key in theirs if key not in OTHERWISE and (key not in ours or ours[key] != theirs[key])]
+    wanted = qwen2vl_prompt.qwen_tokenizer(gguf.read(case.text))
+    model = llava_ref.load(made.text, made.mmproj, backend="numpy")
+    for string, ids in zip(STRINGS, oracle.Oracle(made.text).tokenize(STRINGS, bos=False), strict=True):
+        assert ids == list(wanted(string)["input_ids"]) == model.tokenizer.encode(string)
+
+
+@MODELS
+@pytest.mark.parametrize("profile", ["hf", "llama.cpp"])
+def test_a_converted_model_says_the_same(tmp_path: Path, within: Any, name: str, profile: str) -> None:
+    case = case_of(tmp_path, SENT[name])
+    made = convert.convert_folder(save(case, tmp_path / "hf"), str(tmp_path / "made"), "F32")
+    engine: Any = Transformers() if profile == "hf" else LlamaCpp()
+    run = engine.run(case)
+    model = llava_ref.load(made.text, made.mmproj, backend="numpy", profile=profile)
+    logits = model.request_logits(model.raw_request(case.prompt, case.images))
+    bound = 2e-5 if profile == "hf" else 5e-3
+    within(f"Qwen2-VL, converted, {profile}", rel_rms(logits, run.stages["result_output"]), bound)
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "fullatt_block_indexes": {"vision_config": {"fullatt_block_indexes": [0, 2]}},
+    "vision_config.window_size": {"vision_config": {"window_size": 56}},
+    "vision_config.hidden_act": {"vision_config": {"hidden_act": "gelu"}},
+    "use_sliding_window": {"text_config": {"use_sliding_window": True}},
+    "rope_parameters": {"text_config": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}},
+    "mlp.gate_proj.weight": {"text_config": {"intermediate_size": 96}},
+}
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_what_a_pair_cannot_say_is_refused(tmp_path: Path, field: str) -> None:
+    folder = save(case_of(tmp_path, SENT["Qwen2.5-VL"]), tmp_path / "hf")
+    config = json.loads((folder / "config.json").read_text())
+    for part, change in REFUSED[field].items():
+        config[part] |= change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConversionError, match=field):
+        convert.convert_folder(folder, str(tmp_path / "made"))
