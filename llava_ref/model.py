@@ -1,6 +1,6 @@
 """`Llava`: a decoder, a vision tower, or both, behind the interface that users call. The only file that sees all parts.
 
-N rows of a picture, D decoder width, T positions, V vocabulary, S the tower's picture size in pixels.
+N rows of a picture, D decoder width, T positions, V vocabulary, Y and X height and width of a tile in pixels.
 """
 
 import time
@@ -229,7 +229,7 @@ class Llava:
         return self.tower.preprocess(image.rgb, tap)
 
     def encode(self, pixels: np.ndarray, size: tuple[int, int] = (1, 1), tap: Tap = no_tap) -> np.ndarray:
-        """Return the rows that stand in for a picture.  `Preprocessed.pixels` (tiles, 3, S, S) -> (N, D) float32
+        """Return the rows that stand in for a picture.  `Preprocessed.pixels` (tiles, 3, Y, X) -> (N, D) float32
 
         `size`: `Preprocessed.source`, which only pictures of several tiles need."""
         return encode(self.tower, pixels, size, tap)

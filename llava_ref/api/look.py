@@ -55,8 +55,9 @@ def look_response(result: Look) -> dict[str, Any]:
     """Return the response object.
 
     `picture` is the source as it was decoded; a browser may show it rotated, because it applies EXIF orientation.
-    `affine` is [scale x, scale y, shift x, shift y] from pixels of the squared picture to pixels of the source, whose
-    size is `source`; of LLaVA-1.6's tiles it is that of the overview, which `grid` lies over too."""
+    `size` is the width and height of the picture as it was fitted, `grid` the rows and columns of `attention` over
+    it, `affine` [scale x, scale y, shift x, shift y] from its pixels to those of the source, whose size is `source`;
+    of several tiles all three are of the one that shows the whole picture."""
     picture, affine = result.picture, result.picture.affine
     return {
         "object": "look",

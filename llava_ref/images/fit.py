@@ -1,6 +1,7 @@
-"""Fit a picture into the square that a tower takes, normalise it, and keep the way back to its own pixels.
+"""Fit a picture into what a tower takes, normalise it, and keep the way back to its own pixels.
 
-S is the side of the square. The rules, for a picture of w x h:
+S is the side of the square that most towers take, H and W height and width of what others do. The rules, for a
+picture of w x h:
 
 - `pad_resize` (haotian-liu/LLaVA v1.2.2, mm_utils.py `expand2square`, then CLIPImageProcessor): on a square of the
   longer side, filled with one colour, then one bicubic resize to S.
@@ -52,24 +53,24 @@ class PictureMap:
 
 
 Fitted = tuple[np.ndarray, PictureMap]
-"""What one run of a tower sees, (S, S, 3) uint8, and the way back."""
+"""What one run of a tower sees, (H, W, 3) uint8, and the way back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
     """What one run of a tower sees of a picture: all of it, or a part."""
 
-    seen: np.ndarray  # (S, S, 3) uint8
+    seen: np.ndarray  # (H, W, 3) uint8
     affine: PictureMap
     rows: np.ndarray
-    """(n, n) int64: for each square of `seen` the number of the picture's row that stands for it, -1: none does."""
+    """(gy, gx) int64: for each square of `seen` the number of the picture's row that stands for it, -1: none does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocessed:
     """A picture as a tower takes it."""
 
-    pixels: np.ndarray  # (tiles, 3, S, S) float32, normalised
+    pixels: np.ndarray  # (tiles, 3, H, W) float32, normalised
     tiles: tuple[Tile, ...]
     source: tuple[int, int]  # width, height
 
@@ -90,7 +91,7 @@ class Preprocessed:
 
 
 def normalise(seen: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Return (u8 / 255 - mean) / std, each of the three operations in float32.  (S, S, 3) uint8 -> (1, 3, S, S)
+    """Return (u8 / 255 - mean) / std, each of the three operations in float32.  (H, W, 3) uint8 -> (1, 3, H, W)
 
     As llama.cpp does it (clip-impl.h:714-742). transformers multiplies by 1 / 255 in float64 and rounds after that,
     which gives the same float32 for all 256 levels.

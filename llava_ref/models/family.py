@@ -1,6 +1,6 @@
 """Define what a family of models provides: a tower with its projector, a decoder, and a picture's place between them.
 
-N rows of a picture, D decoder width, T positions, V vocabulary, S the tower's picture size in pixels.
+N rows of a picture, D decoder width, T positions, V vocabulary, Y and X height and width of a tile in pixels.
 """
 
 from collections.abc import Sequence
@@ -76,11 +76,11 @@ class Tower(Protocol):
     def span(self, width: int, height: int) -> Span: ...
 
     def preprocess(self, rgb: np.ndarray, tap: Tap = no_tap) -> Preprocessed:
-        """Return the tiles that `encode` takes.  (height, width, 3) uint8 -> pixels (tiles, 3, S, S)"""
+        """Return the tiles that `encode` takes.  (height, width, 3) uint8 -> pixels (tiles, 3, Y, X)"""
         ...
 
     def encode(self, pixels: Array, tap: Tap = no_tap) -> Array:
-        """Return the rows of one tile.  pixels (1, 3, S, S) -> (N, D)"""
+        """Return the rows of one tile.  pixels (1, 3, Y, X) -> (N, D)"""
         ...
 
     def pack(self, rows: Array, width: int, height: int) -> Array:
@@ -145,7 +145,7 @@ class TextModel(Protocol):
 def prepared(
     rgb: np.ndarray, fitted: Sequence[Fitted], rows: np.ndarray, c: VisionConfig, tap: Tap = no_tap
 ) -> Preprocessed:
-    """Normalise a picture's tiles.  (h, w, 3) uint8, (S, S, 3) uint8 each, rows (tiles, n, n) -> (tiles, 3, S, S)"""
+    """Normalise a picture's tiles.  (h, w, 3) uint8, (Y, X, 3) uint8 each, rows (tiles, gy, gx) -> (tiles, 3, Y, X)"""
     seen = [of_tile(tap, i)("image.seen", tile) for i, (tile, _) in enumerate(fitted)]
     tiles = tuple(Tile(x, affine, r) for x, (_, affine), r in zip(seen, fitted, rows, strict=True))
     pixels = np.concatenate([normalise(x, c.mean, c.std) for x in seen])
@@ -153,7 +153,7 @@ def prepared(
 
 
 def encode(tower: Tower, pixels: np.ndarray, size: tuple[int, int] = (1, 1), tap: Tap = no_tap) -> np.ndarray:
-    """Return the rows that stand in for a picture, on the host.  pixels (tiles, 3, S, S) -> (N, D) float32
+    """Return the rows that stand in for a picture, on the host.  pixels (tiles, 3, Y, X) -> (N, D) float32
 
     `size`: width and height of the source, which say how tiles are put together. Raises NumericsError for NaN or
     infinity, naming the first tensor to hold one."""

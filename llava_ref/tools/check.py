@@ -161,6 +161,10 @@ def _positions(text: GGUFFile, mmproj: GGUFFile) -> tuple[bool | None, str]:
     about = image_pipeline(mmproj, PROFILES["llava"])
     count = about["tokens_per_image"]
     context = text.integer(f"{text.string('general.architecture')}.context_length", 1, 1 << 24)
-    least = f"{about['tokens_least']} to " if "tokens_least" in about else ""
-    says = f"a picture takes {least}{count} of {context} positions"
-    return (True, says) if count < context else (False, f"{says}: there is no room for a question")
+    least = about.get("tokens_least", count)
+    says = f"a picture takes {f'{least} to ' if least != count else ''}{count} of {context} positions"
+    if count < context:
+        return True, says
+    if least < context:
+        return None, f"{says}, by its size: the largest leave no room for a question"
+    return False, f"{says}: there is no room for a question"

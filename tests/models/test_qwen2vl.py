@@ -27,6 +27,7 @@ from llava_ref.generation.units import PictureRows
 from llava_ref.models import qwen2, qwen2vl, text_family, tower_family
 from llava_ref.models.patch_grid import PatchGrid
 from llava_ref.profiles import PROFILES
+from llava_ref.tools.check import check
 
 from ..support.helpers import close, rand
 
@@ -202,3 +203,10 @@ def test_the_server_answers_about_pictures(pairs):
         reply = server.post("/v1/chat/completions", body).json()
     assert reply["usage"]["completion_tokens"] == 3
     assert reply["usage"]["prompt_tokens_details"]["image_tokens"] == 18
+
+
+@pytest.mark.parametrize("context, says", [(4096, "the largest leave no room"), (4, "there is no room")])
+def test_check_says_which_pictures_fit(tmp_path, context, says):
+    pair = build_qwen2vl(tmp_path, replace(TEXT, context=context), VISION)
+    found = next(row for row in check(gguf.read(pair.text), gguf.read(pair.mmproj)) if row.what == "positions")
+    assert found.ok is (None if context == 4096 else False) and says in found.says
