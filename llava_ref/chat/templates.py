@@ -83,15 +83,33 @@ GEMMA = """\
 {%- if add_generation_prompt -%}{{ '<start_of_turn>model\\n' }}{%- endif -%}
 """
 
+# SmolVLM and SmolVLM2 (HuggingFaceTB/SmolVLM-Instruct, chat_template.json): no space before a picture.
+SMOLVLM = """\
+{{- '<|im_start|>' -}}
+{%- for message in messages -%}
+    {{- message.role | capitalize + ':' -}}
+    {%- if message.content is string -%}
+        {{- ('' if message.content.startswith('<image>') else ' ') + message.content -}}
+    {%- else -%}
+        {{- '' if message.content[0].type == 'image' else ' ' -}}
+        {%- for part in message.content -%}{{- '<image>' if part.type == 'image' else part.text -}}{%- endfor -%}
+    {%- endif -%}
+    {{- '<end_of_utterance>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}
+"""
+
 TEMPLATES: Mapping[str, str] = {
     "vicuna": VICUNA,
     "mistral-instruct": MISTRAL_INSTRUCT,
     "llava-llama-3": LLAVA_LLAMA_3,
     "chatml": CHATML,
     "gemma": GEMMA,
+    "smolvlm": SMOLVLM,
 }
-TELLTALES = {  # the tokens that only one format uses
+TELLTALES = {  # the tokens that only one format uses, or none of those behind it
     "llava-llama-3": ("<|start_header_id|>", "<|eot_id|>"),
+    "smolvlm": ("<end_of_utterance>", "<fake_token_around_image>"),  # such a vocabulary has ChatML's too
     "chatml": ("<|im_start|>", "<|im_end|>"),
     "gemma": ("<start_of_turn>", "<end_of_turn>"),
 }

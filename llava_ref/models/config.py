@@ -101,8 +101,9 @@ def projector_of(file: GGUFFile) -> str:
     return file.string("clip.projector_type", "") or file.string("clip.vision.projector_type", "") or "mlp"
 
 
-def read_vision(file: GGUFFile, obeyed: Collection[str] = ()) -> VisionConfig:
-    """Read a tower's settings. `obeyed`: keys of `keys.VISION` that the family reads itself.
+def read_vision(file: GGUFFile, obeyed: Collection[str] = (), *, any_size: bool = False) -> VisionConfig:
+    """Read a tower's settings. `obeyed`: keys of `keys.VISION` that the family reads itself. `any_size`: the tower sees
+    pictures of other sizes than `image_size`.
 
     Raises GGUFError with the key that is missing, mistyped or impossible."""
     projector = projector_of(file)
@@ -123,6 +124,8 @@ def read_vision(file: GGUFFile, obeyed: Collection[str] = ()) -> VisionConfig:
         mean=_triple(file, v + "image_mean", 0.0, 1.0),
         std=_triple(file, v + "image_std", 1e-6, 1e3),
     )
+    if config.image_size % config.patch_size and not any_size:
+        raise GGUFError(file.path, v + "patch_size", f"{config.patch_size} does not divide image_size")
     _check_vision(file, config)
     return config
 
@@ -130,8 +133,6 @@ def read_vision(file: GGUFFile, obeyed: Collection[str] = ()) -> VisionConfig:
 def _check_vision(file: GGUFFile, c: VisionConfig) -> None:
     """Raise GGUFError where one setting contradicts another."""
     v = "clip.vision."
-    if c.image_size % c.patch_size:
-        raise GGUFError(file.path, v + "patch_size", f"{c.patch_size} does not divide image_size")
     if c.width % c.n_head:
         raise GGUFError(file.path, v + "attention.head_count", f"{c.n_head} does not divide width {c.width}")
     for key, want in (("attention.head_dim", c.width // c.n_head), ("attention.head_count_kv", c.n_head)):

@@ -91,7 +91,7 @@ class QwenVisionPlan:
 def read(file: GGUFFile, quirks: Quirks) -> QwenVisionPlan:
     """Read the tower's settings. Raises GGUFError."""
     gated = file.string("clip.projector_type", "") == "qwen2.5vl_merger"
-    c = read_vision(file, obeyed=[PATTERN] if gated else [])
+    c = read_vision(file, obeyed=[PATTERN] if gated else [], any_size=True)
     if c.feature_layer not in (None, c.n_stored):
         raise GGUFError(file.path, "clip.vision.feature_layer", f"{c.feature_layer}, expected no such key")
     if gated and c.activation != "silu":
@@ -240,8 +240,10 @@ class QwenVision:
     @classmethod
     def about(cls, file: GGUFFile, quirks: Quirks) -> dict[str, Any]:
         p = read(file, quirks)
+        unused = ("image_size", "grid")
         return {
-            **p.config.about(),
+            **{name: value for name, value in p.config.about().items() if name not in unused},
+            "square_pixels": p.size.square,
             "tokens_per_image": p.size.most,
             "tokens_least": p.size.least,
             "fit": quirks.fit,

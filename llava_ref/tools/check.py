@@ -125,7 +125,7 @@ def _template(file: GGUFFile) -> tuple[bool | None, str]:
 
 def _tower(file: GGUFFile) -> tuple[bool | None, str]:
     c = tower_family(file).load(file, _numpy(), Quirks()).config
-    tower = f"{c.n_stored} blocks of width {c.width}, {c.image_size} pixels in patches of {c.patch_size}"
+    tower = f"{c.n_stored} blocks of width {c.width}, patches of {c.patch_size} pixels"
     return True, f"{tower}; projector {c.projector}; every tensor has the shape that the metadata asks for"
 
 

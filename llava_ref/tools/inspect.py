@@ -167,6 +167,7 @@ PICTURE_RULES = (
     "tile_grid",
     "lone_tile",
     "longest_edge",
+    "picture_size",
 )
 
 
@@ -175,8 +176,8 @@ def _image_rows(report: dict[str, Any]) -> dict[str, str]:
     rules = [name for name in PICTURE_RULES if name in p]
     said = ", and ".join(QUIRKS[name].values[p[name]] for name in rules)
     rows = {
-        "picture": f"{p['image_size']} x {p['image_size']} pixels; the profile {said}",
-        "patches": f"{p['patch_size']} x {p['patch_size']} pixels: {p['grid'][0]} x {p['grid'][1]}",
+        "picture": f"{_size(p)}; the profile {said}",
+        "patches": f"{p['patch_size']} x {p['patch_size']} pixels: {_patches(p)}",
         "positions": f"{p['tokens_per_image']} in the prompt for each picture",
     }
     if "tile_sizes" in p:
@@ -192,6 +193,16 @@ def _image_rows(report: dict[str, Any]) -> dict[str, str]:
         "projector": f"{p['projector']}, rows of {p['output_width']}",
         f"profile {report['profile']}": ", ".join(f"{name}={value}" for name, value in quirks.items()),
     }
+
+
+def _size(p: dict[str, Any]) -> str:
+    if "square_pixels" in p:
+        return f"of any size, in squares of {p['square_pixels']} pixels a side"
+    return f"{p['image_size']} x {p['image_size']} pixels"
+
+
+def _patches(p: dict[str, Any]) -> str:
+    return f"{p['merge']} x {p['merge']} a square" if "square_pixels" in p else f"{p['grid'][0]} x {p['grid'][1]}"
 
 
 def _clip_rows(p: dict[str, Any]) -> dict[str, str]:

@@ -35,6 +35,7 @@ MISTRAL = {"llama.block_count": 32, "llama.attention.head_count": 32, "llama.att
            "llama.feed_forward_length": 14336}  # fmt: skip
 LLAMA_3 = {"tokens": ["<|start_header_id|>", "<|eot_id|>"]}
 IM = {"tokens": ["<|im_start|>", "<|im_end|>"]}
+SMOL = {"tokens": [*IM["tokens"], "<fake_token_around_image>", "<end_of_utterance>"]}
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,7 @@ IM = {"tokens": ["<|im_start|>", "<|im_end|>"]}
         (LLAMA_3, False, "llava-llama-3", "its vocabulary has <|start_header_id|>"),
         (LLAMA_3 | {"general.name": "LLaVA Mistral"}, True, "llava-llama-3", "its vocabulary"),
         (IM, True, "chatml", "its vocabulary has <|im_start|>"),
+        (SMOL, True, "smolvlm", "its vocabulary has <end_of_utterance>"),
         ({"tokens": ["<|im_start|>"]}, True, "vicuna", "mmproj"),
         ({"general.name": "BakLLaVA-1"}, True, "mistral-instruct", "its general.name contains 'bakllava'"),
         ({"general.name": "LLaMA v2", "general.basename": "Mistral-7B"}, False, "mistral-instruct", "general.basename"),

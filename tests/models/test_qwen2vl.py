@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from llava_ref import gguf, load
+from llava_ref.cli import main
 from llava_ref.conformance.pairs.qwen2vl import (
     QwenTextSpec,
     QwenVisionSpec,
@@ -92,7 +93,7 @@ def test_a_decoder_that_is_refused(opened, changes, problem):
         ({"clip.vision.n_wa_pattern": 0}, "clip.vision.n_wa_pattern: 0"),
         ({"clip.use_silu": None}, "clip.use_silu: not true"),
         ({"clip.vision.attention.head_count": 4}, "head_count: 40 / 4 is no multiple of 4"),
-        ({"clip.vision.patch_size": 60, "clip.vision.image_size": 60}, "patch_size: 60, and a window has 112 pixels"),
+        ({"clip.vision.patch_size": 60}, "patch_size: 60, and a window has 112 pixels"),
     ],
 )
 def test_a_tower_that_is_refused(opened, changes, problem):
@@ -210,3 +211,11 @@ def test_check_says_which_pictures_fit(tmp_path, context, says):
     pair = build_qwen2vl(tmp_path, replace(TEXT, context=context), VISION)
     found = next(row for row in check(gguf.read(pair.text), gguf.read(pair.mmproj)) if row.what == "positions")
     assert found.ok is (None if context == 4096 else False) and says in found.says
+
+
+def test_inspect_says_that_pictures_have_any_size(pairs, capsys):
+    """`image_size` is not used, so that it need not be whole patches either."""
+    assert main(["inspect", str(pairs["qwen2.5"].mmproj)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "picture of any size, in squares of 28 pixels a side; the profile stretches" in shown
+    assert "rounds a picture's sides in float64" in shown and "4 to 16384 in the prompt" in shown
