@@ -20,6 +20,8 @@ def load(text: Path, mmproj: Path | None) -> HfModel:
             return load_gemma3(text_file, tower)
         case "qwen2vl":
             return load_qwen2vl(text_file, tower)
+        case "qwen2" if tower is None:
+            return load_qwen2vl(text_file, None)
     if tower is not None and tower.string("clip.projector_type", "") == "idefics3":
         return load_idefics3(text_file, tower)
     return load_llava(text_file, tower)
