@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 from dataclasses import replace
 
@@ -192,18 +193,23 @@ def test_a_step_gives_the_bits_of_the_pass(pairs, name):
     close(exact.request_logits(request), model.request_logits(request), 2e-2)
 
 
-def test_the_server_answers_about_pictures(pairs):
-    """A request as documents of vision interfaces have it: a data URI beside text, `model` any name."""
+@pytest.mark.parametrize("name, known_as", [("qwen2.5", "qwen2.5vl:7b"), ("qwen2", "Qwen/QVQ-72B-Preview")])
+def test_the_server_answers_about_pictures(pairs, name, known_as):
+    """Requests as documents of vision interfaces have them: text before a data URI, whole and as a stream."""
     running = pytest.importorskip("tests.api.running")
     data = io.BytesIO()
     Image.fromarray(PICTURES[0]).save(data, "PNG")
     url = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "what color is red"}]
-    body = {"model": "qwen2.5vl:7b", "messages": [{"role": "user", "content": content}], "max_tokens": 3}
-    with running.serving(pair=(pairs["qwen2.5"].text, pairs["qwen2.5"].mmproj)) as server:
+    content = [{"type": "text", "text": "what color is red"}, {"type": "image_url", "image_url": {"url": url}}]
+    body = {"model": known_as, "messages": [{"role": "user", "content": content}], "max_tokens": 3}
+    with running.serving(pair=(pairs[name].text, pairs[name].mmproj)) as server:
         reply = server.post("/v1/chat/completions", body).json()
+        stream = server.post("/v1/chat/completions", body | {"stream": True}).text
     assert reply["usage"]["completion_tokens"] == 3
     assert reply["usage"]["prompt_tokens_details"]["image_tokens"] == 18
+    events = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
+    deltas = [event["choices"][0]["delta"].get("content") or "" for event in events if event["choices"]]
+    assert "".join(deltas) == reply["choices"][0]["message"]["content"] and stream.rstrip().endswith("data: [DONE]")
 
 
 @pytest.mark.parametrize("context, says", [(4096, "the largest leave no room"), (4, "there is no room")])
