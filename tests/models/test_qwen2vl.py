@@ -25,6 +25,7 @@ from llava_ref.conformance.pairs.writing import write
 from llava_ref.errors import GGUFError, ParameterError, PromptError
 from llava_ref.generation.sampling import Sampling
 from llava_ref.generation.session import Session
+from llava_ref.generation.steps import SharedSteps
 from llava_ref.generation.units import PictureRows
 from llava_ref.models import qwen2, qwen2vl, text_family, tower_family
 from llava_ref.models.patch_grid import PatchGrid
@@ -191,6 +192,33 @@ def test_a_step_gives_the_bits_of_the_pass(pairs, name):
     assert alone.token_ids == watched.token_ids and len(trace["result_output"]) >= 12
     exact = load(pairs[name].text, pairs[name].mmproj, profile="hf")
     close(exact.request_logits(request), model.request_logits(request), 2e-2)
+
+
+def test_sequences_that_share_a_step_keep_their_own_positions(pairs):
+    """Behind other pictures each is another distance behind its order; a shared step gives the bits of one alone."""
+    pytest.importorskip("llvmlite")
+    model = load(pairs["qwen2.5"].text, pairs["qwen2.5"].mmproj, precision="fast", profile="hf", threads=1)
+    prompts = [
+        model.parts(model.raw_request(prompt, PICTURES[: prompt.count("<image>")]))
+        for prompt in (PROMPT, "<image> red", "what")
+    ]
+
+    def logits(steps):
+        sessions = [Session(model.text, steps=steps) for _ in prompts]
+        for session, parts in zip(sessions, prompts, strict=True):
+            session.feed(parts)
+        if steps is None:
+            return [np.array(session.next([[7]])) for session in sessions]
+        for session in sessions:
+            session.start([[7]])
+        return [np.array(session.advance()) for session in sessions]
+
+    shared = SharedSteps(model.ops)
+    for alone, together in zip(logits(None), logits(shared), strict=True):
+        np.testing.assert_array_equal(alone, together)
+    lags = [Session(model.text) for _ in prompts]
+    assert [session.feed(parts) is not None and session.n_past - session._position
+            for session, parts in zip(lags, prompts, strict=True)] == [17, 12, 0]  # fmt: skip
 
 
 @pytest.mark.parametrize("name, known_as", [("qwen2.5", "qwen2.5vl:7b"), ("qwen2", "Qwen/QVQ-72B-Preview")])
