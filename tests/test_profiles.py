@@ -32,7 +32,7 @@ def test_each_profile_has_a_value(name, row):
 
 @ROWS
 def test_a_quirk_shows_in_stages_that_exist(name, row):
-    known = {"token_ids", "vision.features", "vision.blk.0.out", "projector.out", "embd", "blk.0.out"}
+    known = {"token_ids", "vision.features", "vision.blk.0.out", "projector.out", "embd", "blk.0.out", "result_norm"}
     known |= {stage.name for stage in IMAGE}
     for start in row.seen_in:
         assert any(stage.startswith(start) for stage in known), start

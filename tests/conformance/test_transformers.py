@@ -11,6 +11,7 @@ import pytest
 from llava_ref.conformance.convert import cli as convert
 from llava_ref.conformance.engines.hf import tiny as reference_hf
 from llava_ref.conformance.pairs import pairs
+from llava_ref.conformance.pairs.vocabulary import n_vocab
 from llava_ref.loading import load
 from llava_ref.profiles import PROFILES, Quirks, describe
 from llava_ref.tracing.distance import rel_rms
@@ -19,7 +20,7 @@ reason = reference_hf.missing()
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]
 BOUND = 2e-5
 LLAVA = PROFILES["llava"]
-SHAPE = reference_hf.Shape(n_vocab=pairs.n_vocab(), image_token=pairs.n_vocab() - 1)
+SHAPE = reference_hf.Shape(n_vocab=n_vocab(), image_token=n_vocab() - 1)
 YARN = (("rope_type", "yarn"), ("rope_theta", 1e4), ("factor", 4.0), ("original_max_position_embeddings", 32))
 LLAMA3 = (
     ("rope_type", "llama3"),

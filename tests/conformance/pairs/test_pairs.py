@@ -6,6 +6,7 @@ import pytest
 
 from llava_ref.conformance.pairs import pairs
 from llava_ref.conformance.pairs.pairs import ROUNDED, TextSpec, VisionSpec
+from llava_ref.conformance.pairs.vocabulary import n_vocab
 from llava_ref.errors import ParameterError
 
 from ...support.helpers import rel_rms
@@ -85,8 +86,8 @@ def test_a_vocabulary_of_some_words():
         "▁red",
         "▁the",
     ]
-    assert pairs.n_vocab(("the", "red")) == 271 == len(found["tokenizer.ggml.scores"])
-    assert pairs.n_vocab() == len(pairs.vocabulary()["tokenizer.ggml.token_type"]) > 400
+    assert n_vocab(("the", "red")) == 271 == len(found["tokenizer.ggml.scores"])
+    assert n_vocab() == len(pairs.vocabulary()["tokenizer.ggml.token_type"]) > 400
 
 
 def test_a_projector_gain_goes_in_and_out_again(tmp_path):
