@@ -24,7 +24,7 @@ class Source:
 
     def __init__(self, where: str, tensors: Mapping[str, StoredTensor]) -> None:
         self.where = where
-        self._left = {plain_name(name): tensor for name, tensor in tensors.items()}
+        self._left = {_decoder_named(plain_name(name)): tensor for name, tensor in tensors.items()}
 
     def take(
         self, name: str, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray] | None = None
@@ -63,9 +63,12 @@ def plain_name(name: str) -> str:
     ):
         if name.startswith(old):
             return new + name.removeprefix(old)
-    if name.startswith(("layers.", "embed_tokens.", "norm.")):  # Qwen2-VL in 4.x: the decoder has no name of its own
-        return f"language_model.{name}"
     return name
+
+
+def _decoder_named(name: str) -> str:
+    """Name the decoder where a layout does not: Qwen2-VL's in 4.x."""
+    return f"language_model.{name}" if name.startswith(("layers.", "embed_tokens.", "norm.")) else name
 
 
 def open_folder(folder: Path) -> Source:
