@@ -8,7 +8,7 @@ import pytest
 
 from llava_ref.conformance.engines.llama_cpp import oracle
 from llava_ref.conformance.pairs import pairs
-from llava_ref.generation.units import Part
+from llava_ref.generation.units import Part, PictureRows
 from llava_ref.loading import load
 from llava_ref.model import Llava
 from llava_ref.tracing.distance import kl, rel_rms
@@ -49,7 +49,7 @@ def theirs(pair: pairs.Pair, prompt: str) -> oracle.PromptResult:
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_prompt(pair: pairs.Pair, within: Any, prompt: str) -> None:
     want, (model, parts) = theirs(pair, prompt), ours(pair, prompt)
-    assert [len(part) if isinstance(part, np.ndarray) else tuple(part) for part in parts] == list(want.chunks)
+    assert [len(part) if isinstance(part, PictureRows) else tuple(part) for part in parts] == list(want.chunks)
     logits = model.forward(parts)
     within("llama.cpp, end to end, logits", rel_rms(logits, want.logits), 5e-3)
     within("llama.cpp, end to end, KL", kl(logits, want.logits).max(), 5e-4)
