@@ -115,12 +115,13 @@ class Qwen2VL(Qwen2):
 
     ARCH: ClassVar[str] = "qwen2vl"
     GRID_POSITIONS: ClassVar[bool] = True
+    axes: np.ndarray  # (r,) int64: which of the three positions each pair of channels turns by
 
     @classmethod
     def load(cls, file: GGUFFile, ops: Ops, quirks: Quirks) -> "Qwen2VL":
         config = read(file, cls.ARCH, quirks)
-        sections(file, config)
-        return cls(file, config, llama.load(file, ops, config), ops)
+        axes = sections(file, config)
+        return cls(file, config, llama.load(file, ops, config), ops, axes)
 
     @classmethod
     def about(cls, file: GGUFFile, quirks: Quirks) -> dict[str, Any]:
@@ -128,4 +129,4 @@ class Qwen2VL(Qwen2):
         return c.about() | {"rope_sections": np.bincount(sections(file, c), minlength=3).tolist(), "eps": c.eps}
 
     def turns(self, positions: np.ndarray) -> np.ndarray:
-        return positions[:, sections(self.file, self.config)]
+        return positions[:, self.axes]
