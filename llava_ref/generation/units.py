@@ -115,23 +115,25 @@ class _ByUnits(Over):
     def gated(self, gate: Array, up: Array, kind: Activation) -> Array:
         return self._joined(lambda i, start, end: self._inner.gated(gate[start:end], up[start:end], kind))
 
-    def plan(self, sees: Sees) -> list[Plan]:
-        """Plan each unit: what it sees of the positions up to its own end."""
-        return [self._inner.plan(sees.part(start, end, self._first + end)) for start, end in self._spans]
+    def plan(self, sees: Sees) -> list[tuple[Plan, int]]:
+        """Plan each unit, with the number of keys: those up to its own end, or all, if they are not the sequence's."""
+        ends = [(start, end, self._first + end if sees.causal else len(sees.key)) for start, end in self._spans]
+        return [(self._inner.plan(sees.part(start, end, n)), n) for start, end, n in ends]
 
-    def attention(self, q: Array, kv: KV, scale: float, plan: list[Plan]) -> Array:
-        return self._joined(
-            lambda i, start, end: self._inner.attention(q[start:end], _upto(kv, self._first + end), scale, plan[i])
-        )
+    def attention(self, q: Array, kv: KV, scale: float, plan: list[tuple[Plan, int]]) -> Array:
+        def unit(i: int, start: int, end: int) -> Array:
+            of_unit, n = plan[i]
+            return self._inner.attention(q[start:end], _upto(kv, n), scale, of_unit)
 
-    def attention_weights(self, q: Array, kv: KV, scale: float, plan: list[Plan]) -> Array:
+        return self._joined(unit)
+
+    def attention_weights(self, q: Array, kv: KV, scale: float, plan: list[tuple[Plan, int]]) -> Array:
         """Return (H, T, S), 0 where a unit does not reach."""
         weights = self._inner.array(np.zeros((q.shape[1], q.shape[0], kv.keys.shape[0])))
-        for unit, (start, end) in zip(plan, self._spans, strict=True):
-            seen = self._first + end
+        for (of_unit, n), (start, end) in zip(plan, self._spans, strict=True):
             with self._inner.running(end - start, self._weights):
-                found = self._inner.attention_weights(q[start:end], _upto(kv, seen), scale, unit)
-            weights[:, start:end, :seen] = found
+                found = self._inner.attention_weights(q[start:end], _upto(kv, n), scale, of_unit)
+            weights[:, start:end, :n] = found
         return weights
 
     def attention_values(self, weights: Array, kv: KV) -> Array:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..ops.protocol import Array, Ops, Plan
-from ..ops.sees import Sees
+from ..ops.sees import Sees, groups
 
 BASE = 10000.0
 MERGE = 2
@@ -54,5 +54,5 @@ class PatchesAt:
 
 def placed(grid: PatchGrid, head_size: int, ops: Ops) -> PatchesAt:
     n, angles = len(grid.places), grid.angles(head_size)
-    windows = replace(Sees.all(n), groups=(grid.window, grid.window))
+    windows = replace(Sees.all(n), within=groups(grid.window))
     return PatchesAt(ops.array(np.cos(angles)), ops.array(np.sin(angles)), ops.plan(Sees.all(n)), ops.plan(windows))

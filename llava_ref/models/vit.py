@@ -46,6 +46,8 @@ class VitBlock:
     ln2: Norm
     up: Linear  # (F, D)
     down: Linear  # (D, F)
+    attn_scale: Array | None = None  # (D,) or (1,): multiplies what attention adds
+    mlp_scale: Array | None = None  # and what the MLP adds
 
 
 def load_blocks(file: GGUFFile, w: Weights, c: VisionConfig, n_layer: int) -> tuple[VitBlock, ...]:
@@ -93,9 +95,13 @@ def block(
     x: Array, w: VitBlock, c: VisionConfig, activation: Activation, plan: Plan, ops: Ops, tap: Tap = no_tap
 ) -> Array:
     n = tap("layer_inp_normed", ops.layer_norm(x, w.ln1, c.eps))
-    h = tap("ffn_inp", x + attention(n, w, c.n_head, plan, ops, tap))
+    h = tap("ffn_inp", x + scaled(attention(n, w, c.n_head, plan, ops, tap), w.attn_scale))
     n = tap("ffn_inp_normed", ops.layer_norm(h, w.ln2, c.eps))
-    return tap("layer_out", h + mlp(n, w, activation, ops, tap))
+    return tap("layer_out", h + scaled(mlp(n, w, activation, ops, tap), w.mlp_scale))
+
+
+def scaled(x: Array, scale: Array | None) -> Array:
+    return x if scale is None else x * scale
 
 
 def blocks(

@@ -22,8 +22,9 @@ class Sees:
     window: int | None = None
     pictures: tuple[np.ndarray, np.ndarray] | None = None
     """(T,) (S,): the number of the picture whose rows see one another; -1 for none."""
-    groups: tuple[np.ndarray, np.ndarray] | None = None
-    """(T,) (S,): numbers that never fall; a query sees nothing of another group than its own: windows of a tower."""
+    within: np.ndarray | None = None
+    """(T, 2): the first and the behind-last key beyond which a query sees nothing: windows of a tower, one picture of
+    several."""
 
     @classmethod
     def all(cls, n: int) -> "Sees":
@@ -40,8 +41,9 @@ class Sees:
             hidden &= (ours[:, None] != theirs[None, :]) | (ours[:, None] < 0)
         if self.window is not None:
             hidden |= query - key >= self.window
-        if self.groups is not None:
-            hidden |= self.groups[0][:, None] != self.groups[1][None, :]
+        if self.within is not None:
+            number = np.arange(len(self.key))
+            hidden |= (number < self.within[:, :1]) | (number >= self.within[:, 1:])
         return hidden
 
     def mask(self) -> np.ndarray | None:
@@ -52,8 +54,8 @@ class Sees:
     def part(self, start: int, end: int, n_keys: int) -> "Sees":
         """Return the same of queries start..end-1 and the first `n_keys` keys."""
         pictures = None if self.pictures is None else (self.pictures[0][start:end], self.pictures[1][:n_keys])
-        groups = None if self.groups is None else (self.groups[0][start:end], self.groups[1][:n_keys])
-        return Sees(self.query[start:end], self.key[:n_keys], self.causal, self.window, pictures, groups)
+        within = None if self.within is None else self.within[start:end].clip(max=n_keys)
+        return Sees(self.query[start:end], self.key[:n_keys], self.causal, self.window, pictures, within)
 
     def ranges(self) -> np.ndarray:
         """Return (T, 2): the first and the behind-last key that each query sees; drawn, they are `hidden`.
@@ -68,10 +70,8 @@ class Sees:
             end = np.searchsorted(self.key, self.query, "right")
         if self.causal and self.pictures is not None:
             end = np.maximum(end, _ends_of_pictures(*self.pictures, end))
-        if self.groups is not None:
-            ours, theirs = self.groups
-            first = np.maximum(first, np.searchsorted(theirs, ours, "left"))
-            end = np.minimum(end, np.searchsorted(theirs, ours, "right"))
+        if self.within is not None:
+            first, end = np.maximum(first, self.within[:, 0]), np.minimum(end, self.within[:, 1])
         return np.stack([first, end], 1)
 
     def reach(self, block: int) -> np.ndarray:
@@ -84,6 +84,11 @@ class Sees:
         ranges, starts = self.ranges(), np.arange(0, len(self.query), block)
         first = np.maximum.reduceat(ranges[:, 0], starts)
         return np.stack([first, np.maximum(np.minimum.reduceat(ranges[:, 1], starts), first)], 1)
+
+
+def groups(numbers: np.ndarray) -> np.ndarray:
+    """Return the range of the group that each position is in.  numbers of groups, which never fall (n,) -> (n, 2)"""
+    return np.stack([np.searchsorted(numbers, numbers, side) for side in ("left", "right")], 1)
 
 
 def _ends_of_pictures(ours: np.ndarray, theirs: np.ndarray, past: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 
 from llava_ref.ops import get_ops
 from llava_ref.ops.protocol import KV
-from llava_ref.ops.sees import Sees
+from llava_ref.ops.sees import Sees, groups
 
 from ..support.helpers import close, rand
 
@@ -161,7 +161,7 @@ def test_groups_see_only_themselves(backend, precision):
     """Windows of a tower: what a query attends to is its own group, and so is its range of keys."""
     if precision == "fast":
         pytest.importorskip("llvmlite")
-    sees = replace(Sees.all(13), groups=(GROUPS, GROUPS))
+    sees = replace(Sees.all(13), within=groups(GROUPS))
     assert (sees.hidden() == (GROUPS[:, None] != GROUPS)).all()
     assert [[*range(*keys)] for keys in sees.ranges()] == [np.flatnonzero(GROUPS == group).tolist() for group in GROUPS]
     assert (sees.part(2, 9, 11).hidden() == sees.hidden()[2:9, :11]).all()

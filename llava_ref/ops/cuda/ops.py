@@ -99,7 +99,7 @@ class CudaOps(TorchOps):
 
     def plan(self, sees: Sees) -> CudaPlan:  # type: ignore[override]
         """Plan a pass. That of a tower is kept: a recorded graph reads it again."""
-        if sees.causal or any(limit is not None for limit in (sees.window, sees.pictures, sees.groups)):
+        if sees.causal or any(limit is not None for limit in (sees.window, sees.pictures, sees.within)):
             return CudaPlan(sees, self.device)
         n = len(sees.query)
         if n not in self._everything or len(sees.key) != n:
