@@ -1,12 +1,14 @@
-"""Share between the tests of the two adapters: a pair with two pictures, and this project's own run of it."""
+"""Share between tests against references: a pair with two pictures, this project's own run of it, and distances."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from llava_ref.conformance.engines.reference import Case
+from llava_ref.conformance.compare.conform import Conformance, conform
+from llava_ref.conformance.engines.reference import Case, Run
 from llava_ref.conformance.pairs import pairs
 from llava_ref.conformance.pairs.pairs import TextSpec, VisionSpec
 from llava_ref.loading import load
@@ -16,6 +18,7 @@ from llava_ref.tracing.distance import rel_rms
 EVERYTHING = ("*", "*kq_soft_max")
 PROMPT = "what is <image>\nthe color<image> of a"
 OF_PICTURES = ("image.", "vision.", "projector.")
+N_GREEDY = 8
 
 
 def build(folder: Path, text: TextSpec, vision: VisionSpec, prompt: str = PROMPT) -> Case:
@@ -28,8 +31,26 @@ def build(folder: Path, text: TextSpec, vision: VisionSpec, prompt: str = PROMPT
     return Case(pair.text, pair.mmproj, images, prompt)
 
 
-def model_of(case: Case, profile: str) -> Llava:
-    return load(case.text, case.mmproj, backend="numpy", threads=1, profile=profile)
+def model_of(case: Case, profile: str, backend: str = "numpy", **quirks: str) -> Llava:
+    return load(case.text, case.mmproj, backend=backend, threads=1, profile=profile, quirks=quirks)
+
+
+def compared(case: Case, run: Run, fixed: Mapping[str, str] | None = None, **settings: Any) -> Conformance:
+    """Return `conform`'s report of a run; the quirks `fixed` are set in every model that it tries."""
+
+    def loaded(changed: Mapping[str, str]) -> Llava:
+        return load(case.text, case.mmproj, backend="numpy", quirks={**(fixed or {}), **changed}, **settings)
+
+    return conform(loaded, case, run)
+
+
+def random_sizes(largest: int, wanted: Callable[[int, int], bool], count: int = 200) -> list[tuple[int, int]]:
+    """Draw widths and heights from 1 on, small as often as large, of those that are `wanted`."""
+    rng, sizes = np.random.default_rng(16), list[tuple[int, int]]()
+    while len(sizes) < count:
+        width, height = (int(n) for n in np.exp(rng.uniform(0, np.log(largest), 2)))
+        sizes += [(width, height)] * wanted(width, height)
+    return sizes
 
 
 def trace(model: Llava, case: Case) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from llava_ref.conformance.engines.llama_cpp.engine import LlamaCpp
 from llava_ref.conformance.engines.reference import Case
 from llava_ref.tracing.distance import rel_rms
 
-from .qwen2vl_cases import ANY_SIZE, WHOLE_BLOCKS, case_of
+from .qwen2vl_cases import ANY_SIZE, FAMILY, WHOLE_BLOCKS
 
 reason = reference_hf.missing() or oracle.missing()
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]
@@ -48,7 +48,7 @@ def save(case: Case, folder: Path) -> Path:
 @MODELS
 def test_there_and_back(tmp_path: Path, name: str) -> None:
     """Every tensor is equal bit for bit, and every key that a folder can say."""
-    case = case_of(tmp_path, SENT[name])
+    case = FAMILY.write(tmp_path, SENT[name])
     assert case.mmproj is not None
     made = convert.convert_folder(save(case, tmp_path / "hf"), str(tmp_path / "made"), "F32")
     for found, want in ((made.text, case.text), (made.mmproj, case.mmproj)):
@@ -67,7 +67,7 @@ def test_there_and_back(tmp_path: Path, name: str) -> None:
 @MODELS
 @pytest.mark.parametrize("profile", ["hf", "llama.cpp"])
 def test_a_converted_model_says_the_same(tmp_path: Path, within: Any, name: str, profile: str) -> None:
-    case = case_of(tmp_path, SENT[name])
+    case = FAMILY.write(tmp_path, SENT[name])
     made = convert.convert_folder(save(case, tmp_path / "hf"), str(tmp_path / "made"), "F32")
     engine: Any = Transformers() if profile == "hf" else LlamaCpp()
     run = engine.run(case)
@@ -89,7 +89,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("field", REFUSED)
 def test_what_a_pair_cannot_say_is_refused(tmp_path: Path, field: str) -> None:
-    folder = save(case_of(tmp_path, SENT["Qwen2.5-VL"]), tmp_path / "hf")
+    folder = save(FAMILY.write(tmp_path, SENT["Qwen2.5-VL"]), tmp_path / "hf")
     config = json.loads((folder / "config.json").read_text())
     for part, change in REFUSED[field].items():
         config[part] |= change

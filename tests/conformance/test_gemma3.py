@@ -5,21 +5,17 @@ from exact arithmetic. Precision ggml rounds as it does, but a sum in another or
 """
 
 import base64
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from llava_ref.conformance.compare.comparing import parts
 from llava_ref.conformance.engines.hf import tiny as reference_hf
 from llava_ref.conformance.engines.hf.engine import Transformers
 from llava_ref.conformance.engines.llama_cpp import oracle
-from llava_ref.conformance.engines.llama_cpp.engine import LlamaCpp
-from llava_ref.conformance.engines.reference import Case, Run
+from llava_ref.conformance.engines.reference import Case
 from llava_ref.conformance.pairs.gemma3 import Gemma3Spec, SiglipSpec, build_gemma3
 from llava_ref.generation.sampling import Sampling
 from llava_ref.generation.session import Session
@@ -27,26 +23,15 @@ from llava_ref.loading import load
 from llava_ref.model import Llava
 from llava_ref.tracing.distance import kl, max_abs, rel_rms
 
-from .reference_cases import EVERYTHING, OF_PICTURES, differing, trace, worst
+from .family_stages import BACKENDS, DECODER, Asked, Family, WholePictureStages, fed_parts, of_pictures
+from .reference_cases import EVERYTHING, differing, model_of, worst
 
 reason = reference_hf.missing() or oracle.missing()
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]
-BOUND, PICTURES, WHOLE, TABLE, N_GREEDY = 2e-5, 2e-3, 5e-3, 1e-3, 8
+TABLE = 1e-3
 SQUARE, WIDE, TALL = (84, 84), (131, 40), (37, 112)  # width, height
 WORDS = "what is the color of a large small red circle and how many blue"
 GGML = {"kv_cache": "f32", "flash_attention": "off"}
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A pair, a prompt, and the sizes of its pictures."""
-
-    prompt: str
-    sizes: tuple[tuple[int, int], ...] = ()
-    text: Gemma3Spec = Gemma3Spec()
-    vision: SiglipSpec = SiglipSpec()
-
-
 CASES = {
     "text alone, window of 7": Asked(WORDS + "\n\n\n  \n" + WORDS),
     "GQA, a square picture in the middle": Asked(f"{WORDS} <image> {WORDS}", (SQUARE,)),
@@ -79,123 +64,25 @@ CASES = {
         f"the<image>{WORDS}", (SQUARE,), Gemma3Spec(n_layer=4, pattern=3, window=9), SiglipSpec(n_block=1)
     ),
 }  # fmt: skip
-PICTURE = [name for name, asked in CASES.items() if asked.sizes]
+FAMILY = Family("Gemma 3", build_gemma3, CASES, Gemma3Spec(), SiglipSpec())
 
 
-@pytest.fixture(scope="module")
-def case(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    @cache
-    def make(name: str) -> Case:
-        asked, folder = CASES[name], tmp_path_factory.mktemp("pair")
-        pair, rng = build_gemma3(folder, asked.text, asked.vision), np.random.default_rng(len(name))
-        images = tuple(folder / f"{i}.png" for i in range(len(asked.sizes)))
-        for path, (width, height) in zip(images, asked.sizes, strict=True):
-            Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(path)
-        return Case(pair.text, pair.mmproj, images, asked.prompt)
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def ran(case: Any) -> Any:
-    engines = {"hf": Transformers(stages=EVERYTHING), "llama.cpp": LlamaCpp(stages=EVERYTHING)}
-    return cache(lambda name, profile: engines[profile].run(case(name), n_greedy=N_GREEDY))
-
-
-def model_of(case: Case, profile: str, backend: str = "numpy", precision: str = "exact") -> Llava:
-    quirks = GGML if precision == "ggml" else {}
-    return load(case.text, case.mmproj, backend=backend, threads=1, profile=profile, precision=precision, quirks=quirks)
-
-
-def greedy(model: Llava, case: Case) -> tuple[int, ...]:
-    """Return the likeliest tokens; a token that ends generation does not end them."""
-    request = model.raw_request(case.prompt, case.images)
-    session, tokens = model.session(), list[int]()
-    logits = session.feed(model.parts(request))
-    while len(tokens) < N_GREEDY:
-        tokens.append(int(logits.argmax()))
-        logits = session.feed([tokens[-1:]])
-    return tuple(tokens)
-
-
-def of_pictures(stages: Any, wanted: bool = True) -> dict[str, np.ndarray]:
-    return {name: array for name, array in stages.items() if name.startswith(OF_PICTURES) == wanted}
-
-
-@pytest.mark.parametrize("backend", ["torch", "numpy"])
-@pytest.mark.parametrize("name", CASES)
-def test_every_stage_of_transformers(case: Any, ran: Any, within: Any, name: str, backend: str) -> None:
-    c, run, model = case(name), ran(name, "hf"), model_of(case(name), "hf", backend)
-    ours = trace(model, c)
-    assert tuple(model.raw_request(c.prompt, c.images).token_ids) == run.token_ids
-    assert list(run.stages) == list(ours)
-    assert not differing(ours, run.stages, BOUND)
-    within(f"Gemma 3, transformers, every stage, {backend}", worst(ours, run.stages), BOUND)
-    within(f"Gemma 3, transformers, logits, {backend}", distance(ours, run, "result_output"), BOUND)
-    assert greedy(model, c) == run.greedy
-
-
-def distance(ours: Any, run: Run, stage: str) -> float:
-    return rel_rms(ours[stage], run.stages[stage])
-
-
-@pytest.mark.parametrize("name", PICTURE)
-def test_image_rows_of_transformers_from_the_file(case: Any, ran: Any, within: Any, name: str) -> None:
-    run, model = ran(name, "hf"), model_of(case(name), "hf", "torch")
-    for i, path in enumerate(case(name).images):
-        number = f"#{i}" if i else ""
-        rgb = model.preprocess(model.decode_image(path))
-        assert (rgb.seen == run.stages[f"image.seen{number}"]).all()
-        assert (rgb.pixels[0] == run.stages[f"vision.pixels{number}"]).all()
-        within(
-            "Gemma 3, transformers, image rows, torch",
-            rel_rms(model.encode_image(path), run.stages[f"projector.out{number}"]),
-            BOUND,
-        )
-
-
-def test_profile_llava_means_the_same(case: Any, ran: Any) -> None:
-    name = "GQA, a square picture in the middle"
-    ours, run = trace(model_of(case(name), "llava"), case(name)), ran(name, "hf")
-    assert list(ours) == list(run.stages) and not differing(ours, run.stages, BOUND)
-
-
-@pytest.mark.parametrize("backend", ["torch", "numpy"])
-@pytest.mark.parametrize("name", CASES)
-def test_every_stage_of_llama_cpp(case: Any, ran: Any, within: Any, name: str, backend: str) -> None:
-    c, run, model = case(name), ran(name, "llama.cpp"), model_of(case(name), "llama.cpp", backend)
-    ours = trace(model, c)
-    assert tuple(model.raw_request(c.prompt, c.images).token_ids) == run.token_ids
-    assert list(run.stages) == [stage for stage in ours if not stage.startswith("image.seen")]
-    assert not differing(of_pictures(ours), of_pictures(run.stages), PICTURES)
-    for stage, array in run.stages.items():
-        if stage.startswith(("image.rgb", "vision.pixels")):
-            assert (ours[stage] == array).all()
-    logits = ours["result_output"], run.stages["result_output"]
-    within(f"Gemma 3, llama.cpp EXACT, end to end, logits, {backend}", rel_rms(*logits), WHOLE)
-    within(f"Gemma 3, llama.cpp EXACT, end to end, KL, {backend}", kl(*logits).max(), 5e-4)
-    assert greedy(model, c) == run.greedy
-
-
-@pytest.mark.parametrize("backend", ["torch", "numpy"])
-@pytest.mark.parametrize("name", PICTURE)
-def test_the_decoder_of_llama_cpp_given_its_image_rows(
-    case: Any, ran: Any, within: Any, name: str, backend: str
-) -> None:
-    run, model = ran(name, "llama.cpp"), model_of(case(name), "llama.cpp", backend)
-    with model.trace(*EVERYTHING) as fed:
-        model.forward(fed_parts(run))
-    wanted = of_pictures(run.stages, False)
-    before = {stage: array for stage, array in wanted.items() if stage.startswith("blk.0.") or stage == "embd"}
-    before = dict(list(before.items())[: list(before).index("blk.0.ffn_geglu")])
-    assert not differing(fed, before, 5e-6) and len(before) > 12
-    within(f"Gemma 3, llama.cpp EXACT, before the first table, {backend}", worst(fed, before), 5e-6)
-    within(f"Gemma 3, llama.cpp EXACT, logits, its image rows, {backend}", distance(fed, run, "result_output"), TABLE)
-
-
-def fed_parts(run: Run) -> list[Any]:
-    rows = [array for name, array in run.stages.items() if name.partition("#")[0] == "projector.out"]
-    return list(parts(run.token_ids, rows))
+class TestStages(WholePictureStages):
+    @BACKENDS
+    def test_the_decoder_of_llama_cpp_given_its_image_rows(
+        self, case: Any, ran: Any, within: Any, name: str, backend: str
+    ) -> None:
+        """Up to the first table; behind it, noise of the table's steps."""
+        run, model = ran(name, "llama.cpp"), model_of(case(name), "llama.cpp", backend)
+        with model.trace(*EVERYTHING) as fed:
+            model.forward(fed_parts(run, model))
+        wanted = of_pictures(run.stages, False)
+        before = {stage: array for stage, array in wanted.items() if stage.startswith("blk.0.") or stage == "embd"}
+        before = dict(list(before.items())[: list(before).index("blk.0.ffn_geglu")])
+        assert not differing(fed, before, DECODER) and len(before) > 12
+        within(f"Gemma 3, llama.cpp EXACT, before the first table, {backend}", worst(fed, before), DECODER)
+        logits = rel_rms(fed["result_output"], wanted["result_output"])
+        within(f"Gemma 3, llama.cpp EXACT, logits, its image rows, {backend}", logits, TABLE)
 
 
 SHORT = [[2, 300, 301, 302], [2, 310, 311], [2, 320, 321, 322, 323], [2, 330]]
@@ -207,7 +94,8 @@ def test_precision_ggml_follows_the_table(tmp_path: Path, within: Any, backend: 
     is llama.cpp's. In precision exact every prompt is far from it."""
     pair = build_gemma3(tmp_path, Gemma3Spec(n_layer=2, window=3, pattern=2, rope_factor=8.0), SiglipSpec())
     c, llama = Case(pair.text, pair.mmproj, (), ""), oracle.Oracle(pair.text, pair.mmproj)
-    ours, exact = (model_of(c, "llama.cpp", backend, precision) for precision in ("ggml", "exact"))
+    exact = model_of(c, "llama.cpp", backend)
+    ours = load(c.text, c.mmproj, backend=backend, threads=1, profile="llama.cpp", precision="ggml", quirks=GGML)
     rows = llama.encode([np.random.default_rng(1).integers(0, 256, (84, 84, 3), np.uint8)])[0].rows
     prompts: list[list[Any]] = [[ids, rows, [305]] for ids in SHORT] + [[rows, ids] for ids in SHORT]
     answers = [answer.logits for answer in llama.logits(prompts)]

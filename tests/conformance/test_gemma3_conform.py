@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 import llava_ref
-from llava_ref.conformance.compare.conform import Conformance, conform
 from llava_ref.conformance.engines.hf import tiny as reference_hf
 from llava_ref.conformance.engines.hf.engine import Transformers
 from llava_ref.conformance.engines.llama_cpp import oracle
@@ -20,6 +19,8 @@ from llava_ref.conformance.engines.reference import Case
 from llava_ref.conformance.pairs.gemma3 import Gemma3Spec, SiglipSpec, build_gemma3
 from llava_ref.models import gemma3, siglip
 from llava_ref.tracing.distance import rel_rms
+
+from .reference_cases import compared
 
 reason = reference_hf.missing() or oracle.missing()
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]
@@ -39,17 +40,6 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 def ran(case: Case) -> Any:
     engines = {"transformers": Transformers(), "llama.cpp": LlamaCpp()}
     return cache(lambda name: engines[name].run(case, n_greedy=4))
-
-
-def compared(case: Case, run: Any, quirks: dict[str, str] | None = None, **settings: str) -> Conformance:
-    fixed = quirks or {}
-    return conform(
-        lambda changed: llava_ref.load(
-            case.text, case.mmproj, backend="numpy", quirks=fixed | dict(changed), **settings
-        ),  # type: ignore[arg-type]
-        case,
-        run,
-    )
 
 
 @pytest.mark.parametrize("reference, profile", [("transformers", "hf"), ("llama.cpp", "llama.cpp")])

@@ -1,6 +1,7 @@
 """`conform` on pairs of Qwen2-VL and Qwen2.5-VL: alike in each reference's profile, else for known reasons; and narrow
 types."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,11 @@ import pytest
 from PIL import Image
 
 import llava_ref
-from llava_ref.conformance.compare.conform import Conformance, conform
 from llava_ref.conformance.engines.hf import tiny as reference_hf
 from llava_ref.conformance.engines.hf.engine import Transformers
 from llava_ref.conformance.engines.llama_cpp import oracle
 from llava_ref.conformance.engines.llama_cpp.engine import LlamaCpp
 from llava_ref.conformance.engines.llama_cpp.oracle import DEFAULTS
-from llava_ref.conformance.engines.reference import Case
 from llava_ref.conformance.pairs.qwen2vl import QwenTextSpec, QwenVisionSpec, build_qwen2vl
 from llava_ref.generation.units import PictureRows
 from llava_ref.models import patch_grid
@@ -24,39 +23,28 @@ from llava_ref.models.qwen2 import Qwen2VL
 from llava_ref.models.qwen2vl import QwenVisionPlan
 from llava_ref.tracing.distance import rel_rms
 
-from .qwen2vl_cases import PLAIN, WIDE, WORDS, Sent, case_of
+from .family_stages import Asked
+from .qwen2vl_cases import FAMILY as QWEN
+from .qwen2vl_cases import PLAIN, WIDE, WORDS
+from .reference_cases import compared
 
 reason = reference_hf.missing() or oracle.missing()
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]
 GGML = {"kv_cache": "f32", "flash_attention": "off"}
 LARGE_EPS = QwenTextSpec(eps=0.05)
 SENT = {
-    "Qwen2.5-VL": Sent(f"{WORDS}<image>{WORDS}", text=LARGE_EPS, sizes=(WIDE,)),
-    "Qwen2-VL": Sent(f"{WORDS}<image>{WORDS}", text=LARGE_EPS, vision=PLAIN, sizes=(WIDE,)),
+    "Qwen2.5-VL": Asked(f"{WORDS}<image>{WORDS}", text=LARGE_EPS, sizes=(WIDE,)),
+    "Qwen2-VL": Asked(f"{WORDS}<image>{WORDS}", text=LARGE_EPS, vision=PLAIN, sizes=(WIDE,)),
 }
+FAMILY = replace(QWEN, cases=SENT)
 TOWER = {"Qwen2.5-VL": 15, "Qwen2-VL": 14}  # stages of a block without attention weights
 MODELS = pytest.mark.parametrize("name", SENT)
-
-
-@pytest.fixture(scope="module")
-def case(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return cache(lambda name: case_of(tmp_path_factory.mktemp("pair"), SENT[name]))
 
 
 @pytest.fixture(scope="module")
 def ran(case: Any) -> Any:
     engines = {"transformers": Transformers(), "llama.cpp": LlamaCpp()}
     return cache(lambda name, engine: engines[engine].run(case(name), n_greedy=4))
-
-
-def compared(case: Case, run: Any, fixed: dict[str, str] | None = None, **settings: str) -> Conformance:
-    return conform(
-        lambda changed: llava_ref.load(
-            case.text, case.mmproj, backend="numpy", quirks=(fixed or {}) | dict(changed), **settings
-        ),  # type: ignore[arg-type]
-        case,
-        run,
-    )
 
 
 @MODELS

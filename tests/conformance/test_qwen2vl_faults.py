@@ -21,15 +21,16 @@ from llava_ref.models.patch_grid import PatchGrid
 from llava_ref.models.qwen2vl import QwenVisionPlan
 from llava_ref.tracing.distance import rel_rms
 
-from .qwen2vl_cases import PLAIN, TALL, WIDE, WORDS, Sent, case_of
+from .family_stages import Asked
+from .qwen2vl_cases import FAMILY, PLAIN, TALL, WIDE, WORDS
 from .reference_cases import trace
 
 reason = reference_hf.missing()
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]
 SOUND, SEEN, ERF = 2e-5, 2e-3, 3e-5
 SENT = {
-    "2.5": Sent(f"{WORDS}<image>{WORDS}<image>", sizes=(WIDE, TALL)),
-    "2": Sent(f"{WORDS}<image>{WORDS}<image>", vision=PLAIN, sizes=(WIDE, TALL)),
+    "2.5": Asked(f"{WORDS}<image>{WORDS}<image>", sizes=(WIDE, TALL)),
+    "2": Asked(f"{WORDS}<image>{WORDS}<image>", vision=PLAIN, sizes=(WIDE, TALL)),
 }
 Patch = pytest.MonkeyPatch
 
@@ -38,7 +39,7 @@ Patch = pytest.MonkeyPatch
 def asked(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @cache
     def run(name: str) -> tuple[Case, Run]:
-        case = case_of(tmp_path_factory.mktemp("pair"), SENT[name])
+        case = FAMILY.write(tmp_path_factory.mktemp("pair"), SENT[name])
         return case, Transformers(stages=["projector.out", "result_output"]).run(case)
 
     return run

@@ -20,10 +20,10 @@ from llava_ref.conformance.engines.hf.engine import Transformers
 from llava_ref.conformance.engines.llama_cpp import oracle
 from llava_ref.conformance.engines.llama_cpp.engine import LlamaCpp
 from llava_ref.conformance.engines.reference import ReferenceError, Run
-from llava_ref.conformance.pairs.qwen2vl import QwenTextSpec
+from llava_ref.conformance.pairs.qwen2vl import QwenTextSpec, QwenVisionSpec
 from llava_ref.tracing.distance import rel_rms
 
-from .qwen2vl_cases import WHOLE_BLOCKS, case_of
+from .qwen2vl_cases import FAMILY, WHOLE_BLOCKS
 from .reference_cases import EVERYTHING
 
 reason = reference_hf.missing() or oracle.missing()
@@ -37,7 +37,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     @cache
     def run(name: str) -> tuple[Run, Run]:
-        case = case_of(tmp_path_factory.mktemp("pair"), WHOLE_BLOCKS[name])
+        case = FAMILY.write(tmp_path_factory.mktemp("pair"), WHOLE_BLOCKS[name])
         llama, hf = (
             engine.run(case, n_greedy=8) for engine in (LlamaCpp(stages=EVERYTHING), Transformers(stages=EVERYTHING))
         )
@@ -78,7 +78,7 @@ def test_text_alone_agrees_to_the_last_bits(both: Any, within: Any) -> None:
 
 def test_a_text_file_alone_says_the_same(tmp_path: Path) -> None:
     """Without an mmproj transformers' model is Qwen2ForCausalLM."""
-    beside = case_of(tmp_path, WHOLE_BLOCKS["text alone"])
+    beside = FAMILY.write(tmp_path, WHOLE_BLOCKS["text alone"])
     alone = replace(beside, mmproj=None)
     runs = [Transformers().run(case, n_greedy=4) for case in (alone, beside)]
     runs += [LlamaCpp().run(case, n_greedy=4) for case in (alone, beside)]
@@ -108,8 +108,8 @@ SAID_OTHERWISE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def test_a_file_that_says_something_else_is_caught(both: Any, tmp_path: Path, change: str) -> None:
     """Every key that only this family has moves the logits of the same weights beyond the bound."""
     sent, (text, vision) = WHOLE_BLOCKS["2.5, four windows"], SAID_OTHERWISE[change]
-    changed = replace(sent, text=replace(sent.text, **text), vision=replace(sent.vision, **vision))
-    logits = LlamaCpp().run(case_of(tmp_path, changed)).stages["result_output"]
+    changed = replace(sent, text=QwenTextSpec(**text), vision=QwenVisionSpec(**vision))
+    logits = LlamaCpp().run(FAMILY.write(tmp_path, changed)).stages["result_output"]
     assert rel_rms(logits, both("2.5, four windows")[1].stages["result_output"]) > 4 * LOGITS
 
 
@@ -120,7 +120,7 @@ def test_llama_cpp_reads_no_epsilon_of_the_text(tmp_path: Path) -> None:
     cases = []
     for folder, eps in zip(folders, (0.05, 0.0), strict=True):
         folder.mkdir()
-        cases.append(case_of(folder, replace(sent, text=QwenTextSpec(eps=eps))))
+        cases.append(FAMILY.write(folder, replace(sent, text=QwenTextSpec(eps=eps))))
     llama, other = (LlamaCpp().run(case).stages["result_output"] for case in cases)
     large, none = (Transformers().run(case).stages["result_output"] for case in cases)
     assert (llama == other).all()
@@ -131,7 +131,7 @@ def test_rows_fed_with_their_grid_are_the_prompt(both: Any, tmp_path: Path) -> N
     """`Oracle.logits` takes rows (y, x, D) with the positions that mtmd gives them, and refuses rows without a grid."""
     name = "2.5, four windows"
     llama, _ = both(name)
-    case = case_of(tmp_path, WHOLE_BLOCKS[name])
+    case = FAMILY.write(tmp_path, WHOLE_BLOCKS[name])
     rows, ids = llama.stages["projector.out"], np.array(llama.token_ids)
     first, last = np.flatnonzero(ids == -1)[[0, -1]]
     asked = oracle.Oracle(case.text, case.mmproj)
@@ -143,7 +143,7 @@ def test_rows_fed_with_their_grid_are_the_prompt(both: Any, tmp_path: Path) -> N
 
 def test_both_letterbox_and_stretch(tmp_path: Path) -> None:
     """A picture of another shape than whole blocks: transformers stretches it, llama.cpp centres it on black."""
-    case = case_of(tmp_path, WHOLE_BLOCKS["2"])
+    case = FAMILY.write(tmp_path, WHOLE_BLOCKS["2"])
     Image.fromarray(np.full((75, 200, 3), 255, np.uint8)).save(case.images[0])
     llama, hf = LlamaCpp().run(case).stages["vision.pixels"], Transformers().run(case).stages["vision.pixels"]
     assert llama.shape == hf.shape == (3, 84, 196)
@@ -153,7 +153,7 @@ def test_both_letterbox_and_stretch(tmp_path: Path) -> None:
 def test_the_processor_counts_rows_from_sizes_as_from_pictures(tmp_path: Path) -> None:
     from llava_ref.conformance.engines.hf import from_gguf, qwen2vl_prompt
 
-    case = case_of(tmp_path, WHOLE_BLOCKS["2"])
+    case = FAMILY.write(tmp_path, WHOLE_BLOCKS["2"])
     vision = from_gguf.load(case.text, case.mmproj).vision
     assert vision is not None
     rng = np.random.default_rng(5)
@@ -165,7 +165,7 @@ def test_the_processor_counts_rows_from_sizes_as_from_pictures(tmp_path: Path) -
 
 
 def test_a_vocabulary_without_the_picture_token_is_refused_by_name(tmp_path: Path) -> None:
-    case = case_of(tmp_path, WHOLE_BLOCKS["2"])
+    case = FAMILY.write(tmp_path, WHOLE_BLOCKS["2"])
     case.text.write_bytes(case.text.read_bytes().replace(b"<|image_pad|>", b"<|IMAGE_PAD|>"))
     with pytest.raises(ReferenceError, match=r"has no <\|image_pad\|>, the processor's image token"):
         Transformers().run(case)
