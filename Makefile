@@ -28,7 +28,7 @@ conformance: .venv/.conformance ## against transformers, llama.cpp and OpenAI's 
 pictures: .venv/.conformance ## what the README shows (needs Chromium): docs/images, and two commands' output
 	.venv/bin/python docs/images/make.py
 
-quirks: .venv/.dev ## the README's table of quirks, from llava_ref/profiles.py
+quirks: .venv/.dev ## the README's table of quirks, from llava_ref/profiles.py, vision_quirks.py
 	.venv/bin/python docs/quirks.py
 
 train: .venv/.training ## goes on training the embedded pair (about two hours of one core)

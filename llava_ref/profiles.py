@@ -1,6 +1,7 @@
 """The quirks of LLaVA's implementations, one table, and the profiles that choose a value for each.
 
-A quirk is one point on which implementations differ; a profile is a named choice of all of them, made once at load.
+A quirk is one point on which implementations differ; a profile is a named choice of all of them, made once at load. The
+table begins in `vision_quirks`, with what concerns a picture and its tower.
 Sources: `llava` is haotian-liu/LLaVA v1.2.2 with CLIP as transformers runs it; `hf` is transformers' own processor and
 model, release 5.24; `llama.cpp` is tools/mtmd of release b10605 (clip.cpp, models/llava.cpp, mtmd-image.cpp), unchanged
 up to b11739.
@@ -11,169 +12,18 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from .errors import ParameterError
-from .quirk import ANYRES, ATTENTION, DECODER, NAMED_TILES, NAMES, PICTURE, TOKENS, TOWER, Quirk, quirk
+from .quirk import ATTENTION, DECODER, NAMES, TOKENS, Quirk, quirk
+from .vision_quirks import Alpha, Exif, VisionQuirks
 
-Alpha = Literal["convert", "white", "drop"]
-Exif = Literal["ignore", "apply"]
+__all__ = ["PROFILES", "QUIRKS", "Alpha", "Exif", "ImageOrder", "Quirks", "describe", "resolve"]
+
 ImageOrder = Literal["first", "template", "given"]
 
 
 @dataclass(frozen=True, slots=True)
-class Quirks:
+class Quirks(VisionQuirks):
     """One value per quirk; the defaults are profile `llava`. Each row: profiles `llava`, `hf`, `llama.cpp`; values."""
 
-    class_token: Literal["first", "last"] = quirk(
-        "the place of the class token",
-        TOWER,
-        ("first", "first", "last"),
-        {
-            "first": "puts the class token before the patches and takes rows 1..N",
-            "last": "puts the class token after the patches and still takes rows 1..N, so patch 0 is lost and every "
-            "patch has its neighbour's position",
-        },
-    )
-    vit_layers: Literal["stored", "one-less"] = quirk(
-        "how many blocks of the tower are run",
-        TOWER,
-        ("stored", "stored", "one-less"),
-        {
-            "stored": "runs every stored block of the tower",
-            "one-less": "runs one block of the tower less than the file says",
-        },
-        where="in files without `clip.vision.feature_layer`",
-    )
-    post_ln: Literal["skip", "apply"] = quirk(
-        "the norm after the tower",
-        TOWER,
-        ("skip", "skip", "apply"),
-        {"skip": "leaves out the norm after the tower", "apply": "applies the norm after the tower"},
-        where="in files with `v.post_ln`",
-    )
-    gelu: Literal["erf", "tanh"] = quirk(
-        "the form of GELU",
-        TOWER,
-        ("erf", "erf", "tanh"),
-        {"erf": "computes GELU exactly, by the error function", "tanh": "approximates GELU by tanh"},
-        where="in a tower with `clip.use_gelu` and in the projector",
-    )
-    square: Literal["pad-resize", "crop", "resize-pad"] = quirk(
-        "how a picture is padded, or cut, to a square",
-        PICTURE,
-        ("pad-resize", "crop", "resize-pad"),
-        {
-            "pad-resize": "pads a picture to a square with the mean colour and then resizes it",
-            "crop": "resizes a picture's shortest side and cuts out the centre",
-            "resize-pad": "resizes a picture to fit and then pads it to a square",
-        },
-    )
-    fit: Literal["stretch", "letterbox"] = quirk(
-        "how a picture takes the shape of the tower's input",
-        PICTURE,
-        ("stretch", "stretch", "letterbox"),
-        {
-            "stretch": "stretches a picture to the shape that the tower takes",
-            "letterbox": "keeps a picture's aspect and centres it on black",
-        },
-        where="in families that do not pad with their mean colour",
-    )
-    resize_order: Literal["pillow", "horizontal"] = quirk(
-        "the order of a resize's two passes",
-        PICTURE,
-        ("pillow", "pillow", "horizontal"),
-        {
-            "pillow": "resizes a picture that shrinks in height above all vertically first, as Pillow 13 does",
-            "horizontal": "resizes every picture horizontally first",
-        },
-        where=NAMED_TILES,
-    )
-    tile_grid: Literal["aspect", "sides"] = quirk(
-        "how many tiles a picture fills",
-        (*PICTURE, *TOKENS),
-        ("aspect", "aspect", "sides"),
-        {
-            "aspect": "makes a picture's longer side fill whole tiles, and the shorter one by the aspect once more",
-            "sides": "makes each side of a picture fill whole tiles by itself",
-        },
-        where=f"{NAMED_TILES}, if a picture's longer side is no multiple of a tile's",
-    )
-    lone_tile: Literal["overview", "both"] = quirk(
-        "what is seen of a picture of one tile",
-        (*PICTURE, *TOKENS),
-        ("overview", "overview", "both"),
-        {
-            "overview": "gives a picture of one tile its overview alone",
-            "both": "gives a picture of one tile the tile and an overview",
-        },
-        where=NAMED_TILES,
-    )
-    longest_edge: Literal["fourfold", "own"] = quirk(
-        "the size at which a picture is cut into tiles",
-        (*PICTURE, *TOKENS),
-        ("fourfold", "fourfold", "own"),
-        {
-            "fourfold": "gives a picture four tiles along its longer side",
-            "own": "keeps a picture near its own size: bicubic, its aspect kept, centred on black in whole tiles; the "
-            "overview is stretched from the source",
-        },
-        where=f"{NAMED_TILES} without `clip.vision.preproc_image_size`",
-    )
-    picture_size: Literal["processor", "mtmd"] = quirk(
-        "the size at which a picture of free size is seen",
-        (*PICTURE, *TOKENS),
-        ("processor", "processor", "mtmd"),
-        {
-            "processor": "rounds a picture's sides in float64, halves to even, to 4 to 16,384 squares in all",
-            "mtmd": "rounds a picture's sides in float32, halves away from zero, to 8 to 4,096 squares in all",
-        },
-        where="in files of projectors `qwen2vl_merger` and `qwen2.5vl_merger`",
-    )
-    tiling: Literal["always", "larger"] = quirk(
-        "which pictures are cut into tiles",
-        (*PICTURE, *TOKENS),
-        ("always", "always", "larger"),
-        {
-            "always": "cuts every picture into tiles, at a size chosen in float64",
-            "larger": "cuts only pictures larger than the tower's input into tiles, at a size chosen in float32",
-        },
-        where=ANYRES,
-    )
-    overview: Literal["first", "last"] = quirk(
-        "the place of the overview among the tiles",
-        (*PICTURE, "embd"),
-        ("first", "first", "last"),
-        {"first": "puts a picture's overview before its tiles", "last": "puts a picture's overview after its tiles"},
-        where=ANYRES,
-    )
-    tiles: Literal["joined", "apart"] = quirk(
-        "how the rows of tiles stand in the sequence",
-        (*TOKENS, "embd"),
-        ("joined", "joined", "apart"),
-        {
-            "joined": "joins a picture's tiles to one grid of rows, leaves out its padding and ends each line by a "
-            "newline row",
-            "apart": "puts the rows of a picture's tiles one tile after the other, with padding, without newline rows",
-        },
-        where=ANYRES,
-    )
-    exif: Exif = quirk(
-        "the picture's EXIF orientation",
-        PICTURE,
-        ("ignore", "apply", "ignore"),
-        {
-            "ignore": "ignores the picture's EXIF orientation",
-            "apply": "turns the picture as its EXIF orientation says",
-        },
-    )
-    alpha: Alpha = quirk(
-        "transparency",
-        PICTURE,
-        ("convert", "white", "drop"),
-        {
-            "convert": 'takes the colours stored under transparency, as Pillow\'s `convert("RGB")` does',
-            "white": "lays transparent pictures over white",
-            "drop": "drops the alpha channel, as stb_image does",
-        },
-    )
     text_pieces: Literal["separate", "whole", "separate-prefixed"] = quirk(
         "how the text around pictures is tokenised",
         TOKENS,
