@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +25,15 @@ from .hf_bpe import read_bpe
 from .hf_config import ConversionError, read_text, read_vision
 
 TYPES = ("F32", "F16", "BF16", "Q8_0")
+Config = Mapping[str, Any]
 Part = tuple[Metadata, dict[str, StoredTensor]]
-CONVERTERS: Mapping[
-    str, Callable[[hf_weights.Source, Mapping[str, Any], Mapping[str, Any], int], tuple[Part, Part]]
-] = {
-    "gemma3": gemma3.convert_gemma3,
-    **dict.fromkeys(idefics3.KINDS, idefics3.convert_idefics3),
-    **dict.fromkeys(qwen2vl.KINDS, qwen2vl.convert_qwen),
-}
 
 
 def convert_folder(folder: Path, out_prefix: str, kind: str = "F16") -> Pair:
     """Write the pair and return its paths. Raises ConversionError for what is missing, unexpected or unsupported."""
     config = _read_json(folder, "config.json", required=True)
-    if config.get("model_type") == "gemma3":
-        n_rows, image_token = gemma3.n_vocab(config), None  # Gemma 3's own picture token stays in the vocabulary
-    elif config.get("model_type") in qwen2vl.KINDS:
-        n_rows, image_token = qwen2vl.n_vocab(config), None
-    else:
-        n_rows = read_text(str(folder), config).n_vocab
-        image_token = config.get("image_token_index", config.get("image_token_id"))
-    if config.get("model_type") in (*idefics3.KINDS, *qwen2vl.KINDS):
-        vocabulary = read_bpe(folder, n_rows)
-    else:
-        vocabulary = hf_tokenizer.read_folder(folder, n_rows, image_token).metadata()
+    family = _family(config)
+    vocabulary = family.vocabulary(folder, family.n_vocab(str(folder), config), config)
     metadata: dict[str, Any] = {"general.name": folder.resolve().name, **vocabulary}
     if template := _template(folder):
         metadata["tokenizer.chat_template"] = template
@@ -71,17 +57,14 @@ def _write(
     out_prefix: str,
     kind: str,
 ) -> Pair:
-    convert = CONVERTERS.get(config.get("model_type", ""), _convert_llava)
-    text, vision = convert(source, config, processor, len(vocabulary["tokenizer.ggml.tokens"]))
+    text, vision = _family(config).convert(source, config, processor, len(vocabulary["tokenizer.ggml.tokens"]))
     pair = Pair(Path(f"{out_prefix}-text.gguf"), Path(f"{out_prefix}-mmproj.gguf"))
     write(pair.text, {**text[0], **vocabulary}, text[1], kind)
     write(pair.mmproj, *vision, kind)
     return pair
 
 
-def _convert_llava(
-    source: hf_weights.Source, config: Mapping[str, Any], processor: Mapping[str, Any], n_kept: int
-) -> tuple[tuple[Metadata, dict[str, StoredTensor]], tuple[Metadata, dict[str, StoredTensor]]]:
+def _convert_llava(source: hf_weights.Source, config: Config, processor: Config, n_kept: int) -> tuple[Part, Part]:
     """Return metadata and tensors of the text file and of the mmproj. Raises ConversionError."""
     text = read_text(source.where, config)
     vision = read_vision(source.where, config, text.width, processor)
@@ -91,6 +74,47 @@ def _convert_llava(
     )
     source.finish(hf_weights.unused_names(vision))
     return parts
+
+
+def _n_vocab_llama(where: str, config: Config) -> int:
+    return read_text(where, config).n_vocab
+
+
+def _bpe(folder: Path, n_rows: int, config: Config) -> Metadata:
+    return read_bpe(folder, n_rows)
+
+
+def _pieces(folder: Path, n_rows: int, config: Config) -> Metadata:
+    """Read SentencePiece's pieces: a picture token among them stays."""
+    return hf_tokenizer.read_folder(folder, n_rows, None).metadata()
+
+
+def _pieces_without_picture_token(folder: Path, n_rows: int, config: Config) -> Metadata:
+    """Read SentencePiece's pieces but the picture token, which LLaVA's folder adds to its decoder's vocabulary."""
+    image_token = config.get("image_token_index", config.get("image_token_id"))
+    return hf_tokenizer.read_folder(folder, n_rows, image_token).metadata()
+
+
+@dataclass(frozen=True)
+class Converter:
+    """What is a family's own in a conversion."""
+
+    convert: Callable[[hf_weights.Source, Config, Config, int], tuple[Part, Part]]
+    n_vocab: Callable[[str, Config], int]  # of the folder's name and its config: the number of embeddings
+    vocabulary: Callable[[Path, int, Config], Metadata]  # the `tokenizer.` keys for so many embeddings
+
+
+LLAVA = Converter(_convert_llava, _n_vocab_llama, _pieces_without_picture_token)
+CONVERTERS: Mapping[str, Converter] = {  # by a config's model_type
+    "gemma3": Converter(gemma3.convert_gemma3, gemma3.n_vocab, _pieces),
+    **dict.fromkeys(idefics3.KINDS, Converter(idefics3.convert_idefics3, _n_vocab_llama, _bpe)),
+    **dict.fromkeys(qwen2vl.KINDS, Converter(qwen2vl.convert_qwen, qwen2vl.n_vocab, _bpe)),
+}
+
+
+def _family(config: Config) -> Converter:
+    """Return the converter of a config; LLaVA's, which refuses what it does not know, if no other has its type."""
+    return CONVERTERS.get(config.get("model_type", ""), LLAVA)
 
 
 def _template(folder: Path) -> str | None:

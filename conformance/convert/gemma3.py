@@ -67,7 +67,7 @@ def convert_gemma3(
     return parts
 
 
-def n_vocab(config: Mapping[str, Any]) -> int:
+def n_vocab(where: str, config: Mapping[str, Any]) -> int:
     """Return the number of embeddings."""
     return int({**TEXT, **(config.get("text_config") or {})}["vocab_size"])
 

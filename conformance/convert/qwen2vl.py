@@ -55,7 +55,7 @@ def convert_qwen(
     return parts
 
 
-def n_vocab(config: Mapping[str, Any]) -> int:
+def n_vocab(where: str, config: Mapping[str, Any]) -> int:
     """Return the number of embeddings."""
     return int({**TEXT, **_given(config)}["vocab_size"])
 
