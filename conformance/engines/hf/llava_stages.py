@@ -4,7 +4,7 @@ N patches, T positions, D width, H heads, dh head size, V vocabulary. `llava_ref
 come with the channels of a head in halves, and are put back into GGUF's adjacent pairs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
@@ -30,12 +30,18 @@ def tower(model: HfModel) -> Iterator[Point]:
 
 
 def decoder(model: HfModel) -> Iterator[Point]:
+    rotary = model.decoder.rotary_emb
+    return layers(model, lambda name, attention: _queries_and_keys(name, attention, rotary))
+
+
+def layers(model: HfModel, queries_and_keys: Callable[[str, Any], Iterator[Point]]) -> Iterator[Point]:
+    """Show a decoder of llama's layers; `queries_and_keys`: Q and K of a layer's attention, before and after rope."""
     text, V = model.decoder, model.n_vocab
     yield given("embd", text.layers[0])
     for i, layer in enumerate(text.layers):
         name, attention = f"blk.{i}", layer.self_attn
         yield made(f"{name}.attn_norm", layer.input_layernorm)
-        yield from _queries_and_keys(name, attention, text.rotary_emb)
+        yield from queries_and_keys(name, attention)
         yield made(f"{name}.Vcur", attention.v_proj)
         yield weights(f"{name}.kq_soft_max", attention)
         yield given(f"{name}.kqv_out", attention.o_proj)

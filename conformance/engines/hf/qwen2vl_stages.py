@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .llava_stages import layers
 from .model import HfModel
-from .points import Point, given, made, weights
+from .points import Point, given, made
 from .qwen2vl_prompt import Patches
 
 
@@ -112,28 +113,13 @@ def _weights(attention: Any, inputs: Any) -> Tensor:
 
 
 def decoder(model: HfModel) -> Iterator[Point]:
-    text, V = model.decoder, model.n_vocab
-    yield given("embd", text.layers[0])
-    for i, layer in enumerate(text.layers):
-        name, attention = f"blk.{i}", layer.self_attn
-        yield made(f"{name}.attn_norm", layer.input_layernorm)
-        yield made(f"{name}.Qcur", attention.q_proj)
-        yield made(f"{name}.Kcur", attention.k_proj)
-        yield made(f"{name}.Vcur", attention.v_proj)
-        yield _turned_heads(f"{name}.Qcur_rope", attention, attention.q_proj)
-        yield _turned_heads(f"{name}.Kcur_rope", attention, attention.k_proj)
-        yield weights(f"{name}.kq_soft_max", attention)
-        yield given(f"{name}.kqv_out", attention.o_proj)
-        yield made(f"{name}.attn_out", attention.o_proj)
-        yield given(f"{name}.ffn_inp", layer.post_attention_layernorm)
-        yield made(f"{name}.ffn_norm", layer.post_attention_layernorm)
-        yield made(f"{name}.ffn_gate", layer.mlp.gate_proj)
-        yield made(f"{name}.ffn_up", layer.mlp.up_proj)
-        yield given(f"{name}.ffn_swiglu", layer.mlp.down_proj)
-        yield made(f"{name}.ffn_out", layer.mlp.down_proj)
-        yield made(f"{name}.out", layer)
-    yield made("result_norm", text.norm)
-    yield made("result_output", model.module.lm_head, lambda x: x[:, :V])
+    return layers(model, _queries_and_keys)
+
+
+def _queries_and_keys(name: str, attention: Any) -> Iterator[Point]:
+    for part, projection in (("Qcur", attention.q_proj), ("Kcur", attention.k_proj)):
+        yield made(f"{name}.{part}", projection)
+        yield _turned_heads(f"{name}.{part}_rope", attention, projection)
 
 
 def _turned_heads(name: str, attention: Any, projection: Any) -> Point:
