@@ -12,6 +12,7 @@ TOWER = ("vision.", "projector.")
 TOKENS = ("token_ids",)
 DECODER = ("blk.",)
 ATTENTION = ("blk.", "vision.")
+INTERNVL = "of projector `internvl`"
 NAMED_TILES = "in files of projector `idefics3` (SmolVLM, Idefics3)"
 ANYRES = "in files with `clip.vision.image_grid_pinpoints` (LLaVA-1.6)"
 

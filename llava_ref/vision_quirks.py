@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from .quirk import ANYRES, NAMED_TILES, PICTURE, TOKENS, TOWER, quirk
+from .quirk import ANYRES, INTERNVL, NAMED_TILES, PICTURE, TOKENS, TOWER, quirk
 
 Alpha = Literal["convert", "white", "drop"]
 Exif = Literal["ignore", "apply"]
@@ -18,9 +18,9 @@ class VisionQuirks:
         TOWER,
         ("first", "first", "last"),
         {
-            "first": "puts the class token before the patches and takes rows 1..N",
-            "last": "puts the class token after the patches and still takes rows 1..N, so patch 0 is lost and every "
-            "patch has its neighbour's position",
+            "first": "puts the class token before the patches",
+            "last": "puts the class token after the patches, so every patch has its neighbour's position; LLaVA-1.5 "
+            "and 1.6 still take rows 1..N, so patch 0 is lost",
         },
     )
     vit_layers: Literal["stored", "one-less"] = quirk(
@@ -75,7 +75,7 @@ class VisionQuirks:
             "pillow": "resizes a picture that shrinks in height above all vertically first, as Pillow 13 does",
             "horizontal": "resizes every picture horizontally first",
         },
-        where=NAMED_TILES,
+        where=f"{NAMED_TILES}, and {INTERNVL}",
     )
     tile_grid: Literal["aspect", "sides"] = quirk(
         "how many tiles a picture fills",
@@ -95,7 +95,18 @@ class VisionQuirks:
             "overview": "gives a picture of one tile its overview alone",
             "both": "gives a picture of one tile the tile and an overview",
         },
-        where=NAMED_TILES,
+        where=f"{NAMED_TILES}, and {INTERNVL}",
+    )
+    tile_shape: Literal["aspect", "pixels"] = quirk(
+        "how many rows and columns of tiles a picture fills",
+        (*PICTURE, *TOKENS),
+        ("aspect", "aspect", "pixels"),
+        {
+            "aspect": "fills the tiles whose aspect is closest to a picture's; of equals more tiles, while the picture "
+            "has more than half of their pixels",
+            "pixels": "fills the tiles that keep most of a picture's pixels, then those with the least padding",
+        },
+        where=f"in files {INTERNVL}",
     )
     longest_edge: Literal["fourfold", "own"] = quirk(
         "the size at which a picture is cut into tiles",
@@ -126,7 +137,7 @@ class VisionQuirks:
             "always": "cuts every picture into tiles, at a size chosen in float64",
             "larger": "cuts only pictures larger than the tower's input into tiles, at a size chosen in float32",
         },
-        where=ANYRES,
+        where=f"{ANYRES}, and {INTERNVL}",
     )
     overview: Literal["first", "last"] = quirk(
         "the place of the overview among the tiles",

@@ -174,11 +174,12 @@ def siglip_tower(s: SiglipSpec, projector: dict[str, StoredTensor], random: Rand
         **projector,
     }
     for i in range(s.n_block):
-        tensors |= _vision_block(f"v.blk.{i}", s, random)
+        tensors |= siglip_block(f"v.blk.{i}", s, random)
     return tensors
 
 
-def _vision_block(name: str, s: SiglipSpec, random: Random) -> dict[str, StoredTensor]:
+def siglip_block(name: str, s: SiglipSpec, random: Random) -> dict[str, StoredTensor]:
+    """Return the tensors of one block of a tower."""
     D, F = s.width, s.mlp_width
     in_file = {"ffn_up": "ffn_down", "ffn_down": "ffn_up"} if s.swapped else {}
     matrices = {part: (D, D) for part in ("attn_q", "attn_k", "attn_v", "attn_out")}

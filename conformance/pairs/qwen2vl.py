@@ -11,6 +11,7 @@ from pathlib import Path
 from .bpe_vocabulary import bpe_vocabulary
 from .pairs import CLIP_MEAN, CLIP_STD, Kinds, Pair, stored
 from .random_weights import Random
+from .vocabulary import size_of
 from .writing import Metadata, StoredTensor, write
 
 CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -38,7 +39,7 @@ TEMPLATE = """\
 
 @dataclass(frozen=True, slots=True)
 class QwenTextSpec:
-    """A decoder of text and pictures. `None` leaves the key out of the file."""
+    """A decoder of arch `qwen2vl`, or `qwen2` without sections. `None` leaves the key out of the file."""
 
     width: int = 48
     n_layer: int = 3
@@ -47,7 +48,7 @@ class QwenTextSpec:
     mlp_width: int = 88
     context: int = 1024
     eps: float = 1e-6
-    sections: tuple[int, ...] = (1, 2, 3, 0)  # pairs of channels turned by time, row, column
+    sections: tuple[int, ...] = (1, 2, 3, 0)  # pairs of channels turned by time, row, column; none: by one position
     rope_base: float | None = 1e4
     tied: bool = False
     kind: str = "F32"
@@ -82,19 +83,21 @@ def build_qwen2vl(folder: Path, text: QwenTextSpec, vision: QwenVisionSpec, seed
     return pair
 
 
-def qwen_text_metadata(s: QwenTextSpec) -> Metadata:
+def qwen_text_metadata(s: QwenTextSpec, tokens: Metadata | None = None) -> Metadata:
+    """Return the keys of a text file; `tokens`: those of its vocabulary, by default Qwen2-VL's."""
+    arch = "qwen2vl" if s.sections else "qwen2"
     return {
-        "general.architecture": "qwen2vl",
-        "qwen2vl.context_length": s.context,
-        "qwen2vl.embedding_length": s.width,
-        "qwen2vl.block_count": s.n_layer,
-        "qwen2vl.feed_forward_length": s.mlp_width,
-        "qwen2vl.attention.head_count": s.n_head,
-        "qwen2vl.attention.head_count_kv": s.n_head_kv,
-        "qwen2vl.attention.layer_norm_rms_epsilon": s.eps,
-        "qwen2vl.rope.dimension_sections": list(s.sections),
-        **({} if s.rope_base is None else {"qwen2vl.rope.freq_base": s.rope_base}),
-        **qwen_vocabulary(),
+        "general.architecture": arch,
+        f"{arch}.context_length": s.context,
+        f"{arch}.embedding_length": s.width,
+        f"{arch}.block_count": s.n_layer,
+        f"{arch}.feed_forward_length": s.mlp_width,
+        f"{arch}.attention.head_count": s.n_head,
+        f"{arch}.attention.head_count_kv": s.n_head_kv,
+        f"{arch}.attention.layer_norm_rms_epsilon": s.eps,
+        **({f"{arch}.rope.dimension_sections": list(s.sections)} if s.sections else {}),
+        **({} if s.rope_base is None else {f"{arch}.rope.freq_base": s.rope_base}),
+        **(qwen_vocabulary() if tokens is None else tokens),
     }
 
 
@@ -103,8 +106,8 @@ def qwen_vocabulary() -> Metadata:
     return bpe_vocabulary("qwen2", CONTROLS, [END], TEMPLATE)
 
 
-def qwen_text_tensors(s: QwenTextSpec, random: Random) -> dict[str, StoredTensor]:
-    D, V = s.width, len(qwen_vocabulary()["tokenizer.ggml.tokens"])  # type: ignore[arg-type]
+def qwen_text_tensors(s: QwenTextSpec, random: Random, tokens: Metadata | None = None) -> dict[str, StoredTensor]:
+    D, V = s.width, size_of(qwen_vocabulary() if tokens is None else tokens)
     tensors = {
         "token_embd.weight": random.normal("token_embd", V, D, std=0.25 if s.tied else 1.0),
         "output_norm.weight": _gain("output_norm", D, 3.0, random),

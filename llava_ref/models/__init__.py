@@ -13,6 +13,7 @@ from .config import projector_of
 from .family import TextModel, Tower
 from .gemma3 import Gemma3
 from .idefics3 import Idefics3
+from .internvl import InternVL
 from .llama import Llama
 from .qwen2 import Qwen2, Qwen2VL
 from .qwen2vl import QwenVision
@@ -46,10 +47,12 @@ def tower_family(file: GGUFFile) -> type[Tower]:
             return Siglip
         case "idefics3":
             return Idefics3
+        case "internvl":
+            return InternVL
         case "qwen2vl_merger" | "qwen2.5vl_merger":
             return QwenVision
         case other:
-            known = "'mlp', 'ldpv2', 'gemma3', 'idefics3', 'qwen2vl_merger' or 'qwen2.5vl_merger'"
+            known = "'mlp', 'ldpv2', 'gemma3', 'idefics3', 'internvl', 'qwen2vl_merger' or 'qwen2.5vl_merger'"
             problem = f"{other!r} is not supported, expected {known}"
             raise GGUFError(file.path, "clip.projector_type", problem)
 

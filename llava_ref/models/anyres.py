@@ -6,6 +6,7 @@ Liu et al. 2024, https://llava-vl.github.io/blog/2024-01-30-llava-next; transfor
 and LlavaNextModel.pack_image_features; llama.cpp b11549, tools/mtmd/mtmd-image.cpp (llava_uhd) and mtmd.cpp.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,17 +43,10 @@ class Anyres:
     number: type[np.floating[Any]]  # in which sizes are compared
 
     def size(self, width: int, height: int) -> tuple[int, int] | None:
-        """Return the size at which a picture is cut into tiles: the one that keeps most of its pixels, then the one
-        with the least padding, then the first. None where it is seen whole only."""
+        """Return the size at which a picture is cut into tiles. None where it is seen whole only."""
         if not self.sizes or not self.always and max(width, height) <= self.side:
             return None
-        return min(self.sizes, key=lambda size: self._cost(width, height, *size))
-
-    def _cost(self, width: int, height: int, across: int, down: int) -> tuple[int, int]:
-        w, h = self.number(width), self.number(height)
-        scale = min(self.number(across) / w, self.number(down) / h)
-        kept = min(int(w * scale) * int(h * scale), width * height)
-        return -kept, across * down - kept
+        return fullest(self.sizes, width, height, self.number)
 
     def n_tiles(self, width: int, height: int) -> int:
         """Return the tiles of a picture, the overview among them."""
@@ -125,6 +119,22 @@ class Anyres:
     def most(self) -> int:
         """Return the rows of the largest picture."""
         return max(len(self.order(*size)) for size in [*self.sizes, (self.side, self.side)])
+
+
+def fullest(
+    sizes: Sequence[tuple[int, int]], width: int, height: int, number: type[np.floating[Any]]
+) -> tuple[int, int]:
+    """Choose the size that keeps most of a picture's pixels, then the one with the least padding, then the first.
+
+    `number`: the type in which sizes are compared."""
+
+    def cost(size: tuple[int, int]) -> tuple[int, int]:
+        w, h = number(width), number(height)
+        scale = min(number(size[0]) / w, number(size[1]) / h)
+        kept = min(int(w * scale) * int(h * scale), width * height)
+        return -kept, size[0] * size[1] - kept
+
+    return min(sizes, key=cost)
 
 
 def read(file: GGUFFile, c: VisionConfig, quirks: Quirks, n: int) -> Anyres:

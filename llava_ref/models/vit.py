@@ -50,17 +50,20 @@ class VitBlock:
     mlp_scale: Array | None = None  # and what the MLP adds
 
 
-def load_blocks(file: GGUFFile, w: Weights, c: VisionConfig, n_layer: int) -> tuple[VitBlock, ...]:
-    """Take the tensors of blocks 0..n_layer-1. Raises GGUFError for what is missing or has the wrong shape."""
+def load_blocks(
+    file: GGUFFile, w: Weights, c: VisionConfig, n_layer: int, *, layer_scale: bool = False
+) -> tuple[VitBlock, ...]:
+    """Take the tensors of blocks 0..n_layer-1. `layer_scale`: each block has ls1 and ls2 (Touvron et
+    al. 2021, https://arxiv.org/abs/2103.17239, section 2). Raises GGUFError for what is missing or has the wrong shape."""
     if c.width == c.mlp_width:
         problem = (
             f"equals embedding_length {c.width}: ffn_up and ffn_down cannot be told from the swapped ones of old files"
         )
         raise GGUFError(file.path, "clip.vision.feed_forward_length", problem)
-    return tuple(_load(w, f"v.blk.{i}", c.width, c.mlp_width) for i in range(n_layer))
+    return tuple(_load(w, f"v.blk.{i}", c.width, c.mlp_width, layer_scale) for i in range(n_layer))
 
 
-def _load(w: Weights, name: str, D: int, F: int) -> VitBlock:
+def _load(w: Weights, name: str, D: int, F: int, layer_scale: bool) -> VitBlock:
     # Files of llama.cpp's first converter call the first matrix ffn_down and the second ffn_up.
     swapped = w.matrix_shape(f"{name}.ffn_down.weight") == (F, D)
     up, down = ("ffn_down", "ffn_up") if swapped else ("ffn_up", "ffn_down")
@@ -73,6 +76,8 @@ def _load(w: Weights, name: str, D: int, F: int) -> VitBlock:
         ln2=w.norm(f"{name}.ln2", D),
         up=w.linear(f"{name}.{up}", (F, D)),
         down=w.linear(f"{name}.{down}", (D, F)),
+        attn_scale=w.vector(f"{name}.ls1.weight", (D,)) if layer_scale else None,
+        mlp_scale=w.vector(f"{name}.ls2.weight", (D,)) if layer_scale else None,
     )
 
 

@@ -165,6 +165,7 @@ PICTURE_RULES = (
     "tiles",
     "resize_order",
     "tile_grid",
+    "tile_shape",
     "lone_tile",
     "longest_edge",
     "picture_size",
