@@ -64,7 +64,7 @@ def build_internvl(folder: Path, text: QwenTextSpec | TextSpec, vision: InternVL
 
 
 def internvl_vocabulary(pre: str) -> Metadata:
-    """Return the `tokenizer.` keys: byte-level BPE that text is cut for as `pre` says, ChatML's and pictures' tokens."""
+    """Return the `tokenizer.` keys: byte-level BPE whose rule for cutting is `pre`, ChatML's and pictures' tokens."""
     return bpe_vocabulary(pre, FIRST, [END], TEMPLATE)
 
 

@@ -31,7 +31,7 @@ __all__ = ["ChatTemplate", "Prompt", "choose_template", "parse_messages", "rende
 
 OTHER_SLOTS = (  # of other models' templates; a slot that is part of another stands behind it
     "<|image|>", "<start_of_image>", "[IMG]", "<|vision_start|><|image_pad|><|vision_end|>", "<|image_pad|>",
-    "<__media__>",
+    "<IMG_CONTEXT>", "<__media__>",
 )  # fmt: skip
 # Behind a picture. It is no control token in released files, and no user may write it either.
 CLOSING = ("<end_of_image>",)

@@ -98,7 +98,9 @@ def test_templates_that_want_strings_or_lists(source, messages, want):
     assert render(messages, source, image_order="given") == want
 
 
-@pytest.mark.parametrize("slot", ["<image>", "<|image|>", "<start_of_image>", "[IMG]", "<|image_pad|>", "<__media__>"])
+@pytest.mark.parametrize(
+    "slot", ["<image>", "<|image|>", "<start_of_image>", "[IMG]", "<|image_pad|>", "<IMG_CONTEXT>", "<__media__>"]
+)
 def test_other_models_image_tokens_are_slots(slot):
     messages = talk((U, [text(" a "), IMAGE, text(" b ")]), (A, " c "))
     assert render(messages, BOTH.replace("SLOT", slot), image_order="template") == "(a<image>b)( c )"

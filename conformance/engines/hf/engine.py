@@ -29,6 +29,7 @@ PROCESSORS = {
     "llava": "CLIPImageProcessorPil: shortest side, centre crop, mean and deviation of the file",
     "llava_next": "LlavaNextImageProcessorPil: overview and tiles, mean and deviation of the file",
     "idefics3": "Idefics3ImageProcessorPil: tiles and overview, Lanczos, mean and deviation of the file",
+    "internvl": "GotOcr2ImageProcessorPil, cropping: tiles and overview, mean and deviation of the file",
     "gemma3": "Gemma3ImageProcessorPil: stretched to a square, no pan and scan, mean and deviation of the file",
     "qwen2vl": QWEN,
     "qwen2_5_vl": QWEN,
@@ -82,7 +83,7 @@ class Transformers:
 
 def _token_ids(model: Any, prompt: str, pictures: Sequence[Image.Image]) -> tuple[list[int], str]:
     """Return the ids of a prompt, and whose tokenizer made them."""
-    from . import gemma3_prompt, idefics3_prompt, llava_next, qwen2vl_prompt, vocabulary
+    from . import gemma3_prompt, idefics3_prompt, internvl_prompt, llava_next, qwen2vl_prompt, vocabulary
 
     match model.family:
         case "gemma3":
@@ -91,6 +92,8 @@ def _token_ids(model: Any, prompt: str, pictures: Sequence[Image.Image]) -> tupl
             return qwen2vl_prompt.token_ids(model, prompt, pictures), qwen2vl_prompt.THEIRS
         case "idefics3":
             return idefics3_prompt.token_ids(model, prompt, pictures), idefics3_prompt.THEIRS
+        case "internvl":
+            return internvl_prompt.token_ids(model, prompt, pictures), internvl_prompt.THEIRS
         case "llava_next":
             n_rows = llava_next.n_rows([picture.size for picture in pictures], model.vision)
             return vocabulary.token_ids(model.text_file, prompt, model.image_token, n_rows)
@@ -101,11 +104,12 @@ def _token_ids(model: Any, prompt: str, pictures: Sequence[Image.Image]) -> tupl
 
 def _pixels(model: Any, pictures: Sequence[Image.Image]) -> tuple[Any, Iterable[np.ndarray]]:
     """Return what the tower is given, (n, 3, S, S) or `Patches`, and the same pictures before normalising (S, S, 3)."""
-    from . import gemma3_prompt, idefics3_prompt, llava_next, qwen2vl_prompt
+    from . import gemma3_prompt, idefics3_prompt, internvl_prompt, llava_next, qwen2vl_prompt
 
     ways: dict[str, Callable[..., tuple[Any, Iterable[np.ndarray]]]] = {
         "gemma3": gemma3_prompt.preprocess,
         "idefics3": idefics3_prompt.preprocess,
+        "internvl": internvl_prompt.preprocess,
         "llava_next": llava_next.preprocess,
         "llava": preprocess,
         "qwen2vl": qwen2vl_prompt.preprocess,

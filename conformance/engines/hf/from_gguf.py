@@ -6,6 +6,7 @@ from llava_ref.gguf import file as gguf
 
 from .gemma3 import load_gemma3
 from .idefics3 import load_idefics3
+from .internvl import load_internvl
 from .llava import load_llava
 from .model import HfModel
 from .qwen2vl import load_qwen2vl
@@ -22,6 +23,10 @@ def load(text: Path, mmproj: Path | None) -> HfModel:
             return load_qwen2vl(text_file, tower)
         case "qwen2" if tower is None:
             return load_qwen2vl(text_file, None)
-    if tower is not None and tower.string("clip.projector_type", "") == "idefics3":
-        return load_idefics3(text_file, tower)
+    if tower is not None:
+        match tower.string("clip.projector_type", ""):
+            case "idefics3":
+                return load_idefics3(text_file, tower)
+            case "internvl":
+                return load_internvl(text_file, tower)
     return load_llava(text_file, tower)

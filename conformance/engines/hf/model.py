@@ -19,7 +19,7 @@ from ..reference import ReferenceError
 from .settings import VisionSettings
 
 Sizes = Sequence[tuple[int, int]]
-Family = Literal["llava", "llava_next", "gemma3", "qwen2vl", "qwen2_5_vl", "idefics3"]
+Family = Literal["llava", "llava_next", "gemma3", "qwen2vl", "qwen2_5_vl", "idefics3", "internvl"]
 
 
 @dataclass(frozen=True, slots=True)

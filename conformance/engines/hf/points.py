@@ -41,15 +41,20 @@ def weights(name: str, attention: Any) -> Point:
 def tower_block(name: str, layer: Any) -> Iterator[Point]:
     """Show the stages of a block of CLIP or SigLIP."""
     attention = layer.self_attn
-    yield made(f"{name}.layer_inp_normed", layer.layer_norm1)
+    yield from block(name, layer, attention, attention.out_proj, (layer.layer_norm1, layer.layer_norm2))
+
+
+def block(name: str, layer: Any, attention: Any, out: Any, norms: tuple[Any, Any]) -> Iterator[Point]:
+    """Show the stages of a block: `out` is its attention's last matrix, `norms` are before attention and MLP."""
+    yield made(f"{name}.layer_inp_normed", norms[0])
     yield made(f"{name}.Qcur", attention.q_proj)
     yield made(f"{name}.Kcur", attention.k_proj)
     yield made(f"{name}.Vcur", attention.v_proj)
     yield weights(f"{name}.kq_soft_max", attention)
-    yield given(f"{name}.kqv_out", attention.out_proj)
-    yield made(f"{name}.attn_out", attention.out_proj)
-    yield given(f"{name}.ffn_inp", layer.layer_norm2)
-    yield made(f"{name}.ffn_inp_normed", layer.layer_norm2)
+    yield given(f"{name}.kqv_out", out)
+    yield made(f"{name}.attn_out", out)
+    yield given(f"{name}.ffn_inp", norms[1])
+    yield made(f"{name}.ffn_inp_normed", norms[1])
     yield made(f"{name}.ffn_up", layer.mlp.fc1)
     yield given(f"{name}.ffn_act", layer.mlp.fc2)
     yield made(f"{name}.ffn_out", layer.mlp.fc2)

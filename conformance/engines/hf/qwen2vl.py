@@ -28,14 +28,13 @@ def load_qwen2vl(text: GGUFFile, mmproj: GGUFFile | None) -> HfModel:
     hf, a = transformers(), f"{text.string('general.architecture')}."
     tokens = text.array("tokenizer.ggml.tokens", "string")
     image = tokens.index(IMAGE_PAD) if IMAGE_PAD in tokens else len(tokens)
-    config = _text_config(text, a)
+    config = text_config(text, a)
     if mmproj is None:
-        config |= {"rope_parameters": {"rope_type": "default", **_theta(text, a)}}
-        module = _module(hf.Qwen2ForCausalLM, hf.Qwen2Config(**config), _text_state(text, config, "model."))
+        module = _module(hf.Qwen2ForCausalLM, hf.Qwen2Config(**config), text_state(text, config, "model."))
         return _filled(HfModel(module, "qwen2vl", text, len(tokens), image, None))
     vision, gated = read_tower(mmproj), mmproj.string("clip.projector_type", "") == GATED
     tower, vision_state = _gated_tower(mmproj, vision) if gated else _plain_tower(mmproj, vision)
-    config |= {"rope_parameters": {"rope_type": "default", **_theta(text, a), "mrope_section": _sections(text, a)}}
+    config["rope_parameters"] |= {"mrope_section": _sections(text, a)}
     name = "Qwen2_5_VL" if gated else "Qwen2VL"
     joined = getattr(hf, f"{name}Config")(
         text_config=config,
@@ -45,7 +44,7 @@ def load_qwen2vl(text: GGUFFile, mmproj: GGUFFile | None) -> HfModel:
         tie_word_embeddings=config["tie_word_embeddings"],
         attn_implementation="eager",
     )
-    state = _text_state(text, config, "model.language_model.") | vision_state
+    state = text_state(text, config, "model.language_model.") | vision_state
     module = _module(getattr(hf, f"{name}ForConditionalGeneration"), joined, state)
     family: Family = "qwen2_5_vl" if gated else "qwen2vl"
     return _filled(HfModel(module, family, text, len(tokens), image, vision))
@@ -58,7 +57,7 @@ def _module(kind: Any, config: Any, state: State) -> Any:
     return module.eval()
 
 
-def _text_config(file: GGUFFile, a: str) -> dict[str, Any]:
+def text_config(file: GGUFFile, a: str) -> dict[str, Any]:
     """Return the settings of Qwen2Config, Qwen2VLTextConfig and Qwen2_5_VLTextConfig. Keys: llama-arch.cpp b11549."""
     blocks, width = file.integer(a + "block_count", 1, LARGE), file.integer(a + "embedding_length", 1, LARGE)
     n_head = whole(file, a + "attention.head_count", None, blocks)
@@ -78,12 +77,9 @@ def _text_config(file: GGUFFile, a: str) -> dict[str, Any]:
         "max_position_embeddings": file.integer(a + "context_length", 1, LARGE),
         "rms_norm_eps": file.number(a + "attention.layer_norm_rms_epsilon", 0.0, 1.0, layers=blocks),
         "tie_word_embeddings": "output.weight" not in file.tensors,
+        "rope_parameters": {"rope_type": "default", "rope_theta": file.number(a + "rope.freq_base", 0.0, 1e15, 1e4)},
         "attn_implementation": "eager",
     }
-
-
-def _theta(file: GGUFFile, a: str) -> dict[str, float]:
-    return {"rope_theta": file.number(a + "rope.freq_base", 0.0, 1e15, 1e4)}
 
 
 def _sections(file: GGUFFile, a: str) -> list[int]:
@@ -93,7 +89,8 @@ def _sections(file: GGUFFile, a: str) -> list[int]:
     return list(sections[:3])
 
 
-def _text_state(file: GGUFFile, c: dict[str, Any], prefix: str) -> State:
+def text_state(file: GGUFFile, c: dict[str, Any], prefix: str) -> State:
+    """Return the decoder's weights, by names that begin with `prefix`, and those of the output."""
     w, D, V, F = TensorReader(file), c["hidden_size"], c["vocab_size"], c["intermediate_size"]
     KV = D // c["num_attention_heads"] * c["num_key_value_heads"]
     embedding, output = w.take("token_embd.weight", (V, D)), w.maybe("output.weight", (V, D))

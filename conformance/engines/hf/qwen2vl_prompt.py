@@ -53,14 +53,14 @@ def token_ids(model: HfModel, prompt: str, pictures: Sequence[Image.Image]) -> l
         return list(tokenizer(string)["input_ids"])
     if model.image_token >= model.n_vocab:
         raise ReferenceError(model.text_file.path, KEY + "tokens", f"has no {IMAGE_PAD}, the processor's image token")
-    processor = _without_films(model.family)(image_processor(model.vision), tokenizer)
+    hf = transformers()
+    kind = hf.Qwen2VLProcessor if model.family == "qwen2vl" else hf.Qwen2_5_VLProcessor
+    processor = without_films(kind)(image_processor(model.vision), tokenizer)
     return list(processor(images=list(pictures), text=[string])["input_ids"][0])
 
 
-def _without_films(family: str) -> Any:
-    """Return the family's processor, which does without a processor of films: transformers' own needs torchvision."""
-    hf = transformers()
-    kind: Any = hf.Qwen2VLProcessor if family == "qwen2vl" else hf.Qwen2_5_VLProcessor
+def without_films(kind: Any) -> Any:
+    """Return a class of processors that does without one of films: transformers' own needs torchvision."""
     checked = kind.check_argument_for_proper_class
 
     def check(processor: Any, name: str, argument: Any) -> Any:

@@ -37,6 +37,7 @@ class VisionSettings:
     merge: int = 1  # the projector makes one row of so many patches each way
     sizes: tuple[tuple[int, int], ...] = ()  # LLaVA-1.6: widths and heights of the pictures that tiles are cut from
     longest: int = 0  # Idefics3: pixels of a picture's longer side before it fills whole tiles
+    tiles: tuple[int, int] = (1, 1)  # InternVL: the least and the most tiles of a picture
 
     @property
     def image_size(self) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 
 from llava_ref.tracing.trace import Probe
 
-from . import gemma3_stages, idefics3_stages, llava_stages, qwen2vl_stages
+from . import gemma3_stages, idefics3_stages, internvl_stages, llava_stages, qwen2vl_stages
 from .model import HfModel
 from .points import Point
 
@@ -16,6 +16,7 @@ FAMILIES: dict[str, Any] = {
     "llava_next": llava_stages,
     "gemma3": gemma3_stages,
     "idefics3": idefics3_stages,
+    "internvl": internvl_stages,
     "qwen2vl": qwen2vl_stages,
     "qwen2_5_vl": qwen2vl_stages,
 }

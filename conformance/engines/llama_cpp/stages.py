@@ -35,6 +35,13 @@ DECODER = {
         "ffn_geglu", "ffn_out", "ffn_post_norm",
     )
 } | {"ffn_gate_b": "ffn_gate", "ffn_up_b": "ffn_up", "sa_out": "ffn_inp", "l_out": "out"}  # fmt: skip
+READ = {  # a stage behind the blocks by the tensor that its last node reads
+    "v.post_ln.": "vision.post_ln",
+    "mm.soft_emb_norm.": "projector.soft_emb_norm",
+    "mm.model.mlp.1.": "projector.mm_1",
+    "mm.model.mlp.2.": "projector.mm_2",
+    "mm.model.mlp.3.": "projector.out",
+}
 OUTPUT = re.compile(r"blk\.(\d+)\.attn_output\.weight")
 INPUTS = ("embd", "inp_scaled")  # what the first norm reads: rows of llama, those of gemma3
 NORMED = ("Qcur_normed", "Kcur_normed")
@@ -140,7 +147,7 @@ class Recorder:
             self._embedded = True
         elif "v.position_embd.weight" in node.sources:  # the rows that will be added
             self._position = node.name
-        elif node.op != "CONCAT":
+        elif node.op != "CONCAT" and "v.class_embd" not in node.sources:
             self._rows("vision.patch_embd", node)
 
     def _blocks_of_patches(self, node: Node) -> None:
@@ -162,18 +169,16 @@ class Recorder:
 
     def _behind_the_blocks(self, node: Node) -> None:
         read = " ".join(node.sources)
-        if "v.post_ln." in read:
-            self._rows("vision.post_ln", node)
-        elif "mm.0." in read:
+        if stage := next((stage for part, stage in READ.items() if part in read), None):
+            self._rows(stage, node)
+        elif "mm.0." in read or "mm.model.mlp.0." in read:
             if node.op == "MUL_MAT" and not self._frames:
                 self._keep("vision.features", lambda: node.source(1, 2))
             self._rows("projector.mm_0", node)
-        elif "mm.model.mlp.0." in read:
-            if node.op == "MUL_MAT" and not self._frames:
-                self._keep("vision.features", lambda: node.source(1, 2))
-            self._rows("projector.mm_0", node)
-        elif "mm.model.mlp.2." in read:
-            self._rows("projector.mm_2", node)
+        elif node.name.endswith("(view) (cont)"):  # InternVL, without the class token
+            self._rows("vision.features", node)
+        elif node.op == "NORM" and "(view)" in read:
+            self._keep("projector.shuffle", lambda: node.source(0, 2))
         elif node.op == "ADD" and self._pooled:  # MobileVLM V2: the last of several
             self._keep("projector.out", lambda: node.array(3).reshape(-1, node.array(3).shape[-1]))
         elif "mm.1." in read or "mm.3." in read:  # Yi-VL
@@ -185,8 +190,6 @@ class Recorder:
         elif node.op == "POOL_2D":
             self._pooled = True
             self._keep("projector.pool", lambda: _rows_of_squares(node.array(3)))
-        elif "mm.soft_emb_norm." in read:
-            self._rows("projector.soft_emb_norm", node)
         elif node.name == "pixel_shuffle":
             self._rows("projector.shuffle", node)
         elif ("mm.input_projection." in read or "mm.model.fc." in read) and node.op == "MUL_MAT":
