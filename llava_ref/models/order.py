@@ -7,7 +7,7 @@ from . import clip, gemma3, idefics3, internvl, llama, qwen2vl, siglip
 from .stages import Table
 
 TOWERS = (
-    clip.TABLE, clip.NORM_TABLE, clip.PEG_TABLE, siglip.TABLE, idefics3.TABLE, internvl.TABLE, qwen2vl.TABLE,
+    clip.TABLE, clip.NORM_TABLE, clip.PEG_TABLE, internvl.TABLE, siglip.TABLE, idefics3.TABLE, qwen2vl.TABLE,
     qwen2vl.GATED_TABLE,
 )  # fmt: skip
 TEXTS = (llama.TABLE, gemma3.TABLE)

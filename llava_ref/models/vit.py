@@ -53,8 +53,8 @@ class VitBlock:
 def load_blocks(
     file: GGUFFile, w: Weights, c: VisionConfig, n_layer: int, *, layer_scale: bool = False
 ) -> tuple[VitBlock, ...]:
-    """Take the tensors of blocks 0..n_layer-1. `layer_scale`: each block has ls1 and ls2 (Touvron et
-    al. 2021, https://arxiv.org/abs/2103.17239, section 2). Raises GGUFError for what is missing or has the wrong shape."""
+    """Take the tensors of blocks 0..n_layer-1. `layer_scale`: each block has ls1 and ls2 (Touvron et al. 2021,
+    https://arxiv.org/abs/2103.17239, section 2). Raises GGUFError for what is missing or has the wrong shape."""
     if c.width == c.mlp_width:
         problem = (
             f"equals embedding_length {c.width}: ffn_up and ffn_down cannot be told from the swapped ones of old files"
