@@ -124,10 +124,23 @@ class VisionQuirks:
         (*PICTURE, *TOKENS),
         ("processor", "processor", "mtmd"),
         {
-            "processor": "rounds a picture's sides in float64, halves to even, to 4 to 16,384 squares in all",
-            "mtmd": "rounds a picture's sides in float32, halves away from zero, to 8 to 4,096 squares in all",
+            "processor": "rounds a picture's sides in float64, halves to even, to 4 to 16,384 squares in all; "
+            "Pixtral's up, of a picture shrunk to `clip.vision.image_size`",
+            "mtmd": "rounds a picture's sides in float32, halves away from zero, to 8 to 4,096 squares in all "
+            "(Pixtral: 1,024)",
         },
-        where="in files of projectors `qwen2vl_merger` and `qwen2.5vl_merger`",
+        where="in files of projectors `qwen2vl_merger`, `qwen2.5vl_merger` and `pixtral`",
+    )
+    line_breaks: Literal["tokens", "rows"] = quirk(
+        "what ends a line of a picture",
+        TOKENS,
+        ("tokens", "tokens", "rows"),
+        {
+            "tokens": "ends each line of a picture by a token, `[IMG_BREAK]`, the last by `[IMG_END]`",
+            "rows": "ends each line of a picture but the last by a row of the picture, `v.token_embd.img_break`, which "
+            "is no token",
+        },
+        where="in files of projector `pixtral`",
     )
     tiling: Literal["always", "larger"] = quirk(
         "which pictures are cut into tiles",

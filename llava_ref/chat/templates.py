@@ -99,6 +99,39 @@ SMOLVLM = """\
 {%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}
 """
 
+# Pixtral-12B (mistralai/Pixtral-12B-2409, mistral-common's version 3): a system text opens the last user message.
+PIXTRAL = """\
+{%- set found = namespace(system='', last=-1) -%}
+{%- for message in messages -%}
+    {%- if message.role == 'system' -%}{%- set found.system = found.system + message.content + '\\n\\n' -%}
+    {%- elif message.role == 'user' -%}{%- set found.last = loop.index0 -%}
+    {%- endif -%}
+{%- endfor -%}
+{%- for message in messages if message.role != 'system' -%}
+    {{- '[INST]' if message.role == 'user' else '' -}}
+    {{- found.system if message is sameas messages[found.last] else '' -}}
+    {%- if message.content is string -%}{{- message.content -}}
+    {%- else -%}
+        {%- for part in message.content -%}{{- '<image>' if part.type == 'image' else part.text -}}{%- endfor -%}
+    {%- endif -%}
+    {{- '[/INST]' if message.role == 'user' else '</s>' -}}
+{%- endfor -%}
+"""
+
+# Mistral Small 3.1 (mistralai/Mistral-Small-3.1-24B-Instruct-2503, mistral-common's version 7).
+MISTRAL_SMALL = """\
+{%- set beginning = {'system': '[SYSTEM_PROMPT]', 'user': '[INST]', 'assistant': ''} -%}
+{%- set end = {'system': '[/SYSTEM_PROMPT]', 'user': '[/INST]', 'assistant': '</s>'} -%}
+{%- for message in messages -%}
+    {{- beginning[message.role] -}}
+    {%- if message.content is string -%}{{- message.content -}}
+    {%- else -%}
+        {%- for part in message.content -%}{{- '<image>' if part.type == 'image' else part.text -}}{%- endfor -%}
+    {%- endif -%}
+    {{- end[message.role] -}}
+{%- endfor -%}
+"""
+
 TEMPLATES: Mapping[str, str] = {
     "vicuna": VICUNA,
     "mistral-instruct": MISTRAL_INSTRUCT,
@@ -106,12 +139,16 @@ TEMPLATES: Mapping[str, str] = {
     "chatml": CHATML,
     "gemma": GEMMA,
     "smolvlm": SMOLVLM,
+    "mistral-small": MISTRAL_SMALL,
+    "pixtral": PIXTRAL,
 }
 TELLTALES = {  # the tokens that only one format uses, or none of those behind it
     "llava-llama-3": ("<|start_header_id|>", "<|eot_id|>"),
     "smolvlm": ("<end_of_utterance>", "<fake_token_around_image>"),  # such a vocabulary has ChatML's too
     "chatml": ("<|im_start|>", "<|im_end|>"),
     "gemma": ("<start_of_turn>", "<end_of_turn>"),
+    "mistral-small": ("[SYSTEM_PROMPT]", "[IMG_BREAK]"),
+    "pixtral": ("[IMG_BREAK]", "[IMG_END]"),
 }
 MISTRAL_7B = {  # a shape that no Llama or Vicuna has
     "llama.block_count": 32,

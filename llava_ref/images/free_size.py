@@ -1,7 +1,8 @@
 """Choose the size at which a picture is seen by a tower that takes every size: near its own, in whole squares.
 
 Rules of transformers 5.24 (models/qwen2_vl/image_processing_qwen2_vl.py, `smart_resize`) and of llama.cpp b11549
-(tools/mtmd/mtmd-image.cpp, `calc_size_preserved_ratio`), which differ in their numbers, not in their steps.
+(tools/mtmd/mtmd-image.cpp, `calc_size_preserved_ratio`), which differ in their numbers, not in their steps; for Pixtral
+transformers has a rule of its own (models/pixtral/image_processing_pil_pixtral.py).
 """
 
 import math
@@ -12,7 +13,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import ParameterError
+from .fit import Fitted, resize_pad, stretch
+from .resample import BICUBIC
 
+BLACK = (0, 0, 0)
 STEEPEST = 200
 """Sides to one another, above which transformers refuses a picture."""
 
@@ -25,6 +29,11 @@ class FreeSize:
     least: int
     most: int
     single: bool  # as llama.cpp: in float32, halves away from zero; else in float64, halves to even
+
+    @property
+    def lines(self) -> int:
+        """Return the squares one above the other of the tallest picture."""
+        return self.most
 
     def of(self, width: int, height: int) -> tuple[int, int]:
         """Return the width and height at which a picture is seen, in pixels.
@@ -52,3 +61,41 @@ class FreeSize:
 
     def _number(self, x: float) -> Any:
         return np.float32(x) if self.single else np.float64(x)
+
+
+@dataclass(frozen=True, slots=True)
+class LongestEdge:
+    """Both sides are multiples of `square`: rounded up, of a picture whose longer side has at most `longest` pixels."""
+
+    square: int  # pixels a side
+    longest: int
+
+    @property
+    def least(self) -> int:
+        return 1
+
+    @property
+    def lines(self) -> int:
+        """Return the squares one above the other of the tallest picture."""
+        return -(-self.longest // self.square)
+
+    @property
+    def most(self) -> int:
+        """Return the squares of the largest picture."""
+        return self.lines**2
+
+    def of(self, width: int, height: int) -> tuple[int, int]:
+        """Return the width and height at which a picture is seen, in pixels.
+
+        Raises ParameterError where the shorter side would have none, which transformers refuses too."""
+        shrink = max(1.0, width / self.longest, height / self.longest)
+        sides = [math.floor(side / shrink) for side in (width, height)]
+        if not min(sides):
+            problem = f"one side vanishes when the other has {self.longest} pixels, which transformers refuses"
+            raise ParameterError("image", f"{width} x {height}", problem)
+        return -(-sides[0] // self.square) * self.square, -(-sides[1] // self.square) * self.square
+
+
+def fitted(rgb: np.ndarray, size: tuple[int, int], stretched: bool) -> Fitted:
+    """Stretch a picture to its size, or keep its aspect and fill with black.  (h, w, 3) uint8 -> (H, W, 3) uint8"""
+    return stretch(rgb, size, BICUBIC) if stretched else resize_pad(rgb, size, BLACK, BICUBIC)

@@ -15,6 +15,7 @@ from .gemma3 import Gemma3
 from .idefics3 import Idefics3
 from .internvl import InternVL
 from .llama import Llama
+from .pixtral import Pixtral
 from .qwen2 import Qwen2, Qwen2VL
 from .qwen2vl import QwenVision
 from .siglip import Siglip
@@ -51,8 +52,12 @@ def tower_family(file: GGUFFile) -> type[Tower]:
             return InternVL
         case "qwen2vl_merger" | "qwen2.5vl_merger":
             return QwenVision
+        case "pixtral":
+            return Pixtral
         case other:
-            known = "'mlp', 'ldpv2', 'gemma3', 'idefics3', 'internvl', 'qwen2vl_merger' or 'qwen2.5vl_merger'"
+            known = (
+                "'mlp', 'ldpv2', 'gemma3', 'idefics3', 'internvl', 'pixtral', 'qwen2vl_merger' or 'qwen2.5vl_merger'"
+            )
             problem = f"{other!r} is not supported, expected {known}"
             raise GGUFError(file.path, "clip.projector_type", problem)
 

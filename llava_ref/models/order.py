@@ -3,12 +3,12 @@
 import re
 from collections.abc import Iterable
 
-from . import clip, gemma3, idefics3, internvl, llama, qwen2vl, siglip
+from . import clip, gemma3, idefics3, internvl, llama, pixtral, qwen2vl, siglip
 from .stages import Table
 
 TOWERS = (
     clip.TABLE, clip.NORM_TABLE, clip.PEG_TABLE, internvl.TABLE, siglip.TABLE, idefics3.TABLE, qwen2vl.TABLE,
-    qwen2vl.GATED_TABLE,
+    qwen2vl.GATED_TABLE, pixtral.TABLE,
 )  # fmt: skip
 TEXTS = (llama.TABLE, gemma3.TABLE)
 

@@ -1,14 +1,15 @@
 """Lay out the patches of a picture of any size for a tower with rope in two directions.
 
-n patches, N squares of merged patches, dh head size. Qwen2-VL, https://arxiv.org/abs/2409.12191, section 2.1; the order
-of patches is transformers' and llama.cpp's (b11549, tools/mtmd/clip.cpp), so that stages can be compared row by row.
+n patches, N squares of merged patches, dh head size. Qwen2-VL, https://arxiv.org/abs/2409.12191, section 2.1, and
+Pixtral, https://arxiv.org/abs/2410.07073, section 2.1; the order of patches is transformers' and llama.cpp's (b11549,
+tools/mtmd/clip.cpp), so that stages can be compared row by row.
 """
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..ops.protocol import Array, Ops, Plan
+from ..ops.protocol import Array, Ops, Pairs
 from ..ops.sees import Sees, groups
 
 BASE = 10000.0
@@ -36,10 +37,9 @@ class PatchGrid:
         places = (corner[:, None] + within).reshape(-1, 2)
         return cls(places, window[squares].repeat(MERGE**2), squares)
 
-    def angles(self, head_size: int) -> np.ndarray:
-        """Return the angle of each patch and pair of channels: half of the pairs by row, half by column.  (n, dh/2)"""
-        pair = np.arange(head_size // 4)
-        return (self.places[:, :, None] * BASE ** (-4.0 * pair / head_size)).reshape(len(self.places), -1)
+    def windows(self) -> Sees:
+        """Describe that a patch sees those of its own window."""
+        return replace(Sees.all(len(self.window)), within=groups(self.window))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,18 @@ class PatchesAt:
 
     cos: Array  # (n, dh / 2)
     sin: Array  # (n, dh / 2)
-    everything: Plan
-    windows: Plan
+    pairs: Pairs  # which channels turn together
 
 
-def placed(grid: PatchGrid, head_size: int, ops: Ops) -> PatchesAt:
-    n, angles = len(grid.places), grid.angles(head_size)
-    windows = replace(Sees.all(n), within=groups(grid.window))
-    return PatchesAt(ops.array(np.cos(angles)), ops.array(np.sin(angles)), ops.plan(Sees.all(n)), ops.plan(windows))
+def angles(places: np.ndarray, head_size: int, apart: float = 0.0) -> np.ndarray:
+    """Return the angle of each patch and pair of channels: half of the pairs by row, half by column.
+
+    `apart`: by how many pairs the columns' angles are behind the rows'.  (n, 2) -> (n, dh/2)"""
+    pair = np.arange(head_size // 4) + np.array([[0.0], [apart]])  # (2, dh/4)
+    return (places[:, :, None] * BASE ** (-4.0 * pair / head_size)).reshape(len(places), -1)
+
+
+def placed(places: np.ndarray, head_size: int, pairs: Pairs, ops: Ops, apart: float = 0.0) -> PatchesAt:
+    """Return how rope turns patches at these rows and columns, (n, 2)."""
+    turned = angles(places, head_size, apart)
+    return PatchesAt(ops.array(np.cos(turned)), ops.array(np.sin(turned)), pairs)

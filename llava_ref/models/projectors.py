@@ -106,9 +106,14 @@ def shuffle(x: Array, n: int, s: int) -> Array:
     """Put squares of s x s patches into one row each, their lines one after the other ("pixel shuffle").
 
     (n * n, Dv) -> (n/s * n/s, s*s*Dv)"""
-    m = n // s
-    order = np.arange(n * n).reshape(m, s, m, s).swapaxes(1, 2).ravel()
-    return x[order].reshape((m * m, s * s * x.shape[-1]))
+    return squares_first(x, n, n, s)
+
+
+def squares_first(x: Array, rows: int, columns: int, s: int) -> Array:
+    """Do the same with patches that are no square.  (rows * columns, Dv) -> (rows/s * columns/s, s*s*Dv)"""
+    y, x_ = rows // s, columns // s
+    order = np.arange(rows * columns).reshape(y, s, x_, s).swapaxes(1, 2).ravel()
+    return x[order].reshape((y * x_, s * s * x.shape[-1]))
 
 
 def load_mlp(w: Weights, width: int) -> MlpWeights:

@@ -12,22 +12,22 @@ import numpy as np
 
 from ..errors import GGUFError
 from ..gguf.file import GGUFFile
-from ..images import fit
+from ..images import fit, free_size
 from ..images.free_size import FreeSize
-from ..images.resample import BICUBIC
-from ..ops.protocol import KV, Activation, Array, Linear, Norm, Ops, Plan
+from ..ops.protocol import Activation, Array, Linear, Norm, Ops
+from ..ops.sees import Sees
 from ..profiles import Quirks
 from ..tracing.trace import Tap, no_tap, scoped
+from . import rope_vit
 from .config import VisionConfig, read_vision
 from .family import Span, prepared
-from .parts import attend
-from .patch_grid import MERGE, PatchesAt, PatchGrid, placed
+from .patch_grid import MERGE, PatchGrid, placed
+from .rope_vit import RopeVitBlock
 from .stages import IMAGE, Stage, Table
 from .weights import Weights
 
 PATTERN = "clip.vision.n_wa_pattern"
 WINDOW = 112  # pixels a side (Qwen2.5-VL), whatever the file says
-BLACK = (0, 0, 0)
 _V, _HV = "v.blk.{i}", "visual.blocks.{i}"
 _BLOCK = (
     Stage("layer_inp_normed", "n Dv", "float", None, "ln1-{i}", f"{_HV}.norm1"),
@@ -114,24 +114,9 @@ def read(file: GGUFFile, quirks: Quirks) -> QwenVisionPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class QwenVisionBlock:
-    """The weights of one block; every matrix has a bias."""
-
-    ln1: Norm
-    q: Linear  # (D, D)
-    k: Linear  # (D, D)
-    v: Linear  # (D, D)
-    out: Linear  # (D, D)
-    ln2: Norm
-    gate: Linear | None  # (F, D)
-    up: Linear  # (F, D)
-    down: Linear  # (D, F)
-
-
-@dataclass(frozen=True, slots=True)
 class QwenVisionWeights:
     patches: tuple[Linear, Linear]  # (D, 3, P, P) each: of two frames, which a picture is both of
-    blocks: tuple[QwenVisionBlock, ...]
+    blocks: tuple[RopeVitBlock, ...]
     post_ln: Norm
     middle: Linear  # (4 D, 4 D)
     out: Linear  # (Dt, 4 D)
@@ -145,64 +130,13 @@ def load(file: GGUFFile, ops: Ops, p: QwenVisionPlan) -> QwenVisionWeights:
     kernel = (D, 3, c.patch_size, c.patch_size)
     weights = QwenVisionWeights(
         patches=(w.linear("v.patch_embd", kernel), Linear(w.matrix("v.patch_embd.weight.1", kernel))),
-        blocks=tuple(_load_block(file, w, f"v.blk.{i}", D, p.gated) for i in range(c.n_stored)),
+        blocks=rope_vit.load_blocks(file, w, c, p.gated),
         post_ln=w.norm("v.post_ln", D),
         middle=w.linear("mm.0", (M, M)),
         out=w.linear("mm.2", (Dt, M)),
     )
     w.finish()
     return weights
-
-
-def _load_block(file: GGUFFile, w: Weights, name: str, D: int, gated: bool) -> QwenVisionBlock:
-    rows, columns = w.matrix_shape(f"{name}.ffn_up.weight")
-    if rows == columns:
-        problem = f"is {rows} x {rows}: ffn_up and ffn_down cannot be told from the swapped ones of old files"
-        raise GGUFError(file.path, f"{name}.ffn_up.weight", problem)
-    # Files of Qwen2-VL's first converter call the first matrix ffn_down and the second ffn_up.
-    up, down, F = ("ffn_up", "ffn_down", rows) if columns == D else ("ffn_down", "ffn_up", columns)
-    return QwenVisionBlock(
-        ln1=w.norm(f"{name}.ln1", D),
-        q=w.linear(f"{name}.attn_q", (D, D)),
-        k=w.linear(f"{name}.attn_k", (D, D)),
-        v=w.linear(f"{name}.attn_v", (D, D)),
-        out=w.linear(f"{name}.attn_out", (D, D)),
-        ln2=w.norm(f"{name}.ln2", D),
-        gate=w.linear(f"{name}.ffn_gate", (F, D)) if gated else None,
-        up=w.linear(f"{name}.{up}", (F, D)),
-        down=w.linear(f"{name}.{down}", (D, F)),
-    )
-
-
-def norm(x: Array, w: Norm, p: QwenVisionPlan, ops: Ops) -> Array:
-    return ops.rms_norm(x, w.weight, p.config.eps) if p.gated else ops.layer_norm(x, w, p.config.eps)
-
-
-def attention(x: Array, w: QwenVisionBlock, c: VisionConfig, at: PatchesAt, plan: Plan, ops: Ops, tap: Tap) -> Array:
-    heads = (x.shape[0], c.n_head, c.width // c.n_head)
-    q, k, v = ops.linears(x, (w.q, w.k, w.v))
-    q, k, v = (tap(name, y).reshape(heads) for name, y in (("Qcur", q), ("Kcur", k), ("Vcur", v)))  # (n, H, dh)
-    q = tap("Qcur_rope", ops.rope(q, at.cos, at.sin, "halves"))
-    k = tap("Kcur_rope", ops.rope(k, at.cos, at.sin, "halves"))
-    y = tap("kqv_out", attend(q, KV(k, v), heads[2] ** -0.5, plan, ops, tap))  # (n, D)
-    return tap("attn_out", ops.linear(y, w.out))
-
-
-def mlp(x: Array, w: QwenVisionBlock, activation: Activation, ops: Ops, tap: Tap) -> Array:
-    if w.gate is None:
-        u = tap("ffn_act", ops.activation(tap("ffn_up", ops.linear(x, w.up)), activation))
-    else:
-        gate, up = ops.linears(x, (w.gate, w.up))
-        gate, up = tap("ffn_gate", gate), tap("ffn_up", up)  # (n, F)
-        u = tap("ffn_act", ops.gated(gate, up, activation))
-    return tap("ffn_out", ops.linear(u, w.down))
-
-
-def block(x: Array, w: QwenVisionBlock, p: QwenVisionPlan, at: PatchesAt, whole: bool, ops: Ops, tap: Tap) -> Array:
-    n = tap("layer_inp_normed", norm(x, w.ln1, p, ops))
-    h = tap("ffn_inp", x + attention(n, w, p.config, at, at.everything if whole else at.windows, ops, tap))
-    n = tap("ffn_inp_normed", norm(h, w.ln2, p, ops))
-    return tap("layer_out", h + mlp(n, w, p.activation, ops, tap))
 
 
 def encode(pixels: Array, w: QwenVisionWeights, p: QwenVisionPlan, ops: Ops, tap: Tap = no_tap) -> Array:
@@ -212,10 +146,12 @@ def encode(pixels: Array, w: QwenVisionWeights, p: QwenVisionPlan, ops: Ops, tap
     grid = PatchGrid.of(rows, columns, WINDOW // c.patch_size // MERGE if p.gated else max(rows, columns))
     pixels = vision("pixels", pixels)
     x = (ops.patches(pixels, w.patches[0]) + ops.patches(pixels, w.patches[1]))[grid.places @ (columns, 1)]
-    x, at = vision("patch_embd", x), placed(grid, c.width // c.n_head, ops)
+    x, at = vision("patch_embd", x), placed(grid.places, c.width // c.n_head, "halves", ops)
+    whole, windows = (ops.plan(sees) for sees in (Sees.all(len(grid.places)), grid.windows()))
     for i, weights in enumerate(w.blocks):
-        x = block(x, weights, p, at, p.whole(i), ops, scoped(vision, "blk", i))
-    x = vision("post_ln", norm(x, w.post_ln, p, ops)).reshape((-1, MERGE**2 * c.width))  # (N, 4 D)
+        plan = whole if p.whole(i) else windows
+        x = rope_vit.block(x, weights, c, p.activation, at, plan, ops, scoped(vision, "blk", i))
+    x = vision("post_ln", rope_vit.norm(x, w.post_ln, c, p.gated, ops)).reshape((-1, MERGE**2 * c.width))  # (N, 4 D)
     x = projector("gelu", ops.activation(projector("mm_0", ops.linear(x, w.middle)), p.gelu))
     return projector("out", ops.linear(x, w.out)[np.argsort(grid.squares)])
 
@@ -276,10 +212,7 @@ class QwenVision:
         rgb = tap("image.rgb", rgb)
         height, width = rgb.shape[:2]
         size, grid = self.plan.size.of(width, height), self.span(width, height).grid
-        if self.plan.stretch:
-            fitted = fit.stretch(rgb, size, BICUBIC)
-        else:
-            fitted = fit.resize_pad(rgb, size, BLACK, BICUBIC)
+        fitted = free_size.fitted(rgb, size, self.plan.stretch)
         return prepared(rgb, [fitted], np.arange(grid[0] * grid[1]).reshape(1, *grid), self.config, tap)
 
     def encode(self, pixels: Array, tap: Tap = no_tap) -> Array:

@@ -169,6 +169,7 @@ PICTURE_RULES = (
     "lone_tile",
     "longest_edge",
     "picture_size",
+    "line_breaks",
 )
 
 

@@ -37,6 +37,8 @@ LLAMA_3 = {"tokens": ["<|start_header_id|>", "<|eot_id|>"]}
 IM = {"tokens": ["<|im_start|>", "<|im_end|>"]}
 SMOL = {"tokens": [*IM["tokens"], "<fake_token_around_image>", "<end_of_utterance>"]}
 
+PIXTRAL = {"tokens": ["[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]}
+
 
 @pytest.mark.parametrize(
     "metadata, has_mmproj, name, why",
@@ -50,6 +52,9 @@ SMOL = {"tokens": [*IM["tokens"], "<fake_token_around_image>", "<end_of_utteranc
         (LLAMA_3 | {"general.name": "LLaVA Mistral"}, True, "llava-llama-3", "its vocabulary"),
         (IM, True, "chatml", "its vocabulary has <|im_start|>"),
         (SMOL, True, "smolvlm", "its vocabulary has <end_of_utterance>"),
+        (PIXTRAL, True, "pixtral", "its vocabulary has [IMG_BREAK]"),
+        (PIXTRAL | {"general.name": "Mistral"}, True, "pixtral", "its vocabulary"),
+        ({"tokens": [*PIXTRAL["tokens"], "[SYSTEM_PROMPT]"]}, True, "mistral-small", "[SYSTEM_PROMPT]"),
         ({"tokens": ["<|im_start|>"]}, True, "vicuna", "mmproj"),
         ({"general.name": "BakLLaVA-1"}, True, "mistral-instruct", "its general.name contains 'bakllava'"),
         ({"general.name": "LLaMA v2", "general.basename": "Mistral-7B"}, False, "mistral-instruct", "general.basename"),

@@ -158,13 +158,17 @@ class FamilyStages:
         within(f"{family.name}, llama.cpp EXACT, end to end, KL, {backend}", kl(*logits).max(), 5e-4)
         assert greedy(model, c) == run.greedy
 
+    def fed(self, case: Case, run: Run, model: Llava) -> list[Any]:
+        """Return llama.cpp's prompt with the rows of its own tower."""
+        return fed_parts(run, model)
+
     @BACKENDS
     def test_the_decoder_of_llama_cpp_given_its_image_rows(
         self, family: Family, case: Any, ran: Any, within: Any, name: str, backend: str
     ) -> None:
         run, model = ran(name, "llama.cpp"), model_of(case(name), "llama.cpp", backend)
         with model.trace(*EVERYTHING) as fed:
-            model.forward(fed_parts(run, model))
+            model.forward(self.fed(case(name), run, model))
         wanted = of_pictures(run.stages, False)
         assert not differing(fed, wanted, DECODER)
         logits, what = (fed["result_output"], wanted["result_output"]), f"{family.name}, llama.cpp EXACT"

@@ -14,6 +14,7 @@ from llava_ref.conformance.engines.hf.engine import Transformers
 from llava_ref.conformance.engines.reference import Case, Run
 from llava_ref.generation import session
 from llava_ref.generation.units import PictureRows
+from llava_ref.images import free_size
 from llava_ref.images.resample import BILINEAR
 from llava_ref.loading import load
 from llava_ref.models import llama, patch_grid, qwen2vl
@@ -120,7 +121,7 @@ FAULTS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "the tower's rope 10 % off": ("2.5", set_to(patch_grid, "BASE", 1.1e4)),
     "quick GELU in the merger": ("2.5", around(qwen2vl, "read", lambda p: replace(p, gelu="gelu_quick"))),
     "the tower's key biases left out": ("2", weights(without_key_biases)),
-    "bilinear for bicubic": ("2", set_to(qwen2vl, "BICUBIC", BILINEAR)),
+    "bilinear for bicubic": ("2", set_to(free_size, "BICUBIC", BILINEAR)),
     "positions one by one": ("2", positions(one_by_one, counted=True)),
     "text goes on behind as many positions as rows": ("2", positions(lambda turns: turns, counted=True)),
     "rows and columns exchanged in M-RoPE": ("2.5", positions(lambda turns: turns[:, [0, 2, 1]])),

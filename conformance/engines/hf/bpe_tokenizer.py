@@ -14,6 +14,7 @@ LLAMA_3 = (  # meta-llama/Meta-Llama-3-8B, tokenizer.json
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+WHOLE_WORDS = ("llama-bpe", "pixtral")  # a word that is a token is taken without merging ("ignore_merges")
 THEIRS = "transformers' tokenizer, made from the GGUF file's tokens and merges and the rule that tokenizer.json has"
 
 
@@ -25,7 +26,7 @@ def cuts(pre: str) -> Any:
     match pre:
         case "smollm":  # HuggingFaceTB/SmolLM2-135M: GPT-2's, each digit by itself
             return Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
-        case "llama-bpe":
+        case "llama-bpe" | "pixtral":  # the second by llama.cpp's word: it cuts as for the first
             split = Split(Regex(LLAMA_3), "isolated")
             return Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
     return None
@@ -38,12 +39,13 @@ def bpe_tokenizer(file: GGUFFile) -> Any:
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast
 
-    if (rule := cuts(file.string(KEY + "pre", ""))) is None:
+    if (rule := cuts(pre := file.string(KEY + "pre", ""))) is None:
         return None
     texts = file.array(KEY + "tokens", "string")
     kinds = file.array(KEY + "token_type", "int")
     merges = [tuple(merge.split(" ", 1)) for merge in file.array(KEY + "merges", "string")]
-    tokenizer = Tokenizer(BPE({text: i for i, text in enumerate(texts)}, merges, ignore_merges=False))
+    ids = {text: i for i, text in enumerate(texts)}
+    tokenizer = Tokenizer(BPE(ids, merges, ignore_merges=pre in WHOLE_WORDS))
     tokenizer.pre_tokenizer, tokenizer.decoder = rule, ByteLevel()
     for text, kind in zip(texts, kinds, strict=True):
         if kind in (UNKNOWN, CONTROL, USER_DEFINED):

@@ -25,12 +25,15 @@ ABOUT = {
     "Qcur_rope, Kcur_rope": "the model's own apply_rotary_pos_emb and angles, applied to its projections once more",
 }
 QWEN = "Qwen2VLImageProcessorPil: stretched to whole blocks, 4 to 16384 of them, mean and deviation of the file"
+PIXTRAL = "PixtralImageProcessorPil: stretched to whole squares, mean and deviation of the file"
 PROCESSORS = {
     "llava": "CLIPImageProcessorPil: shortest side, centre crop, mean and deviation of the file",
     "llava_next": "LlavaNextImageProcessorPil: overview and tiles, mean and deviation of the file",
     "idefics3": "Idefics3ImageProcessorPil: tiles and overview, Lanczos, mean and deviation of the file",
     "internvl": "GotOcr2ImageProcessorPil, cropping: tiles and overview, mean and deviation of the file",
     "gemma3": "Gemma3ImageProcessorPil: stretched to a square, no pan and scan, mean and deviation of the file",
+    "pixtral": PIXTRAL,
+    "mistral3": PIXTRAL,
     "qwen2vl": QWEN,
     "qwen2_5_vl": QWEN,
 }
@@ -83,7 +86,15 @@ class Transformers:
 
 def _token_ids(model: Any, prompt: str, pictures: Sequence[Image.Image]) -> tuple[list[int], str]:
     """Return the ids of a prompt, and whose tokenizer made them."""
-    from . import gemma3_prompt, idefics3_prompt, internvl_prompt, llava_next, qwen2vl_prompt, vocabulary
+    from . import (
+        gemma3_prompt,
+        idefics3_prompt,
+        internvl_prompt,
+        llava_next,
+        pixtral_prompt,
+        qwen2vl_prompt,
+        vocabulary,
+    )
 
     match model.family:
         case "gemma3":
@@ -94,6 +105,8 @@ def _token_ids(model: Any, prompt: str, pictures: Sequence[Image.Image]) -> tupl
             return idefics3_prompt.token_ids(model, prompt, pictures), idefics3_prompt.THEIRS
         case "internvl":
             return internvl_prompt.token_ids(model, prompt, pictures), internvl_prompt.THEIRS
+        case "pixtral" | "mistral3":
+            return pixtral_prompt.token_ids(model, prompt, pictures), pixtral_prompt.THEIRS
         case "llava_next":
             n_rows = llava_next.n_rows([picture.size for picture in pictures], model.vision)
             return vocabulary.token_ids(model.text_file, prompt, model.image_token, n_rows)
@@ -104,7 +117,7 @@ def _token_ids(model: Any, prompt: str, pictures: Sequence[Image.Image]) -> tupl
 
 def _pixels(model: Any, pictures: Sequence[Image.Image]) -> tuple[Any, Iterable[np.ndarray]]:
     """Return what the tower is given, (n, 3, S, S) or `Patches`, and the same pictures before normalising (S, S, 3)."""
-    from . import gemma3_prompt, idefics3_prompt, internvl_prompt, llava_next, qwen2vl_prompt
+    from . import gemma3_prompt, idefics3_prompt, internvl_prompt, llava_next, pixtral_prompt, qwen2vl_prompt
 
     ways: dict[str, Callable[..., tuple[Any, Iterable[np.ndarray]]]] = {
         "gemma3": gemma3_prompt.preprocess,
@@ -112,6 +125,8 @@ def _pixels(model: Any, pictures: Sequence[Image.Image]) -> tuple[Any, Iterable[
         "internvl": internvl_prompt.preprocess,
         "llava_next": llava_next.preprocess,
         "llava": preprocess,
+        "pixtral": pixtral_prompt.preprocess,
+        "mistral3": pixtral_prompt.preprocess,
         "qwen2vl": qwen2vl_prompt.preprocess,
         "qwen2_5_vl": qwen2vl_prompt.preprocess,
     }

@@ -9,6 +9,7 @@ from .idefics3 import load_idefics3
 from .internvl import load_internvl
 from .llava import load_llava
 from .model import HfModel
+from .pixtral import load_pixtral
 from .qwen2vl import load_qwen2vl
 
 
@@ -29,4 +30,6 @@ def load(text: Path, mmproj: Path | None) -> HfModel:
                 return load_idefics3(text_file, tower)
             case "internvl":
                 return load_internvl(text_file, tower)
+            case "pixtral":
+                return load_pixtral(text_file, tower)
     return load_llava(text_file, tower)

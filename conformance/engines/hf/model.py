@@ -19,7 +19,9 @@ from ..reference import ReferenceError
 from .settings import VisionSettings
 
 Sizes = Sequence[tuple[int, int]]
-Family = Literal["llava", "llava_next", "gemma3", "qwen2vl", "qwen2_5_vl", "idefics3", "internvl"]
+Family = Literal[
+    "llava", "llava_next", "gemma3", "qwen2vl", "qwen2_5_vl", "idefics3", "internvl", "pixtral", "mistral3"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class HfModel:
     @torch.no_grad()
     def forward(self, ids: Sequence[int], pixels: Any, sizes: Sizes = ()) -> Any:
         """Run token ids (T,) and pictures -> transformers' output, with logits (1, T, V) and a cache. Pictures: n tiles
-        (n, 3, S, S), `Patches`, or None. `sizes`: width and height of each picture."""
+        (n, 3, S, S), `Patches` or `Padded`, or None. `sizes`: width and height of each picture."""
         tokens = torch.tensor([list(ids)])
         extra = {} if pixels is None else self._pictures(pixels)
         if pixels is not None and self.family == "llava_next":  # height and width
@@ -69,7 +71,7 @@ class HfModel:
     def _pictures(self, pixels: Any) -> dict[str, torch.Tensor]:
         if isinstance(pixels, np.ndarray):
             return {"pixel_values": self._pixels(pixels)}
-        return {"pixel_values": torch.from_numpy(pixels.values), "image_grid_thw": torch.from_numpy(pixels.grids)}
+        return {name: torch.from_numpy(array) for name, array in pixels.inputs().items()}
 
     @torch.no_grad()
     def image_rows(self, pixels: np.ndarray) -> np.ndarray:

@@ -31,6 +31,10 @@ class Patches:
     values: np.ndarray  # (n, 3 * frames * P * P) float32
     grids: np.ndarray  # (pictures, 3): frames, rows and columns of patches
 
+    def inputs(self) -> dict[str, np.ndarray]:
+        """Return what the module is given."""
+        return {"pixel_values": self.values, "image_grid_thw": self.grids}
+
     def pixels(self, P: int) -> list[np.ndarray]:
         """Return each picture's pixels (3, H, W). Raises AssertionError if its frames are not one picture."""
         counts = self.grids.prod(axis=1)

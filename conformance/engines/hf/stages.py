@@ -7,7 +7,7 @@ import numpy as np
 
 from llava_ref.tracing.trace import Probe
 
-from . import gemma3_stages, idefics3_stages, internvl_stages, llava_stages, qwen2vl_stages
+from . import gemma3_stages, idefics3_stages, internvl_stages, llava_stages, pixtral_stages, qwen2vl_stages
 from .model import HfModel
 from .points import Point
 
@@ -17,6 +17,8 @@ FAMILIES: dict[str, Any] = {
     "gemma3": gemma3_stages,
     "idefics3": idefics3_stages,
     "internvl": internvl_stages,
+    "pixtral": pixtral_stages,
+    "mistral3": pixtral_stages,
     "qwen2vl": qwen2vl_stages,
     "qwen2_5_vl": qwen2vl_stages,
 }

@@ -27,7 +27,7 @@ TOWER = {
         "layer_out",
     )
 } | {"ffn_up_b": "ffn_up", "ffn_gate_b": "ffn_gate", "ffn_swiglu": "ffn_act", "ln1": "layer_inp_normed"}  # fmt: skip
-TOWER |= {f"ffn_{kind}": "ffn_act" for kind in ("gelu", "gelu_quick", "gelu_erf", "silu")}
+TOWER |= {f"ffn_{kind}": "ffn_act" for kind in ("gelu", "gelu_quick", "gelu_erf", "silu")} | {"ffn_geglu": "ffn_act"}
 DECODER = {
     name: name
     for name in (
@@ -38,6 +38,8 @@ DECODER = {
 READ = {  # a stage behind the blocks by the tensor that its last node reads
     "v.post_ln.": "vision.post_ln",
     "mm.soft_emb_norm.": "projector.soft_emb_norm",
+    "mm.input_norm.": "projector.input_norm",
+    "mm.patch_merger.": "projector.merger",
     "mm.model.mlp.1.": "projector.mm_1",
     "mm.model.mlp.2.": "projector.mm_2",
     "mm.model.mlp.3.": "projector.out",
@@ -46,7 +48,7 @@ OUTPUT = re.compile(r"blk\.(\d+)\.attn_output\.weight")
 INPUTS = ("embd", "inp_scaled")  # what the first norm reads: rows of llama, those of gemma3
 NORMED = ("Qcur_normed", "Kcur_normed")
 QKV = ("Qcur", "Kcur", "Vcur")
-TURNED = ("Qcur_rope", "Kcur_rope")
+TURNED = {f"{part}_{turned}": f"{part}_rope" for part in ("Qcur", "Kcur") for turned in ("rope", "pos")}
 VIEWS = ("RESHAPE", "VIEW", "PERMUTE", "CONT", "CPY")
 
 
@@ -147,6 +149,8 @@ class Recorder:
             self._embedded = True
         elif "v.position_embd.weight" in node.sources:  # the rows that will be added
             self._position = node.name
+        elif node.op == "RMS_NORM":  # Pixtral, which has no such table
+            self._embedded = True
         elif node.op != "CONCAT" and "v.class_embd" not in node.sources:
             self._rows("vision.patch_embd", node)
 
@@ -163,7 +167,7 @@ class Recorder:
         if part in QKV:  # (T, H, dh), the only node of the name
             self._keep(name, lambda: _joined_heads(node.array(3)))
         elif part in TURNED:
-            self._keep(name, lambda: node.array(3))
+            self._keep(f"vision.blk.{block}.{TURNED[part]}", lambda: node.array(3))
         elif part in TOWER:
             self._rows(f"vision.blk.{block}.{TOWER[part]}", node)
 
@@ -190,6 +194,8 @@ class Recorder:
         elif node.op == "POOL_2D":
             self._pooled = True
             self._keep("projector.pool", lambda: _rows_of_squares(node.array(3)))
+        elif node.op == "IM2COL":  # of Mistral Small 3.1's squares
+            self._keep("projector.shuffle", lambda: node.array(3).reshape(-1, node.array(3).shape[-1]))
         elif node.name == "pixel_shuffle":
             self._rows("projector.shuffle", node)
         elif ("mm.input_projection." in read or "mm.model.fc." in read) and node.op == "MUL_MAT":
