@@ -10,6 +10,7 @@ NAMES = ("llava", "hf", "llama.cpp")
 PICTURE = ("image.", "vision.pixels")
 TOWER = ("vision.", "projector.")
 TOKENS = ("token_ids",)
+TILES = (*PICTURE, *TOWER, *TOKENS)  # of a tile that another implementation does not make, every stage is missing
 DECODER = ("blk.",)
 ATTENTION = ("blk.", "vision.")
 INTERNVL = "of projector `internvl`"

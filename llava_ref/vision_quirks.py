@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from .quirk import ANYRES, INTERNVL, NAMED_TILES, PICTURE, TOKENS, TOWER, quirk
+from .quirk import ANYRES, INTERNVL, NAMED_TILES, PICTURE, TILES, TOKENS, TOWER, quirk
 
 Alpha = Literal["convert", "white", "drop"]
 Exif = Literal["ignore", "apply"]
@@ -79,7 +79,7 @@ class VisionQuirks:
     )
     tile_grid: Literal["aspect", "sides"] = quirk(
         "how many tiles a picture fills",
-        (*PICTURE, *TOKENS),
+        TILES,
         ("aspect", "aspect", "sides"),
         {
             "aspect": "makes a picture's longer side fill whole tiles, and the shorter one by the aspect once more",
@@ -89,7 +89,7 @@ class VisionQuirks:
     )
     lone_tile: Literal["overview", "both"] = quirk(
         "what is seen of a picture of one tile",
-        (*PICTURE, *TOKENS),
+        TILES,
         ("overview", "overview", "both"),
         {
             "overview": "gives a picture of one tile its overview alone",
@@ -99,18 +99,17 @@ class VisionQuirks:
     )
     tile_shape: Literal["aspect", "pixels"] = quirk(
         "how many rows and columns of tiles a picture fills",
-        (*PICTURE, *TOKENS),
+        TILES,
         ("aspect", "aspect", "pixels"),
         {
-            "aspect": "fills the tiles whose aspect is closest to a picture's; of equals more tiles, while the picture "
-            "has more than half of their pixels",
-            "pixels": "fills the tiles that keep most of a picture's pixels, then those with the least padding",
+            "aspect": "fills the tiles whose aspect is closest to a picture's",
+            "pixels": "fills the tiles that keep most of a picture's pixels",
         },
         where=f"in files {INTERNVL}",
     )
     longest_edge: Literal["fourfold", "own"] = quirk(
         "the size at which a picture is cut into tiles",
-        (*PICTURE, *TOKENS),
+        TILES,
         ("fourfold", "fourfold", "own"),
         {
             "fourfold": "gives a picture four tiles along its longer side",
@@ -144,7 +143,7 @@ class VisionQuirks:
     )
     tiling: Literal["always", "larger"] = quirk(
         "which pictures are cut into tiles",
-        (*PICTURE, *TOKENS),
+        TILES,
         ("always", "always", "larger"),
         {
             "always": "cuts every picture into tiles, at a size chosen in float64",

@@ -1,4 +1,4 @@
-"""Convert a Hugging Face folder of LLaVA, Gemma 3, Qwen2-VL, SmolVLM or Idefics3 to a GGUF pair for any engine.
+"""Convert a Hugging Face folder of LLaVA, Gemma 3, Qwen2-VL, SmolVLM, Idefics3 or InternVL to a GGUF pair.
 
 `python -m llava_ref.conformance.convert FOLDER OUT_PREFIX [--type f16]` reads config.json, model*.safetensors,
 tokenizer.model or tokenizer.json, and preprocessor_config.json if present, and writes OUT_PREFIX-text.gguf and
@@ -20,7 +20,7 @@ from llava_ref.errors import LlavaError
 
 from ..pairs.pairs import Pair
 from ..pairs.writing import Metadata, StoredTensor, held, write
-from . import gemma3, hf_tokenizer, hf_weights, idefics3, qwen2vl
+from . import gemma3, hf_tokenizer, hf_weights, idefics3, internvl, qwen2vl
 from .hf_bpe import read_bpe
 from .hf_config import ConversionError, read_text, read_vision
 
@@ -108,6 +108,7 @@ LLAVA = Converter(_convert_llava, _n_vocab_llama, _pieces_without_picture_token)
 CONVERTERS: Mapping[str, Converter] = {  # by a config's model_type
     "gemma3": Converter(gemma3.convert_gemma3, gemma3.n_vocab, _pieces),
     **dict.fromkeys(idefics3.KINDS, Converter(idefics3.convert_idefics3, _n_vocab_llama, _bpe)),
+    "internvl": Converter(internvl.convert_internvl, internvl.n_vocab, _bpe),
     **dict.fromkeys(qwen2vl.KINDS, Converter(qwen2vl.convert_qwen, qwen2vl.n_vocab, _bpe)),
 }
 

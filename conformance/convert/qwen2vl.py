@@ -37,6 +37,10 @@ VISION_25 = {
     "fullatt_block_indexes": [7, 15, 23, 31],
 }  # fmt: skip
 FIXED = {"hidden_act": "silu", "use_sliding_window": False}  # of the decoder: what a file cannot say otherwise
+ROPES = {
+    "qwen2vl": ("default", "mrope"),
+    "qwen2": ("default", "dynamic"),  # the second changes nothing up to max_position_embeddings
+}
 IMAGE_SIZE = 560  # which no one uses, and llama.cpp asks for
 
 
@@ -45,10 +49,10 @@ def convert_qwen(
 ) -> tuple[tuple[Metadata, dict[str, StoredTensor]], tuple[Metadata, dict[str, StoredTensor]]]:
     """Return metadata and tensors of the text file, with the first `n_kept` rows of the vocabulary, and of the mmproj.
     Raises ConversionError."""
-    text, gated = _text_settings(source.where, config), config["model_type"] == "qwen2_5_vl"
+    text, gated = text_settings(source.where, config), config["model_type"] == "qwen2_5_vl"
     vision = _vision_settings(source.where, config, gated)
     parts = (
-        (_text_metadata(source.where, text), _text_tensors(source, text, n_kept)),
+        (text_metadata(source.where, text, "qwen2vl"), text_tensors(source, text, n_kept)),
         (_vision_metadata(source.where, vision, text, processor), _vision_tensors(source, vision, text)),
     )
     source.finish(())
@@ -65,8 +69,9 @@ def _given(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(config.get("text_config") or config)
 
 
-def _text_settings(where: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    c = {**TEXT, **_given(config)}
+def text_settings(where: str, config: Mapping[str, Any], defaults: Mapping[str, Any] = TEXT) -> dict[str, Any]:
+    """Return a decoder's settings. Raises ConversionError for what no file can say."""
+    c = {**defaults, **_given(config)}
     for key, want in FIXED.items():
         if c[key] != want:
             raise ConversionError(where, key, f"{c[key]!r} is not supported, expected {want!r}")
@@ -75,27 +80,30 @@ def _text_settings(where: str, config: Mapping[str, Any]) -> dict[str, Any]:
     return c
 
 
-def _text_metadata(where: str, c: Mapping[str, Any]) -> Metadata:
+def text_metadata(where: str, c: Mapping[str, Any], arch: str) -> Metadata:
+    """Return the keys of a decoder of arch `qwen2vl`, or `qwen2`. Raises ConversionError."""
     rope = {"rope_theta": c["rope_theta"], **(c.get("rope_scaling") or {}), **(c.get("rope_parameters") or {})}
-    if rope.get("rope_type", rope.get("type", "default")) not in ("default", "mrope"):
+    if rope.get("rope_type", rope.get("type", "default")) not in ROPES[arch]:
         raise ConversionError(where, "rope_parameters", f"{rope!r} is not supported, expected rope_type default")
-    if "mrope_section" not in rope:
+    if arch == "qwen2vl" and "mrope_section" not in rope:
         raise ConversionError(where, "rope_parameters.mrope_section", "missing")
+    sections = {f"{arch}.rope.dimension_sections": [*(int(n) for n in rope.get("mrope_section", ())), 0]}
     return {
-        "general.architecture": "qwen2vl",
-        "qwen2vl.context_length": c["max_position_embeddings"],
-        "qwen2vl.embedding_length": c["hidden_size"],
-        "qwen2vl.block_count": c["num_hidden_layers"],
-        "qwen2vl.feed_forward_length": c["intermediate_size"],
-        "qwen2vl.attention.head_count": c["num_attention_heads"],
-        "qwen2vl.attention.head_count_kv": c["num_key_value_heads"],
-        "qwen2vl.attention.layer_norm_rms_epsilon": float(c["rms_norm_eps"]),
-        "qwen2vl.rope.freq_base": float(rope["rope_theta"]),
-        "qwen2vl.rope.dimension_sections": [*(int(n) for n in rope["mrope_section"]), 0],
+        "general.architecture": arch,
+        f"{arch}.context_length": c["max_position_embeddings"],
+        f"{arch}.embedding_length": c["hidden_size"],
+        f"{arch}.block_count": c["num_hidden_layers"],
+        f"{arch}.feed_forward_length": c["intermediate_size"],
+        f"{arch}.attention.head_count": c["num_attention_heads"],
+        f"{arch}.attention.head_count_kv": c["num_key_value_heads"],
+        f"{arch}.attention.layer_norm_rms_epsilon": float(c["rms_norm_eps"]),
+        f"{arch}.rope.freq_base": float(rope["rope_theta"]),
+        **(sections if arch == "qwen2vl" else {}),
     }
 
 
-def _text_tensors(source: Source, c: Mapping[str, Any], n_kept: int) -> dict[str, StoredTensor]:
+def text_tensors(source: Source, c: Mapping[str, Any], n_kept: int) -> dict[str, StoredTensor]:
+    """Return the decoder's tensors, with the first `n_kept` rows of the vocabulary."""
     D, V, F, name = c["hidden_size"], c["vocab_size"], c["intermediate_size"], "language_model"
     Q, KV = c["num_attention_heads"] * c["head_dim"], c["num_key_value_heads"] * c["head_dim"]
     tensors = {

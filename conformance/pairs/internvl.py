@@ -83,10 +83,9 @@ def internvl_metadata(s: InternVLSpec, text_width: int) -> Metadata:
 
 def internvl_tensors(s: InternVLSpec, text_width: int, random: Random) -> dict[str, StoredTensor]:
     D, P, squares = s.width, s.patch_size, s.merge**2 * s.width
-    kernel = random.normal("v.patch_embd", D, 3, P, P, std=(3 * P * P) ** -0.5)
     tensors = {
         "v.class_embd": random.normal("v.class_embd", D),
-        "v.patch_embd.weight": kernel.as_kind("F32"),  # as converted, whatever the other matrices are
+        "v.patch_embd.weight": random.normal("v.patch_embd", D, 3, P, P, std=(3 * P * P) ** -0.5),
         "v.patch_embd.bias": random.normal("v.patch_embd.bias", D, std=0.2),
         "v.position_embd.weight": random.normal("v.position_embd", (s.image_size // P) ** 2 + 1, D, std=0.5),
         **affine_norm("mm.model.mlp.0", squares, random),

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from llava_ref.gguf.file import GGUFFile
+
 from ..reference import ReferenceError
 from .bpe_tokenizer import KEY, bpe_tokenizer
 from .internvl import IMAGE
@@ -27,7 +29,7 @@ NAMED = {  # what the processor asks of its tokenizer
 
 def token_ids(model: HfModel, prompt: str, pictures: Sequence[Image.Image]) -> list[int]:
     """Return the ids of a prompt with `<image>` for each picture, the image token as often as its tiles have rows."""
-    tokenizer = _tokenizer(model)
+    tokenizer = tokenizer_of(model.text_file)
     if not pictures:
         return list(tokenizer(prompt)["input_ids"])
     assert model.vision is not None
@@ -37,11 +39,12 @@ def token_ids(model: HfModel, prompt: str, pictures: Sequence[Image.Image]) -> l
     return list(made["input_ids"][0])
 
 
-def _tokenizer(model: HfModel) -> Any:
-    pre = model.text_file.string(KEY + "pre", "")
-    tokenizer = qwen_tokenizer(model.text_file) if pre == "qwen2" else bpe_tokenizer(model.text_file)
+def tokenizer_of(file: GGUFFile) -> Any:
+    """Make transformers' tokenizer of a file, with what InternVLProcessor asks of it. Raises ReferenceError."""
+    pre = file.string(KEY + "pre", "")
+    tokenizer = qwen_tokenizer(file) if pre == "qwen2" else bpe_tokenizer(file)
     if tokenizer is None:
-        raise ReferenceError(model.text_file.path, KEY + "pre", f"{pre!r}: no known way to transformers' tokenizer")
+        raise ReferenceError(file.path, KEY + "pre", f"{pre!r}: no known way to transformers' tokenizer")
     for name, token in NAMED.items():
         setattr(tokenizer, name, token)
         setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(token))

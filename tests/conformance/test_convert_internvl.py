@@ -1,0 +1,117 @@
+"""The converter on InternVL: the way there and back, from a folder as transformers saves it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llava_ref
+from llava_ref import gguf
+from llava_ref.conformance.convert import cli as convert
+from llava_ref.conformance.convert.hf_config import ConversionError
+from llava_ref.conformance.engines.hf import from_gguf, internvl_prompt
+from llava_ref.conformance.engines.hf import tiny as reference_hf
+from llava_ref.conformance.engines.hf.engine import Transformers
+from llava_ref.conformance.engines.llama_cpp import oracle
+from llava_ref.conformance.engines.llama_cpp.engine import LlamaCpp
+from llava_ref.conformance.engines.reference import Case
+from llava_ref.conformance.pairs.pairs import TextSpec
+from llava_ref.tracing.distance import rel_rms
+
+from .family_stages import Asked
+from .internvl_cases import FAMILY, QWEN2, TALL, TOWER
+
+reason = reference_hf.missing() or oracle.missing()
+pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]
+STRINGS = ["what is the color", " 123 a\n\nb  é漢<|im_end|>", "<|im_start|>user\nI'Ll see<img>x</img>"]
+VISION = replace(TOWER, middle=48)  # transformers' projector is as wide as its decoder
+SENT = {
+    "qwen2": Asked("is<image>red", (TALL,), QWEN2, VISION),
+    "qwen2, tied, no biases": Asked("is<image>red", (TALL,), replace(QWEN2, tied=True), replace(VISION, biases=False)),
+    "llama": Asked("is<image>red", (TALL,), TextSpec(n_head_kv=1), VISION),
+}
+MODELS = pytest.mark.parametrize("name", SENT)
+
+
+def save(case: Case, folder: Path) -> Path:
+    """Write a folder as transformers does: model, tokenizer and image processor."""
+    model = from_gguf.load(case.text, case.mmproj)
+    assert model.vision is not None
+    model.module.save_pretrained(folder)
+    tokenizer: Any = internvl_prompt.tokenizer_of(model.text_file)
+    tokenizer.eos_token, tokenizer.bos_token = "<|im_end|>", "<|endoftext|>"
+    tokenizer.save_pretrained(folder)
+    internvl_prompt.image_processor(model.vision).save_pretrained(folder)
+    return folder
+
+
+@MODELS
+def test_there_and_back(tmp_path: Path, name: str) -> None:
+    """Every tensor is equal bit for bit, and every key that a folder can say."""
+    case = FAMILY.write(tmp_path, SENT[name])
+    assert case.mmproj is not None
+    made = convert.convert_folder(save(case, tmp_path / "hf"), str(tmp_path / "made"), "F32")
+    for found, want in ((made.text, case.text), (made.mmproj, case.mmproj)):
+        ours, theirs = gguf.read(found), gguf.read(want)
+        assert ours.tensors.keys() == theirs.tensors.keys()
+        for tensor, view in theirs.tensors.items():
+            assert (ours.tensors[tensor].type, ours.tensors[tensor].shape) == (view.type, view.shape), tensor
+            assert bytes(ours.tensors[tensor].data) == bytes(view.data), tensor
+        keys = [key for key in theirs if key != "tokenizer.chat_template"]
+        assert not [key for key in keys if key not in ours or ours[key] != theirs[key]]
+    wanted = internvl_prompt.tokenizer_of(gguf.read(case.text))
+    model = llava_ref.load(made.text, made.mmproj, backend="numpy")
+    for string, ids in zip(STRINGS, oracle.Oracle(made.text).tokenize(STRINGS, bos=False), strict=True):
+        assert ids == list(wanted(string)["input_ids"]) == model.tokenizer.encode(string)
+
+
+@MODELS
+@pytest.mark.parametrize("profile", ["hf", "llama.cpp"])
+def test_a_converted_model_says_the_same(tmp_path: Path, within: Any, name: str, profile: str) -> None:
+    case = FAMILY.write(tmp_path, SENT[name])
+    made = convert.convert_folder(save(case, tmp_path / "hf"), str(tmp_path / "made"), "F32")
+    engine: Any = Transformers() if profile == "hf" else LlamaCpp()
+    run = engine.run(case)
+    model = llava_ref.load(made.text, made.mmproj, backend="numpy", profile=profile)
+    logits = model.request_logits(model.raw_request(case.prompt, case.images))
+    bound = 2e-5 if profile == "hf" else 5e-3
+    within(f"InternVL, converted, {profile}", rel_rms(logits, run.stages["result_output"]), bound)
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "vision_config.norm_type": ("config.json", {"vision_config": {"norm_type": "rms_norm"}}),
+    "vision_config.use_qk_norm": ("config.json", {"vision_config": {"use_qk_norm": True}}),
+    "vision_config.use_mean_pooling": ("config.json", {"vision_config": {"use_mean_pooling": False}}),
+    "vision_config.hidden_act": ("config.json", {"vision_config": {"hidden_act": "silu"}}),
+    "vision_config.image_size": ("config.json", {"vision_config": {"image_size": [28, 56]}}),
+    "vision_feature_layer": ("config.json", {"vision_feature_layer": -2}),
+    "projector_hidden_act": ("config.json", {"projector_hidden_act": "relu"}),
+    "rope_parameters": ("config.json", {"text_config": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}}),
+    "text_config.model_type": ("config.json", {"text_config": {"model_type": "qwen3"}}),
+    "size": ("preprocessor_config.json", {"size": {"height": 30, "width": 30}}),
+    "multi_modal_projector.layer_norm.weight": ("config.json", {"downsample_ratio": 0.25}),
+}
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_what_a_pair_cannot_say_is_refused(tmp_path: Path, field: str) -> None:
+    folder = save(FAMILY.write(tmp_path, SENT["qwen2"]), tmp_path / "hf")
+    file, changes = REFUSED[field]
+    read = json.loads((folder / file).read_text())
+    for part, change in changes.items():
+        read[part] = {**read[part], **change} if isinstance(read.get(part), dict) else change
+    (folder / file).write_text(json.dumps(read))
+    with pytest.raises(ConversionError, match=field):
+        convert.convert_folder(folder, str(tmp_path / "made"))
+
+
+def test_a_base_that_grows_beyond_the_context_is_the_file_s(tmp_path: Path) -> None:
+    """InternVL3's folders have `dynamic`, which transformers applies to longer texts alone."""
+    folder = save(FAMILY.write(tmp_path, SENT["qwen2"]), tmp_path / "hf")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["rope_parameters"] = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    (folder / "config.json").write_text(json.dumps(config))
+    made = convert.convert_folder(folder, str(tmp_path / "made"))
+    assert gguf.read(made.text)["qwen2.rope.freq_base"] == 1e4
