@@ -8,7 +8,7 @@ from . import gguf
 from .errors import PairError, ParameterError
 from .gguf import GGUFFile
 from .model import Llava
-from .models import text_family, tower_family
+from .models import holds_tower, text_family, tower_family
 from .ops import get_ops
 from .ops.protocol import Ops
 from .ops.weight_budget import default_budget
@@ -44,7 +44,7 @@ def load(
     began = time.perf_counter()
     _check_settings(threads, weight_cache, n_context)
     text_file, mmproj_file = _read(text, mmproj)
-    resolved = resolve(meant(profile, text_file, mmproj_file), quirks)
+    resolved = resolve(profile, quirks, original(text_file, mmproj_file))
     files = [file for file in (text_file, mmproj_file) if file is not None]
     budget = default_budget(files, device, precision) if weight_cache is None else weight_cache
     ops = operations(backend, device, threads, budget, precision, resolved)
@@ -66,7 +66,10 @@ def load(
 def _read(text: str | Path | None, mmproj: str | Path | None) -> tuple[GGUFFile | None, GGUFFile | None]:
     if text is None and mmproj is None:
         raise ParameterError("load", "text", "neither a text model nor an mmproj file was given")
-    return None if text is None else gguf.read(text), None if mmproj is None else gguf.read(mmproj)
+    text_file = None if text is None else gguf.read(text)
+    if text_file is not None and mmproj is None and holds_tower(text_file):
+        return text_file, text_file
+    return text_file, None if mmproj is None else gguf.read(mmproj)
 
 
 def operations(backend: str, device: str, threads: int | None, budget: int, precision: str, quirks: Quirks) -> Ops:
@@ -75,12 +78,10 @@ def operations(backend: str, device: str, threads: int | None, budget: int, prec
     return get_ops(backend, device, threads, budget, precision, kv_cache=quirks.kv_cache, flash_attention=flash)
 
 
-def meant(profile: str, text: GGUFFile | None, mmproj: GGUFFile | None) -> str:
-    """Return the profile that says what the original code does, where `llava` is asked for.
+def original(text: GGUFFile | None, mmproj: GGUFFile | None) -> str:
+    """Return whose code profile `llava` follows for a pair: of `profiles.ORIGINALS`.
 
-    LLaVA's own code knows LLaVA only; the original code of a newer family is transformers, which is profile `hf`."""
-    if profile != "llava":
-        return profile
+    LLaVA's own code knows LLaVA only; the original code of most newer families is transformers."""
     families = [family for family in (text and text_family(text), mmproj and tower_family(mmproj)) if family]
     return next((family.ORIGINAL for family in families if family.ORIGINAL != "llava"), "llava")
 

@@ -17,13 +17,13 @@ from .chat.templates import ChatTemplate, choose_template
 from .errors import ParameterError, PromptError
 from .generation.answer import Answer, Stream, Turn, answered
 from .generation.prompts import Messages, Prompts, decode_image
-from .generation.request import Clock, Reply, Request, Step, remaining
+from .generation.request import Clock, Reply, Request, Step, picture_part, remaining
 from .generation.reuse import Reuse, cached_positions
 from .generation.sampler import Sampler
 from .generation.sampling import Sampling, SamplingOptions
 from .generation.session import Session, shared_steps, unembed
 from .generation.stops import StopStrings
-from .generation.units import Part, PictureRows
+from .generation.units import Part, Picture
 from .images import DecodedImage, ImageSource
 from .images.fit import Preprocessed
 from .models import types
@@ -238,10 +238,10 @@ class Llava:
         """Return the rows that stand in for a picture: bytes, a path, a PIL image or an array -> (N, D) float32."""
         return self.picture_rows(image).data
 
-    def picture_rows(self, image: ImageSource) -> PictureRows:
-        """Return the same with the grid that the rows stand in, which decoders with positions in it ask for."""
+    def picture_rows(self, image: ImageSource) -> Picture:
+        """Return the same as a decoder takes it: with the grid that the rows stand in, or as states to look at."""
         decoded = self.decode_image(image)
-        return PictureRows(self._rows(decoded, Clock()), self.span(*decoded.rgb.shape[1::-1]).grid)
+        return picture_part(self._rows(decoded, Clock()), self.span(*decoded.rgb.shape[1::-1]))
 
     def span(self, width: int, height: int) -> Span:
         """Return the place of a picture of this size in a sequence."""

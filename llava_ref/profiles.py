@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from .errors import ParameterError
-from .quirk import ATTENTION, DECODER, NAMES, TOKENS, Quirk, quirk
+from .quirk import ATTENTION, DECODER, MLLAMA, NAMES, TOKENS, Quirk, quirk
 from .vision_quirks import Alpha, Exif, VisionQuirks
 
 __all__ = ["PROFILES", "QUIRKS", "Alpha", "Exif", "ImageOrder", "Quirks", "describe", "resolve"]
@@ -77,6 +77,16 @@ class Quirks(VisionQuirks):
         },
         where="in files with `llama.attention.scale`",
     )
+    blind_rows: Literal["skip", "see"] = quirk(
+        "rows in front of all pictures, in layers that look at pictures",
+        DECODER,
+        ("skip", "see", "skip"),
+        {
+            "skip": "adds nothing to rows in front of all pictures",
+            "see": "lets attention of rows in front of all pictures see every state, those of pictures behind them too",
+        },
+        where=MLLAMA,
+    )
     text_eps: Literal["file", "zero"] = quirk(
         "the epsilon of the decoder's norms",
         (*DECODER, "result_norm"),
@@ -127,10 +137,18 @@ PROFILES: Mapping[str, Quirks] = {
     profile: Quirks(**{name: row.profiles[profile] for name, row in QUIRKS.items()})  # type: ignore[arg-type]
     for profile in NAMES
 }
+ORIGINALS: Mapping[str, Quirks] = {
+    "llava": PROFILES["llava"],
+    "hf": PROFILES["hf"],
+    "meta": replace(PROFILES["hf"], tower_states="before", blind_rows="skip"),  # Meta's llama-models
+}
+"""What profile `llava` is for a family, by its `ORIGINAL`: its own code's choice of the quirks that it meets."""
 
 
-def resolve(profile: str, overrides: Mapping[str, str] | None = None) -> Quirks:
-    """Return the quirks of `profile` with `overrides`. Raises ParameterError for an unknown profile, quirk or value."""
+def resolve(profile: str, overrides: Mapping[str, str] | None = None, original: str = "llava") -> Quirks:
+    """Return the quirks of `profile` with `overrides`; `original`: of `ORIGINALS`, for profile `llava`.
+
+    Raises ParameterError for an unknown profile, quirk or value."""
     if profile not in PROFILES:
         raise ParameterError("profile", repr(profile), f"unknown, expected one of {', '.join(PROFILES)}")
     for name, value in (overrides or {}).items():
@@ -138,7 +156,8 @@ def resolve(profile: str, overrides: Mapping[str, str] | None = None) -> Quirks:
             raise ParameterError("quirk", repr(name), f"unknown, expected one of {', '.join(QUIRKS)}")
         if value not in QUIRKS[name].values:
             raise ParameterError("quirk", name, f"{value!r} is not one of {', '.join(QUIRKS[name].values)}")
-    return replace(PROFILES[profile], **dict(overrides or {}))  # type: ignore[arg-type]
+    chosen = ORIGINALS[original] if profile == "llava" else PROFILES[profile]
+    return replace(chosen, **dict(overrides or {}))  # type: ignore[arg-type]
 
 
 def describe(quirks: Quirks) -> dict[str, str]:

@@ -15,6 +15,7 @@ DECODER = ("blk.",)
 ATTENTION = ("blk.", "vision.")
 INTERNVL = "of projector `internvl`"
 NAMED_TILES = "in files of projector `idefics3` (SmolVLM, Idefics3)"
+MLLAMA = "in Llama-3.2-Vision"
 ANYRES = "in files with `clip.vision.image_grid_pinpoints` (LLaVA-1.6)"
 
 

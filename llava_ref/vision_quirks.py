@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from .quirk import ANYRES, INTERNVL, NAMED_TILES, PICTURE, TILES, TOKENS, TOWER, quirk
+from .quirk import ANYRES, INTERNVL, MLLAMA, NAMED_TILES, PICTURE, TILES, TOKENS, TOWER, quirk
 
 Alpha = Literal["convert", "white", "drop"]
 Exif = Literal["ignore", "apply"]
@@ -46,6 +46,16 @@ class VisionQuirks:
         ("erf", "erf", "tanh"),
         {"erf": "computes GELU exactly, by the error function", "tanh": "approximates GELU by tanh"},
         where="in a tower with `clip.use_gelu` and in the projector",
+    )
+    tower_states: Literal["before", "after"] = quirk(
+        "which states of the tower are features too",
+        ("vision.features", "projector."),
+        ("before", "after", "before"),
+        {
+            "before": "takes the states that the named blocks are given",
+            "after": "takes the states that the named blocks make, as transformers 5 does",
+        },
+        where=MLLAMA,
     )
     square: Literal["pad-resize", "crop", "resize-pad"] = quirk(
         "how a picture is padded, or cut, to a square",

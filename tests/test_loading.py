@@ -1,7 +1,6 @@
 """Which profile a pair of files means, and pairs that do not fit."""
 
 from dataclasses import replace
-from itertools import product
 
 import pytest
 
@@ -13,35 +12,39 @@ from llava_ref.conformance.pairs.gemma3 import (
     gemma3_metadata,
     gemma3_tensors,
 )
+from llava_ref.conformance.pairs.mllama import MllamaTextSpec, MllamaVisionSpec, build_mllama
 from llava_ref.conformance.pairs.pairs import Random, TextSpec, VisionSpec, build
 from llava_ref.conformance.pairs.writing import write
 from llava_ref.errors import PairError, ParameterError
-from llava_ref.loading import meant
-from llava_ref.profiles import PROFILES, describe
+from llava_ref.loading import original
+from llava_ref.profiles import ORIGINALS, PROFILES, describe, resolve
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     llama = build(tmp_path_factory.mktemp("llama"), TextSpec(), VisionSpec())
     gemma = build_gemma3(tmp_path_factory.mktemp("gemma3"), Gemma3Spec(), SiglipSpec())
-    return {"llama": llama, "gemma3": gemma}
+    mllama = build_mllama(tmp_path_factory.mktemp("mllama"), MllamaTextSpec(), MllamaVisionSpec())
+    return {"llama": llama, "gemma3": gemma, "mllama": mllama}
 
 
-@pytest.mark.parametrize("family, original", [("llama", "llava"), ("gemma3", "hf")])
-def test_profile_llava_is_what_the_family_s_own_code_does(pairs, family, original):
+OWN = [("llama", "llava"), ("gemma3", "hf"), ("mllama", "meta")]
+
+
+@pytest.mark.parametrize("family, own", OWN)
+def test_profile_llava_is_what_the_family_s_own_code_does(pairs, family, own):
     text, mmproj = gguf.read(pairs[family].text), gguf.read(pairs[family].mmproj)
     for halves in ((text, mmproj), (text, None), (None, mmproj)):
-        assert meant("llava", *halves) == original
-    for profile, halves in product(PROFILES, ((text, mmproj), (text, None), (None, mmproj))):
-        assert profile == "llava" or meant(profile, *halves) == profile
-    assert meant("ollama", text, mmproj) == "ollama", "resolve refuses it"
+        assert original(*halves) == own
+    for profile in PROFILES:
+        assert profile == "llava" or resolve(profile, {}, own) == PROFILES[profile]
 
 
-@pytest.mark.parametrize("family, original", [("llama", "llava"), ("gemma3", "hf")])
-def test_a_model_has_the_quirks_of_what_was_meant(pairs, family, original):
+@pytest.mark.parametrize("family, own", OWN)
+def test_a_model_has_the_quirks_of_what_was_meant(pairs, family, own):
     pair = pairs[family]
     model = load(pair.text, pair.mmproj, backend="numpy", quirks={"exif": "apply"})
-    assert model.quirks == replace(PROFILES[original], exif="apply")
+    assert model.quirks == replace(ORIGINALS[own], exif="apply")
     assert model.settings["profile"] == "llava" and model.settings["quirks"] == describe(model.quirks)
     assert load(pair.text, pair.mmproj, backend="numpy", profile="llama.cpp").quirks == PROFILES["llama.cpp"]
 

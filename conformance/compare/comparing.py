@@ -9,7 +9,7 @@ from itertools import groupby
 
 import numpy as np
 
-from llava_ref.generation.units import Part, PictureRows
+from llava_ref.generation.units import Part, Picture, PictureRows
 from llava_ref.model import Llava
 from llava_ref.ops.protocol import Array
 from llava_ref.tracing.distance import Distance, bad_numbers, distance
@@ -116,18 +116,19 @@ def _picture_rows(ids: Sequence[int]) -> list[int]:
     return [len(list(run)) for picture, run in groupby(ids, lambda token: token < 0) if picture]
 
 
-def parts(ids: Sequence[int], rows: Sequence[PictureRows]) -> list[Part]:
+def parts(ids: Sequence[int], pictures: Sequence[Picture]) -> list[Part]:
     """Cut token ids (T,) into the parts of a prompt; each run of -1 becomes the next rows of the pictures."""
     result: list[Part] = []
-    remaining = list(rows)
+    remaining = list(pictures)
     for is_text, run in groupby(ids, lambda token: token >= 0):
         left = list(run)
         if is_text:
             result.append(left)
             continue
         while left:
-            stretch, rest = remaining[0][: len(left)], remaining[0][len(left) :]
-            result.append(stretch)
-            remaining[:1] = [rest] if len(rest) else []
-            del left[: len(stretch)]
+            picture = remaining.pop(0)
+            result.append(picture[: len(left)] if isinstance(picture, PictureRows) else picture)
+            if isinstance(picture, PictureRows) and len(picture) > len(left):
+                remaining.insert(0, picture[len(left) :])
+            del left[: len(picture)]
     return result

@@ -10,8 +10,9 @@ from ..chat.chunks import ImageChunk, Prompt, TextChunk
 from ..errors import ParameterError, PromptError
 from ..images.decoding import DecodedImage
 from ..models.family import Span
+from ..models.looking import PictureStates
 from .scores import Score
-from .units import Part, PictureRows
+from .units import Part, Picture, PictureRows
 
 FinishReason = Literal["stop", "length"]
 
@@ -80,9 +81,21 @@ class Request:
 
 
 def placed(chunks: Sequence[TextChunk | ImageChunk], rows: Sequence[np.ndarray], spans: Sequence[Span]) -> list[Part]:
-    """Return what a decoder is fed for chunks: token ids, and stretches of the pictures' rows, (n, D) each."""
-    pictures = [PictureRows(found, span.grid) for found, span in zip(rows, spans, strict=True)]
-    return [chunk.token_ids if isinstance(chunk, TextChunk) else pictures[chunk.index][chunk.rows] for chunk in chunks]
+    """Return what a decoder is fed for chunks: token ids, and the pictures, by their rows or states (n, D) each."""
+    pictures = [picture_part(found, span) for found, span in zip(rows, spans, strict=True)]
+
+    def part(chunk: TextChunk | ImageChunk) -> Part:
+        if isinstance(chunk, TextChunk):
+            return chunk.token_ids
+        picture = pictures[chunk.index]
+        return picture[chunk.rows] if isinstance(picture, PictureRows) else picture
+
+    return [part(chunk) for chunk in chunks]
+
+
+def picture_part(rows: np.ndarray, span: Span) -> Picture:
+    """Return a picture as a decoder takes it, by the rows (n, D) that its tower made."""
+    return PictureRows(rows, span.grid) if span.n_seen is None else PictureStates(rows, span.n_seen)
 
 
 @dataclass(frozen=True, slots=True)

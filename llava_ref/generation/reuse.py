@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..models.looking import PictureStates
 from .session import Session
 from .units import Part, PictureRows, one_unit
 
@@ -73,7 +74,9 @@ def cached_positions(parts: Sequence[Part], cached_rows: Sequence[np.ndarray], n
     and those of pictures whose rows were kept."""
     count = at = 0
     for part in map(one_unit, parts):
-        kept = isinstance(part, PictureRows) and any(np.may_share_memory(part.data, rows) for rows in cached_rows)
+        kept = isinstance(part, PictureRows | PictureStates) and any(
+            np.may_share_memory(part.data, rows) for rows in cached_rows
+        )
         count += len(part) if kept else min(len(part), max(0, n_past - at))
         at += len(part)
     return count

@@ -12,14 +12,15 @@ from itertools import accumulate, pairwise, takewhile
 import numpy as np
 
 from ..errors import ParameterError, PromptError
-from ..models.family import TextModel
+from ..models.family import LookingModel, TextModel
 from ..ops.protocol import Array
 from ..ops.sees import Sees
 from ..ops.step import Stepper
 from ..tracing.finite import RefuseNotFinite
 from ..tracing.trace import Probes, Tap
+from .looks import Looks
 from .steps import Logits, Seat, SharedSteps
-from .units import Part, PictureRows, Unit, by_units, joined, one_unit, positions, units
+from .units import Part, Picture, PictureRows, Unit, by_units, ends_within, equal, joined, one_unit, positions, units
 
 ROWS = 64  # positions whose logits `each` computes at once
 
@@ -48,10 +49,12 @@ class Session:
         c = text.config
         self._text, self._ops = text, text.ops
         self.n_context = n_context or c.context
-        self._cache = text.ops.cache(c.n_layer, c.n_head_kv, c.head_size, self.n_context)
+        self._looks = Looks(text)
+        self._cache = self._looks.cache(self.n_context)
         self._run_units: list[FedUnit] = []
         self._probes = Probes() if probes is None else probes
-        self._stepper = text.ops.stepper(text.step_plan(), self._cache)
+        looking = isinstance(text, LookingModel)  # whose plan has no pictures
+        self._stepper = None if looking else text.ops.stepper(text.step_plan(), self._cache)
         self._seat: Seat | None = None if steps is None or self._stepper is None else steps.seat(self._stepper)
         self._left: list[Unit] = []  # units that were started and have not been run
         self._single = False  # whether what was started is one token
@@ -78,8 +81,9 @@ class Session:
         tensor to hold one."""
         self.stop()
         self._check(parts)
-        first = self.n_past
-        hidden = [self._forward(run) for run in self._runs(self._units(parts))]
+        first, wanted = self.n_past, self._units(parts)
+        self._looks.note(wanted, self._cache)
+        hidden = [self._forward(run) for run in self._runs(wanted)]
         if all_logits:
             return self._logits(self._ops.concat(hidden), first)
         return self._logits(hidden[-1][-1:], self.n_past - 1)[-1]
@@ -100,9 +104,10 @@ class Session:
         self.stop()
         self._check(parts)
         self._left, self.seconds = self._units(parts), 0.0
+        self._looks.note(self._left, self._cache)
         first, self._cache.lag = self._left[0], self.n_past - self._position
-        self._single = len(parts) == len(first) == 1 and not isinstance(first, PictureRows)
-        if self._seat is not None and self._single and not isinstance(first, PictureRows):
+        self._single = len(parts) == len(first) == 1 and not isinstance(first, Picture)
+        if self._seat is not None and self._single and not isinstance(first, Picture):
             self._seat.ask(first[0])
 
     def advance(self) -> Logits | None:
@@ -125,7 +130,7 @@ class Session:
 
     def _step(self, stepper: Stepper) -> Logits:
         began, (token,) = time.perf_counter(), self._left
-        assert not isinstance(token, PictureRows)
+        assert not isinstance(token, Picture)
         with np.errstate(all="ignore"):  # Triton's interpreter computes with numpy
             logits = stepper.step(token[0]) if self._seat is None else self._seat.take()
         self._left = []
@@ -145,9 +150,11 @@ class Session:
         """Yield logits (V,) of every position fed, one after the other: memory holds those of `ROWS` at once."""
         self.stop()
         self._check(parts)
-        for run in self._runs(self._units(parts)):
+        wanted = self._units(parts)
+        self._looks.note(wanted, self._cache)
+        for run in self._runs(wanted):
             first, hidden = self.n_past, self._forward(run)
-            ends = _ends(run, ROWS)
+            ends = ends_within(run, ROWS)
             if self._probes.whole:
                 yield from self._logits(hidden, first, ends)
                 continue
@@ -171,9 +178,13 @@ class Session:
         return wanted[same:]
 
     def _same(self, wanted: Sequence[Unit]) -> int:
-        """Count the units run so far that are the first of `wanted`, of which the last is always to be run."""
+        """Count the units run so far that are the first of `wanted`, of which the last is always to be run.
+
+        None are where other pictures are looked at: rows in front of a picture may see it."""
+        if not self._looks.are(wanted):
+            return 0
         pairs = zip(self._run_units, wanted[:-1], strict=False)
-        return sum(1 for _ in takewhile(lambda pair: _equal(pair[0].unit, pair[1]), pairs))
+        return sum(1 for _ in takewhile(lambda pair: equal(pair[0].unit, pair[1]), pairs))
 
     def _units(self, parts: Sequence[Part]) -> list[Unit]:
         return units(parts, self._text.WHOLE_PICTURES)
@@ -191,15 +202,11 @@ class Session:
             problem = f"{self.n_past + count} positions do not fit the context of {self.n_context}"
             raise PromptError("prompt", "tokens", problem, code="context_length_exceeded")
         for part in map(one_unit, parts):
-            if not isinstance(part, PictureRows):
+            if not isinstance(part, Picture):
                 if not all(0 <= token < c.n_vocab for token in part):
                     raise PromptError("prompt", "tokens", f"an id is not in 0..{c.n_vocab - 1}")
-            elif part.data.ndim != 2 or part.data.shape[1] != c.width:
-                raise PromptError("prompt", "image rows", f"{part.data.shape}, expected (n, {c.width})")
-            elif self._text.GRID_POSITIONS and part.grid is None:
-                raise PromptError(
-                    "prompt", "image rows", "an array; this model asks for `PictureRows`, which have a grid"
-                )
+            else:
+                self._looks.check(part)
 
     def _forward(self, run: Sequence[Unit]) -> Array:
         """Return hidden states (n, D) of units run at once, which are then part of the sequence."""
@@ -209,7 +216,8 @@ class Session:
         self.watched |= self._probes.complete
         # bad numbers are found by `all_finite`, not by numpy's warnings
         with np.errstate(all="ignore"), ops.running(max(map(len, run)), largest):
-            rows = [self._embedded(unit) for unit in run]
+            self._looks.show(self._cache, self._tap)
+            rows = [self._looks.embedded(unit) for unit in run]
             tap = self._tap(first, first + ends[-1])
             apart = by_units(ops, first, ends, largest) if self._probes.whole else ops
             turns, behind = self._positions(run)
@@ -217,10 +225,6 @@ class Session:
             hidden = self._text.forward(x, sees, turns, self._cache, apart, tap)
         self._run_units += [FedUnit(unit, first + end, at) for unit, end, at in zip(run, ends, behind, strict=True)]
         return hidden
-
-    def _embedded(self, unit: Unit) -> Array:
-        """Return the rows that go in for a unit.  -> (n, D)"""
-        return self._ops.array(unit.data) if isinstance(unit, PictureRows) else self._text.embed(unit)
 
     def _positions(self, run: Sequence[Unit]) -> tuple[np.ndarray, list[int]]:
         """Return what rope turns the rows of `run` by, and the position behind each unit."""
@@ -274,18 +278,3 @@ def unembed(text: TextModel, hidden: np.ndarray) -> np.ndarray:
     c = text.config
     with text.ops.running(len(hidden), c.n_vocab * c.width):
         return text.ops.numpy(text.logits(text.ops.array(hidden), text.ops))
-
-
-def _ends(run: Sequence[Unit], rows: int) -> list[int]:
-    """Return where stretches of at most `rows` end, each in one unit."""
-    at, ends = 0, list[int]()
-    for unit in run:
-        ends += [*range(at + rows, at + len(unit), rows), at + len(unit)]
-        at += len(unit)
-    return ends
-
-
-def _equal(a: Unit, b: Unit) -> bool:
-    if isinstance(a, PictureRows) and isinstance(b, PictureRows):
-        return (a.grid, a.first) == (b.grid, b.first) and np.array_equal(a.data, b.data)
-    return not isinstance(a, PictureRows) and not isinstance(b, PictureRows) and list(a) == list(b)

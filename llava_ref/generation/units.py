@@ -17,6 +17,7 @@ from typing import cast
 
 import numpy as np
 
+from ..models.looking import PictureStates
 from ..ops.over import Over
 from ..ops.protocol import KV, Activation, Array, Linear, Ops, Plan
 from ..ops.sees import Sees
@@ -40,7 +41,8 @@ class PictureRows:
         return PictureRows(self.data[part], self.grid, self.first + part.indices(len(self.data))[0])
 
 
-Unit = Sequence[int] | PictureRows
+Picture = PictureRows | PictureStates
+Unit = Sequence[int] | Picture
 Part = Unit | np.ndarray  # token ids, or rows (n, D) of a picture
 
 
@@ -71,6 +73,9 @@ def units(parts: Sequence[Part], whole_pictures: bool) -> list[Unit]:
     """Cut `parts` into units; `whole_pictures`: the rows of a picture see one another, so that it is one unit."""
     cut: list[Unit] = []
     for part in map(one_unit, parts):
+        if isinstance(part, PictureStates):
+            cut.append(part)
+            continue
         step = len(part) if whole_pictures and isinstance(part, PictureRows) else BATCH
         cut += [part[i : i + step] for i in range(0, len(part), step or 1)]
     return cut
@@ -85,6 +90,24 @@ def joined(units: Sequence[Unit], rows: int) -> list[list[Unit]]:
         else:
             runs.append([unit])
     return runs
+
+
+def ends_within(run: Sequence[Unit], rows: int) -> list[int]:
+    """Return where stretches of at most `rows` end, each in one unit."""
+    at, ends = 0, list[int]()
+    for unit in run:
+        ends += [*range(at + rows, at + len(unit), rows), at + len(unit)]
+        at += len(unit)
+    return ends
+
+
+def equal(a: Unit, b: Unit) -> bool:
+    """Say whether two units are the same, bit for bit."""
+    if isinstance(a, PictureRows) and isinstance(b, PictureRows):
+        return (a.grid, a.first) == (b.grid, b.first) and np.array_equal(a.data, b.data)
+    if isinstance(a, PictureStates) and isinstance(b, PictureStates):
+        return a.n_seen == b.n_seen and (a.data is b.data or np.array_equal(a.data, b.data))
+    return not isinstance(a, Picture) and not isinstance(b, Picture) and list(a) == list(b)
 
 
 def by_units(ops: Ops, first: int, ends: Sequence[int], weights: int) -> Ops:

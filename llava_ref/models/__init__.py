@@ -15,6 +15,8 @@ from .gemma3 import Gemma3
 from .idefics3 import Idefics3
 from .internvl import InternVL
 from .llama import Llama
+from .mllama import Mllama
+from .mllama_vision import MllamaVision
 from .pixtral import Pixtral
 from .qwen2 import Qwen2, Qwen2VL
 from .qwen2vl import QwenVision
@@ -29,18 +31,22 @@ def text_family(file: GGUFFile) -> type[TextModel]:
             return Llama
         case "gemma3":
             return Gemma3
+        case "mllama":
+            return Mllama
         case "qwen2":
             return Qwen2
         case "qwen2vl":
             return Qwen2VL
         case other:
             hint = " (this is an mmproj file)" if other == "clip" else ""
-            problem = f"{other!r} is not supported, expected 'llama', 'gemma3', 'qwen2' or 'qwen2vl'{hint}"
+            problem = f"{other!r} is not supported, expected 'llama', 'gemma3', 'mllama', 'qwen2' or 'qwen2vl'{hint}"
             raise GGUFError(file.path, "general.architecture", problem)
 
 
 def tower_family(file: GGUFFile) -> type[Tower]:
     """Return the tower for `clip.projector_type`. Raises GGUFError for one that is not supported."""
+    if file.string("general.architecture", "") == "mllama":
+        return MllamaVision
     match projector_of(file):
         case "mlp" | "ldpv2":
             return Clip
@@ -60,6 +66,11 @@ def tower_family(file: GGUFFile) -> type[Tower]:
             )
             problem = f"{other!r} is not supported, expected {known}"
             raise GGUFError(file.path, "clip.projector_type", problem)
+
+
+def holds_tower(file: GGUFFile) -> bool:
+    """Say whether a text file has its tower, too: Ollama writes one file for both."""
+    return "mllama.vision.block_count" in file and "mm.0.weight" in file.tensors
 
 
 def types(files: Iterable[GGUFFile], stages: Iterable[Stage]) -> dict[str, str]:

@@ -5,7 +5,7 @@ N rows of a picture, D decoder width, T positions, V vocabulary, Y and X height 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from ..profiles import Quirks
 from ..tracing.finite import RefuseNotFinite
 from ..tracing.trace import Probes, Tap, no_tap, of_tile
 from .config import TextConfig, VisionConfig
+from .looking import PictureStates
 from .stages import Stage
 
 
@@ -27,6 +28,8 @@ class Span:
 
     grid: tuple[int, int]  # rows and columns of the squares of a tile that have a row of their own
     stretches: tuple[str | int, ...]  # in order: text of control tokens, or so many of the picture's rows
+    n_seen: int | None = None
+    """Where a picture is one token that layers look at: its states of tiles that are there, the first of all."""
 
     @property
     def n_rows(self) -> int:
@@ -38,7 +41,7 @@ class Tower(Protocol):
     """A vision tower with its projector."""
 
     ORIGINAL: ClassVar[str]
-    """The profile that does what the family's original code does."""
+    """Whose code profile `llava` follows: of `profiles.ORIGINALS`."""
     MARKERS: ClassVar[tuple[str, ...]]
     """Control tokens that stand beside a picture."""
     REPLAYS: ClassVar[bool]
@@ -96,7 +99,7 @@ class TextModel(Protocol):
     """A decoder: token ids and rows of pictures -> logits."""
 
     ORIGINAL: ClassVar[str]
-    """The profile that does what the family's original code does."""
+    """Whose code profile `llava` follows: of `profiles.ORIGINALS`."""
     WHOLE_PICTURES: ClassVar[bool]
     """Whether the rows of a picture see one another, so that they must be run at once."""
     GRID_POSITIONS: ClassVar[bool]
@@ -136,10 +139,29 @@ class TextModel(Protocol):
         ...
 
     def step_plan(self) -> StepPlan:
-        """Describe `forward` and `logits` as data, for a backend that runs one token through all layers at once."""
+        """Describe `forward` and `logits` as data, for a backend that runs one token through all layers at once.
+
+        That of a `LookingModel` is without pictures."""
         ...
 
     def stages(self) -> tuple[Stage, ...]: ...
+
+
+@runtime_checkable
+class LookingModel(TextModel, Protocol):
+    """A decoder some of whose layers look at pictures: a picture is one token, its states stand beside the sequence."""
+
+    def cache(self, limit: int) -> Cache:
+        """Begin an empty sequence of at most `limit` positions."""
+        ...
+
+    def look(self, picture: PictureStates, at: int, cache: Cache, tap: Tap = no_tap) -> None:
+        """Add a picture whose token is at position `at` to what the rows of a sequence see."""
+        ...
+
+    def embed_picture(self) -> Array:
+        """Return the row that goes in for a picture's token.  -> (1, D)"""
+        ...
 
 
 def prepared(

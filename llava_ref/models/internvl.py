@@ -116,7 +116,7 @@ def load(file: GGUFFile, ops: Ops, p: InternPlan) -> InternWeights:
         patch=w.linear("v.patch_embd", (c.width, 3, c.patch_size, c.patch_size)),
         class_embd=w.vector("v.class_embd", (1, c.width)),
         position=w.vector("v.position_embd.weight", (c.n_patches + 1, c.width)),
-        blocks=vit.load_blocks(file, w, c, c.n_stored, layer_scale=True),
+        blocks=vit.load_blocks(file, w, c, c.n_stored, scales=vit.LAYER_SCALE),
         norm=w.norm(f"{name}.0", squares),
         first=w.linear(f"{name}.1", (middle, squares)),
         second=w.linear(f"{name}.3", (out, middle)),

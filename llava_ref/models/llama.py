@@ -101,7 +101,7 @@ def load(file: GGUFFile, ops: Ops, c: TextConfig) -> LlamaWeights:
     embd = w.matrix("token_embd.weight", (V, D))
     weights = LlamaWeights(
         embd=embd,
-        blocks=tuple(_load_block(w, f"blk.{i}", c) for i in range(c.n_layer)),
+        blocks=tuple(load_block(w, f"blk.{i}", c) for i in range(c.n_layer)),
         norm=w.vector("output_norm.weight", (D,)),
         output=w.linear("output", (V, D)) if w.has("output.weight") else Linear(embd),
         frequencies=rope.frequencies(c.rope, w.divisors("rope_freqs.weight", c.rope.n_rot // 2)),
@@ -110,14 +110,17 @@ def load(file: GGUFFile, ops: Ops, c: TextConfig) -> LlamaWeights:
     return weights
 
 
-def _load_block(w: Weights, name: str, c: TextConfig) -> LlamaBlock:
+def load_block(w: Weights, name: str, c: TextConfig, qkv: str = "attn_{}", out: str = "attn_output") -> LlamaBlock:
+    """Take the tensors of a block; `qkv` and `out`: names of attention's matrices.
+
+    Raises GGUFError for what is missing or has the wrong shape."""
     D, F, Q, KV = c.width, c.mlp_width, c.n_head * c.head_size, c.n_head_kv * c.head_size
     return LlamaBlock(
         attn_norm=w.vector(f"{name}.attn_norm.weight", (D,)),
-        q=w.linear(f"{name}.attn_q", (Q, D)),
-        k=w.linear(f"{name}.attn_k", (KV, D)),
-        v=w.linear(f"{name}.attn_v", (KV, D)),
-        out=w.linear(f"{name}.attn_output", (D, Q)),
+        q=w.linear(f"{name}.{qkv.format('q')}", (Q, D)),
+        k=w.linear(f"{name}.{qkv.format('k')}", (KV, D)),
+        v=w.linear(f"{name}.{qkv.format('v')}", (KV, D)),
+        out=w.linear(f"{name}.{out}", (D, Q)),
         ffn_norm=w.vector(f"{name}.ffn_norm.weight", (D,)),
         gate=w.linear(f"{name}.ffn_gate", (F, D)),
         up=w.linear(f"{name}.ffn_up", (F, D)),

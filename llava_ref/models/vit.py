@@ -50,34 +50,52 @@ class VitBlock:
     mlp_scale: Array | None = None  # and what the MLP adds
 
 
+_ELSE = {"ln1": "attn_norm", "ln2": "ffn_norm", "attn_out": "attn_output"}  # names of Ollama's converter
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """The names of what multiplies the branches of a block: of each channel, or of all."""
+
+    attn: str
+    mlp: str
+    each: bool
+
+
+LAYER_SCALE = Scales("ls1.weight", "ls2.weight", each=True)  # Touvron et al. 2021, https://arxiv.org/abs/2103.17239
+GATES = Scales("attn_gate", "ffn_gate", each=False)  # Alayrac et al. 2022, https://arxiv.org/abs/2204.14198
+
+
 def load_blocks(
-    file: GGUFFile, w: Weights, c: VisionConfig, n_layer: int, *, layer_scale: bool = False
+    file: GGUFFile, w: Weights, c: VisionConfig, n_layer: int, prefix: str = "v.blk", scales: Scales | None = None
 ) -> tuple[VitBlock, ...]:
-    """Take the tensors of blocks 0..n_layer-1. `layer_scale`: each block has ls1 and ls2 (Touvron et al. 2021,
-    https://arxiv.org/abs/2103.17239, section 2). Raises GGUFError for what is missing or has the wrong shape."""
+    """Take the tensors of blocks 0..n_layer-1, and the `scales` that each has.
+
+    Raises GGUFError for what is missing or has the wrong shape."""
     if c.width == c.mlp_width:
         problem = (
             f"equals embedding_length {c.width}: ffn_up and ffn_down cannot be told from the swapped ones of old files"
         )
         raise GGUFError(file.path, "clip.vision.feed_forward_length", problem)
-    return tuple(_load(w, f"v.blk.{i}", c.width, c.mlp_width, layer_scale) for i in range(n_layer))
+    return tuple(_load(w, f"{prefix}.{i}", c.width, c.mlp_width, scales) for i in range(n_layer))
 
 
-def _load(w: Weights, name: str, D: int, F: int, layer_scale: bool) -> VitBlock:
+def _load(w: Weights, name: str, D: int, F: int, scales: Scales | None) -> VitBlock:
     # Files of llama.cpp's first converter call the first matrix ffn_down and the second ffn_up.
     swapped = w.matrix_shape(f"{name}.ffn_down.weight") == (F, D)
     up, down = ("ffn_down", "ffn_up") if swapped else ("ffn_up", "ffn_down")
+    ln1, ln2, out = (f"{name}.{other if w.has(f'{name}.{other}.weight') else part}" for part, other in _ELSE.items())
     return VitBlock(
-        ln1=w.norm(f"{name}.ln1", D),
+        ln1=w.norm(ln1, D),
         q=w.linear(f"{name}.attn_q", (D, D)),
         k=w.linear(f"{name}.attn_k", (D, D)),
         v=w.linear(f"{name}.attn_v", (D, D)),
-        out=w.linear(f"{name}.attn_out", (D, D)),
-        ln2=w.norm(f"{name}.ln2", D),
+        out=w.linear(out, (D, D)),
+        ln2=w.norm(ln2, D),
         up=w.linear(f"{name}.{up}", (F, D)),
         down=w.linear(f"{name}.{down}", (D, F)),
-        attn_scale=w.vector(f"{name}.ls1.weight", (D,)) if layer_scale else None,
-        mlp_scale=w.vector(f"{name}.ls2.weight", (D,)) if layer_scale else None,
+        attn_scale=scales and w.vector(f"{name}.{scales.attn}", (D if scales.each else 1,)),
+        mlp_scale=scales and w.vector(f"{name}.{scales.mlp}", (D if scales.each else 1,)),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from .. import gguf
 from ..errors import GGUFError, printable
 from ..gguf.file import GGUFFile
-from ..loading import meant
+from ..loading import original
 from ..profiles import QUIRKS, describe, resolve
 from . import options
 from .facts import ACTIVATION, histogram, kind, meaning
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     file = gguf.read(args.file)
-    quirks = resolve(_meant(args.profile, file), options.quirks(args))
+    quirks = resolve(args.profile, options.quirks(args), _original(file))
     report = inspect(file) | {"profile": args.profile, "quirks": describe(quirks)}
     means, problem = meaning(file, quirks)
     report |= {**means, "supported": problem is None, "problem": problem}
@@ -37,12 +37,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _meant(profile: str, file: GGUFFile) -> str:
-    """Return the profile that `load` uses for this file, or `profile` if the file is not supported."""
+def _original(file: GGUFFile) -> str:
+    """Return whose code profile `llava` follows for this file, LLaVA's if the file is not supported."""
     try:
-        return meant(profile, *((None, file) if kind(file) == "mmproj" else (file, None)))
+        return original(*((None, file) if kind(file) == "mmproj" else (file, None)))
     except GGUFError:
-        return profile
+        return "llava"
 
 
 def inspect(file: GGUFFile) -> dict[str, Any]:

@@ -55,7 +55,8 @@ class At:
 
     name: str
     positions: range | None
-    """The array's rows as positions of the sequence; None in the tower and the projector."""
+    """The array's rows as positions of the sequence; of keys and values of pictures that layers look at, as numbers of
+    the pictures' states. None in the tower and the projector."""
     run: int
     """Index of the picture, tile or sequence since the probe was attached; each is counted by itself."""
 

@@ -3,7 +3,8 @@
 S image size, T positions, V vocabulary.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,21 @@ PROCESSORS = {
     "gemma3": "Gemma3ImageProcessorPil: stretched to a square, no pan and scan, mean and deviation of the file",
     "pixtral": PIXTRAL,
     "mistral3": PIXTRAL,
+    "mllama": "MllamaImageProcessorPil: upper left on a canvas of tiles, CLIP's mean and deviation",
     "qwen2vl": QWEN,
     "qwen2_5_vl": QWEN,
+}
+
+PROMPTS = {  # LLaVA's are prepared here
+    "gemma3": "gemma3_prompt",
+    "idefics3": "idefics3_prompt",
+    "internvl": "internvl_prompt",
+    "llava_next": "llava_next",
+    "mistral3": "pixtral_prompt",
+    "mllama": "mllama_prompt",
+    "pixtral": "pixtral_prompt",
+    "qwen2vl": "qwen2vl_prompt",
+    "qwen2_5_vl": "qwen2vl_prompt",
 }
 
 
@@ -84,53 +98,29 @@ class Transformers:
         return Run(self.name, about, ordered(watch.arrays), shown, greedy)
 
 
+def _prompts(family: str) -> Any:
+    """Return the module that prepares a family's prompts and pictures."""
+    return import_module(f".{PROMPTS[family]}", __package__)  # it needs transformers
+
+
 def _token_ids(model: Any, prompt: str, pictures: Sequence[Image.Image]) -> tuple[list[int], str]:
     """Return the ids of a prompt, and whose tokenizer made them."""
-    from . import (
-        gemma3_prompt,
-        idefics3_prompt,
-        internvl_prompt,
-        llava_next,
-        pixtral_prompt,
-        qwen2vl_prompt,
-        vocabulary,
-    )
+    if model.family not in ("llava", "llava_next"):
+        theirs = _prompts(model.family)
+        return theirs.token_ids(model, prompt, pictures), theirs.THEIRS
+    from . import llava_next, vocabulary
 
-    match model.family:
-        case "gemma3":
-            return gemma3_prompt.token_ids(model, prompt, pictures), gemma3_prompt.THEIRS
-        case "qwen2vl" | "qwen2_5_vl":
-            return qwen2vl_prompt.token_ids(model, prompt, pictures), qwen2vl_prompt.THEIRS
-        case "idefics3":
-            return idefics3_prompt.token_ids(model, prompt, pictures), idefics3_prompt.THEIRS
-        case "internvl":
-            return internvl_prompt.token_ids(model, prompt, pictures), internvl_prompt.THEIRS
-        case "pixtral" | "mistral3":
-            return pixtral_prompt.token_ids(model, prompt, pictures), pixtral_prompt.THEIRS
-        case "llava_next":
-            n_rows = llava_next.n_rows([picture.size for picture in pictures], model.vision)
-            return vocabulary.token_ids(model.text_file, prompt, model.image_token, n_rows)
-        case _:
-            n_rows = [model.vision.n_rows] * len(pictures) if model.vision else []
-            return vocabulary.token_ids(model.text_file, prompt, model.image_token, n_rows)
+    n_rows = [model.vision.n_rows] * len(pictures) if model.vision else []
+    if model.family == "llava_next":
+        n_rows = llava_next.n_rows([picture.size for picture in pictures], model.vision)
+    return vocabulary.token_ids(model.text_file, prompt, model.image_token, n_rows)
 
 
 def _pixels(model: Any, pictures: Sequence[Image.Image]) -> tuple[Any, Iterable[np.ndarray]]:
-    """Return what the tower is given, (n, 3, S, S) or `Patches`, and the same pictures before normalising (S, S, 3)."""
-    from . import gemma3_prompt, idefics3_prompt, internvl_prompt, llava_next, pixtral_prompt, qwen2vl_prompt
-
-    ways: dict[str, Callable[..., tuple[Any, Iterable[np.ndarray]]]] = {
-        "gemma3": gemma3_prompt.preprocess,
-        "idefics3": idefics3_prompt.preprocess,
-        "internvl": internvl_prompt.preprocess,
-        "llava_next": llava_next.preprocess,
-        "llava": preprocess,
-        "pixtral": pixtral_prompt.preprocess,
-        "mistral3": pixtral_prompt.preprocess,
-        "qwen2vl": qwen2vl_prompt.preprocess,
-        "qwen2_5_vl": qwen2vl_prompt.preprocess,
-    }
-    return ways[model.family](pictures, model.vision)
+    """Return what the module is given, (n, 3, S, S) or an object with `inputs`, and the pictures before normalising."""
+    way = _prompts(model.family).preprocess if model.family in PROMPTS else preprocess
+    found: tuple[Any, Iterable[np.ndarray]] = way(pictures, model.vision)
+    return found
 
 
 def _version() -> str:

@@ -8,6 +8,7 @@ from .gemma3 import load_gemma3
 from .idefics3 import load_idefics3
 from .internvl import load_internvl
 from .llava import load_llava
+from .mllama import load_mllama
 from .model import HfModel
 from .pixtral import load_pixtral
 from .qwen2vl import load_qwen2vl
@@ -20,6 +21,8 @@ def load(text: Path, mmproj: Path | None) -> HfModel:
     match text_file.string("general.architecture"):
         case "gemma3":
             return load_gemma3(text_file, tower)
+        case "mllama":
+            return load_mllama(text_file, tower)
         case "qwen2vl":
             return load_qwen2vl(text_file, tower)
         case "qwen2" if tower is None:

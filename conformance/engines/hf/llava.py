@@ -58,7 +58,7 @@ def text_state(file: GGUFFile, c: TextSettings, *, extra: bool) -> tuple[Any, St
     state = {"language_model.embed_tokens.weight": embedding, "lm_head.weight": output}
     state["language_model.norm.weight"] = w.take("output_norm.weight", (D,))
     for i in _blocks(c):
-        state |= _text_block(w, f"blk.{i}", f"language_model.layers.{i}", config, biased)
+        state |= text_block(w, f"blk.{i}", f"language_model.layers.{i}", config, biased)
     divisors = w.maybe("rope_freqs.weight", (c.config["head_dim"] // 2,))
     w.finish()
     return config, state, divisors
@@ -72,7 +72,8 @@ def _longer(rows: Tensor, extra: bool) -> Tensor:
     return torch.cat([rows, rows.new_zeros(1, rows.shape[1])]) if extra else rows
 
 
-def _text_block(w: TensorReader, name: str, to: str, c: Any, biased: list[bool]) -> State:
+def text_block(w: TensorReader, name: str, to: str, c: Any, biased: list[bool]) -> State:
+    """Return the tensors of a block of llama by transformers' names; `biased`: whether attention and MLP are."""
     D, F = c.hidden_size, c.intermediate_size
     Q, KV = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     shapes = {"q_proj": (Q, D), "k_proj": (KV, D), "v_proj": (KV, D), "o_proj": (D, Q)}

@@ -31,21 +31,17 @@ def tower(model: HfModel) -> Iterator[Point]:
 
 def decoder(model: HfModel) -> Iterator[Point]:
     rotary = model.decoder.rotary_emb
-    return layers(model, lambda name, attention: _queries_and_keys(name, attention, rotary))
+    return layers(model, lambda name, layer: looking_back(name, layer.self_attn, rotary))
 
 
-def layers(model: HfModel, queries_and_keys: Callable[[str, Any], Iterator[Point]]) -> Iterator[Point]:
-    """Show a decoder of llama's layers; `queries_and_keys`: Q and K of a layer's attention, before and after rope."""
+def layers(model: HfModel, attention: Callable[[str, Any], Iterator[Point]]) -> Iterator[Point]:
+    """Show a decoder of llama's layers; `attention`: from Q to the result of a layer's attention."""
     text, V = model.decoder, model.n_vocab
     yield given("embd", text.layers[0])
     for i, layer in enumerate(text.layers):
-        name, attention = f"blk.{i}", layer.self_attn
+        name = f"blk.{i}"
         yield made(f"{name}.attn_norm", layer.input_layernorm)
-        yield from queries_and_keys(name, attention)
-        yield made(f"{name}.Vcur", attention.v_proj)
-        yield weights(f"{name}.kq_soft_max", attention)
-        yield given(f"{name}.kqv_out", attention.o_proj)
-        yield made(f"{name}.attn_out", attention.o_proj)
+        yield from attention(name, layer)
         yield given(f"{name}.ffn_inp", layer.post_attention_layernorm)
         yield made(f"{name}.ffn_norm", layer.post_attention_layernorm)
         yield made(f"{name}.ffn_gate", layer.mlp.gate_proj)
@@ -55,6 +51,19 @@ def layers(model: HfModel, queries_and_keys: Callable[[str, Any], Iterator[Point
         yield made(f"{name}.out", layer)
     yield made("result_norm", text.norm)
     yield made("result_output", model.module.lm_head, lambda x: x[:, :V])
+
+
+def looking_back(name: str, attention: Any, rotary: Any) -> Iterator[Point]:
+    """Show the attention of a layer of llama."""
+    yield from _queries_and_keys(name, attention, rotary)
+    yield from values_and_result(name, attention)
+
+
+def values_and_result(name: str, attention: Any) -> Iterator[Point]:
+    yield made(f"{name}.Vcur", attention.v_proj)
+    yield weights(f"{name}.kq_soft_max", attention)
+    yield given(f"{name}.kqv_out", attention.o_proj)
+    yield made(f"{name}.attn_out", attention.o_proj)
 
 
 def _queries_and_keys(name: str, attention: Any, rotary: Any) -> Iterator[Point]:

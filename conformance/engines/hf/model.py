@@ -20,7 +20,7 @@ from .settings import VisionSettings
 
 Sizes = Sequence[tuple[int, int]]
 Family = Literal[
-    "llava", "llava_next", "gemma3", "qwen2vl", "qwen2_5_vl", "idefics3", "internvl", "pixtral", "mistral3"
+    "llava", "llava_next", "gemma3", "qwen2vl", "qwen2_5_vl", "idefics3", "internvl", "pixtral", "mistral3", "mllama"
 ]
 
 
@@ -55,9 +55,9 @@ class HfModel:
     @torch.no_grad()
     def forward(self, ids: Sequence[int], pixels: Any, sizes: Sizes = ()) -> Any:
         """Run token ids (T,) and pictures -> transformers' output, with logits (1, T, V) and a cache. Pictures: n tiles
-        (n, 3, S, S), `Patches` or `Padded`, or None. `sizes`: width and height of each picture."""
+        (n, 3, S, S), an object with `inputs`, or None. `sizes`: width and height of each picture."""
         tokens = torch.tensor([list(ids)])
-        extra = {} if pixels is None else self._pictures(pixels)
+        extra = {} if pixels is None else self._pictures(pixels, ids)
         if pixels is not None and self.family == "llava_next":  # height and width
             extra["image_sizes"] = torch.tensor([[height, width] for width, height in sizes])
         if self._takes("token_type_ids"):  # Gemma 3: rows of one picture see one another
@@ -68,10 +68,10 @@ class HfModel:
         self.passed.update(extra)
         return self.module(input_ids=tokens, use_cache=True, **extra)
 
-    def _pictures(self, pixels: Any) -> dict[str, torch.Tensor]:
+    def _pictures(self, pixels: Any, ids: Sequence[int]) -> dict[str, torch.Tensor]:
         if isinstance(pixels, np.ndarray):
             return {"pixel_values": self._pixels(pixels)}
-        return {name: torch.from_numpy(array) for name, array in pixels.inputs().items()}
+        return {name: torch.from_numpy(array) for name, array in pixels.inputs(ids, self.image_token).items()}
 
     @torch.no_grad()
     def image_rows(self, pixels: np.ndarray) -> np.ndarray:
@@ -87,10 +87,12 @@ class HfModel:
     def greedy(self, output: Any, count: int) -> tuple[int, ...]:
         """Return the `count` likeliest tokens after `output`, one by one. No token ends them."""
         tokens: list[int] = []
+        seen = self.passed.get("cross_attention_mask")
+        extra = {} if seen is None else {"cross_attention_mask": seen[:, -1:]}  # as `generate` goes on
         for _ in range(count):
             if tokens:
                 last = torch.tensor([tokens[-1:]])
-                output = self.module(input_ids=last, use_cache=True, **{self._cache: output[self._cache]})
+                output = self.module(input_ids=last, use_cache=True, **{self._cache: output[self._cache]}, **extra)
             tokens.append(int(output.logits[0, -1, : self.n_vocab].argmax()))
         return tuple(tokens)
 

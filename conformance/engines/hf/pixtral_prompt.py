@@ -29,7 +29,7 @@ class Padded:
     values: np.ndarray  # (n, 3, H, W) float32
     sizes: np.ndarray  # (n, 2): height and width
 
-    def inputs(self) -> dict[str, np.ndarray]:
+    def inputs(self, ids: Sequence[int], image: int) -> dict[str, np.ndarray]:
         """Return what the module is given."""
         return {"pixel_values": self.values, "image_sizes": self.sizes}
 

@@ -31,8 +31,8 @@ class Patches:
     values: np.ndarray  # (n, 3 * frames * P * P) float32
     grids: np.ndarray  # (pictures, 3): frames, rows and columns of patches
 
-    def inputs(self) -> dict[str, np.ndarray]:
-        """Return what the module is given."""
+    def inputs(self, ids: Sequence[int], image: int) -> dict[str, np.ndarray]:
+        """Return what the module is given beside token ids (T,)."""
         return {"pixel_values": self.values, "image_grid_thw": self.grids}
 
     def pixels(self, P: int) -> list[np.ndarray]:

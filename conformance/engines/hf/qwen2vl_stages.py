@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .llava_stages import layers
+from .llava_stages import layers, values_and_result
 from .model import HfModel
 from .points import Point, given, made
 from .qwen2vl_prompt import Patches
@@ -113,13 +113,15 @@ def _weights(attention: Any, inputs: Any) -> Tensor:
 
 
 def decoder(model: HfModel) -> Iterator[Point]:
-    return layers(model, _queries_and_keys)
+    return layers(model, _attention)
 
 
-def _queries_and_keys(name: str, attention: Any) -> Iterator[Point]:
+def _attention(name: str, layer: Any) -> Iterator[Point]:
+    attention = layer.self_attn
     for part, projection in (("Qcur", attention.q_proj), ("Kcur", attention.k_proj)):
         yield made(f"{name}.{part}", projection)
         yield _turned_heads(f"{name}.{part}_rope", attention, projection)
+    yield from values_and_result(name, attention)
 
 
 def _turned_heads(name: str, attention: Any, projection: Any) -> Point:

@@ -52,21 +52,21 @@ class VisionSettings:
         return int((self.image_size // self.config["patch_size"] // self.merge) ** 2)
 
 
-def read_text(file: GGUFFile) -> TextSettings:
+def read_text(file: GGUFFile, arch: str = "llama") -> TextSettings:
     """Read the text file's keys. Raises GGUFError for a key that is missing or mistyped."""
-    a, blocks = "llama.attention.", file.integer("llama.block_count", 1, LARGE)
-    width, n_head = file.integer("llama.embedding_length", 1, LARGE), whole(file, a + "head_count", None, blocks)
-    rope = _rope(file)
+    a, blocks = f"{arch}.attention.", file.integer(f"{arch}.block_count", 1, LARGE)
+    width, n_head = file.integer(f"{arch}.embedding_length", 1, LARGE), whole(file, a + "head_count", None, blocks)
+    rope = _rope(file, arch)
     config = {
         "hidden_size": width,
-        "intermediate_size": whole(file, "llama.feed_forward_length", None, blocks),
+        "intermediate_size": whole(file, f"{arch}.feed_forward_length", None, blocks),
         "num_hidden_layers": blocks,
         "num_attention_heads": n_head,
         "num_key_value_heads": whole(file, a + "head_count_kv", n_head, blocks),
         "head_dim": whole(file, a + "key_length", width // n_head, blocks),
-        "max_position_embeddings": file.integer("llama.context_length", 1, LARGE),
+        "max_position_embeddings": file.integer(f"{arch}.context_length", 1, LARGE),
         "rms_norm_eps": file.number(a + "layer_norm_rms_epsilon", 0.0, 1.0, layers=blocks),
-        "rope_parameters": {"rope_theta": file.number("llama.rope.freq_base", 0.0, 1e15, 1e4, layers=blocks)} | rope,
+        "rope_parameters": {"rope_theta": file.number(f"{arch}.rope.freq_base", 0.0, 1e15, 1e4, layers=blocks)} | rope,
         "is_causal": file.boolean(a + "causal", True),
         "attn_implementation": "eager",
     }
@@ -74,7 +74,7 @@ def read_text(file: GGUFFile) -> TextSettings:
         config=config,
         window=whole(file, a + "sliding_window", 0, blocks),
         scale=file.number(a + "scale", 0.0, 1e9, 0.0, layers=blocks),
-        length=file.number("llama.rope.scaling.attn_factor", 0.0, 1e9, 1.0),
+        length=file.number(f"{arch}.rope.scaling.attn_factor", 0.0, 1e9, 1.0),
         n_vocab=file.array_length("tokenizer.ggml.tokens"),
     )
 
@@ -85,10 +85,10 @@ def whole(file: GGUFFile, key: str, default: int | None, blocks: int) -> int:
     return file.integer(key, 0, LARGE, default, layers=blocks)
 
 
-def _rope(file: GGUFFile) -> dict[str, Any]:
+def _rope(file: GGUFFile, arch: str) -> dict[str, Any]:
     """Return `rope_parameters` without the base. Keys as llama.cpp's converter writes them (conversion/base.py)."""
-    s = "llama.rope.scaling."
-    factor = file.number(s + "factor" if s + "factor" in file else "llama.rope.scale_linear", 0.0, 1e9, 0.0)
+    s = f"{arch}.rope.scaling."
+    factor = file.number(s + "factor" if s + "factor" in file else f"{arch}.rope.scale_linear", 0.0, 1e9, 0.0)
     kind = file.string(s + "type", "linear")
     if kind == "none" or not factor:
         return {"rope_type": "default"}
@@ -96,7 +96,7 @@ def _rope(file: GGUFFile) -> dict[str, Any]:
         raise ReferenceError(file.path, s + "type", f"{kind!r}: no known way to transformers' rope_parameters")
     if kind == "linear":
         return {"rope_type": kind, "factor": factor}
-    original = file.integer(s + "original_context_length", 1, LARGE, file.integer("llama.context_length", 1, LARGE))
+    original = file.integer(s + "original_context_length", 1, LARGE, file.integer(f"{arch}.context_length", 1, LARGE))
     given = {
         "attention_factor": file.number(s + "yarn_attn_factor", 0.0, 1e9, 0.0),
         "beta_fast": file.number(s + "yarn_beta_fast", 0.0, 1e9, 0.0),

@@ -7,7 +7,15 @@ import numpy as np
 
 from llava_ref.tracing.trace import Probe
 
-from . import gemma3_stages, idefics3_stages, internvl_stages, llava_stages, pixtral_stages, qwen2vl_stages
+from . import (
+    gemma3_stages,
+    idefics3_stages,
+    internvl_stages,
+    llava_stages,
+    mllama_stages,
+    pixtral_stages,
+    qwen2vl_stages,
+)  # fmt: skip
 from .model import HfModel
 from .points import Point
 
@@ -19,6 +27,7 @@ FAMILIES: dict[str, Any] = {
     "internvl": internvl_stages,
     "pixtral": pixtral_stages,
     "mistral3": pixtral_stages,
+    "mllama": mllama_stages,
     "qwen2vl": qwen2vl_stages,
     "qwen2_5_vl": qwen2vl_stages,
 }

@@ -32,6 +32,9 @@ class TensorReader:
             raise GGUFError(self._file.path, name, f"has shape {found}, expected {list(shape)}")
         return torch.tensor(numbers(self._left.pop(name))).reshape(shape)
 
+    def has(self, name: str) -> bool:
+        return name in self._file.tensors
+
     def maybe(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
         """Return the tensor as `take` does, or None if the file has none."""
         return self.take(name, shape) if name in self._left else None
