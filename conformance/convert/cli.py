@@ -1,4 +1,4 @@
-"""Convert a Hugging Face folder of LLaVA, Gemma 3, Qwen2-VL, SmolVLM, Idefics3 or InternVL to a GGUF pair.
+"""Convert a Hugging Face folder of a family that `CONVERTERS` names, or of LLaVA, to a GGUF pair.
 
 `python -m llava_ref.conformance.convert FOLDER OUT_PREFIX [--type f16]` reads config.json, model*.safetensors,
 tokenizer.model or tokenizer.json, and preprocessor_config.json if present, and writes OUT_PREFIX-text.gguf and
@@ -8,8 +8,8 @@ OUT_PREFIX-mmproj.gguf. One tensor is in memory at a time.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from llava_ref.errors import LlavaError
 
 from ..pairs.pairs import Pair
 from ..pairs.writing import Metadata, StoredTensor, held, write
-from . import gemma3, hf_tokenizer, hf_weights, idefics3, internvl, qwen2vl
+from . import gemma3, hf_tokenizer, hf_weights, idefics3, internvl, pixtral, qwen2vl
 from .hf_bpe import read_bpe
 from .hf_config import ConversionError, read_text, read_vision
 
@@ -57,11 +57,21 @@ def _write(
     out_prefix: str,
     kind: str,
 ) -> Pair:
-    text, vision = _family(config).convert(source, config, processor, len(vocabulary["tokenizer.ggml.tokens"]))
+    family, tokens = _family(config), vocabulary["tokenizer.ggml.tokens"]
+    text, vision = family.convert(source, config, processor, len(tokens))
+    repeated = {name: _row(source.where, text[1], tokens, token) for name, token in family.repeated.items()}
     pair = Pair(Path(f"{out_prefix}-text.gguf"), Path(f"{out_prefix}-mmproj.gguf"))
     write(pair.text, {**text[0], **vocabulary}, text[1], kind)
-    write(pair.mmproj, *vision, kind)
+    write(pair.mmproj, vision[0], vision[1] | repeated, kind)
     return pair
+
+
+def _row(where: str, text: Mapping[str, StoredTensor], tokens: Sequence[str], token: str) -> StoredTensor:
+    """Return the row of a token in the table of embeddings. Raises ConversionError."""
+    if token not in tokens:
+        raise ConversionError(where, "tokenizer.json", f"has no token {token}")
+    table, row = text["token_embd.weight"], tokens.index(token)
+    return StoredTensor(table.shape[1:], lambda: table.load()[row])
 
 
 def _convert_llava(source: hf_weights.Source, config: Config, processor: Config, n_kept: int) -> tuple[Part, Part]:
@@ -102,8 +112,10 @@ class Converter:
     convert: Callable[[hf_weights.Source, Config, Config, int], tuple[Part, Part]]
     n_vocab: Callable[[str, Config], int]  # of the folder's name and its config: the number of embeddings
     vocabulary: Callable[[Path, int, Config], Metadata]  # the `tokenizer.` keys for so many embeddings
+    repeated: Mapping[str, str] = field(default_factory=dict)  # tensors of the mmproj: the token whose row each is
 
 
+PIXTRAL = Converter(pixtral.convert_pixtral, _n_vocab_llama, _bpe, pixtral.REPEATED)
 LLAVA = Converter(_convert_llava, _n_vocab_llama, _pieces_without_picture_token)
 CONVERTERS: Mapping[str, Converter] = {  # by a config's model_type
     "gemma3": Converter(gemma3.convert_gemma3, gemma3.n_vocab, _pieces),
@@ -115,6 +127,8 @@ CONVERTERS: Mapping[str, Converter] = {  # by a config's model_type
 
 def _family(config: Config) -> Converter:
     """Return the converter of a config; LLaVA's, which refuses what it does not know, if no other has its type."""
+    if (config.get("vision_config") or {}).get("model_type") == pixtral.TOWER:  # of `llava` and of `mistral3`
+        return PIXTRAL
     return CONVERTERS.get(config.get("model_type", ""), LLAVA)
 
 

@@ -14,7 +14,12 @@ LLAMA_3 = (  # meta-llama/Meta-Llama-3-8B, tokenizer.json
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-WHOLE_WORDS = ("llama-bpe", "pixtral")  # a word that is a token is taken without merging ("ignore_merges")
+TEKKEN = (  # mistralai/Mistral-Nemo-Base-2407, tokenizer.json
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+WHOLE_WORDS = ("llama-bpe", "pixtral", "tekken")  # a word that is a token is taken without merging ("ignore_merges")
 THEIRS = "transformers' tokenizer, made from the GGUF file's tokens and merges and the rule that tokenizer.json has"
 
 
@@ -23,12 +28,14 @@ def cuts(pre: str) -> Any:
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
 
+    letters = ByteLevel(add_prefix_space=False, use_regex=False)
     match pre:
         case "smollm":  # HuggingFaceTB/SmolLM2-135M: GPT-2's, each digit by itself
             return Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
         case "llama-bpe" | "pixtral":  # the second by llama.cpp's word: it cuts as for the first
-            split = Split(Regex(LLAMA_3), "isolated")
-            return Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
+            return Sequence([Split(Regex(LLAMA_3), "isolated"), letters])
+        case "tekken":
+            return Sequence([Split(Regex(TEKKEN), "isolated"), letters])
     return None
 
 
@@ -37,6 +44,7 @@ def bpe_tokenizer(file: GGUFFile) -> Any:
     from tokenizers import AddedToken, Tokenizer
     from tokenizers.decoders import ByteLevel
     from tokenizers.models import BPE
+    from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
     if (rule := cuts(pre := file.string(KEY + "pre", ""))) is None:
@@ -51,4 +59,7 @@ def bpe_tokenizer(file: GGUFFile) -> Any:
         if kind in (UNKNOWN, CONTROL, USER_DEFINED):
             tokenizer.add_tokens([AddedToken(text, special=kind != USER_DEFINED, normalized=False)])
     fast: Any = PreTrainedTokenizerFast
+    if file.boolean(KEY + "add_bos_token", False):
+        bos = file.integer(KEY + "bos_token_id", 0, len(texts) - 1)
+        tokenizer.post_processor = TemplateProcessing(f"{texts[bos]} $A", None, [(texts[bos], bos)])
     return fast(tokenizer_object=tokenizer)

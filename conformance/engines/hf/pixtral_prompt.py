@@ -46,10 +46,9 @@ def token_ids(model: HfModel, prompt: str, pictures: Sequence[Image.Image]) -> l
     if tokenizer is None:
         raise ReferenceError(file.path, KEY + "pre", f"{file.get(KEY + 'pre')!r}: no known way to a tokenizer")
     bos = file.array(KEY + "tokens", "string")[file.integer(KEY + "bos_token_id", 0, model.n_vocab - 1)]
-    if file.boolean(KEY + "add_bos_token", True) and not string.startswith(bos):
-        string = bos + string
+    more = not string.startswith(bos)  # as transformers does with what a chat template has made
     if not pictures:
-        return list(tokenizer(string)["input_ids"])
+        return list(tokenizer(string, add_special_tokens=more)["input_ids"])
     assert model.vision is not None
     processor = _processor()(
         image_processor(model.vision),
@@ -57,7 +56,8 @@ def token_ids(model: HfModel, prompt: str, pictures: Sequence[Image.Image]) -> l
         patch_size=model.vision.config["patch_size"],
         spatial_merge_size=model.vision.merge,
     )
-    return list(processor(images=list(pictures), text=[string], return_tensors="np")["input_ids"][0].tolist())
+    made = processor(images=list(pictures), text=[string], add_special_tokens=more, return_tensors="np")
+    return list(made["input_ids"][0].tolist())
 
 
 def _processor() -> Any:
