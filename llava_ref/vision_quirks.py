@@ -130,7 +130,7 @@ class VisionQuirks:
     )
     picture_size: Literal["processor", "mtmd"] = quirk(
         "the size at which a picture of free size is seen",
-        (*PICTURE, *TOKENS),
+        (*PICTURE, *TOWER, *TOKENS),
         ("processor", "processor", "mtmd"),
         {
             "processor": "rounds a picture's sides in float64, halves to even, to 4 to 16,384 squares in all; "

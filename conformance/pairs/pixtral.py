@@ -27,7 +27,7 @@ class PixtralSpec:
 
     width: int = 48
     n_block: int = 3
-    n_head: int = 2  # of 24
+    n_head: int = 3  # of 16
     mlp_width: int = 68
     image_size: int = 112  # pixels of the longer side of the largest picture
     patch_size: int = 16

@@ -15,7 +15,7 @@ CASES = {
     "text alone": Asked(WORDS),
     "a wide one, as the template has it": Asked(f"<s>[INST]<image>{WORDS}[/INST]", (WIDE,)),
     "a tall one first, MHA, large eps": Asked(
-        f"<image>{WORDS}", (TALL,), TextSpec(n_head_kv=4, eps=0.05), replace(TOWER, eps=0.05)
+        f"<image>{WORDS}", (TALL,), TextSpec(n_head_kv=4, eps=0.05), replace(TOWER, eps=0.05, n_head=2)
     ),
     "a square one last, biases, tied": Asked(
         f"{WORDS}\n\n<image>", (SQUARE,), TextSpec(n_head_kv=1, tied=True), replace(TOWER, biases=True)
@@ -31,7 +31,7 @@ CASES = {
     ),
     "merged, a wide one in the middle": Asked(f"{WORDS}<image>{WORDS}", (WIDE,), vision=SMALL),
     "merged, large eps, tall, tiny and wide": Asked(
-        "<image>the<image>\n<image>", (TALL, TINY, WIDE), vision=replace(SMALL, eps=0.05, biases=True, n_head=3)
+        "<image>the<image>\n<image>", (TALL, TINY, WIDE), vision=replace(SMALL, eps=0.05, biases=True, n_head=4)
     ),
     "merged by three, a size that is no whole square": Asked(
         f"a<image>{WORDS}", (SQUARE,), vision=replace(SMALL, merge=3, patch_size=5, image_size=77)
