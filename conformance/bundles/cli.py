@@ -37,6 +37,7 @@ from llava_ref.tracing.tracefile import TraceFile, Writer, hashes
 
 from ..pairs.gemma3 import Gemma3Spec, SiglipSpec, build_gemma3
 from ..pairs.idefics3 import Idefics3Spec, build_idefics3
+from ..pairs.internvl import InternVLSpec, build_internvl
 from ..pairs.pairs import Pair, TextSpec, VisionSpec, build
 from ..pairs.qwen2vl import QwenTextSpec, QwenVisionSpec, build_qwen2vl
 from .case import FORMAT, MARGINS, ExpectedBundle, expected
@@ -84,6 +85,8 @@ def _build(folder: Path, bundle: Bundle) -> Pair:
             return build(folder, text, vision, bundle.seed)
         case TextSpec() as text, Idefics3Spec() as idefics:
             return build_idefics3(folder, text, idefics, bundle.seed)
+        case (TextSpec() | QwenTextSpec()) as text, InternVLSpec() as intern:
+            return build_internvl(folder, text, intern, bundle.seed)
         case Gemma3Spec() as gemma, SiglipSpec() as siglip:
             return build_gemma3(folder, gemma, siglip, bundle.seed)
         case QwenTextSpec() as qwen, QwenVisionSpec() as tower:

@@ -1,11 +1,11 @@
 """List the golden bundles: the pair, pictures and prompt of each, and the profiles that it is valid for.
 
-There are seven groups. The first covers LLaVA's architecture in float32 and with every stage: one pair for each option,
+There are eight groups. The first covers LLaVA's architecture in float32 and with every stage: one pair for each option,
 under the profile that the option distinguishes. The second does the same for Gemma 3, the third for LLaVA-1.6, the
-fourth for SmolVLM and Idefics3, the fifth for Qwen2-VL and Qwen2.5-VL. The sixth has one pair for every type of tensor,
-on which the profiles do not differ (no class token, a feature layer that the file names, a picture of the tower's size,
-a projector gain at which all kinds of GELU agree), so that engines of every behaviour can use them. The last is one
-pair in which every matrix has another type.
+fourth for SmolVLM and Idefics3, the fifth for Qwen2-VL and Qwen2.5-VL, the sixth for InternVL. The seventh has one pair
+for every type of tensor, on which the profiles do not differ (no class token, a feature layer that the file names, a
+picture of the tower's size, a projector gain at which all kinds of GELU agree), so that engines of every behaviour can
+use them. The last is one pair in which every matrix has another type.
 """
 
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from llava_ref.gguf.types import TYPES
 
 from ..pairs.gemma3 import Gemma3Spec, SiglipSpec
 from ..pairs.idefics3 import Idefics3Spec
+from ..pairs.internvl import InternVLSpec
 from ..pairs.pairs import TextSpec, VisionSpec
 from ..pairs.qwen2vl import QwenTextSpec, QwenVisionSpec
 from ..pairs.random_blocks import KINDS
@@ -220,6 +221,29 @@ QWEN2VL = (
 )  # fmt: skip
 
 
+INTERN_TEXT = replace(QWEN, sections=())
+INTERN = InternVLSpec(
+    width=16, n_block=1, n_head=2, mlp_width=24, image_size=8, patch_size=2, middle=20, most_tiles=3
+)  # fmt: skip
+CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+
+INTERNVL = (
+    Bundle(
+        "internvl-hf",
+        "InternVL: a decoder of qwen2, layer scale in the tower; a wide picture stretched over two tiles, an overview "
+        "behind them, and one that is a tile by itself; the class token first, GELU by erf",
+        INTERN_TEXT, INTERN, (WIDE, PictureSpec("square.png", 9, 9)), CHAT.format("<image>\nwhat is <image>"), HF,
+        seed=43,
+    ),
+    Bundle(
+        "internvl-llama.cpp",
+        "InternVL: a decoder of llama, a tower without biases of queries, keys and values; a tall picture fitted into "
+        "three tiles on black, an overview behind them, and one that a tile holds; the class token last, GELU by tanh",
+        SMALL, replace(INTERN, biases=False), (TALL, TINY), CHAT.format("<image>\nwhat is <image>"), LLAMA_CPP, seed=42,
+    ),
+)  # fmt: skip
+
+
 def _of_type(kind: str) -> Bundle:
     """Make the bundle of one type, with one block in each network.
 
@@ -273,5 +297,6 @@ def bundles() -> Iterator[Bundle]:
     yield from LLAVA_NEXT
     yield from IDEFICS3
     yield from QWEN2VL
+    yield from INTERNVL
     yield from (_of_type(kind) for kind in KINDS)
     yield _mixed()
