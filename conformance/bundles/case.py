@@ -18,7 +18,7 @@ from llava_ref.model import Llava
 
 from ..compare.bounds import Arithmetic, Bound, Tolerances, bound
 from ..compare.comparing import continued
-from .recipes import N_GREEDY, Bundle
+from .bundle import N_GREEDY, Bundle
 
 FORMAT = "llava_ref golden 1"
 FLOAT32 = 2e-5

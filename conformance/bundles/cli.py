@@ -40,9 +40,10 @@ from ..pairs.idefics3 import Idefics3Spec, build_idefics3
 from ..pairs.internvl import InternVLSpec, build_internvl
 from ..pairs.pairs import Pair, TextSpec, VisionSpec, build
 from ..pairs.qwen2vl import QwenTextSpec, QwenVisionSpec, build_qwen2vl
+from .bundle import Bundle
 from .case import FORMAT, MARGINS, ExpectedBundle, expected
 from .pictures import picture, png
-from .recipes import Bundle, bundles
+from .recipes import bundles
 
 MANIFEST, CASE, STAGES = "manifest.json", "case.json", "stages.safetensors"
 VERSIONS = ("llava-ref", "numpy", "gguf")

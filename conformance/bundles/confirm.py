@@ -23,7 +23,7 @@ from ..engines.hf.engine import Transformers
 from ..engines.llama_cpp.engine import LlamaCpp
 from ..engines.reference import Case, ReferenceError, Run
 from ..pairs.pairs import VisionSpec
-from .recipes import EVERY_STAGE, N_GREEDY, Bundle
+from .bundle import EVERY_STAGE, N_GREEDY, Bundle
 
 
 @dataclass(frozen=True, slots=True)

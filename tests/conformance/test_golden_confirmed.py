@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from llava_ref.conformance.bundles import cli as golden
+from llava_ref.conformance.bundles.bundle import Bundle
 from llava_ref.conformance.bundles.confirm import confirm
-from llava_ref.conformance.bundles.recipes import Bundle, bundles
+from llava_ref.conformance.bundles.recipes import bundles
 from llava_ref.conformance.engines.hf import tiny as reference_hf
 from llava_ref.conformance.engines.llama_cpp import oracle
 from llava_ref.conformance.engines.reference import ReferenceError as Refuted

@@ -16,6 +16,7 @@ import llava_ref
 from llava_ref.conformance.bundles import case as golden_case
 from llava_ref.conformance.bundles import cli as golden
 from llava_ref.conformance.bundles import recipes as golden_bundles
+from llava_ref.conformance.bundles.bundle import WORDS
 from llava_ref.conformance.bundles.cli import check, main, make
 from llava_ref.conformance.bundles.pictures import picture, png
 from llava_ref.conformance.pairs.random_blocks import KINDS
@@ -207,7 +208,7 @@ def test_the_figures_of_the_page():
     for figure in (
         f"holds {len(BUNDLES)} small pairs",
         f"they are {megabytes:.1f} MB",
-        f"of {n_vocab(golden_bundles.WORDS)} tokens",
+        f"of {n_vocab(WORDS)} tokens",
         f"{by_llama[0]['by'].removesuffix(' EXACT')} ran {len(by_llama)} of them",
         f"agrees to {alone}",
         f"{by_hf[0]['by'].removesuffix(' float32')} ran the other {len(by_hf)} in float32",
