@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from .projectors import projector_tensors
+from .projectors import Mobile, projector_tensors
 from .random_blocks import random_tensor
 from .random_weights import Random, affine_norm, norm
 from .vocabulary import size_of, vocabulary
@@ -82,7 +82,8 @@ class VisionSpec:
     swapped: bool = False  # ffn_up and ffn_down by each other's names, as old converters wrote them
     sizes: tuple[tuple[int, int], ...] = ()
     """LLaVA-1.6: widths and heights of the pictures that tiles are cut from."""
-    peg: bool = False  # MobileVLM V2: projector `ldpv2`
+    mobile: Mobile | None = None
+    """MobileVLM's projector, or MobileVLM V2's."""
     norms: bool = False  # Yi-VL: a norm behind each of the projector's matrices
     projector_gain: float = 1.0
     """By how much the input of the projector's activation is larger: from about 16, no two kinds of GELU differ."""
@@ -195,7 +196,7 @@ def vision_metadata(s: VisionSpec, text_width: int) -> Metadata:
     return {
         "general.architecture": "clip",
         "clip.has_vision_encoder": True,
-        "clip.projector_type": "ldpv2" if s.peg else "mlp",
+        "clip.projector_type": s.mobile or "mlp",
         v + "image_size": s.image_size,
         v + "patch_size": s.patch_size,
         v + "embedding_length": s.width,

@@ -48,7 +48,7 @@ def tower_family(file: GGUFFile) -> type[Tower]:
     if file.string("general.architecture", "") == "mllama":
         return MllamaVision
     match projector_of(file):
-        case "mlp" | "ldpv2":
+        case "mlp" | "ldp" | "ldpv2":
             return Clip
         case "gemma3":
             return Siglip
@@ -61,10 +61,8 @@ def tower_family(file: GGUFFile) -> type[Tower]:
         case "pixtral":
             return Pixtral
         case other:
-            known = (
-                "'mlp', 'ldpv2', 'gemma3', 'idefics3', 'internvl', 'pixtral', 'qwen2vl_merger' or 'qwen2.5vl_merger'"
-            )
-            problem = f"{other!r} is not supported, expected {known}"
+            known = "'mlp', 'ldp', 'ldpv2', 'gemma3', 'idefics3', 'internvl', 'pixtral', 'qwen2vl_merger'"
+            problem = f"{other!r} is not supported, expected {known} or 'qwen2.5vl_merger'"
             raise GGUFError(file.path, "clip.projector_type", problem)
 
 

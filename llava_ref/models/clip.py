@@ -1,4 +1,4 @@
-"""LLaVA-1.5's tower: CLIP ViT and the MLP projector.   N patches, T positions (N, and one more with a class token), D
+"""LLaVA-1.5's tower: CLIP ViT and its projector.   N patches, T positions (N, and one more with a class token), D
 width.
 
 Radford et al. 2021, https://arxiv.org/abs/2103.00020; tensor names of llama.cpp b10605, tools/mtmd/clip-impl.h.
@@ -16,11 +16,12 @@ from ..images.resample import BICUBIC
 from ..ops.protocol import Activation, Array, Linear, Norm, Ops
 from ..profiles import PROFILES, Quirks
 from ..tracing.trace import Tap, no_tap, scoped
-from . import anyres, projectors, vit
+from . import anyres, mobilevlm, projectors, vit
 from .anyres import Anyres
 from .config import VisionConfig, read_vision
 from .family import Span, prepared
-from .projectors import MlpWeights, PegWeights
+from .mobilevlm import LdpWeights, PegWeights
+from .projectors import MlpWeights
 from .stages import IMAGE, Stage, Table
 from .vit import VitBlock
 from .weights import Weights
@@ -44,8 +45,10 @@ TABLE = Table(
 )  # fmt: skip
 
 NORM_TABLE = replace(TABLE, behind=(*TABLE.behind[:2], *projectors.NORM_STAGES))  # Yi-VL
-PEG_TABLE = replace(TABLE, behind=(*TABLE.behind[:2], *projectors.PEG_STAGES))  # MobileVLM V2
-PEG = "ldpv2"
+LDP_TABLE = replace(TABLE, behind=(*TABLE.behind[:2], *mobilevlm.LDP_STAGES))
+PEG_TABLE = replace(TABLE, behind=(*TABLE.behind[:2], *mobilevlm.PEG_STAGES))
+HALVED = ("ldp", "ldpv2")  # projectors that leave a row for each square of 2 x 2 patches
+Projector = MlpWeights | LdpWeights | PegWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +65,9 @@ class ClipPlan:
 def read(file: GGUFFile, quirks: Quirks) -> tuple[VisionConfig, Anyres]:
     """Return the tower's settings, and how a picture is cut into tiles. Raises GGUFError."""
     c = read_vision(file, obeyed=anyres.KEYS)
-    if c.projector == PEG and c.grid % 2:
+    if c.projector in HALVED and c.grid % 2:
         raise GGUFError(file.path, "clip.vision.patch_size", f"{c.grid} patches a side, expected an even number")
-    return c, anyres.read(file, c, quirks, c.grid // 2 if c.projector == PEG else c.grid)
+    return c, anyres.read(file, c, quirks, c.grid // 2 if c.projector in HALVED else c.grid)
 
 
 def plan(config: VisionConfig, quirks: Quirks) -> ClipPlan:
@@ -88,15 +91,14 @@ class ClipWeights:
     pre_ln: Norm | None
     blocks: tuple[VitBlock, ...]
     post_ln: Norm | None
-    projector: MlpWeights | PegWeights
+    projector: Projector
     newline: Array | None  # (1, Dt), the row that ends a line of joined tiles
 
 
 def load(file: GGUFFile, ops: Ops, c: VisionConfig, p: ClipPlan, tiles: Anyres) -> ClipWeights:
     """Take the tensors. Raises GGUFError for what is missing, has the wrong shape, or has no use."""
     D, w = c.width, Weights(file, ops)
-    projector: MlpWeights | PegWeights
-    projector = projectors.load_peg(w, D) if c.projector == PEG else projectors.load_mlp(w, D)
+    projector = load_projector(w, c)
     newline = anyres.newline_of(file)
     class_embd = w.vector("v.class_embd", (1, D)) if w.has("v.class_embd") else None
     weights = ClipWeights(
@@ -112,6 +114,16 @@ def load(file: GGUFFile, ops: Ops, c: VisionConfig, p: ClipPlan, tiles: Anyres) 
     unused = [*(f"v.blk.{i}." for i in range(p.n_layer, c.n_stored)), *([newline] if tiles.sizes else [])]
     w.finish(unused if p.post_ln else [*unused, "v.post_ln."])
     return weights
+
+
+def load_projector(w: Weights, c: VisionConfig) -> Projector:
+    match c.projector:
+        case "ldp":
+            return mobilevlm.load_ldp(w, c.width)
+        case "ldpv2":
+            return mobilevlm.load_peg(w, c.width)
+        case _:
+            return projectors.load_mlp(w, c.width)
 
 
 def encode(pixels: Array, w: ClipWeights, c: VisionConfig, p: ClipPlan, ops: Ops, tap: Tap = no_tap) -> Array:
@@ -175,7 +187,7 @@ class Clip:
 
     @classmethod
     def output(cls, file: GGUFFile) -> tuple[str, int]:
-        names = ("mm.3.weight", "mm.model.mlp.2.weight", "mm.2.weight")
+        names = ("mm.3.weight", "mm.model.mlp.3.weight", "mm.model.mlp.2.weight", "mm.2.weight")
         return next((name for name in names if name in file.tensors), names[-1]), 0
 
     def span(self, width: int, height: int) -> Span:
@@ -200,9 +212,13 @@ class Clip:
         ops, w, c = self.ops, self.weights, self.config
         with ops.running(c.n_patches, c.width * c.mlp_width):
             features = encode(pixels[0], w, c, self.plan, ops, tap)
-            if isinstance(w.projector, PegWeights):
-                return projectors.peg(features, w.projector, self.plan.gelu, c.grid, ops, tap)
-            return projectors.mlp(features, w.projector, self.plan.gelu, c.eps, ops, tap)
+            match w.projector:
+                case LdpWeights():
+                    return mobilevlm.ldp(features, w.projector, self.plan.gelu, c.eps, c.grid, ops, tap)
+                case PegWeights():
+                    return mobilevlm.peg(features, w.projector, self.plan.gelu, c.grid, ops, tap)
+                case MlpWeights():
+                    return projectors.mlp(features, w.projector, self.plan.gelu, c.eps, ops, tap)
 
     def pack(self, rows: Array, width: int, height: int) -> Array:
         return self.anyres.pack(rows, self.weights.newline, width, height, self.ops)
@@ -210,6 +226,11 @@ class Clip:
     def stages(self) -> tuple[Stage, ...]:
         w = self.weights
         absent = [f"vision.{name}" for name in ("pre_ln", "post_ln") if getattr(w, name) is None]
-        if isinstance(w.projector, PegWeights):
-            return tuple(PEG_TABLE.run(len(w.blocks), absent))
-        return tuple((TABLE if w.projector.norms is None else NORM_TABLE).run(len(w.blocks), absent))
+        match w.projector:
+            case LdpWeights():
+                table = LDP_TABLE
+            case PegWeights():
+                table = PEG_TABLE
+            case MlpWeights():
+                table = TABLE if w.projector.norms is None else NORM_TABLE
+        return tuple(table.run(len(w.blocks), absent))

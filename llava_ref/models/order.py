@@ -7,9 +7,19 @@ from . import clip, gemma3, idefics3, internvl, llama, mllama, mllama_vision, pi
 from .stages import Table
 
 TOWERS = (
-    clip.TABLE, clip.NORM_TABLE, clip.PEG_TABLE, internvl.TABLE, siglip.TABLE, idefics3.TABLE, qwen2vl.TABLE,
-    qwen2vl.GATED_TABLE, pixtral.TABLE, mllama_vision.TABLE, mllama_vision.GLOBAL_TABLE,
-)  # fmt: skip
+    clip.TABLE,
+    clip.NORM_TABLE,
+    clip.LDP_TABLE,
+    clip.PEG_TABLE,
+    internvl.TABLE,
+    siglip.TABLE,
+    idefics3.TABLE,
+    qwen2vl.TABLE,
+    qwen2vl.GATED_TABLE,
+    pixtral.TABLE,
+    mllama_vision.TABLE,
+    mllama_vision.GLOBAL_TABLE,
+)
 TEXTS = (llama.TABLE, gemma3.TABLE, mllama.LOOK_TABLE)
 
 

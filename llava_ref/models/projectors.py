@@ -28,15 +28,6 @@ NORM_STAGES = (  # of Yi-VL's, which transformers has not
 )
 
 
-PEG_STAGES = (  # of MobileVLM V2's, which transformers has not
-    Stage("projector.mm_0", "n*n M", "matmul", "mm.model.mlp.0.weight", "node (ADD)"),
-    Stage("projector.gelu", "n*n M", "table", None, "node (UNARY)"),
-    Stage("projector.mm_2", "n*n D", "matmul", "mm.model.mlp.2.weight", "node (ADD)"),
-    Stage("projector.pool", "N D", "float", None, "node (POOL_2D)"),
-    Stage("projector.out", "N D", "table", None, "node (ADD), the last"),  # ggml convolves in float16
-)
-
-
 @dataclass(frozen=True, slots=True)
 class MlpWeights:
     first: Linear  # mm.0: (M, Dv)
@@ -46,53 +37,6 @@ class MlpWeights:
     @property
     def width(self) -> int:
         return self.second.weight.shape[0]
-
-
-@dataclass(frozen=True, slots=True)
-class PegWeights:
-    first: Linear  # mm.model.mlp.0: (M, Dv)
-    second: Linear  # mm.model.mlp.2: (D, M)
-    kernel: Array  # mm.model.peg.0: (D, 9), of each channel 3 x 3
-    bias: Array  # (D,)
-    norms: None = None
-
-    @property
-    def width(self) -> int:
-        return self.second.weight.shape[0]
-
-
-def load_peg(w: Weights, width: int) -> PegWeights:
-    """Take the tensors of projector `ldpv2`. Raises GGUFError for what is missing or has the wrong shape."""
-    name = "mm.model.mlp"
-    middle, out = (w.matrix_shape(f"{name}.{i}.weight")[0] for i in (0, 2))
-    return PegWeights(
-        first=w.linear(f"{name}.0", (middle, width)),
-        second=w.linear(f"{name}.2", (out, middle)),
-        kernel=w.vector("mm.model.peg.0.weight", (out, 1, 3, 3)).reshape((out, 9)),
-        bias=w.vector("mm.model.peg.0.bias", (out,)),
-    )
-
-
-def peg(x: Array, w: PegWeights, gelu: Activation, n: int, ops: Ops, tap: Tap = no_tap) -> Array:
-    """Map patches, average squares of 2 x 2, and add to each what its neighbours say.  (n * n, Dv) -> (N, D)
-
-    Chu et al. 2024 (MobileVLM V2), https://arxiv.org/abs/2402.03766, section 3.3."""
-    tap = scoped(tap, "projector")
-    h = tap("mm_0", ops.linear(x, w.first))  # (n * n, M)
-    h = tap("gelu", ops.activation(h, gelu))
-    h = tap("mm_2", ops.linear(h, w.second))  # (n * n, D)
-    h = tap("pool", pool(h, n, 2))  # (N, D)
-    padded = ops.concat([h, h[:1] * 0])  # the last row stands for all that is outside
-    around = sum(padded[at] * w.kernel[:, i] for i, at in enumerate(neighbours(n // 2)))
-    return tap("out", h + around + w.bias)
-
-
-def neighbours(n: int) -> np.ndarray:
-    """Return for each of a square's 3 x 3 neighbours, row by row, its number in a grid of n x n; -1: outside.
-
-    -> (9, n * n) int64"""
-    grid = np.pad(np.arange(n * n).reshape(n, n), 1, constant_values=-1)
-    return np.stack([grid[dy : dy + n, dx : dx + n].ravel() for dy in range(3) for dx in range(3)])
 
 
 def pool(x: Array, n: int, m: int) -> Array:

@@ -162,6 +162,7 @@ def _row_by_row() -> Iterator[OperationCase]:
     for kind in get_args(Activation):
         yield OperationCase("activation", kind, partial(_activation, line, kind))
         yield OperationCase("gated", kind, partial(_gated, line, kind))
+    yield OperationCase("clamp", "", partial(_clamped, line))
 
 
 def _layer_norm(T: int, D: int, bias: bool, ops: Ops) -> Array:
@@ -175,6 +176,10 @@ def _rms_norm(shape: tuple[int, ...], ops: Ops) -> Array:
 
 def _activation(x: np.ndarray, kind: Activation, ops: Ops) -> Array:
     return ops.activation(ops.array(x), kind)
+
+
+def _clamped(x: np.ndarray, ops: Ops) -> Array:
+    return ops.clamp(ops.array(x), -3, 6)
 
 
 def _gated(x: np.ndarray, kind: Activation, ops: Ops) -> Array:

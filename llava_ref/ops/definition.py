@@ -67,6 +67,9 @@ class Definition:
         y: Tensor = getattr(reference, kind)(x)
         return y
 
+    def clamp(self, x: Tensor, low: float, high: float) -> Tensor:
+        return x.clamp(low, high)
+
     def gated(self, gate: Tensor, up: Tensor, kind: Activation) -> Tensor:
         return self.activation(gate, kind) * up
 

@@ -97,6 +97,9 @@ class NumpyOps:
             return x * _sigmoid(1.702 * x)
         return x * _sigmoid(x)
 
+    def clamp(self, x: F32, low: float, high: float) -> F32:
+        return x.clip(low, high)
+
     def rope(self, x: F32, cos: F32, sin: F32, pairs: Pairs) -> F32:
         c, s = cos[:, None, :], sin[:, None, :]
         if pairs == "halves":

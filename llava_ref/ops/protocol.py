@@ -59,6 +59,8 @@ class Ops(Protocol):
 
     def activation(self, x: Array, kind: Activation) -> Array: ...
 
+    def clamp(self, x: Array, low: float, high: float) -> Array: ...  # each number moved into [low, high]
+
     def gated(self, gate: Array, up: Array, kind: Activation) -> Array: ...  # activation(gate) * up, (T, F)
 
     def rope(self, x: Array, cos: Array, sin: Array, pairs: Pairs) -> Array: ...  # (T, H, dh) (T, dh/2) (T, dh/2)

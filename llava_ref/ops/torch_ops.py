@@ -95,6 +95,9 @@ class TorchOps:
     def activation(self, x: Tensor, kind: Activation) -> Tensor:
         return ACTIVATIONS[kind](x)
 
+    def clamp(self, x: Tensor, low: float, high: float) -> Tensor:
+        return x.clamp(low, high)
+
     def gated(self, gate: Tensor, up: Tensor, kind: Activation) -> Tensor:
         return self.activation(gate, kind) * up
 

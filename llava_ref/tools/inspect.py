@@ -188,7 +188,7 @@ def _image_rows(report: dict[str, Any]) -> dict[str, str]:
         rows["tiles"] = f"cut from pictures whose longer side has {p['longest_edge_pixels'] or 'its own'} pixels"
     if "tokens_least" in p:
         rows["positions"] = f"{p['tokens_least']} to {p['tokens_per_image']} in the prompt for a picture, by its size"
-    if p["projector"] == "mlp":
+    if "class_token" in p:
         rows |= _clip_rows(p)
     return rows | {
         "activation": ACTIVATION[p["activation"]],

@@ -65,7 +65,7 @@ BAD = {  # one value out of range, or at odds with the others, or of the wrong t
         "llama.rope.scaling.yarn_log_multiplier": 0.1, "llama.rope.scaling.yarn_ext_factor": 0.0,
     },
     tower: {
-        "clip.has_vision_encoder": False, "clip.projector_type": "ldp", "clip.vision.image_size": 0,
+        "clip.has_vision_encoder": False, "clip.projector_type": "resampler", "clip.vision.image_size": 0,
         "clip.vision.patch_size": 13, "clip.vision.attention.head_count": 7, "clip.vision.block_count": 4096,
         "clip.vision.image_mean": [0.5, 0.5], "clip.vision.image_std": [0.5, 0.0, 0.5],
         "clip.vision.attention.layer_norm_epsilon": -1.0,

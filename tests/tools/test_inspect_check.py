@@ -177,12 +177,12 @@ def test_widths_that_differ(run, pair, tmp_path):
 
 def test_every_reason_is_named(run, tmp_path):
     text = write_text(tmp_path / "text.gguf", Tiny(template="a template that drops everything", n_head_kv=3))
-    mmproj = write_mmproj(tmp_path / "mmproj.gguf", Tiny(projector="ldp", projected=40))
+    mmproj = write_mmproj(tmp_path / "mmproj.gguf", Tiny(projector="resampler", projected=40))
     status, found, says = check(run, text, mmproj)
     assert status == 1 and {what for what, ok in found.items() if ok is False} == {
         "text model", "template", "vision tower", "width",
     }  # fmt: skip
-    assert "head_count" in says["text model"] and "'ldp'" in says["vision tower"]
+    assert "head_count" in says["text model"] and "'resampler'" in says["vision tower"]
 
 
 def test_no_room_for_a_question(run, pair, tmp_path):

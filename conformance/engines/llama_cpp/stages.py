@@ -40,9 +40,24 @@ READ = {  # a stage behind the blocks by the tensor that its last node reads
     "mm.soft_emb_norm.": "projector.soft_emb_norm",
     "mm.input_norm.": "projector.input_norm",
     "mm.patch_merger.": "projector.merger",
+    "mm.1.": "projector.mm_1",
+    "mm.2.": "projector.out",
+    "mm.3.": "projector.mm_3",
+    "mm.4.": "projector.out",
     "mm.model.mlp.1.": "projector.mm_1",
     "mm.model.mlp.2.": "projector.mm_2",
     "mm.model.mlp.3.": "projector.out",
+}
+LDP = {  # the same for MobileVLM's
+    "mm.model.mlp.1.": "mm_1",
+    "mm.model.mlp.3.": "mm_3",
+    **{
+        f"mm.model.mb_block.{i}.block.{part}.": f"mb_{i}.{stage}"
+        for i in (1, 2)
+        for part, stage in (("0.1", "norm"), ("1.fc2", "excite"), ("2.0", "point"))
+    },
+    "mm.model.mb_block.1.block.2.1.": "mb_1.out",
+    "mm.model.mb_block.2.block.2.1.": "out",
 }
 OUTPUT = re.compile(r"blk\.(\d+)\.attn_output\.weight")
 INPUTS = ("embd", "inp_scaled")  # what the first norm reads: rows of llama, those of gemma3
@@ -74,7 +89,9 @@ class Recorder:
         self._see: Callable[[Node], None] | None = None
         self._pictures, self._past, self._block = 0, 0, 0
         self._embedded, self._position = False, ""  # whether patches have their positions; the node that holds those
-        self._pooled = False  # whether patches have been averaged
+        self._pooled = False  # whether patches have been averaged, or MobileVLM's blocks have begun
+        self._begun = False  # whether a projector's first matrix has come
+        self._mobile = False  # whether that was MobileVLM's
         self._frames = False  # whether Qwen2-VL's second kernel has come
         self._now: dict[str, np.ndarray] = {}  # of the graph that is running
         self._pieces: dict[str, list[np.ndarray]] = {}
@@ -83,7 +100,7 @@ class Recorder:
         self._finish()
         self._pictures += 1
         self._see, self._embedded, self._position, self._pooled = self._tower, False, "", False
-        self._frames = False
+        self._begun = self._mobile = self._frames = False
 
     def decoder(self) -> None:
         self._finish()
@@ -173,9 +190,13 @@ class Recorder:
 
     def _behind_the_blocks(self, node: Node) -> None:
         read = " ".join(node.sources)
-        if stage := next((stage for part, stage in READ.items() if part in read), None):
+        self._mobile |= "mm.model.mlp.1." in read and not self._begun
+        if self._mobile:
+            self._mobilevlm(node, read)
+        elif stage := next((stage for part, stage in READ.items() if part in read), None):
             self._rows(stage, node)
         elif "mm.0." in read or "mm.model.mlp.0." in read:
+            self._begun = True
             if node.op == "MUL_MAT" and not self._frames:
                 self._keep("vision.features", lambda: node.source(1, 2))
             self._rows("projector.mm_0", node)
@@ -184,22 +205,32 @@ class Recorder:
         elif node.op == "NORM" and "(view)" in read:
             self._keep("projector.shuffle", lambda: node.source(0, 2))
         elif node.op == "ADD" and self._pooled:  # MobileVLM V2: the last of several
-            self._keep("projector.out", lambda: node.array(3).reshape(-1, node.array(3).shape[-1]))
-        elif "mm.1." in read or "mm.3." in read:  # Yi-VL
-            self._rows("projector.mm_1" if "mm.1." in read else "projector.mm_3", node)
-        elif "mm.2." in read or "mm.4." in read or self._frames and node.op == "GET_ROWS":  # Qwen2.5-VL: put back
+            self._keep("projector.out", lambda: _rows_of_grid(node.array(3)))
+        elif self._frames and node.op == "GET_ROWS":  # Qwen2.5-VL: put back
             self._rows("projector.out", node)
         elif node.op == "UNARY":
             self._rows("projector.gelu", node)
         elif node.op == "POOL_2D":
             self._pooled = True
             self._keep("projector.pool", lambda: _rows_of_squares(node.array(3)))
-        elif node.op == "IM2COL":  # of Mistral Small 3.1's squares
-            self._keep("projector.shuffle", lambda: node.array(3).reshape(-1, node.array(3).shape[-1]))
+        elif node.op == "IM2COL" and not self._pooled:  # of Mistral Small 3.1's squares
+            self._keep("projector.shuffle", lambda: _rows_of_grid(node.array(3)))
         elif node.name == "pixel_shuffle":
             self._rows("projector.shuffle", node)
         elif ("mm.input_projection." in read or "mm.model.fc." in read) and node.op == "MUL_MAT":
             self._rows("projector.out", node)
+
+    def _mobilevlm(self, node: Node, read: str) -> None:
+        """Read the nodes of projector `ldp`, whose first matrix is `mm.model.mlp.1`."""
+        if "mm.model.mlp.1." in read and node.op == "MUL_MAT":
+            self._keep("vision.features", lambda: node.source(1, 2))
+        if stage := next((stage for part, stage in LDP.items() if part in read), None):
+            self._keep(f"projector.{stage}", lambda: _rows_of_grid(node.array(2)))
+            self._pooled |= stage == "mm_3"
+        elif node.op == "UNARY" and not self._pooled:
+            self._rows("projector.gelu", node)
+        elif node.op == "ADD" and "mm." not in read:
+            self._keep("projector.mb_1.out", lambda: _rows_of_squares(node.array(3)))
 
     def _decoder(self, node: Node) -> None:
         if node.op == "RMS_NORM" and set(INPUTS) & set(node.sources):
@@ -225,6 +256,10 @@ class Recorder:
             self._keep(f"{block}.{part}", lambda: node.array(3)[:, :, : self._past])
         elif part in DECODER:
             self._rows(f"{block}.{DECODER[part]}", node)
+
+
+def _rows_of_grid(x: np.ndarray) -> np.ndarray:  # (y, x, D) -> (y * x, D)
+    return x.reshape(-1, x.shape[-1])
 
 
 def _rows_of_squares(x: np.ndarray) -> np.ndarray:  # (D, y, x) -> (y * x, D)
