@@ -40,6 +40,12 @@ def rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
     return (h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps) * wide(w)).to(x.dtype)
 
 
+def depthwise(x: Tensor, kernel: Tensor, places: Tensor) -> Tensor:
+    """Sum k rows for each of N, each channel by its own numbers.  (n, D) (D, k) (k, N), -1 for zeros -> (N, D)"""
+    padded = torch.cat((x, torch.zeros_like(x[:1])))
+    return (padded[places] * kernel.T[:, None]).sum(0)
+
+
 def gelu_erf(x: Tensor) -> Tensor:
     """Return x * Phi(x), Phi the normal distribution function.  Hendrycks, Gimpel 2016, https://arxiv.org/abs/1606.08415"""
     h = wide(x)

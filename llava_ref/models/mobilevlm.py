@@ -123,7 +123,7 @@ def mobile(x: Array, w: MobileBlock, eps: float, n: int, stride: int, ops: Ops, 
     """Mix neighbours, weigh channels by what they are on average, mix channels.  (n * n, D) -> (n/stride squared, D)
 
     Howard et al. 2019 (MobileNetV3), https://arxiv.org/abs/1905.02244, section 5; norms are LayerNorms here."""
-    h = depthwise(x, w.kernel, n, stride, ops)
+    h = ops.depthwise(x, w.kernel, neighbours(n, stride))
     h = tap("norm", ops.layer_norm(h, w.norm, eps))
     h = h * hard_sigmoid(h, ops)  # "h-swish"
     e = ops.clamp(ops.linear(pool(h, n // stride, n // stride), w.squeeze), 0, np.inf)  # (1, R), ReLU
@@ -145,16 +145,7 @@ def peg(x: Array, w: PegWeights, gelu: Activation, n: int, ops: Ops, tap: Tap = 
     h = tap("gelu", ops.activation(h, gelu))
     h = tap("mm_2", ops.linear(h, w.second))  # (n * n, D)
     h = tap("pool", pool(h, n, 2))  # (N, D)
-    return tap("out", h + depthwise(h, w.kernel, n // 2, 1, ops) + w.bias)
-
-
-def depthwise(x: Array, kernel: Array, n: int, stride: int, ops: Ops) -> Array:
-    """Sum 3 x 3 neighbours, each channel by its own numbers, at every `stride`-th place.
-
-    (n * n, D) (D, 9) -> (n/stride squared, D)"""
-    padded = ops.concat([x, x[:1] * 0])  # the last row stands for all that is outside
-    around: Array = sum(padded[at] * kernel[:, i] for i, at in enumerate(neighbours(n, stride)))
-    return around
+    return tap("out", h + ops.depthwise(h, w.kernel, neighbours(n // 2)) + w.bias)
 
 
 def neighbours(n: int, stride: int = 1) -> np.ndarray:

@@ -72,6 +72,7 @@ def cases(tensor: RandomTensor, kinds: Sequence[str]) -> Iterator[OperationCase]
     yield from _arrays()
     yield from _linears(tensor)
     yield from _row_by_row()
+    yield OperationCase("depthwise", "", _depthwise)
     yield from _rope()
     yield OperationCase("cache", "", _cached, exact=True)
     yield from _attention()
@@ -150,6 +151,11 @@ def _beside(views: Sequence[TensorView], T: int, ops: Ops) -> Array:
 def _patches(kernel: TensorView, ops: Ops) -> Array:
     D, _, P, _ = kernel.shape
     return ops.patches(ops.array(rand(3, 3 * P, 5 * P)), Linear(ops.matrix(kernel), ops.array(rand(D))))
+
+
+def _depthwise(ops: Ops) -> Array:
+    places = np.random.default_rng(0).integers(-1, 20, (9, 33))
+    return ops.depthwise(ops.array(rand(20, 37)), ops.array(rand(37, 9, seed=1)), places)
 
 
 def _row_by_row() -> Iterator[OperationCase]:

@@ -80,6 +80,11 @@ class NumpyOps:
         (C, Y, X), P = x.shape, w.weight.shape[-1]
         return self.linear(x.reshape(C, Y // P, P, X // P, P).transpose(1, 3, 0, 2, 4).reshape(-1, C * P * P), w)
 
+    def depthwise(self, x: F32, kernel: F32, places: np.ndarray) -> F32:
+        padded = np.concatenate((x, np.zeros_like(x[:1])))  # row -1
+        around: F32 = (padded[places] * kernel.T[:, None]).sum(0)
+        return around
+
     def layer_norm(self, x: F32, w: Norm, eps: float) -> F32:
         h = x - x.mean(-1, keepdims=True)
         y = h / np.sqrt(np.square(h).mean(-1, keepdims=True) + np.float32(eps)) * w.weight

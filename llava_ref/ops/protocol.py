@@ -53,6 +53,12 @@ class Ops(Protocol):
 
     def patches(self, x: Array, w: Linear) -> Array: ...  # (3, Y, X) -> (Y/P * X/P, D), row by row
 
+    def depthwise(self, x: Array, kernel: Array, places: np.ndarray) -> Array:
+        """Sum k rows for each of N, each channel by its own numbers.  (n, D) (D, k) -> (N, D)
+
+        `places` (k, N) int64: numbers of rows of x; -1 stands for a row of zeros."""
+        ...
+
     def layer_norm(self, x: Array, w: Norm, eps: float) -> Array: ...  # (T, D) -> (T, D)
 
     def rms_norm(self, x: Array, gain: Array, eps: float) -> Array: ...  # over the last axis, as long as the gain

@@ -86,6 +86,9 @@ class TorchOps:
     def patches(self, x: Tensor, w: Linear) -> Tensor:
         return self.linear(reference.squares(x, w.weight.shape[-1]), w)
 
+    def depthwise(self, x: Tensor, kernel: Tensor, places: np.ndarray) -> Tensor:
+        return reference.depthwise(x, kernel, torch.from_numpy(places).to(x.device))
+
     def layer_norm(self, x: Tensor, w: Norm, eps: float) -> Tensor:
         return reference.layer_norm(x, w.weight, w.bias, eps)
 

@@ -131,6 +131,17 @@ def test_a_fault_is_found_at_its_stage(tmp_path: Path, monkeypatch: pytest.Monke
     assert found[0].stage == stage
 
 
+@pytest.mark.parametrize("name", ["MobileVLM", "MobileVLM V2"])
+def test_precision_ggml_convolves_as_llama_cpp_does(tmp_path: Path, within: Any, name: str) -> None:
+    case = case_of(tmp_path, SPECS[name])
+    quirks = {"kv_cache": "f32", "flash_attention": "off"}
+    run = LlamaCpp().run(case)
+    report = conform(lambda changed: model_of(case, precision="ggml", quirks=quirks | dict(changed)), case, run)
+    assert report.same
+    own = [stage.own.rel_rms for stage in report.stages if stage.own and stage.name.startswith("projector.")]
+    within(f"{name}, precision ggml, one stage of the projector", max(own), 2e-6)
+
+
 @pytest.mark.parametrize("mobile", ["ldp", "ldpv2"])
 def test_an_odd_number_of_patches_cannot_be_halved(tmp_path: Path, mobile: Any) -> None:
     with pytest.raises(GGUFError, match="patch_size: 5 patches a side, expected an even number"):

@@ -49,6 +49,10 @@ class GgmlOps(Over):
             view = TensorView(view.name, "F16", view.shape, memoryview(bytearray(data.tobytes())))
         return RoundedMatrix(self._inner, view)
 
+    def depthwise(self, x: Array, kernel: Array, places: np.ndarray) -> Array:
+        """Round the rows to float16, which files have the numbers of a channel in."""
+        return self._inner.depthwise(self.array(half(self.numpy(x))), kernel, places)
+
     def activation(self, x: Array, kind: Activation) -> Array:
         if kind == "gelu_tanh":
             return self.array(gelu.gelu_tanh(self.numpy(x)))
