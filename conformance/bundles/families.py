@@ -6,7 +6,7 @@ from ..pairs.gemma3 import Gemma3Spec, SiglipSpec
 from ..pairs.idefics3 import Idefics3Spec
 from ..pairs.internvl import InternVLSpec
 from ..pairs.qwen2vl import QwenTextSpec, QwenVisionSpec
-from .bundle import HF, LLAMA_CPP, TALL, TEXT, TINY, VISION, WIDE, Bundle, PictureSpec
+from .bundle import HF, LLAMA_CPP, QUESTION, TALL, TEXT, THINNED, TINY, VISION, WIDE, Bundle, PictureSpec
 
 GEMMA = Gemma3Spec(width=20, n_layer=6, head_size=6, mlp_width=28, window=3, rope_factor=8.0)
 SIGLIP = SiglipSpec(width=20, n_block=2, n_head=2, mlp_width=28, image_size=20, patch_size=5)
@@ -43,6 +43,25 @@ LLAVA_NEXT = (
         "the same files; tiles one after the other and the overview last, without newline rows; a picture smaller than "
         "a tile is not cut",
         TEXT, ANYRES, (WIDE, TINY), "what<image>is <image>\nred", LLAMA_CPP, seed=11,
+    ),
+)  # fmt: skip
+
+
+SQUARES = replace(VISION, width=8, n_head=1, mlp_width=12, middle=12, image_size=24, patch_size=1, n_block=1)
+
+PROJECTORS = (
+    Bundle(
+        "yi-vl-llama.cpp",
+        "Yi-VL: a LayerNorm behind each of the projector's matrices; a wide picture",
+        replace(TEXT, tied=True), replace(VISION, norms=True), (WIDE,), QUESTION, LLAMA_CPP, seed=51,
+    ),
+    Bundle(
+        "mobilevlm-v2-llama.cpp",
+        "MobileVLM V2: averages of 2 x 2 patches and a convolution over their neighbours; 24 patches a side, the only "
+        "number that llama.cpp runs; no weights of attention",
+        replace(TEXT, width=16, n_layer=1, mlp_width=24, context=256, tied=True),
+        replace(SQUARES, mobile="ldpv2", feature_layer=1), (TALL,), "is<image>red", LLAMA_CPP,
+        (*THINNED, "projector.*"), seed=52,
     ),
 )  # fmt: skip
 
@@ -125,4 +144,4 @@ INTERNVL = (
     ),
 )  # fmt: skip
 
-FAMILIES = (*GEMMA3, *LLAVA_NEXT, *IDEFICS3, *QWEN2VL, *INTERNVL)
+FAMILIES = (*GEMMA3, *LLAVA_NEXT, *PROJECTORS, *IDEFICS3, *QWEN2VL, *INTERNVL)

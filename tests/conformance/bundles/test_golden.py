@@ -59,7 +59,8 @@ def test_every_bundle_is_confirmed_by_another_engine():
         for by in row["confirmed"]:
             assert 0 < by["worst"] < by["limit"] and by["stages"] >= 8, name
             assert by["alone"] is None or 0 < by["alone"] < 2e-6, name
-    assert sum(path.stat().st_size for path in SET.rglob("*")) < 14e6
+    total = sum(path.stat().st_size for path in SET.rglob("*"))
+    assert total < 20e6  # a wheel has none of it, but a clone has: a family is worth two pairs of 0.3 to 1 MB, no more
 
 
 def test_every_type_is_in_both_files():
