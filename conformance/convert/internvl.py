@@ -29,10 +29,10 @@ TOWER = {
     "patch_size": [14, 14],
     "layer_norm_eps": 1e-6,
     "attention_bias": False,
-}
-FIXED = {  # of the tower: what a file cannot say otherwise; the first four are of InternViT-6B
-    "norm_type": "layer_norm",
     "use_qk_norm": False,
+    "norm_type": "layer_norm",
+}
+FIXED = {  # of the tower: what a file cannot say otherwise
     "use_mean_pooling": True,
     "use_absolute_position_embeddings": True,
     "hidden_act": "gelu",
@@ -94,6 +94,10 @@ def _settings(where: str, config: Config) -> dict[str, Any]:
     for key, want in FIXED.items():
         if c[key] != want:
             raise ConversionError(where, f"vision_config.{key}", f"{c[key]!r} is not supported, expected {want!r}")
+    want = "rms_norm" if c["use_qk_norm"] else "layer_norm"  # InternViT-6B, or any other
+    if c["norm_type"] != want:
+        problem = f"{c['norm_type']!r} is not supported with use_qk_norm {c['use_qk_norm']}, expected {want!r}"
+        raise ConversionError(where, "vision_config.norm_type", problem)
     for key, want in FIXED_BESIDE.items():
         if (found := config.get(key, want)) != want:
             raise ConversionError(where, key, f"{found!r} is not supported, expected {want!r}")
@@ -154,10 +158,13 @@ def _block(source: Source, name: str, to: str, c: Config) -> dict[str, StoredTen
     tensors: dict[str, StoredTensor] = {}
     shapes: dict[str, tuple[int, ...]] = {"ln1": (D,), "ln2": (D,), "ffn_up": (F, D), "ffn_down": (D, F)}
     for part, gguf in PARTS.items():
-        biased = c["attention_bias"] or gguf not in ("attn_q", "attn_k", "attn_v")
+        unbiased = () if c["attention_bias"] else ("attn_q", "attn_k", "attn_v")
+        biased = gguf not in (*unbiased, *(("ln1", "ln2") if c["use_qk_norm"] else ()))
         tensors |= _affine(source, f"{name}.{part}", f"{to}.{gguf}", shapes.get(gguf, (D, D)), biased)
     for i in (1, 2):
         tensors[f"{to}.ls{i}.weight"] = source.take(f"{name}.lambda_{i}", (D,))
+    for part in "qk" if c["use_qk_norm"] else "":
+        tensors[f"{to}.attn_{part}_norm.weight"] = source.take(f"{name}.attention.{part}_norm.weight", (D,))
     return tensors
 
 

@@ -45,6 +45,7 @@ class InternVLSpec(SiglipSpec):
     most_tiles: int | None = 6  # None: no key
     least_tiles: int | None = 1
     biases: bool = True  # of queries, keys and values
+    large: bool = False  # a block as InternViT-6B's: queries and keys are normed, all norms are RMS, without `biases`
 
 
 def build_internvl(folder: Path, text: QwenTextSpec | TextSpec, vision: InternVLSpec, seed: int = 0) -> Pair:
@@ -100,8 +101,12 @@ def internvl_tensors(s: InternVLSpec, text_width: int, random: Random) -> dict[s
 
 
 def _block(name: str, s: InternVLSpec, random: Random) -> dict[str, StoredTensor]:
-    dropped = () if s.biases else tuple(f"{name}.attn_{part}.bias" for part in "qkv")
+    unbiased = [f"attn_{part}" for part in "qkv"] * (not s.biases) + ["ln1", "ln2"] * s.large
+    dropped = [f"{name}.{part}.bias" for part in unbiased]
     tensors = {key: tensor for key, tensor in siglip_block(name, s, random).items() if key not in dropped}
     for scale in ("ls1", "ls2"):
         tensors[f"{name}.{scale}.weight"] = random.normal(f"{name}.{scale}", s.width, std=0.3, mean=0.8)
+    if s.large:
+        for gain, mean in (("attn_q_norm", 1.3), ("attn_k_norm", 0.7)):
+            tensors[f"{name}.{gain}.weight"] = random.normal(f"{name}.{gain}", s.width, std=0.3, mean=mean)
     return tensors

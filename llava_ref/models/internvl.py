@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import GGUFError
 from ..gguf.file import GGUFFile
 from ..images import fit
 from ..ops.protocol import Activation, Array, Linear, Norm, Ops
@@ -27,6 +26,7 @@ from .stages import IMAGE, Stage, Table
 from .vit import VitBlock
 from .weights import Weights
 
+QK_NORM = "v.blk.0.attn_q_norm.weight"  # InternViT-6B has it; its norms are RMS
 PROJECTOR_EPS = 1e-5  # of its norm, whatever the file says of the tower's
 THEIRS = {
     "encoder.layers": "encoder.layer",
@@ -93,9 +93,6 @@ class InternWeights:
 def read(file: GGUFFile, quirks: Quirks) -> InternPlan:
     """Return what to run. Raises GGUFError with the key that is missing, mistyped or impossible."""
     c, merge = siglip.read(file, obeyed=dynamic_tiles.KEYS, default=None)
-    if "v.blk.0.attn_q_norm.weight" in file.tensors:
-        problem = "InternViT-6B, whose norms are RMS and which norms queries and keys, is not supported"
-        raise GGUFError(file.path, "v.blk.0.attn_q_norm.weight", problem)
     gelu: Activation = "gelu_erf" if quirks.gelu == "erf" else "gelu_tanh"
     return InternPlan(
         config=c,
@@ -116,7 +113,7 @@ def load(file: GGUFFile, ops: Ops, p: InternPlan) -> InternWeights:
         patch=w.linear("v.patch_embd", (c.width, 3, c.patch_size, c.patch_size)),
         class_embd=w.vector("v.class_embd", (1, c.width)),
         position=w.vector("v.position_embd.weight", (c.n_patches + 1, c.width)),
-        blocks=vit.load_blocks(file, w, c, c.n_stored, scales=vit.LAYER_SCALE),
+        blocks=vit.load_blocks(file, w, c, c.n_stored, scales=vit.LAYER_SCALE, qk_norm=QK_NORM in file.tensors),
         norm=w.norm(f"{name}.0", squares),
         first=w.linear(f"{name}.1", (middle, squares)),
         second=w.linear(f"{name}.3", (out, middle)),

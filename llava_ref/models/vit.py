@@ -1,4 +1,5 @@
-"""The transformer block that CLIP and SigLIP share.   T positions, D width, H heads, dh = D / H, F MLP width.
+"""The transformer block that CLIP, SigLIP and InternViT share.   T positions, D width, H heads, dh = D / H, F MLP
+width.
 
 Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929; tensor names of llama.cpp b10605, tools/mtmd/clip-impl.h.
 """
@@ -48,6 +49,9 @@ class VitBlock:
     down: Linear  # (D, F)
     attn_scale: Array | None = None  # (D,) or (1,): multiplies what attention adds
     mlp_scale: Array | None = None  # and what the MLP adds
+    qk_norms: tuple[Array, Array] | None = (
+        None  # (D,): gains of queries and keys (InternViT-6B); all norms are RMS then
+    )
 
 
 _ELSE = {"ln1": "attn_norm", "ln2": "ffn_norm", "attn_out": "attn_output"}  # names of Ollama's converter
@@ -67,9 +71,16 @@ GATES = Scales("attn_gate", "ffn_gate", each=False)  # Alayrac et al. 2022, http
 
 
 def load_blocks(
-    file: GGUFFile, w: Weights, c: VisionConfig, n_layer: int, prefix: str = "v.blk", scales: Scales | None = None
+    file: GGUFFile,
+    w: Weights,
+    c: VisionConfig,
+    n_layer: int,
+    prefix: str = "v.blk",
+    scales: Scales | None = None,
+    *,
+    qk_norm: bool = False,
 ) -> tuple[VitBlock, ...]:
-    """Take the tensors of blocks 0..n_layer-1, and the `scales` that each has.
+    """Take the tensors of blocks 0..n_layer-1, and the `scales` and norms of queries and keys that each has.
 
     Raises GGUFError for what is missing or has the wrong shape."""
     if c.width == c.mlp_width:
@@ -77,34 +88,45 @@ def load_blocks(
             f"equals embedding_length {c.width}: ffn_up and ffn_down cannot be told from the swapped ones of old files"
         )
         raise GGUFError(file.path, "clip.vision.feed_forward_length", problem)
-    return tuple(_load(w, f"{prefix}.{i}", c.width, c.mlp_width, scales) for i in range(n_layer))
+    return tuple(_load(w, f"{prefix}.{i}", c.width, c.mlp_width, scales, qk_norm) for i in range(n_layer))
 
 
-def _load(w: Weights, name: str, D: int, F: int, scales: Scales | None) -> VitBlock:
+def _load(w: Weights, name: str, D: int, F: int, scales: Scales | None, qk_norm: bool) -> VitBlock:
     # Files of llama.cpp's first converter call the first matrix ffn_down and the second ffn_up.
     swapped = w.matrix_shape(f"{name}.ffn_down.weight") == (F, D)
     up, down = ("ffn_down", "ffn_up") if swapped else ("ffn_up", "ffn_down")
     ln1, ln2, out = (f"{name}.{other if w.has(f'{name}.{other}.weight') else part}" for part, other in _ELSE.items())
     return VitBlock(
-        ln1=w.norm(ln1, D),
+        ln1=Norm(w.vector(f"{ln1}.weight", (D,)), None) if qk_norm else w.norm(ln1, D),
         q=w.linear(f"{name}.attn_q", (D, D)),
         k=w.linear(f"{name}.attn_k", (D, D)),
         v=w.linear(f"{name}.attn_v", (D, D)),
         out=w.linear(out, (D, D)),
-        ln2=w.norm(ln2, D),
+        ln2=Norm(w.vector(f"{ln2}.weight", (D,)), None) if qk_norm else w.norm(ln2, D),
         up=w.linear(f"{name}.{up}", (F, D)),
         down=w.linear(f"{name}.{down}", (D, F)),
         attn_scale=scales and w.vector(f"{name}.{scales.attn}", (D if scales.each else 1,)),
         mlp_scale=scales and w.vector(f"{name}.{scales.mlp}", (D if scales.each else 1,)),
+        qk_norms=(
+            (w.vector(f"{name}.attn_q_norm.weight", (D,)), w.vector(f"{name}.attn_k_norm.weight", (D,)))
+            if qk_norm
+            else None
+        ),
     )
 
 
-def attention(x: Array, w: VitBlock, n_head: int, plan: Plan, ops: Ops, tap: Tap = no_tap) -> Array:
+def norm(x: Array, w: Norm, b: VitBlock, c: VisionConfig, ops: Ops) -> Array:
+    return ops.layer_norm(x, w, c.eps) if b.qk_norms is None else ops.rms_norm(x, w.weight, c.eps)
+
+
+def attention(x: Array, w: VitBlock, c: VisionConfig, plan: Plan, ops: Ops, tap: Tap = no_tap) -> Array:
     T, D = x.shape
-    heads = (T, n_head, D // n_head)
+    heads = (T, c.n_head, D // c.n_head)
     q, k, v = ops.linears(x, (w.q, w.k, w.v))
+    if w.qk_norms is not None:
+        q, k = (ops.rms_norm(y, gain, c.eps) for y, gain in zip((q, k), w.qk_norms, strict=True))
     q, k, v = (tap(name, y).reshape(heads) for name, y in (("Qcur", q), ("Kcur", k), ("Vcur", v)))  # (T, H, dh)
-    y = tap("kqv_out", attend(q, KV(k, v), (D // n_head) ** -0.5, plan, ops, tap))  # (T, D)
+    y = tap("kqv_out", attend(q, KV(k, v), heads[2] ** -0.5, plan, ops, tap))  # (T, D)
     return tap("attn_out", ops.linear(y, w.out))
 
 
@@ -117,9 +139,9 @@ def mlp(x: Array, w: VitBlock, activation: Activation, ops: Ops, tap: Tap = no_t
 def block(
     x: Array, w: VitBlock, c: VisionConfig, activation: Activation, plan: Plan, ops: Ops, tap: Tap = no_tap
 ) -> Array:
-    n = tap("layer_inp_normed", ops.layer_norm(x, w.ln1, c.eps))
-    h = tap("ffn_inp", x + scaled(attention(n, w, c.n_head, plan, ops, tap), w.attn_scale))
-    n = tap("ffn_inp_normed", ops.layer_norm(h, w.ln2, c.eps))
+    n = tap("layer_inp_normed", norm(x, w.ln1, w, c, ops))
+    h = tap("ffn_inp", x + scaled(attention(n, w, c, plan, ops, tap), w.attn_scale))
+    n = tap("ffn_inp_normed", norm(h, w.ln2, w, c, ops))
     return tap("layer_out", h + scaled(mlp(n, w, activation, ops, tap), w.mlp_scale))
 
 

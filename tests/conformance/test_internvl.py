@@ -14,9 +14,9 @@ from llava_ref.conformance.engines.hf.engine import Transformers
 from llava_ref.conformance.engines.llama_cpp import oracle
 from llava_ref.conformance.engines.reference import Case, ReferenceError
 
-from .family_stages import FamilyStages
-from .internvl_cases import CASES, FAMILY, TOWER
-from .reference_cases import model_of, random_sizes
+from .family_stages import BACKENDS, BOUND, Asked, FamilyStages
+from .internvl_cases import CASES, FAMILY, TALL, TOWER, WIDE
+from .reference_cases import EVERYTHING, differing, model_of, random_sizes, trace, worst
 
 reason = reference_hf.missing() or oracle.missing()
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]
@@ -27,6 +27,16 @@ __all__ = ["FAMILY"]
 
 class TestStages(FamilyStages):
     pass
+
+
+@BACKENDS
+def test_the_large_tower_of_transformers(tmp_path: Path, within: Any, backend: str) -> None:
+    """InternViT-6B's block. llama.cpp takes RMS norms by a tower's size alone, 3200 wide with 45 blocks."""
+    asked = Asked("what <image> is<image>", (WIDE, TALL), vision=replace(TOWER, large=True, biases=False))
+    case = FAMILY.write(tmp_path, asked)
+    run, ours = Transformers(stages=EVERYTHING).run(case), trace(model_of(case, "hf", backend), case)
+    assert set(ours) == set(run.stages) and not differing(ours, run.stages, BOUND)
+    within(f"InternVL, a large tower, transformers, every stage, {backend}", worst(ours, run.stages), BOUND)
 
 
 @COUNTED

@@ -104,6 +104,22 @@ FAULTS: dict[str, tuple[str, str, Plant]] = {
 }  # fmt: skip
 
 
+def test_a_large_tower_without_its_norms_of_queries_is_seen(tmp_path: Path, monkeypatch: Patch) -> None:
+    asked = Asked("what <image> is", ((28, 28),), vision=replace(TOWER, large=True, biases=False))
+    case = FAMILY.write(tmp_path, asked)
+    right = trace(model_of(case, "hf"), case)
+
+    def plain(w: InternWeights) -> InternWeights:
+        def ones(b: VitBlock) -> VitBlock:
+            assert b.qk_norms is not None
+            return replace(b, qk_norms=(b.qk_norms[0] * 0 + 1, b.qk_norms[1]))
+
+        return replace(w, blocks=tuple(map(ones, w.blocks)))
+
+    weights(plain)(monkeypatch)
+    assert next(iter(differing(trace(model_of(case, "hf"), case), right, BOUND))) == "vision.blk.0.Qcur"
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found_at_its_stage(case: Any, ran: Any, monkeypatch: Patch, fault: str) -> None:
     name, stage, plant = FAULTS[fault]

@@ -136,9 +136,21 @@ def test_a_tensor_that_nothing_uses(opened, name):
         loaded(opened(tensors={name: held(rand(36))}))
 
 
-def test_the_large_tower_is_refused_in_words(opened):
-    with pytest.raises(GGUFError, match="v.blk.0.attn_q_norm.weight: InternViT-6B, whose norms are RMS"):
-        loaded(opened(tensors={"v.blk.0.attn_q_norm.weight": held(rand(36))}))
+LARGE = InternVLSpec(large=True, biases=False)
+
+
+def test_the_norms_of_the_large_tower_have_no_biases(opened):
+    pixels = loaded(opened(spec=LARGE)).preprocess(RGB).pixels
+    assert np.isfinite(encode(loaded(opened(spec=LARGE)), pixels, (90, 40))).all()
+    for name in ("v.blk.1.ln1.bias", "v.blk.2.ln2.bias"):
+        with pytest.raises(GGUFError, match=f"{name}: this model has no use for the tensor"):
+            loaded(opened(tensors={name: held(rand(36))}, spec=LARGE))
+
+
+@pytest.mark.parametrize("name", ["v.blk.2.attn_q_norm.weight", "v.blk.0.attn_k_norm.weight"])
+def test_every_block_of_the_large_tower_norms_queries_and_keys(opened, name):
+    with pytest.raises(GGUFError, match=f"{name}: missing tensor"):
+        loaded(opened(tensors={name: None}, spec=LARGE))
 
 
 @pytest.mark.parametrize("profile, least, most", [("hf", 4, 28), ("llama.cpp", 4, 28)])

@@ -36,7 +36,7 @@ def load_internvl(text: GGUFFile, mmproj: GGUFFile) -> HfModel:
     if IMAGE not in tokens:
         raise ReferenceError(text.path, "tokenizer.ggml.tokens", f"has no {IMAGE}, the processor's image token")
     decoder, state, settings, divisors = _decoder(text)
-    config = _joined(decoder, vision, tokens.index(IMAGE), _biased(mmproj))
+    config = _joined(decoder, vision, tokens.index(IMAGE), mmproj)
     vision_state = _vision_state(mmproj, config)
     with torch.device("meta"):  # random weights would take time and memory
         module = transformers().InternVLForConditionalGeneration(config)
@@ -70,12 +70,17 @@ def _biased(file: GGUFFile) -> bool:
     return any(name.endswith(("attn_q.bias", "attn_k.bias", "attn_v.bias")) for name in file.tensors)
 
 
-def _joined(text: Any, vision: VisionSettings, image: int, biased: bool) -> Any:
-    hf, c = transformers(), vision.config
+def _joined(text: Any, vision: VisionSettings, image: int, file: GGUFFile) -> Any:
+    hf, c, large = transformers(), vision.config, "v.blk.0.attn_q_norm.weight" in file.tensors
     act = "gelu" if c["hidden_act"] == "gelu_pytorch_tanh" else c["hidden_act"]
     return hf.InternVLConfig(
         text_config=text,
-        vision_config=hf.InternVLVisionConfig(**{**c, "hidden_act": act}, attention_bias=biased),
+        vision_config=hf.InternVLVisionConfig(
+            **{**c, "hidden_act": act},
+            attention_bias=_biased(file),
+            use_qk_norm=large,
+            norm_type="rms_norm" if large else "layer_norm",
+        ),
         downsample_ratio=1 / vision.merge,
         image_token_id=image,
         image_seq_length=vision.n_rows,
@@ -100,11 +105,17 @@ def _vision_state(file: GGUFFile, c: Any) -> State:
     }
     for i in range(v.num_hidden_layers):
         state |= _block(w, f"v.blk.{i}", f"{name}.encoder.layer.{i}", D, F)
+        if v.use_qk_norm:
+            for part in "qk":
+                gain = w.take(f"v.blk.{i}.attn_{part}_norm.weight", (D,))
+                state[f"{name}.encoder.layer.{i}.attention.{part}_norm.weight"] = gain
     w.finish()
-    return state if v.attention_bias else {key: x for key, x in state.items() if not key.endswith(UNBIASED)}
+    absent = (() if v.attention_bias else UNBIASED) + (RMS if v.use_qk_norm else ())
+    return {key: x for key, x in state.items() if not key.endswith(absent)}
 
 
 UNBIASED = tuple(f"attention.{part}_proj.bias" for part in "qkv")
+RMS = ("layernorm_before.bias", "layernorm_after.bias")
 
 
 def _block(w: TensorReader, name: str, to: str, D: int, F: int) -> State:

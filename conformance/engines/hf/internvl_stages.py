@@ -14,7 +14,8 @@ def tower(model: HfModel) -> Iterator[Point]:
     yield made("vision.pos_embd", vit.embeddings)
     for i, layer in enumerate(vit.encoder.layer):
         attention, norms = layer.attention, (layer.layernorm_before, layer.layernorm_after)
-        yield from block(f"vision.blk.{i}", layer, attention, attention.projection_layer, norms)
+        qk = attention.q_norm, attention.k_norm  # which change something in InternViT-6B only
+        yield from block(f"vision.blk.{i}", layer, attention, attention.projection_layer, norms, qk)
     yield Point("vision.features", vit, lambda inputs, output: output.last_hidden_state, lambda x: x[1:])
     yield given("projector.shuffle", projector)
     yield made("projector.mm_0", projector.layer_norm)

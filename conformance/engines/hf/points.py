@@ -44,11 +44,15 @@ def tower_block(name: str, layer: Any) -> Iterator[Point]:
     yield from block(name, layer, attention, attention.out_proj, (layer.layer_norm1, layer.layer_norm2))
 
 
-def block(name: str, layer: Any, attention: Any, out: Any, norms: tuple[Any, Any]) -> Iterator[Point]:
-    """Show the stages of a block: `out` is its attention's last matrix, `norms` are before attention and MLP."""
+def block(
+    name: str, layer: Any, attention: Any, out: Any, norms: tuple[Any, Any], qk: tuple[Any, Any] | None = None
+) -> Iterator[Point]:
+    """Show the stages of a block: `out` is its attention's last matrix, `norms` are before attention and MLP, `qk` make
+    its queries and keys."""
+    query, key = qk or (attention.q_proj, attention.k_proj)
     yield made(f"{name}.layer_inp_normed", norms[0])
-    yield made(f"{name}.Qcur", attention.q_proj)
-    yield made(f"{name}.Kcur", attention.k_proj)
+    yield made(f"{name}.Qcur", query)
+    yield made(f"{name}.Kcur", key)
     yield made(f"{name}.Vcur", attention.v_proj)
     yield weights(f"{name}.kq_soft_max", attention)
     yield given(f"{name}.kqv_out", out)
