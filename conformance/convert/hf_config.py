@@ -1,6 +1,6 @@
 """Read a Hugging Face LLaVA `config.json` into GGUF metadata and the sizes that the weights must have.
 
-A config may leave out any value that equals the default of its class, so the defaults of transformers 5.23's
+A config may leave out any value that equals the default of its class, so the defaults of transformers 5.24's
 LlamaConfig, MistralConfig, CLIPVisionConfig and LlavaConfig are repeated here. A setting that a GGUF pair cannot
 express is an error by name.
 """
