@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from ..pairs.gemma3 import Gemma3Spec, SiglipSpec
 from ..pairs.pairs import TextSpec, VisionSpec
+from ..pairs.pixtral import PixtralSpec
 from ..pairs.qwen2vl import QwenTextSpec, QwenVisionSpec
 
 EVERY_STAGE = ("*", "*kq_soft_max")
@@ -32,7 +33,7 @@ class Bundle:
     name: str
     about: str
     text: TextSpec | Gemma3Spec | QwenTextSpec
-    vision: VisionSpec | SiglipSpec | QwenVisionSpec
+    vision: VisionSpec | SiglipSpec | QwenVisionSpec | PixtralSpec
     pictures: tuple[PictureSpec, ...]
     prompt: str
     profiles: tuple[str, ...]

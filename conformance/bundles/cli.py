@@ -39,6 +39,7 @@ from ..pairs.gemma3 import Gemma3Spec, SiglipSpec, build_gemma3
 from ..pairs.idefics3 import Idefics3Spec, build_idefics3
 from ..pairs.internvl import InternVLSpec, build_internvl
 from ..pairs.pairs import Pair, TextSpec, VisionSpec, build
+from ..pairs.pixtral import PixtralSpec, build_pixtral
 from ..pairs.qwen2vl import QwenTextSpec, QwenVisionSpec, build_qwen2vl
 from .bundle import Bundle
 from .case import FORMAT, MARGINS, ExpectedBundle, expected
@@ -88,6 +89,8 @@ def _build(folder: Path, bundle: Bundle) -> Pair:
             return build_idefics3(folder, text, idefics, bundle.seed)
         case (TextSpec() | QwenTextSpec()) as text, InternVLSpec() as intern:
             return build_internvl(folder, text, intern, bundle.seed)
+        case TextSpec() as text, PixtralSpec() as pixtral:
+            return build_pixtral(folder, text, pixtral, bundle.seed)
         case Gemma3Spec() as gemma, SiglipSpec() as siglip:
             return build_gemma3(folder, gemma, siglip, bundle.seed)
         case QwenTextSpec() as qwen, QwenVisionSpec() as tower:

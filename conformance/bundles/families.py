@@ -5,6 +5,7 @@ from dataclasses import replace
 from ..pairs.gemma3 import Gemma3Spec, SiglipSpec
 from ..pairs.idefics3 import Idefics3Spec
 from ..pairs.internvl import InternVLSpec
+from ..pairs.pixtral import PixtralSpec
 from ..pairs.qwen2vl import QwenTextSpec, QwenVisionSpec
 from .bundle import HF, LLAMA_CPP, QUESTION, TALL, TEXT, THINNED, TINY, VISION, WIDE, Bundle, PictureSpec
 
@@ -144,4 +145,34 @@ INTERNVL = (
     ),
 )  # fmt: skip
 
-FAMILIES = (*GEMMA3, *LLAVA_NEXT, *PROJECTORS, *IDEFICS3, *QWEN2VL, *INTERNVL)
+
+PIXTRAL_TOWER = PixtralSpec(width=16, n_block=2, n_head=2, mlp_width=24, image_size=40, patch_size=8, middle=20)
+MERGED = replace(PIXTRAL_TOWER, n_block=1, image_size=30, patch_size=5, merge=2, biases=True)
+
+PIXTRAL = (
+    Bundle(
+        "pixtral-hf",
+        "Pixtral: rope by row and column; a wide picture, shrunk and stretched to whole squares, and one of a single "
+        "square, whose lines end by tokens; GELU by erf in the projector",
+        SMALL, PIXTRAL_TOWER, (WIDE, TINY), "[INST]<image>what is<image>[/INST]", HF, seed=51,
+    ),
+    Bundle(
+        "pixtral-llama.cpp",
+        "the same files; lines end by rows of the picture, which is fitted and centred on black, the small one in at "
+        "least eight squares; GELU by tanh in the projector",
+        SMALL, PIXTRAL_TOWER, (WIDE, TINY), "[INST]<image>what is<image>[/INST]", LLAMA_CPP, seed=51,
+    ),
+    Bundle(
+        "mistral-small-hf",
+        "Mistral Small 3.1: a norm and a matrix that merge squares of 2 x 2 patches, a projector with biases; a tall "
+        "picture",
+        replace(SMALL, n_head_kv=1), MERGED, (TALL,), "[INST]what color<image>[/INST]", HF, seed=53,
+    ),
+    Bundle(
+        "mistral-small-llama.cpp",
+        "the same files; the picture fitted and centred on black, lines that end by rows",
+        replace(SMALL, n_head_kv=1), MERGED, (TALL,), "[INST]what color<image>[/INST]", LLAMA_CPP, seed=53,
+    ),
+)  # fmt: skip
+
+FAMILIES = (*GEMMA3, *LLAVA_NEXT, *PROJECTORS, *IDEFICS3, *QWEN2VL, *INTERNVL, *PIXTRAL)
