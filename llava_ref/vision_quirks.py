@@ -53,7 +53,7 @@ class VisionQuirks:
         ("before", "after", "before"),
         {
             "before": "takes the states that the named blocks are given",
-            "after": "takes the states that the named blocks make, as transformers 5 does",
+            "after": "takes the states that the named blocks make, as transformers 5.24 does",
         },
         where=MLLAMA,
     )

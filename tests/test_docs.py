@@ -12,7 +12,19 @@ from PIL import Image
 
 from llava_ref import tools
 from llava_ref.cli import main
-from llava_ref.models import clip, gemma3, idefics3, internvl, llama, pixtral, qwen2vl, siglip, vit
+from llava_ref.models import (
+    clip,
+    gemma3,
+    idefics3,
+    internvl,
+    llama,
+    mllama,
+    mllama_vision,
+    pixtral,
+    qwen2vl,
+    siglip,
+    vit,
+)
 from llava_ref.models.stages import IMAGE
 
 from .support.tiny_pair import VICUNA, Tiny, write_pair
@@ -73,9 +85,15 @@ def test_the_tables_of_stages_are_the_code_s():
     assert clip.TABLE.before[: len(IMAGE)] == siglip.TABLE.before[: len(IMAGE)] == IMAGE
     towers = (*clip.TABLE.before, *siglip.TABLE.before[len(IMAGE) :], *vit.STAGES)
     towers += (*clip.TABLE.behind, *siglip.TABLE.behind, *idefics3.TABLE.behind[1:])
-    for table in (internvl.TABLE, qwen2vl.GATED_TABLE, pixtral.TABLE):
+    for table in (internvl.TABLE, qwen2vl.GATED_TABLE, pixtral.TABLE, mllama_vision.TABLE):
         towers += (*table.before[len(IMAGE) :], *table.block, *table.behind)
-    texts = (*llama.TABLE.before, *llama.TABLE.block, *gemma3.TABLE.before, *gemma3.TABLE.block)
+    texts = (
+        *llama.TABLE.before,
+        *llama.TABLE.block,
+        *mllama.LOOK_TABLE.block,
+        *gemma3.TABLE.before,
+        *gemma3.TABLE.block,
+    )
     table = [*towers, *texts, *llama.TABLE.behind]
     assert rows == [(s.name, s.shape.replace(" ", ", "), s.llama_cpp, s.transformers) for s in table]
 

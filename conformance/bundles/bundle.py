@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from ..pairs.gemma3 import Gemma3Spec, SiglipSpec
+from ..pairs.mllama import MllamaVisionSpec
 from ..pairs.pairs import TextSpec, VisionSpec
 from ..pairs.pixtral import PixtralSpec
 from ..pairs.qwen2vl import QwenTextSpec, QwenVisionSpec
@@ -33,7 +34,7 @@ class Bundle:
     name: str
     about: str
     text: TextSpec | Gemma3Spec | QwenTextSpec
-    vision: VisionSpec | SiglipSpec | QwenVisionSpec | PixtralSpec
+    vision: VisionSpec | SiglipSpec | QwenVisionSpec | PixtralSpec | MllamaVisionSpec
     pictures: tuple[PictureSpec, ...]
     prompt: str
     profiles: tuple[str, ...]

@@ -38,6 +38,7 @@ from llava_ref.tracing.tracefile import TraceFile, Writer, hashes
 from ..pairs.gemma3 import Gemma3Spec, SiglipSpec, build_gemma3
 from ..pairs.idefics3 import Idefics3Spec, build_idefics3
 from ..pairs.internvl import InternVLSpec, build_internvl
+from ..pairs.mllama import MllamaTextSpec, MllamaVisionSpec, build_mllama
 from ..pairs.pairs import Pair, TextSpec, VisionSpec, build
 from ..pairs.pixtral import PixtralSpec, build_pixtral
 from ..pairs.qwen2vl import QwenTextSpec, QwenVisionSpec, build_qwen2vl
@@ -83,6 +84,8 @@ def make(folder: Path, bundle: Bundle) -> list[Path]:
 
 def _build(folder: Path, bundle: Bundle) -> Pair:
     match bundle.text, bundle.vision:
+        case MllamaTextSpec() as looking, MllamaVisionSpec() as tiles:
+            return build_mllama(folder, looking, tiles, bundle.seed)
         case TextSpec() as text, VisionSpec() as vision:
             return build(folder, text, vision, bundle.seed)
         case TextSpec() as text, Idefics3Spec() as idefics:

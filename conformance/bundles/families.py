@@ -5,6 +5,7 @@ from dataclasses import replace
 from ..pairs.gemma3 import Gemma3Spec, SiglipSpec
 from ..pairs.idefics3 import Idefics3Spec
 from ..pairs.internvl import InternVLSpec
+from ..pairs.mllama import MllamaTextSpec, MllamaVisionSpec
 from ..pairs.pixtral import PixtralSpec
 from ..pairs.qwen2vl import QwenTextSpec, QwenVisionSpec
 from .bundle import HF, LLAMA_CPP, QUESTION, TALL, TEXT, THINNED, TINY, VISION, WIDE, Bundle, PictureSpec
@@ -175,4 +176,18 @@ PIXTRAL = (
     ),
 )  # fmt: skip
 
-FAMILIES = (*GEMMA3, *LLAVA_NEXT, *PROJECTORS, *IDEFICS3, *QWEN2VL, *INTERNVL, *PIXTRAL)
+MLLAMA_TEXT = MllamaTextSpec(width=16, n_layer=3, n_head=4, n_head_kv=2, mlp_width=24, context=128, looks=(1,))
+MLLAMA_TOWER = MllamaVisionSpec(
+    width=16, n_block=2, n_global=1, taken=(0, 1), n_head=2, mlp_width=24, image_size=8, patch_size=4
+)  # fmt: skip
+
+MLLAMA = (
+    Bundle(
+        "llama-3.2-vision-hf",
+        "Llama-3.2-Vision: a layer that looks at pictures, a tower over tiles with gated blocks and states of two "
+        "blocks; a wide picture, and a tall one and a tiny one that are seen together",
+        MLLAMA_TEXT, MLLAMA_TOWER, (WIDE, TALL, TINY), "what<image> is<image><image>red", HF, seed=61,
+    ),
+)  # fmt: skip
+
+FAMILIES = (*GEMMA3, *LLAVA_NEXT, *PROJECTORS, *IDEFICS3, *QWEN2VL, *INTERNVL, *PIXTRAL, *MLLAMA)

@@ -20,7 +20,7 @@ from llava_ref.errors import LlavaError
 
 from ..pairs.pairs import Pair
 from ..pairs.writing import Metadata, StoredTensor, held, write
-from . import gemma3, hf_tokenizer, hf_weights, idefics3, internvl, pixtral, qwen2vl
+from . import gemma3, hf_tokenizer, hf_weights, idefics3, internvl, mllama, pixtral, qwen2vl
 from .hf_bpe import read_bpe
 from .hf_config import ConversionError, read_text, read_vision
 
@@ -120,6 +120,7 @@ LLAVA = Converter(_convert_llava, _n_vocab_llama, _pieces_without_picture_token)
 CONVERTERS: Mapping[str, Converter] = {  # by a config's model_type
     "gemma3": Converter(gemma3.convert_gemma3, gemma3.n_vocab, _pieces),
     **dict.fromkeys(idefics3.KINDS, Converter(idefics3.convert_idefics3, _n_vocab_llama, _bpe)),
+    "mllama": Converter(mllama.convert_mllama, mllama.n_vocab, _bpe),
     "internvl": Converter(internvl.convert_internvl, internvl.n_vocab, _bpe),
     **dict.fromkeys(qwen2vl.KINDS, Converter(qwen2vl.convert_qwen, qwen2vl.n_vocab, _bpe)),
 }

@@ -35,6 +35,17 @@ MISTRAL = {
     "max_position_embeddings": 4096 * 32,
     "sliding_window": 4096,
 }
+MLLAMA = {
+    **LLAMA,
+    "vocab_size": 128256,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 4096 * 32,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+}
+TEXTS = {"llama": LLAMA, "mistral": MISTRAL, "mllama_text_model": MLLAMA}
 CLIP = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -90,7 +101,7 @@ def read_text(where: str, config: Mapping[str, Any]) -> TextShape:
     """Read the decoder's sizes from a LLaVA config. Raises ConversionError."""
     given = dict(config.get("text_config") or {})
     kind = given.get("model_type", "llama")
-    defaults = {"llama": LLAMA, "mistral": MISTRAL}.get(kind)
+    defaults = TEXTS.get(kind)
     if defaults is None:
         raise ConversionError(where, "text_config.model_type", f"{kind!r} is not supported, expected llama or mistral")
     c: dict[str, Any] = {**defaults, **given}

@@ -124,11 +124,12 @@ def text_tensors(source: Source, s: TextShape, n_kept: int) -> dict[str, StoredT
     if s.rope_divisors is not None:
         tensors["rope_freqs.weight"] = held(s.rope_divisors)
     for i in range(s.n_layer):
-        tensors |= _text_block(source, f"{name}.layers.{i}", f"blk.{i}", s)
+        tensors |= text_block(source, f"{name}.layers.{i}", f"blk.{i}", s)
     return tensors
 
 
-def _text_block(source: Source, name: str, to: str, s: TextShape) -> dict[str, StoredTensor]:
+def text_block(source: Source, name: str, to: str, s: TextShape) -> dict[str, StoredTensor]:
+    """Return the tensors of a block of llama."""
     D, F, Q, KV = s.width, s.mlp_width, s.n_head * s.head_size, s.n_head_kv * s.head_size
     matrices = {  # transformers' name: GGUF's, rows, columns, bias, number of heads to reorder
         "self_attn.q_proj": ("attn_q", Q, D, s.attention_bias, s.n_head),

@@ -55,6 +55,19 @@ LLAVA_LLAMA_3 = """\
 {%- if add_generation_prompt -%}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif -%}
 """
 
+# Llama-3.2-Vision (meta-llama/Llama-3.2-11B-Vision-Instruct), without the dates that it puts before a text alone.
+LLAMA_VISION = """\
+{%- for message in messages -%}
+    {{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' -}}
+    {%- if message.content is string -%}{{- message.content | trim -}}
+    {%- else -%}
+        {%- for part in message.content -%}{{- '<image>' if part.type == 'image' else part.text | trim -}}{%- endfor -%}
+    {%- endif -%}
+    {{- '<|eot_id|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif -%}
+"""
+
 # OpenAI's chat markup, as Qwen, Yi and Hermes models have it, without a default system text.
 CHATML = """\
 {%- for message in messages -%}
@@ -135,6 +148,7 @@ MISTRAL_SMALL = """\
 TEMPLATES: Mapping[str, str] = {
     "vicuna": VICUNA,
     "mistral-instruct": MISTRAL_INSTRUCT,
+    "llama-3.2-vision": LLAMA_VISION,
     "llava-llama-3": LLAVA_LLAMA_3,
     "chatml": CHATML,
     "gemma": GEMMA,
@@ -143,6 +157,7 @@ TEMPLATES: Mapping[str, str] = {
     "pixtral": PIXTRAL,
 }
 TELLTALES = {  # the tokens that only one format uses, or none of those behind it
+    "llama-3.2-vision": ("<|image|>", "<|eot_id|>"),
     "llava-llama-3": ("<|start_header_id|>", "<|eot_id|>"),
     "smolvlm": ("<end_of_utterance>", "<fake_token_around_image>"),  # such a vocabulary has ChatML's too
     "chatml": ("<|im_start|>", "<|im_end|>"),

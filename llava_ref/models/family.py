@@ -151,6 +151,11 @@ class TextModel(Protocol):
 class LookingModel(TextModel, Protocol):
     """A decoder some of whose layers look at pictures: a picture is one token, its states stand beside the sequence."""
 
+    @property
+    def looks(self) -> Sequence[int]:
+        """Return the numbers of those layers."""
+        ...
+
     def cache(self, limit: int) -> Cache:
         """Begin an empty sequence of at most `limit` positions."""
         ...

@@ -228,6 +228,10 @@ class Mllama:
     def config(self) -> TextConfig:
         return self.plan.text
 
+    @property
+    def looks(self) -> Sequence[int]:
+        return self.plan.looks
+
     def cache(self, limit: int) -> LookingCache:
         c = self.config
         back = c.n_layer - len(self.plan.looks)

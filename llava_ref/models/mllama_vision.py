@@ -256,7 +256,7 @@ class MllamaVision:
         return {
             **p.config.about(),
             "tokens_per_image": 1,
-            "tiles": p.canvas.most,
+            "most_tiles": p.canvas.most,
             "states_of_blocks": list(p.taken),
             "tower_states": quirks.tower_states,
             "blocks_run": p.config.n_stored,

@@ -6,12 +6,13 @@ keep their answers when attention is shuffled (Jain, Wallace 2019, https://arxiv
 model looked, not what it used; `ablation` measures the latter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from ..generation.request import Request
 from ..model import Llava
+from ..models.family import LookingModel
 from ..ops.protocol import Array
 from ..tracing.trace import ON_REQUEST, At, Probe
 
@@ -20,9 +21,11 @@ def attention_to_picture(model: Llava, request: Request, answer: Sequence[int], 
     """Return the attention weights of the position that predicts each token of the answer: (L, A, N) float32.
 
     They are averaged over heads. The rest of a row, which sums to 1 over all positions, is on text and on other
-    pictures."""
+    pictures. Of a decoder with layers that look at pictures, L are those layers, and a row is over pictures alone."""
     first = len(request.token_ids) - 1
-    probe = _Rows(range(first, first + len(answer)), picture_positions(request, image), model)
+    rows, states = range(first, first + len(answer)), seen_states(request, image)
+    layers = model.text.looks if isinstance(model.text, LookingModel) else ["*"]
+    probe = _Rows(layers, rows, states or picture_positions(request, image), model)
     with model.probed(probe):
         model.forward([*model.parts(request), list(answer[:-1])])
     return probe.weights()
@@ -35,11 +38,17 @@ def picture_positions(request: Request, image: int = 0) -> list[int]:
     return positions[before : before + request.spans[image].n_rows]
 
 
+def seen_states(request: Request, image: int = 0) -> range:
+    """Return the numbers of a picture's states among those that layers see; none where its rows are in the sequence."""
+    counts = [span.n_seen or 0 for span in request.spans]
+    return range(sum(counts[:image]), sum(counts[: image + 1]))
+
+
 class _Rows(Probe):
     """Keeps the mean over heads of every layer's attention weights (H, T, S) at some rows and columns."""
 
-    def __init__(self, rows: range, columns: Sequence[int], model: Llava) -> None:
-        super().__init__([f"blk.*.{ON_REQUEST}"])
+    def __init__(self, layers: Iterable[int | str], rows: range, columns: Sequence[int], model: Llava) -> None:
+        super().__init__([f"blk.{layer}.{ON_REQUEST}" for layer in layers])
         self._rows, self._columns, self._ops = rows, columns, model.ops
         self._kept: dict[str, list[np.ndarray]] = {}
 

@@ -12,7 +12,7 @@ from ..chat.templates import choose_template
 from ..errors import GGUFError, LlavaError, ParameterError, visible
 from ..gguf.file import GGUFFile
 from ..loading import embedded
-from ..models import text_family, tower_family
+from ..models import holds_tower, text_family, tower_family
 from ..models.config import MAX_WIDTH
 from ..models.weights import without_ones
 from ..ops import get_ops
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 def check(text: GGUFFile, mmproj: GGUFFile) -> list[FitCheck]:
     """Run every check of a pair. Raises GGUFError if a file is of the wrong kind."""
     for file, actual, wanted in ((text, kind(text), "text model"), (mmproj, kind(mmproj), "mmproj")):
-        if actual != wanted:
+        if actual != wanted and not (wanted == "mmproj" and holds_tower(file)):
             raise GGUFError(file.path, "kind of file", f"this is {_article(actual)}, expected {_article(wanted)}")
     findings = [_attempt("text model", lambda: _text(text)), _attempt("vocabulary", lambda: _vocabulary(text))]
     if findings[-1].ok is not False:

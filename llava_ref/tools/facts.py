@@ -6,7 +6,7 @@ from typing import Any, Literal
 from ..chat.templates import choose_template
 from ..errors import GGUFError
 from ..gguf.file import GGUFFile
-from ..models import text_family, tower_family
+from ..models import holds_tower, text_family, tower_family
 from ..models.weights import without_ones
 from ..profiles import Quirks
 from ..tokenizer.vocabulary import read_vocabulary
@@ -16,11 +16,11 @@ ACTIVATION = {"gelu_erf": "GELU (erf)", "gelu_tanh": "GELU (tanh)", "gelu_quick"
 
 
 def kind(file: GGUFFile) -> Kind:
-    """Classify a file: by a vision tower, a token embedding, or a vocabulary without any tensor."""
-    if file.get("clip.has_vision_encoder") is True or any(name.startswith("mm.") for name in file.tensors):
-        return "mmproj"
+    """Classify a file: by a token embedding, a vision tower, or a vocabulary without any tensor."""
     if "token_embd.weight" in file.tensors:
         return "text model"
+    if file.get("clip.has_vision_encoder") is True or any(name.startswith("mm.") for name in file.tensors):
+        return "mmproj"
     return "vocabulary" if "tokenizer.ggml.tokens" in file and not file.tensors else "other"
 
 
@@ -75,7 +75,8 @@ def meaning(file: GGUFFile, quirks: Quirks) -> tuple[Mapping[str, Any], str | No
         if category == "mmproj":
             return {"image_pipeline": image_pipeline(file, quirks)}, None
         if category == "text model":
-            return {"text": text_model(file, quirks)}, None
+            tower = {"image_pipeline": image_pipeline(file, quirks)} if holds_tower(file) else {}
+            return {"text": text_model(file, quirks), **tower}, None
         if category == "vocabulary":
             return {"text": vocabulary(file)}, "a vocabulary without weights"
     except GGUFError as error:

@@ -120,9 +120,9 @@ def _meaning(report: dict[str, Any]) -> list[str]:
     if report["problem"] is not None:
         known = _table(_vocabulary_rows(report["text"])) if "text" in report else []
         return [f"not supported here: {printable(report['problem'])}", *known]
-    if "text" in report:
-        return ["text model", *_table(_text_rows(report["text"]))]
-    return ["image pipeline", *_table(_image_rows(report))]
+    text = ["text model", *_table(_text_rows(report["text"]))] if "text" in report else []
+    tower = ["image pipeline", *_table(_image_rows(report))] if "image_pipeline" in report else []
+    return [*text, *([""] if text and tower else []), *tower]
 
 
 def _text_rows(t: dict[str, Any]) -> dict[str, str]:
@@ -133,6 +133,9 @@ def _text_rows(t: dict[str, Any]) -> dict[str, str]:
         "context": f"{t['context']} positions"
         + (f", each sees {window}" if window and "local_blocks" not in t else ""),
         "blocks": f"{t['blocks']} of width {t['width']}, MLP {t['mlp_width']}",
+        **(
+            {"look at pictures": f"blocks {', '.join(map(str, looks))}"} if (looks := t.get("layers_that_look")) else {}
+        ),
         "heads": f"{t['heads']} over {t['key_value_heads']} for keys and values, of {t['head_size']}",
         "rope": f"base {rope['base']:g}{scaling}",
         **_local_rows(t),
@@ -148,6 +151,12 @@ def _local_rows(t: dict[str, Any]) -> dict[str, str]:
         return {}
     n, window, base = len(t["local_blocks"]), t["sliding_window"], t["local_rope"]["base"]
     return {"local blocks": f"{n} of {t['blocks']}: each position sees {window}, rope base {base:g}"}
+
+
+def _looking_rows(t: dict[str, Any]) -> dict[str, str]:
+    """Describe the blocks that look at pictures, if a decoder has some."""
+    looks = t.get("layers_that_look")
+    return {"look at pictures": f"blocks {', '.join(map(str, looks))}"} if looks else {}
 
 
 def _vocabulary_rows(t: dict[str, Any]) -> dict[str, str]:
@@ -178,7 +187,7 @@ def _image_rows(report: dict[str, Any]) -> dict[str, str]:
     rules = [name for name in PICTURE_RULES if name in p]
     said = ", and ".join(QUIRKS[name].values[p[name]] for name in rules)
     rows = {
-        "picture": f"{_size(p)}; the profile {said}",
+        "picture": f"{_size(p)}; the profile {said}" if said else _size(p),
         "patches": f"{p['patch_size']} x {p['patch_size']} pixels: {_patches(p)}",
         "positions": f"{p['tokens_per_image']} in the prompt for each picture",
     }
@@ -186,6 +195,9 @@ def _image_rows(report: dict[str, Any]) -> dict[str, str]:
         rows["tiles"] = "cut from pictures of " + ", ".join(f"{width} x {height}" for width, height in p["tile_sizes"])
     if "longest_edge_pixels" in p:
         rows["tiles"] = f"cut from pictures whose longer side has {p['longest_edge_pixels'] or 'its own'} pixels"
+    if "most_tiles" in p:
+        rows["tiles"] = f"at most {p['most_tiles']} side by side, the picture in the upper left, black beside it"
+        rows["states"] = f"{', '.join(map(str, p['states_of_blocks']))}: features too, {p['tower_states']} the block"
     if "tokens_least" in p:
         rows["positions"] = f"{p['tokens_least']} to {p['tokens_per_image']} in the prompt for a picture, by its size"
     if "class_token" in p:

@@ -55,7 +55,8 @@ def look(model: Llava, request: Request, max_tokens: int, top: int) -> Lensed:
     shown = {int(token) for token in lens.tokens.ravel()} | {token for token in lens.token_ids if token >= 0}
     pictures = tuple(
         LensPicture(model.preprocess(image), image.rgb, picture_positions(request, i))
-        for i, image in enumerate(request.images)
+        for i, (image, span) in enumerate(zip(request.images, request.spans, strict=True))
+        if span.n_seen is None  # else it has no rows in the sequence
     )
     return Lensed(
         lens=lens,

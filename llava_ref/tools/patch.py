@@ -59,6 +59,9 @@ def run(args: argparse.Namespace) -> int:
 def patch(model: Llava, into: Request, source: Request, cells: int) -> Patched:
     """Patch the cells of the picture, the text before the last position, and the last position at every stage."""
     grid = into.spans[0].grid
+    if into.spans[0].n_seen is not None:
+        problem = "stands at one token of this model's sequence, which has no rows of it to put in"
+        raise ParameterError("patch", "picture", problem)
     if not 1 <= cells <= min(grid):
         raise ParameterError("--cells", str(cells), f"expected 1 to {min(grid)}, the patches along a side")
     ours, theirs = (int(model.request_logits(request)[-1].argmax()) for request in (into, source))

@@ -203,8 +203,8 @@ def test_a_known_name_comes_before_a_file(cli, folder):
 @pytest.mark.parametrize(
     "source, name, error",
     [
-        (None, "nothing", "template: 'nothing': unknown, expected one of vicuna, mistral-instruct, llava-llama-3, "
-         "chatml, gemma, smolvlm, mistral-small, pixtral, or a file with a chat template"),
+        (None, "nothing", "template: 'nothing': unknown, expected one of vicuna, mistral-instruct, llama-3.2-vision, "
+         "llava-llama-3, chatml, gemma, smolvlm, mistral-small, pixtral, or a file with a chat template"),
         (None, "a" * 5000, "template: 'aaa"),
         ("\n\n{{ 1 // 0 }}", "bad.jinja", "bad.jinja: template: line 3: divides by zero"),
         ("{% if %}", "bad.jinja", "bad.jinja: template: line 1: cannot be read: expected an expression"),

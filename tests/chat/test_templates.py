@@ -49,6 +49,7 @@ PIXTRAL = {"tokens": ["[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]}
         ({}, False, "none", "nothing in it tells"),
         (MISTRAL, False, "none", "nothing in it tells"),
         (LLAMA_3, False, "llava-llama-3", "its vocabulary has <|start_header_id|>"),
+        ({"tokens": [*LLAMA_3["tokens"], "<|image|>"]}, True, "llama-3.2-vision", "its vocabulary has <|image|>"),
         (LLAMA_3 | {"general.name": "LLaVA Mistral"}, True, "llava-llama-3", "its vocabulary"),
         (IM, True, "chatml", "its vocabulary has <|im_start|>"),
         (SMOL, True, "smolvlm", "its vocabulary has <end_of_utterance>"),

@@ -52,10 +52,11 @@ def token_ids(model: HfModel, prompt: str, pictures: Sequence[Image.Image]) -> l
     if tokenizer is None:
         pre = file.string(KEY + "pre", "")
         raise ReferenceError(file.path, KEY + "pre", f"{pre!r}: no known way to transformers' tokenizer")
-    bos = file.array(KEY + "tokens", "string")[file.integer(KEY + "bos_token_id", 0, 1 << 24)]
     text = prompt.replace(IMAGE, PICTURE)
-    begun = text.startswith(bos) or not file.boolean(KEY + "add_bos_token", True)
-    return list(tokenizer(text if begun else bos + text)["input_ids"])
+    if file.boolean(KEY + "add_bos_token", False):  # the tokenizer puts it there
+        bos = file.integer(KEY + "bos_token_id", 0, 1 << 24)
+        text = text.removeprefix(file.array(KEY + "tokens", "string")[bos])
+    return list(tokenizer(text)["input_ids"])
 
 
 def image_processor(c: VisionSettings) -> Any:
