@@ -7,7 +7,7 @@ models/pixtral.cpp; transformers 5.24, models/pixtral/modeling_pixtral.py and, f
 models/mistral3/modeling_mistral3.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -55,7 +55,7 @@ TABLE = Table(
         Stage("ffn_inp_normed", "n Dv", "float", None, "ffn_inp_normed-{i}", f"{_HV}.ffn_norm"),
         Stage("ffn_gate", "n Fv", "matmul", f"{_V}.ffn_gate.weight", "ffn_gate-{i}", f"{_HV}.feed_forward.gate_proj"),
         Stage("ffn_up", "n Fv", "matmul", f"{_V}.ffn_up.weight", "ffn_up-{i}", f"{_HV}.feed_forward.up_proj"),
-        Stage("ffn_act", "n Fv", "float", None, "ffn_swiglu-{i}", f"< {_HV}.feed_forward.down_proj"),
+        Stage("ffn_act", "n Fv", "float", None, "ffn_swiglu-{i}, ffn_geglu-{i}", f"< {_HV}.feed_forward.down_proj"),
         Stage("ffn_out", "n Dv", "matmul", f"{_V}.ffn_down.weight", "ffn_out-{i}", f"{_HV}.feed_forward.down_proj"),
         Stage("layer_out", "n Dv", "float", None, "layer_out-{i}", _HV),
     ),
@@ -67,6 +67,10 @@ TABLE = Table(
         Stage("projector.gelu", "N M", "table", None, "node (UNARY)", f"{_P}.act"),
         Stage("projector.out", "N D", "matmul", "mm.2.weight", "node (MUL_MAT, ADD), the last", _P),
     ),
+)
+GELU_TABLE = replace(  # a tower with GELU, which ggml reads from a table
+    TABLE,
+    block=tuple(replace(stage, kind="table") if stage.name == "ffn_act" else stage for stage in TABLE.block),
 )
 MERGER = ("projector.input_norm", "projector.shuffle", "projector.merger")
 
@@ -267,4 +271,5 @@ class Pixtral:
         return rows
 
     def stages(self) -> tuple[Stage, ...]:
-        return tuple(TABLE.run(self.config.n_stored, () if self.weights.merger is not None else MERGER))
+        table = TABLE if self.plan.activation == "silu" else GELU_TABLE
+        return tuple(table.run(self.config.n_stored, () if self.weights.merger is not None else MERGER))

@@ -115,6 +115,18 @@ def test_what_a_pair_cannot_say_is_refused(tmp_path: Path, field: str) -> None:
         convert.convert_folder(folder, str(tmp_path / "made"))
 
 
+def test_a_decoder_that_says_mistral_is_llama_s(tmp_path: Path) -> None:
+    """Without a sliding window, as the released folders have it."""
+    folder = save(written(tmp_path, "Pixtral"), tmp_path / "hf")
+    llama = convert.convert_folder(folder, str(tmp_path / "llama"), "F32")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= {"model_type": "mistral", "sliding_window": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    mistral = convert.convert_folder(folder, str(tmp_path / "mistral"), "F32")
+    assert mistral.text.read_bytes() == llama.text.read_bytes()
+    assert mistral.mmproj.read_bytes() == llama.mmproj.read_bytes()
+
+
 def test_a_tower_that_gives_another_than_its_last_state_is_refused(tmp_path: Path) -> None:
     """A config that says nothing has LLaVA's defaults: the state before the last, less its first row."""
     folder = save(written(tmp_path, "Pixtral"), tmp_path / "hf")

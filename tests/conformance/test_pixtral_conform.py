@@ -58,6 +58,13 @@ def test_in_its_profile_every_stage_agrees(case: Any, ran: Any, name: str, refer
     assert len(report.stages) == 3 + 2 + 3 * 15 + PROJECTOR[name] + 1 + 1 + 3 * 15 + 2
 
 
+def test_a_tower_with_gelu_agrees_with_llama_cpp(tmp_path: Path) -> None:
+    """ggml reads GELU from a table of float16, and bounds know it."""
+    c = FAMILY.write(tmp_path, Asked("is<image>", (WIDE,), vision=PixtralSpec(use_gelu=True)))
+    report = compared(c, LlamaCpp().run(c), profile="llama.cpp")
+    assert report.same and not report.findings
+
+
 @MODELS
 @pytest.mark.parametrize("reference, profile, other", [
     ("llama.cpp", "hf", {"fit=letterbox", "picture_size=mtmd", "line_breaks=rows"}),

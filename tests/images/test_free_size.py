@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llava_ref.errors import ParameterError
-from llava_ref.images.free_size import FreeSize
+from llava_ref.images.free_size import FreeSize, LongestEdge
 
 PROCESSOR, MTMD = FreeSize(28, 4, 16384, False), FreeSize(28, 8, 4096, True)
 
@@ -47,3 +47,26 @@ def test_what_transformers_refuses():
     with pytest.raises(ParameterError, match="image: 2010 x 10: one side is more than 200 times the other"):
         PROCESSOR.of(2010, 10)
     assert PROCESSOR.of(2000, 10)[1] == 28 and MTMD.of(2010, 10)[1] >= 28
+
+
+@pytest.mark.parametrize(
+    "size, seen",
+    [
+        ((1, 1), (16, 16)),
+        ((16, 17), (16, 32)),
+        ((100, 100), (112, 112)),
+        ((200, 100), (112, 64)),  # 100 x 50, then up
+        ((101, 300), (48, 112)),  # 33 x 100: sides are rounded down when they shrink
+        ((100, 1), (112, 16)),
+    ],
+)
+def test_a_picture_is_shrunk_and_then_rounded_up(size, seen):
+    assert LongestEdge(16, 100).of(*size) == seen
+
+
+def test_the_largest_picture_by_its_longest_edge():
+    rule = LongestEdge(16, 100)
+    assert (rule.least, rule.lines, rule.most) == (1, 7, 49)
+    assert rule.of(5000, 5000) == (112, 112)
+    with pytest.raises(ParameterError, match="1 x 101: one side vanishes when the other has 100 pixels"):
+        rule.of(1, 101)

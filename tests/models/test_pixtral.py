@@ -18,6 +18,7 @@ from llava_ref.conformance.pairs.random_weights import Random
 from llava_ref.conformance.pairs.writing import held, write
 from llava_ref.errors import GGUFError, PairError, ParameterError
 from llava_ref.models import tower_family
+from llava_ref.models.patch_grid import angles
 from llava_ref.models.pixtral import Pixtral, channels_first
 from llava_ref.profiles import PROFILES
 from llava_ref.tools.check import check
@@ -159,6 +160,13 @@ def test_squares_keep_the_numbers_of_a_channel_together():
         y, x_ = row // 3 * 2, row % 3 * 2
         patches = [(y + dy) * 6 + x_ + dx for dy in range(2) for dx in range(2)]
         np.testing.assert_array_equal(squares[row].reshape(3, 4), x[patches].T)
+
+
+def test_half_of_a_head_turns_by_the_row_and_half_by_the_column():
+    """Of the angles 10000^(-2j / d) rows have the even j and columns the odd ones."""
+    turned = angles(np.array([[0, 0], [3, 0], [0, 5]]), 16, apart=0.5)
+    even, odd = (10000.0 ** (-2.0 * np.arange(first, 8, 2) / 16) for first in (0, 1))
+    np.testing.assert_allclose(turned, [[0.0] * 8, [*3 * even, *[0.0] * 4], [*[0.0] * 4, *5 * odd]], rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", BOTH)
