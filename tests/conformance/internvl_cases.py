@@ -28,6 +28,7 @@ CASES = {
     "small ones that a tile holds": Asked("<image>is<image><image>", ((20, 28), (28, 28), (28, 9))),
     "one tile": Asked("<image>is<image>", (WIDE, (29, 29)), vision=replace(TOWER, most_tiles=1)),
     "two tiles at least": Asked("<image>is<image>", (WIDE, SQUARE), vision=replace(TOWER, least_tiles=2)),
+    "a large one": Asked("<image>is", ((701, 503),), vision=replace(TOWER, most_tiles=12)),
     "text alone": Asked(WORDS),
 }  # fmt: skip
 FAMILY = Family("InternVL", build_internvl, CASES, QWEN2, TOWER)

@@ -12,7 +12,10 @@ from llava_ref.conformance.engines.hf import internvl_prompt, settings
 from llava_ref.conformance.engines.hf import tiny as reference_hf
 from llava_ref.conformance.engines.hf.engine import Transformers
 from llava_ref.conformance.engines.llama_cpp import oracle
+from llava_ref.conformance.engines.llama_cpp.engine import LlamaCpp
 from llava_ref.conformance.engines.reference import Case, ReferenceError
+from llava_ref.conformance.pairs.qwen2vl import QwenTextSpec
+from llava_ref.tracing.distance import rel_rms
 
 from .family_stages import BACKENDS, BOUND, Asked, FamilyStages
 from .internvl_cases import CASES, FAMILY, TALL, TOWER, WIDE
@@ -37,6 +40,17 @@ def test_the_large_tower_of_transformers(tmp_path: Path, within: Any, backend: s
     run, ours = Transformers(stages=EVERYTHING).run(case), trace(model_of(case, "hf", backend), case)
     assert set(ours) == set(run.stages) and not differing(ours, run.stages, BOUND)
     within(f"InternVL, a large tower, transformers, every stage, {backend}", worst(ours, run.stages), BOUND)
+
+
+@pytest.mark.parametrize("kind, rows, logits", [("F16", 2e-3, 5e-3), ("Q8_0", 5e-2, 6e-2)])
+def test_narrow_weights_of_llama_cpp(tmp_path: Path, within: Any, kind: str, rows: float, logits: float) -> None:
+    text = QwenTextSpec(width=64, n_layer=2, mlp_width=96, sections=(), kind=kind)
+    vision = replace(TOWER, width=64, n_head=2, mlp_width=96, middle=64, kind=kind)
+    case = FAMILY.write(tmp_path, Asked("what <image> is the<image>", (WIDE, TALL), text, vision))
+    run, ours = LlamaCpp(stages=EVERYTHING).run(case), trace(model_of(case, "llama.cpp", "torch"), case)
+    apart = {name: rel_rms(ours[name], run.stages[name]) for name in ("projector.out", "result_output")}
+    within(f"InternVL, {kind}, image rows", apart["projector.out"], rows)
+    within(f"InternVL, {kind}, logits", apart["result_output"], logits)
 
 
 @COUNTED

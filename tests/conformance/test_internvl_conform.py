@@ -37,6 +37,12 @@ def test_conform_in_its_profile_every_stage_agrees(case: Any, ran: Any, referenc
     assert report.same and not report.findings
 
 
+def test_conform_in_precision_ggml_every_stage_agrees(case: Any, ran: Any) -> None:
+    fixed = {"kv_cache": "f32", "flash_attention": "off"}
+    report = compared(case(WIDE), ran(WIDE, "llama.cpp"), fixed, profile="llama.cpp", precision="ggml")
+    assert report.same and not report.findings
+
+
 ONE = replace(TOWER, most_tiles=1)
 DIFFERENCES: dict[tuple[int, int], tuple[Any, dict[str, tuple[str, ...]]]] = {
     (28, 28): (TOWER, {"vision.pos_embd": ("class_token=last",)}),
