@@ -23,7 +23,8 @@ from .reference_cases import EVERYTHING, differing, model_of, random_sizes, trac
 
 reason = reference_hf.missing() or oracle.missing()
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]
-SIZES = random_sizes(600, lambda width, height: True)
+EQUAL = [(x * n, y * n) for x, y in ((1, 1), (1, 2), (2, 1), (2, 3), (3, 1)) for n in (9, 14, 20, 28, 40, 57, 120)]
+SIZES = [*random_sizes(600, lambda width, height: True), *EQUAL]  # the last of the aspect of several grids
 COUNTED = pytest.mark.parametrize("name", ["four of all shapes", "two tiles at least", "one tile"])
 __all__ = ["FAMILY"]
 
