@@ -155,7 +155,7 @@ class Llava:
         clock = Clock(load_s=self.load_s, preprocess_s=request.decode_s)
         ids = request.token_ids
         limit = remaining(len(ids), self.n_context, max_tokens)
-        sampler = Sampler(sampling, self.tokenizer.n_vocab, [token for token in ids if token >= 0], limit)
+        sampler = Sampler(sampling, self.text.config.n_vocab, [token for token in ids if token >= 0], limit)
         stops = StopStrings(stop)
 
         def turns() -> Iterator[Step | Turn]:

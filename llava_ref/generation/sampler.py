@@ -63,7 +63,7 @@ class Sampler:
             best = int(logits.argmax())
             return np.array([best]), logits[best : best + 1]
         if self._matcher is not None:
-            logits = np.where(self._matcher.allowed(), logits, -np.inf)
+            logits = np.where(self._matcher.allowed()[: len(logits)], logits, -np.inf)  # tokens that can be said
         return np.arange(len(logits)), filtered(logits, self._history, self.sampling)
 
     def _draw(self, x: np.ndarray) -> int:

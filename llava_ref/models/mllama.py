@@ -101,9 +101,17 @@ def read(file: GGUFFile, quirks: Quirks) -> MllamaPlan:
     tokens = file.array("tokenizer.ggml.tokens", "string")
     if PICTURE not in tokens:
         raise GGUFError(file.path, "tokenizer.ggml.tokens", f"has no {PICTURE}, the token of a picture")
-    if "output.weight" in file.tensors:
-        c = replace(c, n_vocab=file.tensors["output.weight"].shape[0])
-    return MllamaPlan(c, tuple(looks), tokens.index(PICTURE), quirks.blind_rows == "see")
+    return MllamaPlan(_said(file, c), tuple(looks), tokens.index(PICTURE), quirks.blind_rows == "see")
+
+
+def _said(file: GGUFFile, c: TextConfig) -> TextConfig:
+    """Return the settings with the number of tokens that can be said: the rows of the output. Raises GGUFError."""
+    if "output.weight" not in file.tensors:  # tensors need not be there for `about`
+        return c
+    rows = (*file.tensors["output.weight"].shape, 0)[0]
+    if not 0 < rows <= c.n_vocab:
+        raise GGUFError(file.path, "output.weight", f"has {rows} rows for {c.n_vocab} tokens")
+    return replace(c, n_vocab=rows)
 
 
 def load(file: GGUFFile, ops: Ops, p: MllamaPlan) -> MllamaWeights:

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 def look(model: Llava, request: Request, max_tokens: int, top: int) -> Lensed:
     """Generate an answer and compute the lens over prompt and answer."""
     reply = model.answer(request, Sampling(), max_tokens=max_tokens).finish()
-    lens = logit_lens(model, request, reply.token_ids, top=min(top, model.tokenizer.n_vocab))
+    lens = logit_lens(model, request, reply.token_ids, top=min(top, model.text.config.n_vocab))
     shown = {int(token) for token in lens.tokens.ravel()} | {token for token in lens.token_ids if token >= 0}
     pictures = tuple(
         LensPicture(model.preprocess(image), image.rgb, picture_positions(request, i))

@@ -22,6 +22,7 @@ from llava_ref.conformance.pairs.mllama import (
 from llava_ref.conformance.pairs.random_weights import Random
 from llava_ref.conformance.pairs.writing import held, write
 from llava_ref.errors import GGUFError, NumericsError, ParameterError, PromptError
+from llava_ref.generation.grammar import JsonGrammars
 from llava_ref.generation.reuse import Reuse
 from llava_ref.generation.sampling import Sampling
 from llava_ref.models import mllama, mllama_vision, text_family, tower_family
@@ -118,6 +119,23 @@ def test_a_picture_is_one_position_and_no_answer_can_say_it(model):
     assert len(model.request_logits(request)[-1]) == model.tokenizer.n_vocab - 1
     with pytest.raises(PromptError, match="tokens: an id is not in 0..393"):
         model.logits("what <|image|> is")
+
+
+def test_an_answer_by_a_grammar_or_a_bias_has_no_token_of_a_picture(model):
+    request = model.raw_request("what<image>", PICTURES[:1])
+    assert model.tokenizer.n_vocab == 395, "one more than the logits have"
+    sampling = Sampling(grammar=JsonGrammars(model.tokenizer).grammar(), logit_bias={393: 1.0})
+    assert model.answer(request, sampling, max_tokens=12).finish().usage["completion_tokens"] <= 12
+    with pytest.raises(ParameterError, match="logit_bias: 394: no such token, expected 0 to 393"):
+        model.answer(request, Sampling(logit_bias={394: 1.0}))
+
+
+def test_an_output_with_more_rows_than_tokens_is_refused(tmp_path):
+    tensors = mllama_text_tensors(TEXT, Random(0, 1.0))
+    tensors["output.weight"] = tensors["token_embd.weight"]
+    write(tmp_path / "text.gguf", mllama_text_metadata(TEXT), tensors)
+    with pytest.raises(GGUFError, match="output.weight: has 402 rows for 395 tokens"):
+        load(tmp_path / "text.gguf")
 
 
 def test_the_layout_of_tiles():
