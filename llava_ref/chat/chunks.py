@@ -5,7 +5,7 @@ The profile's quirks decide how the text around a picture is tokenised.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 
 from ..errors import PromptError
 from ..profiles import Quirks
@@ -13,7 +13,7 @@ from ..tokenizer.quote import IMAGE, Quote
 from ..tokenizer.tokenizer import Tokenizer
 from .rendering import Prompt
 
-__all__ = ["ImageChunk", "Prompt", "TextChunk", "chunks", "raw"]
+__all__ = ["ImageChunk", "Prompt", "TextChunk", "check_beside", "chunks", "raw"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,17 @@ def raw(text: str, n_images: int, tokenizer: Tokenizer) -> Prompt:
     if slots != n_images:
         raise PromptError("prompt", IMAGE, f"{slots} in the prompt for {n_images} images, expected one for each")
     return Prompt(text, Quote.over([text], tokenizer.control_texts), ())
+
+
+def check_beside(prompt: Prompt, markers: Sequence[str]) -> None:
+    """Raise PromptError if one of `markers`, which a slot stands for too, is beside a slot: it would be there twice.
+
+    A user's text is quoted, and no marker in it counts."""
+    for before, behind in pairwise(prompt.text.split(IMAGE)):
+        for marker in markers:
+            if before.rstrip().endswith(marker) or behind.lstrip().startswith(marker):
+                problem = f"{marker} stands beside it, which it brings itself: leave {marker} out"
+                raise PromptError("prompt", IMAGE, problem)
 
 
 def chunks(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import images
-from ..chat.chunks import Prompt, chunks, raw
+from ..chat.chunks import Prompt, check_beside, chunks, raw
 from ..chat.messages import ImagePart, parse_messages, unheard
 from ..chat.rendering import render_prompt
 from ..chat.templates import ChatTemplate
@@ -64,6 +64,8 @@ class Prompts:
         if prompt.images and self.tower is None:
             where = prompt.images[0].where
             raise PromptError(where, "image", "the model was loaded without an mmproj file and cannot see pictures")
+        if self.tower is not None:
+            check_beside(prompt, self.tower.MARKERS)
         sizes = [images.measure(part.source, part.where, exif=self.quirks.exif) for part in prompt.images]
         spans = tuple(self.tower.span(*size) for size in sizes) if self.tower is not None else ()
         stretches = [span.stretches for span in spans]

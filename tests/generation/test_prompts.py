@@ -9,7 +9,9 @@ from PIL import Image
 from llava_ref import images, load
 from llava_ref.chat.chunks import ImageChunk, TextChunk, chunks, raw
 from llava_ref.conformance.pairs.gemma3 import Gemma3Spec, SiglipSpec, build_gemma3
+from llava_ref.conformance.pairs.idefics3 import Idefics3Spec, build_idefics3
 from llava_ref.conformance.pairs.pairs import TextSpec, VisionSpec, build
+from llava_ref.conformance.pairs.qwen2vl import QwenTextSpec, QwenVisionSpec, build_qwen2vl
 from llava_ref.errors import ImageError, PromptError
 from llava_ref.profiles import PROFILES
 from llava_ref.tokenizer.quote import IMAGE
@@ -49,6 +51,47 @@ def model(request, pairs):
 def undecoded(monkeypatch):
     """Fail where a picture is decoded."""
     monkeypatch.setattr(images, "load", lambda *a, **b: pytest.fail("a picture was decoded"))
+
+
+MARKED = {
+    "gemma3": ("<start_of_image>", "<end_of_image>"),
+    "idefics3": ("<fake_token_around_image><global-img>", "<fake_token_around_image>"),
+    "qwen2vl": ("<|vision_start|>", "<|vision_end|>"),
+}
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory):
+    """Models whose pictures stand between control tokens."""
+    made = {
+        "gemma3": build_gemma3(tmp_path_factory.mktemp("gemma3"), Gemma3Spec(), SiglipSpec()),
+        "idefics3": build_idefics3(tmp_path_factory.mktemp("idefics3"), TextSpec(context=1024), Idefics3Spec()),
+        "qwen2vl": build_qwen2vl(tmp_path_factory.mktemp("qwen2vl"), QwenTextSpec(), QwenVisionSpec()),
+    }
+    return {name: load(pair.text, pair.mmproj, backend="numpy") for name, pair in made.items()}
+
+
+@pytest.mark.parametrize("name", MARKED)
+@pytest.mark.parametrize("prompt", ["the{}<image>{} red", "the{} <image>red", "<image>\n{1}", "<image>is {}<image>"])
+def test_a_marker_beside_a_slot_is_refused_because_the_slot_brings_it(marked, undecoded, name, prompt):
+    """llama.cpp and transformers' Idefics3Processor put it there twice; Gemma3Processor takes the second for another
+    picture; Qwen2VLProcessor adds none, and finds none in a prompt without them."""
+    prompt = prompt.format(*MARKED[name])
+    with pytest.raises(PromptError, match=r"prompt: <image>: <.*> stands beside it, which it brings itself"):
+        marked[name].raw_request(prompt, [RGB] * prompt.count(IMAGE))
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_a_marker_elsewhere_or_typed_by_a_user_is_not(marked, name):
+    start, end = MARKED[name]
+    model = marked[name]
+    assert model.raw_request(f"{start} the <image> red{end}", [RGB]).spans
+    typed, plain = (
+        model.request(ask(*said)) for said in ((f"what is {start}", RGB, f"{end} red"), ("what is", RGB, "red"))
+    )
+    for marker in {start, end} & set(model.tokenizer.control_texts):  # Gemma's are user-defined tokens, and anyone's
+        mark = model.tokenizer.encode(marker)[0]
+        assert typed.token_ids.count(mark) == plain.token_ids.count(mark)
 
 
 def test_counting_decodes_nothing(model, undecoded):
