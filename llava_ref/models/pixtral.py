@@ -32,6 +32,7 @@ from .weights import Weights
 MERGE, ROPE_BASE = "clip.vision.spatial_merge_size", "clip.rope.freq_base"
 BREAK, END = "[IMG_BREAK]", "[IMG_END]"
 MOST = 128  # squares along a side: as many in all as Qwen2-VL's processor allows
+WIDEST = 512  # pixels along a square's side: the smallest picture of llama.cpp has eight
 _V, _HV = "v.blk.{i}", "vision_tower.transformer.layers.{i}"
 _P = "multi_modal_projector"
 TABLE = Table(
@@ -99,6 +100,8 @@ def read(file: GGUFFile, quirks: Quirks) -> PixtralPlan:
     if (base := file.number(ROPE_BASE, 0.0, 1e15, BASE)) != BASE:
         raise GGUFError(file.path, ROPE_BASE, f"{base:g} is not supported, expected {BASE:g} or no such key")
     square = merge * c.patch_size
+    if square > WIDEST:
+        raise GGUFError(file.path, "clip.vision.patch_size", f"{c.patch_size} x {merge} is more than {WIDEST} pixels")
     if c.image_size > MOST * square:
         problem = f"{c.image_size} is more than {MOST} squares of {square} pixels"
         raise GGUFError(file.path, "clip.vision.image_size", problem)

@@ -68,6 +68,7 @@ def test_the_projector_names_the_family(pairs):
         ({"clip.vision.image_size": None}, "clip.vision.image_size: missing"),
         ({"clip.vision.image_size": 4096}, "clip.vision.image_size: 4096 is more than 128 squares of 16 pixels"),
         ({"clip.vision.attention.head_count": 8}, "clip.vision.attention.head_count: 48 / 8 is no multiple of 4"),
+        ({"clip.vision.patch_size": 520}, "clip.vision.patch_size: 520 x 1 is more than 512 pixels"),
         ({"clip.vision.feature_layer": [2]}, "clip.vision.feature_layer: 2, expected no such key"),
         ({"clip.rope.freq_base": 1e6}, r"clip.rope.freq_base: 1e\+06 is not supported, expected 10000 or no such key"),
         ({"clip.vision.n_wa_pattern": 2}, "clip.vision.n_wa_pattern: 2 is not supported"),
@@ -202,11 +203,15 @@ def test_the_server_answers_about_pictures(pairs, profile):
     with running.serving(pair=(pair.text, pair.mmproj), load=partial(loaded, profile)) as server:
         reply = server.post("/v1/chat/completions", body).json()
         stream = server.post("/v1/chat/completions", body | {"stream": True}).text
+        asked = [*body["messages"], {"role": "assistant", "content": "red"}]
+        looked = server.post("/v1/look", {"messages": asked}).json()
     assert reply["usage"]["completion_tokens"] == 3
     assert reply["usage"]["prompt_tokens_details"]["image_tokens"] == (12 if profile == "hf" else 14)
     events = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
     deltas = [event["choices"][0]["delta"].get("content") or "" for event in events if event["choices"]]
     assert "".join(deltas) == reply["choices"][0]["message"]["content"]
+    assert looked["size"] == [64, 48] and looked["grid"] == [3, 4]  # breaks are not among the squares
+    assert np.shape(looked["attention"])[1:] == (3, 4)
 
 
 @pytest.mark.parametrize("context, says", [(36, "the largest leave no room"), (2, "there is no room")])

@@ -17,7 +17,7 @@ from llava_ref.gguf.file import GGUFFile
 from ...convert.hf_weights import plain_name
 from ..reference import ReferenceError
 from .llava import fill_decoder, in_halves, text_state
-from .model import HfModel, transformers
+from .model import Family, HfModel, transformers
 from .settings import LARGE, VisionSettings, read_text, read_tower
 from .tensors import TensorReader
 
@@ -37,7 +37,7 @@ def load_pixtral(text: GGUFFile, mmproj: GGUFFile) -> HfModel:
     config, state, divisors = text_state(text, c, extra=False)
     state |= _vision_state(mmproj, vision, merged)
     module = _module(_joined(config, vision, tokens.index(IMAGE), merged), state)
-    family: Any = "mistral3" if merged else "pixtral"
+    family: Family = "mistral3" if merged else "pixtral"
     model = HfModel(module.eval(), family, text, c.n_vocab, tokens.index(IMAGE), vision)
     _fill_tower(model, mmproj)
     fill_decoder(model, c, divisors)
