@@ -11,6 +11,7 @@ from llava_ref.chat.chunks import ImageChunk, TextChunk, chunks, raw
 from llava_ref.conformance.pairs.gemma3 import Gemma3Spec, SiglipSpec, build_gemma3
 from llava_ref.conformance.pairs.idefics3 import Idefics3Spec, build_idefics3
 from llava_ref.conformance.pairs.pairs import TextSpec, VisionSpec, build
+from llava_ref.conformance.pairs.pixtral import PixtralSpec, build_pixtral
 from llava_ref.conformance.pairs.qwen2vl import QwenTextSpec, QwenVisionSpec, build_qwen2vl
 from llava_ref.errors import ImageError, PromptError
 from llava_ref.profiles import PROFILES
@@ -57,6 +58,7 @@ MARKED = {
     "gemma3": ("<start_of_image>", "<end_of_image>"),
     "idefics3": ("<fake_token_around_image><global-img>", "<fake_token_around_image>"),
     "qwen2vl": ("<|vision_start|>", "<|vision_end|>"),
+    "pixtral": ("[IMG_BREAK]", "[IMG_END]"),
 }
 
 
@@ -67,6 +69,7 @@ def marked(tmp_path_factory):
         "gemma3": build_gemma3(tmp_path_factory.mktemp("gemma3"), Gemma3Spec(), SiglipSpec()),
         "idefics3": build_idefics3(tmp_path_factory.mktemp("idefics3"), TextSpec(context=1024), Idefics3Spec()),
         "qwen2vl": build_qwen2vl(tmp_path_factory.mktemp("qwen2vl"), QwenTextSpec(), QwenVisionSpec()),
+        "pixtral": build_pixtral(tmp_path_factory.mktemp("pixtral"), TextSpec(), PixtralSpec()),
     }
     return {name: load(pair.text, pair.mmproj, backend="numpy") for name, pair in made.items()}
 
@@ -77,7 +80,7 @@ def test_a_marker_beside_a_slot_is_refused_because_the_slot_brings_it(marked, un
     """llama.cpp and transformers' Idefics3Processor put it there twice; Gemma3Processor takes the second for another
     picture; Qwen2VLProcessor adds none, and finds none in a prompt without them."""
     prompt = prompt.format(*MARKED[name])
-    with pytest.raises(PromptError, match=r"prompt: <image>: <.*> stands beside it, which it brings itself"):
+    with pytest.raises(PromptError, match=r"prompt: <image>: [<\[].*[>\]] stands beside it, which it brings itself"):
         marked[name].raw_request(prompt, [RGB] * prompt.count(IMAGE))
 
 
