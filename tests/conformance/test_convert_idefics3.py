@@ -9,19 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import llava_ref
 from llava_ref import gguf
 from llava_ref.conformance.convert import cli as convert
 from llava_ref.conformance.convert.hf_config import ConversionError
-from llava_ref.conformance.engines.hf import bpe_tokenizer, from_gguf, idefics3_prompt
+from llava_ref.conformance.engines.hf import bpe_tokenizer, idefics3_prompt
 from llava_ref.conformance.engines.hf import tiny as reference_hf
-from llava_ref.conformance.engines.hf.engine import Transformers
 from llava_ref.conformance.engines.llama_cpp import oracle
-from llava_ref.conformance.engines.llama_cpp.engine import LlamaCpp
 from llava_ref.conformance.engines.reference import Case
 from llava_ref.conformance.pairs.idefics3 import Idefics3Spec, build_idefics3
 from llava_ref.conformance.pairs.pairs import Pair, TextSpec
-from llava_ref.tracing.distance import rel_rms
+
+from .converted import BOUNDS, assert_same_files, assert_same_ids, converted, distance_said, saved
 
 reason = reference_hf.missing() or oracle.missing()
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]
@@ -35,46 +33,22 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 def save(pair: Pair, folder: Path) -> Path:
-    """Write a folder as transformers does: model, tokenizer and image processor."""
-    model = from_gguf.load(pair.text, pair.mmproj)
-    assert model.vision is not None
-    model.module.save_pretrained(folder)
-    tokenizer: Any = bpe_tokenizer.bpe_tokenizer(model.text_file)
-    tokenizer.bos_token, tokenizer.eos_token = "<|endoftext|>", "<end_of_utterance>"
-    tokenizer.save_pretrained(folder)
-    idefics3_prompt.image_processor(model.vision).save_pretrained(folder)
-    return folder
+    tokenizer_of, ends = bpe_tokenizer.bpe_tokenizer, ("<|endoftext|>", "<end_of_utterance>")
+    return saved(pair, folder, tokenizer_of, idefics3_prompt, ends)
 
 
 def test_there_and_back(pair: Pair, tmp_path: Path) -> None:
-    """Every tensor is equal bit for bit, every key but the name and the template."""
-    made = convert.convert_folder(save(pair, tmp_path / "hf"), str(tmp_path / "made"), "F32")
-    for found, want in ((made.text, pair.text), (made.mmproj, pair.mmproj)):
-        ours, theirs = gguf.read(found), gguf.read(want)
-        assert ours.tensors.keys() == theirs.tensors.keys()
-        for name, view in theirs.tensors.items():
-            assert (ours.tensors[name].type, ours.tensors[name].shape) == (view.type, view.shape), name
-            assert bytes(ours.tensors[name].data) == bytes(view.data), name
-        assert not [key for key in theirs if key not in ours and key != "tokenizer.chat_template"]
-        assert not [key for key in theirs if key in ours and ours[key] != theirs[key]]
-    llama = oracle.Oracle(made.text)
-    want_ids = bpe_tokenizer.bpe_tokenizer(gguf.read(pair.text))
-    model = llava_ref.load(made.text, made.mmproj, backend="numpy")
-    for string, ids in zip(STRINGS, llama.tokenize(STRINGS, bos=False), strict=True):
-        assert ids == list(want_ids(string)["input_ids"]) == model.tokenizer.encode(string)
+    made = converted(save(pair, tmp_path / "hf"))
+    assert_same_files(made, pair)
+    assert_same_ids(made, STRINGS, bpe_tokenizer.bpe_tokenizer(gguf.read(pair.text)))
 
 
-@pytest.mark.parametrize("profile", ["hf", "llama.cpp"])
+@pytest.mark.parametrize("profile", BOUNDS)
 def test_a_converted_model_says_the_same(pair: Pair, tmp_path: Path, within: Any, profile: str) -> None:
-    made = convert.convert_folder(save(pair, tmp_path / "hf"), str(tmp_path / "made"), "F32")
     Image.fromarray(np.random.default_rng(2).integers(0, 256, (90, 50, 3), np.uint8)).save(tmp_path / "p.png")
     case = Case(pair.text, pair.mmproj, (tmp_path / "p.png",), "is<image>red")
-    engine: Any = Transformers() if profile == "hf" else LlamaCpp()
-    run = engine.run(case)
-    model = llava_ref.load(made.text, made.mmproj, backend="numpy", profile=profile)
-    logits = model.request_logits(model.raw_request(case.prompt, case.images))
-    bound = 2e-5 if profile == "hf" else 5e-3
-    within(f"Idefics3, converted, {profile}", rel_rms(logits, run.stages["result_output"]), bound)
+    said = distance_said(converted(save(pair, tmp_path / "hf")), case, profile)
+    within(f"Idefics3, converted, {profile}", said, BOUNDS[profile])
 
 
 @pytest.mark.parametrize(

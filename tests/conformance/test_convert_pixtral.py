@@ -7,20 +7,17 @@ from typing import Any
 
 import pytest
 
-import llava_ref
 from llava_ref import gguf
 from llava_ref.conformance.convert import cli as convert
 from llava_ref.conformance.convert.hf_config import ConversionError
-from llava_ref.conformance.engines.hf import bpe_tokenizer, from_gguf, pixtral_prompt
+from llava_ref.conformance.engines.hf import bpe_tokenizer, pixtral_prompt
 from llava_ref.conformance.engines.hf import tiny as reference_hf
-from llava_ref.conformance.engines.hf.engine import Transformers
 from llava_ref.conformance.engines.llama_cpp import oracle
-from llava_ref.conformance.engines.llama_cpp.engine import LlamaCpp
 from llava_ref.conformance.engines.reference import Case
 from llava_ref.conformance.pairs.pairs import TextSpec
 from llava_ref.conformance.pairs.pixtral import build_pixtral
-from llava_ref.tracing.distance import rel_rms
 
+from .converted import BOUNDS, UNSAID, assert_same_files, assert_same_ids, converted, distance_said, saved
 from .family_stages import Asked, Family
 from .pixtral_cases import SMALL, TALL, TOWER, WIDE, WORDS
 
@@ -46,49 +43,24 @@ def written(folder: Path, name: str) -> Case:
 
 
 def save(case: Case, folder: Path) -> Path:
-    """Write a folder as transformers does: model, tokenizer and image processor."""
-    model = from_gguf.load(case.text, case.mmproj)
-    assert model.vision is not None
-    model.module.save_pretrained(folder)
-    tokenizer: Any = bpe_tokenizer.bpe_tokenizer(model.text_file)
-    tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
-    tokenizer.save_pretrained(folder)
-    pixtral_prompt.image_processor(model.vision).save_pretrained(folder)
-    return folder
+    return saved(case, folder, bpe_tokenizer.bpe_tokenizer, pixtral_prompt, ("<s>", "</s>"))
 
 
 @MODELS
 def test_there_and_back(tmp_path: Path, name: str) -> None:
-    """Every tensor is equal bit for bit, and every key that a folder can say."""
     case = written(tmp_path, name)
-    assert case.mmproj is not None
-    made = convert.convert_folder(save(case, tmp_path / "hf"), str(tmp_path / "made"), "F32")
-    for found, want in ((made.text, case.text), (made.mmproj, case.mmproj)):
-        ours, theirs = gguf.read(found), gguf.read(want)
-        assert ours.tensors.keys() == theirs.tensors.keys()
-        for tensor, view in theirs.tensors.items():
-            assert (ours.tensors[tensor].type, ours.tensors[tensor].shape) == (view.type, view.shape), tensor
-            assert bytes(ours.tensors[tensor].data) == bytes(view.data), tensor
-        otherwise = {"tokenizer.chat_template", "tokenizer.ggml.pre"}
-        assert not [key for key in theirs if key not in otherwise and (key not in ours or ours[key] != theirs[key])]
+    made = converted(save(case, tmp_path / "hf"))
+    assert_same_files(made, case, {*UNSAID, "tokenizer.ggml.pre"})
     assert gguf.read(made.text)["tokenizer.ggml.pre"] == RULES[name][1]
-    wanted = bpe_tokenizer.bpe_tokenizer(gguf.read(case.text))
-    model = llava_ref.load(made.text, made.mmproj, backend="numpy")
-    for string, ids in zip(STRINGS, oracle.Oracle(made.text).tokenize(STRINGS, bos=False), strict=True):
-        assert ids == list(wanted(string, add_special_tokens=False)["input_ids"]) == model.tokenizer.encode(string)
+    assert_same_ids(made, STRINGS, bpe_tokenizer.bpe_tokenizer(gguf.read(case.text)))
 
 
 @MODELS
-@pytest.mark.parametrize("profile", ["hf", "llama.cpp"])
+@pytest.mark.parametrize("profile", BOUNDS)
 def test_a_converted_model_says_the_same(tmp_path: Path, within: Any, name: str, profile: str) -> None:
     case = written(tmp_path, name)
-    made = convert.convert_folder(save(case, tmp_path / "hf"), str(tmp_path / "made"), "F32")
-    engine: Any = Transformers() if profile == "hf" else LlamaCpp()
-    run = engine.run(case)
-    model = llava_ref.load(made.text, made.mmproj, backend="numpy", profile=profile)
-    logits = model.request_logits(model.raw_request(case.prompt, case.images))
-    within(f"Pixtral, converted, {profile}", rel_rms(logits, run.stages["result_output"]),
-           2e-5 if profile == "hf" else 5e-3)  # fmt: skip
+    said = distance_said(converted(save(case, tmp_path / "hf")), case, profile)
+    within(f"Pixtral, converted, {profile}", said, BOUNDS[profile])
 
 
 REFUSED: dict[str, dict[str, Any]] = {

@@ -6,18 +6,15 @@ from typing import Any
 
 import pytest
 
-import llava_ref
 from llava_ref import gguf
 from llava_ref.conformance.convert import cli as convert
 from llava_ref.conformance.convert.hf_config import ConversionError
-from llava_ref.conformance.engines.hf import from_gguf, qwen2vl_prompt
+from llava_ref.conformance.engines.hf import qwen2vl_prompt
 from llava_ref.conformance.engines.hf import tiny as reference_hf
-from llava_ref.conformance.engines.hf.engine import Transformers
 from llava_ref.conformance.engines.llama_cpp import oracle
-from llava_ref.conformance.engines.llama_cpp.engine import LlamaCpp
 from llava_ref.conformance.engines.reference import Case
-from llava_ref.tracing.distance import rel_rms
 
+from .converted import BOUNDS, assert_same_files, assert_same_ids, converted, distance_said, saved
 from .qwen2vl_cases import ANY_SIZE, FAMILY, WHOLE_BLOCKS
 
 reason = reference_hf.missing() or oracle.missing()
@@ -34,47 +31,23 @@ OTHERWISE = {"clip.vision.feed_forward_length", "clip.vision.image_size", "token
 
 
 def save(case: Case, folder: Path) -> Path:
-    """Write a folder as transformers does: model, tokenizer and image processor."""
-    model = from_gguf.load(case.text, case.mmproj)
-    assert model.vision is not None
-    model.module.save_pretrained(folder)
-    tokenizer: Any = qwen2vl_prompt.qwen_tokenizer(model.text_file)
-    tokenizer.eos_token, tokenizer.bos_token = "<|im_end|>", "<|endoftext|>"
-    tokenizer.save_pretrained(folder)
-    qwen2vl_prompt.image_processor(model.vision).save_pretrained(folder)
-    return folder
+    return saved(case, folder, qwen2vl_prompt.qwen_tokenizer, qwen2vl_prompt, ("<|endoftext|>", "<|im_end|>"))
 
 
 @MODELS
 def test_there_and_back(tmp_path: Path, name: str) -> None:
-    """Every tensor is equal bit for bit, and every key that a folder can say."""
     case = FAMILY.write(tmp_path, SENT[name])
-    assert case.mmproj is not None
-    made = convert.convert_folder(save(case, tmp_path / "hf"), str(tmp_path / "made"), "F32")
-    for found, want in ((made.text, case.text), (made.mmproj, case.mmproj)):
-        ours, theirs = gguf.read(found), gguf.read(want)
-        assert ours.tensors.keys() == theirs.tensors.keys()
-        for tensor, view in theirs.tensors.items():
-            assert (ours.tensors[tensor].type, ours.tensors[tensor].shape) == (view.type, view.shape), tensor
-            assert bytes(ours.tensors[tensor].data) == bytes(view.data), tensor
-        assert not [key for key in theirs if key not in OTHERWISE and (key not in ours or ours[key] != theirs[key])]
-    wanted = qwen2vl_prompt.qwen_tokenizer(gguf.read(case.text))
-    model = llava_ref.load(made.text, made.mmproj, backend="numpy")
-    for string, ids in zip(STRINGS, oracle.Oracle(made.text).tokenize(STRINGS, bos=False), strict=True):
-        assert ids == list(wanted(string)["input_ids"]) == model.tokenizer.encode(string)
+    made = converted(save(case, tmp_path / "hf"))
+    assert_same_files(made, case, OTHERWISE)
+    assert_same_ids(made, STRINGS, qwen2vl_prompt.qwen_tokenizer(gguf.read(case.text)))
 
 
 @MODELS
-@pytest.mark.parametrize("profile", ["hf", "llama.cpp"])
+@pytest.mark.parametrize("profile", BOUNDS)
 def test_a_converted_model_says_the_same(tmp_path: Path, within: Any, name: str, profile: str) -> None:
     case = FAMILY.write(tmp_path, SENT[name])
-    made = convert.convert_folder(save(case, tmp_path / "hf"), str(tmp_path / "made"), "F32")
-    engine: Any = Transformers() if profile == "hf" else LlamaCpp()
-    run = engine.run(case)
-    model = llava_ref.load(made.text, made.mmproj, backend="numpy", profile=profile)
-    logits = model.request_logits(model.raw_request(case.prompt, case.images))
-    bound = 2e-5 if profile == "hf" else 5e-3
-    within(f"Qwen2-VL, converted, {profile}", rel_rms(logits, run.stages["result_output"]), bound)
+    said = distance_said(converted(save(case, tmp_path / "hf")), case, profile)
+    within(f"Qwen2-VL, converted, {profile}", said, BOUNDS[profile])
 
 
 REFUSED: dict[str, dict[str, Any]] = {
