@@ -150,7 +150,6 @@ class Clip:
 
     ORIGINAL: ClassVar[str] = "llava"
     MARKERS: ClassVar[tuple[str, ...]] = ()
-    REPLAYS: ClassVar[bool] = True
     file: GGUFFile
     config: VisionConfig
     plan: ClipPlan
@@ -180,6 +179,11 @@ class Clip:
             "activation": p.activation,
             "projector_activation": p.gelu,
         }
+
+    @property
+    def replays(self) -> bool:
+        """Return whether no array is made on the host: MobileVLM's neighbours are."""
+        return self.config.projector not in HALVED
 
     @property
     def width(self) -> int:

@@ -44,8 +44,6 @@ class Tower(Protocol):
     """Whose code profile `llava` follows: of `profiles.ORIGINALS`."""
     MARKERS: ClassVar[tuple[str, ...]]
     """Control tokens that stand beside a picture."""
-    REPLAYS: ClassVar[bool]
-    """Whether a device may record what `encode` launches: it makes no array on the host on the way."""
 
     @property
     def file(self) -> GGUFFile: ...
@@ -55,6 +53,11 @@ class Tower(Protocol):
 
     @property
     def ops(self) -> Ops: ...
+
+    @property
+    def replays(self) -> bool:
+        """Return whether a device may record what `encode` launches: it makes no array on the host on the way."""
+        ...
 
     @property
     def width(self) -> int:
@@ -186,7 +189,7 @@ def encode(tower: Tower, pixels: np.ndarray, size: tuple[int, int] = (1, 1), tap
     infinity, naming the first tensor to hold one."""
     ops = tower.ops
     with np.errstate(all="ignore"):  # bad numbers are found by `all_finite`, not by numpy's warnings
-        if tap is no_tap and tower.REPLAYS:
+        if tap is no_tap and tower.replays:
             found = ops.concat([ops.replay(tower.encode, tile[None]) for tile in pixels])
         else:
             found = _watched(tower, pixels, tap)

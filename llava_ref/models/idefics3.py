@@ -88,7 +88,7 @@ class Idefics3:
 
     ORIGINAL: ClassVar[str] = "hf"
     MARKERS: ClassVar[tuple[str, ...]] = (named_tiles.START, named_tiles.OVERVIEW, named_tiles.FIRST)
-    REPLAYS: ClassVar[bool] = True
+    replays: ClassVar[bool] = False  # the order of patches is made on the host
     file: GGUFFile
     config: VisionConfig
     tiles: NamedTiles

@@ -151,7 +151,7 @@ class InternVL:
 
     ORIGINAL: ClassVar[str] = "hf"
     MARKERS: ClassVar[tuple[str, ...]] = ("<img>", "</img>")
-    REPLAYS: ClassVar[bool] = True
+    replays: ClassVar[bool] = False  # the order of patches is made on the host
     file: GGUFFile
     plan: InternPlan
     weights: InternWeights

@@ -239,7 +239,7 @@ class MllamaVision:
 
     ORIGINAL: ClassVar[str] = "meta"
     MARKERS: ClassVar[tuple[str, ...]] = (PICTURE,)
-    REPLAYS: ClassVar[bool] = False  # tiles are laid out on the host
+    replays: ClassVar[bool] = False  # tiles are laid out on the host
     file: GGUFFile
     plan: MllamaVisionPlan
     weights: MllamaVisionWeights

@@ -198,7 +198,7 @@ class Pixtral:
 
     ORIGINAL: ClassVar[str] = "hf"
     MARKERS: ClassVar[tuple[str, ...]] = (BREAK, END)
-    REPLAYS: ClassVar[bool] = False  # the places of patches are made on the host
+    replays: ClassVar[bool] = False  # the places of patches are made on the host
     file: GGUFFile
     plan: PixtralPlan
     weights: PixtralWeights

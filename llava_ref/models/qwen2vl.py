@@ -162,7 +162,7 @@ class QwenVision:
 
     ORIGINAL: ClassVar[str] = "hf"
     MARKERS: ClassVar[tuple[str, ...]] = ("<|vision_start|>", "<|vision_end|>")
-    REPLAYS: ClassVar[bool] = False  # patches are laid out on the host
+    replays: ClassVar[bool] = False  # patches are laid out on the host
     file: GGUFFile
     plan: QwenVisionPlan
     weights: QwenVisionWeights

@@ -129,7 +129,7 @@ class Siglip:
 
     ORIGINAL: ClassVar[str] = "hf"
     MARKERS: ClassVar[tuple[str, ...]] = ("<start_of_image>", "<end_of_image>")
-    REPLAYS: ClassVar[bool] = True
+    replays: ClassVar[bool] = True
     file: GGUFFile
     config: VisionConfig
     merge: int
