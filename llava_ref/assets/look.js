@@ -83,10 +83,10 @@ function mean(maps) {
 
 function show(found, source, word) {
   by("seen").src = found.seen;
-  const [width, height] = found.source, size = found.size.join(" × "), grid = found.grid.join(" × ");
+  const [width, height] = found.source, size = found.size.join(" × "), [rows, columns] = found.grid;
   by("sizes").textContent = found.tiles > 1
     ? `${width} × ${height} read as ${found.tiles} tiles of ${size}, an overview and its parts.`
-    : `${width} × ${height} resized to ${size}, read as ${grid} patches.`;
+    : `${width} × ${height} resized to ${size}, read as ${columns} × ${rows} patches.`;
   by("lookname").textContent = word ? `Where it looked for “${word.name}”` : "The picture: click on a word of the answer";
   const tokens = word ? found.tokens.flatMap((t, i) => (t.start < word.end && t.end > word.start ? [i] : [])) : [];
   draw(found, source, tokens.length ? mean(tokens.map(i => found.attention[i])) : null);
