@@ -98,7 +98,7 @@ def test_the_tables_of_stages_are_the_code_s():
     assert rows == [(s.name, s.shape.replace(" ", ", "), s.llama_cpp, s.transformers) for s in table]
 
 
-@pytest.mark.parametrize("name", ["llava-1.6", "smolvlm", "qwen2-vl"])
+@pytest.mark.parametrize("name", ["llava-1.6", "smolvlm", "qwen2-vl", "internvl", "pixtral", "llama-3.2-vision"])
 def test_what_a_family_sees_is_shown(name):
     path = DOCS / "images" / f"seen-{name}.webp"
     assert f"](images/{path.name})" in (DOCS / f"{name}.md").read_text()

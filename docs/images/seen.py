@@ -1,4 +1,4 @@
-"""Draws what three families see of one picture: the tiles as they enter the tower, and rows laid back over the source.
+"""Draws what families see of one picture: the tiles as they enter the tower, and rows laid back over the source.
 
 `make seen` runs it; nothing but the package is needed. Pictures are fitted as for the released models. The networks
 are small and random, so the map of attention shows which pixels a row stands for, and nothing that a model knows.
@@ -6,6 +6,7 @@ are small and random, so the map of attention shows which pixels a row stands fo
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 import llava_ref
 from llava_ref.conformance.pairs.idefics3 import Idefics3Spec, build_idefics3
+from llava_ref.conformance.pairs.internvl import InternVLSpec, build_internvl
+from llava_ref.conformance.pairs.mllama import MllamaTextSpec, MllamaVisionSpec, build_mllama
 from llava_ref.conformance.pairs.pairs import Pair, TextSpec, VisionSpec, build
+from llava_ref.conformance.pairs.pixtral import PixtralSpec, build_pixtral
 from llava_ref.conformance.pairs.qwen2vl import QwenTextSpec, QwenVisionSpec, build_qwen2vl
 from llava_ref.images.fit import Preprocessed, Tile
 from llava_ref.study.attention import attention_to_picture
@@ -42,7 +46,31 @@ def qwen2vl(folder: Path) -> Pair:
     return build_qwen2vl(folder, QwenTextSpec(context=8192), QwenVisionSpec(patch_size=14))
 
 
-FAMILIES: dict[str, Callable[[Path], Pair]] = {"llava-1.6": llava_next, "smolvlm": smolvlm, "qwen2-vl": qwen2vl}
+def internvl(folder: Path) -> Pair:
+    """Fit as InternVL3 does: tiles of 448 pixels, 12 at most."""
+    tower = InternVLSpec(width=16, n_block=1, n_head=2, image_size=448, patch_size=14, most_tiles=12)
+    return build_internvl(folder, replace(SMALL, context=4096), tower)
+
+
+def pixtral(folder: Path) -> Pair:
+    """Fit as Pixtral-12B does: squares of 16 pixels, a longer side of at most 1024."""
+    return build_pixtral(folder, SMALL, PixtralSpec(n_block=1, image_size=1024, patch_size=16))
+
+
+def llama_vision(folder: Path) -> Pair:
+    """Fit as Llama-3.2-Vision does: four tiles of 560 pixels at most."""
+    tower = MllamaVisionSpec(width=16, n_block=1, n_global=0, taken=(0,), n_head=1, image_size=560, patch_size=14)
+    return build_mllama(folder, MllamaTextSpec(n_layer=2, looks=(1,)), tower)
+
+
+FAMILIES: dict[str, Callable[[Path], Pair]] = {
+    "llava-1.6": llava_next,
+    "smolvlm": smolvlm,
+    "qwen2-vl": qwen2vl,
+    "internvl": internvl,
+    "pixtral": pixtral,
+    "llama-3.2-vision": llama_vision,
+}
 
 
 def source() -> Image.Image:
@@ -69,7 +97,8 @@ def figure(model: llava_ref.Llava, picture: Image.Image) -> Image.Image:
     weights = attention_to_picture(model, request, [0])[-1, 0]  # of the last layer, to the picture's rows
     over = over_tiles(weights, seen, *pixels(seen))
     marked = heat(rgb, over, 0.0, float(np.nanquantile(over, 0.98)))
-    rows = f"{request.spans[0].n_rows} rows in the sequence"
+    n_rows, n_seen = request.spans[0].n_rows, request.spans[0].n_seen
+    rows = f"{n_rows} rows in the sequence" if n_seen is None else f"one token in the sequence, and {n_seen} states"
     cut = ", and where its tiles are cut" if parts(seen) else ""
     return in_a_column(
         [
