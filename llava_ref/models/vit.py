@@ -49,9 +49,8 @@ class VitBlock:
     down: Linear  # (D, F)
     attn_scale: Array | None = None  # (D,) or (1,): multiplies what attention adds
     mlp_scale: Array | None = None  # and what the MLP adds
-    qk_norms: tuple[Array, Array] | None = (
-        None  # (D,): gains of queries and keys (InternViT-6B); all norms are RMS then
-    )
+    qk_norms: tuple[Array, Array] | None = None
+    """(D,): gains of queries and of keys (InternViT-6B); all norms of the block are RMS norms then."""
 
 
 _ELSE = {"ln1": "attn_norm", "ln2": "ffn_norm", "attn_out": "attn_output"}  # names of Ollama's converter
