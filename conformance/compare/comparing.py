@@ -3,7 +3,7 @@
 T positions, N patches, D width, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -72,6 +72,23 @@ class ComparisonProbe(Probe):
         stage.pieces.clear()
 
 
+class KeepingProbe(ComparisonProbe):
+    """Keeps this run's arrays of some names, each computed from the reference's inputs."""
+
+    def __init__(self, names: Collection[str], theirs: Mapping[str, np.ndarray], model: Llava) -> None:
+        super().__init__(theirs, lambda name: Bound("rel_rms", 0.0), model, teacher_forced=True)
+        self._names, self._kept = names, dict[str, list[np.ndarray]]()
+
+    def see(self, x: Array, at: At) -> Array:
+        if at.numbered in self._names:
+            host = x if isinstance(x, np.ndarray) else self._ops.numpy(x)
+            self._kept.setdefault(at.numbered, []).append(host.copy())
+        return super().see(x, at)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {name: join(name, pieces) for name, pieces in self._kept.items()}
+
+
 def in_axes(x: np.ndarray, count: int) -> np.ndarray:
     """Return an array with `count` axes by removing or adding axes of 1, as far as that is possible."""
     while x.ndim > count and 1 in x.shape:
@@ -93,10 +110,23 @@ def run_against(
 ) -> tuple[dict[str, Measured], np.ndarray]:  # fmt: skip
     """Run pictures and token ids (T,), -1 at a picture's positions; return every stage measured, and logits (T, V)."""
     probe = ComparisonProbe(theirs, bound_of, model, teacher_forced=teacher_forced)
+    return probe.stages, _run(model, images, ids, probe)
+
+
+def kept(
+    model: Llava, images: Sequence[object], ids: Sequence[int], theirs: Mapping[str, np.ndarray], names: Collection[str]
+) -> dict[str, np.ndarray]:
+    """Return this run's arrays of these names, each computed from the reference's inputs."""
+    probe = KeepingProbe(names, theirs, model)
+    _run(model, images, ids, probe)
+    return probe.arrays()
+
+
+def _run(model: Llava, images: Sequence[object], ids: Sequence[int], probe: Probe) -> np.ndarray:
+    """Run pictures and token ids, shown to a probe; return logits (T, V)."""
     with model.probed(probe):
         rows = [model.picture_rows(image) for image in images]  # type: ignore[arg-type]
-        logits = model.forward(parts(ids, rows))
-    return probe.stages, logits
+        return model.forward(parts(ids, rows))
 
 
 def continued(model: Llava, images: Sequence[object], ids: Sequence[int], tokens: Sequence[int]) -> np.ndarray:

@@ -6,8 +6,9 @@ known quirk after another is switched; a quirk that brings a stage back within i
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,15 @@ from llava_ref.tracing.tracefile import hashes
 
 from ..engines.reference import Case, Run
 from .bounds import ARITHMETICS, Bound, Tolerances, arithmetic, bound, recorded, widened
-from .comparing import Measured, run_against, shared_ids
+from .comparing import Measured, kept, run_against, shared_ids
 from .explain import explain
+from .likeness import likeness
 from .outcome import EndToEnd, end_to_end
 
+LIKENESSES = 3
+"""Findings that are looked at once more, at most."""
+MOST_KEPT = 1 << 25
+"""Numbers of arrays kept for one finding, at most."""
 Loader = Callable[[Mapping[str, str]], Llava]
 """Loads this project's model with these quirks changed."""
 
@@ -63,6 +69,8 @@ class Deviation:
     problem: str
     explained: tuple[str, ...]
     """Quirks as NAME=VALUE, each of which alone brings the stage within its bound, or `explain.TOGETHER` others."""
+    likeness: str | None = None
+    """How the reference's array may have come from this run's, where no quirk explains the first stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +116,37 @@ def conform(load: Loader, case: Case, run: Run) -> Conformance:
         about=run.about,
         prompt=case.prompt,
         stages=compared.stages,
-        findings=_findings(compared.stages, explained),
+        findings=_alike(_findings(compared.stages, explained), model, case, run, compared),
         outcome=end_to_end(model, case, run, compared.ids, compared.logits),
         table=model.stage_table(),
     )
+
+
+def _alike(
+    findings: Sequence[Deviation], model: Llava, case: Case, run: Run, compared: "_Compared"
+) -> tuple[Deviation, ...]:
+    """Add to the first findings without an explanation how the reference's array may have come from this run's."""
+    stages = {stage.name: stage for stage in compared.stages}
+    first = [f for f in findings if not f.explained and stages[f.stage].compared and f.stage in run.stages][:LIKENESSES]
+    if not first:
+        return tuple(findings)
+    asked = {finding.stage: _like_shapes(stages, finding.stage) for finding in first}
+    names = {name for near in asked.values() for name in near}
+    ours = kept(model, case.images, shared_ids(compared.ids, run.token_ids), run.stages, names)
+
+    def said(name: str) -> str | None:
+        near = {other: ours[other] for other in asked.get(name, ()) if other in ours}
+        return likeness(name, near, run.stages, stages[name].bound.limit) if name in near else None
+
+    return tuple(replace(finding, likeness=said(finding.stage)) for finding in findings)
+
+
+def _like_shapes(stages: Mapping[str, StageResult], name: str) -> list[str]:
+    """Return a stage and those of its shape, the nearest ones first, as many as memory may hold."""
+    names, shape = list(stages), stages[name].shapes[0]
+    most = max(1, MOST_KEPT // max(1, prod(shape or (1,))))
+    alike = [other for other in names if other == name or stages[other].shapes[0] == stages[name].shapes[1]]
+    return sorted(alike, key=lambda other: abs(names.index(other) - names.index(name)))[:most]
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,8 @@ def problem(report: Conformance, finding: Deviation) -> str:
 def explanation(finding: Deviation) -> str:
     """Say which quirk makes a finding vanish, and what that means for the reference."""
     if not finding.explained:
-        return "No known quirks make it vanish."
+        said = finding.likeness
+        return "No known quirks make it vanish." + (f" {said[:1].upper()}{said[1:]}." if said else "")
     if len(finding.explained) == 1:
         changes = [change.split("=") for change in finding.explained[0].split(TOGETHER)]
         said = ", and ".join(QUIRKS[name].values[value] for name, value in changes)

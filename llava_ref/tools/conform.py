@@ -143,7 +143,7 @@ def verdict(report: "Conformance") -> list[str]:
             names = [part.partition("=")[0] for part in change.split(" --quirk ")]
             lines.append(f"     vanishes with --quirk {change}: {', and '.join(QUIRKS[name].about for name in names)}")
         if not finding.explained:
-            lines.append("     no known quirk explains it")
+            lines.append(f"     no known quirk explains it{f'; {finding.likeness}' if finding.likeness else ''}")
     return lines
 
 

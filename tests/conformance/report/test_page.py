@@ -131,8 +131,8 @@ def test_the_verdict_names_the_first_stage_and_the_reason():
     assert said["explained"].headline == "Not the same: vision.pos_embd differs first"
     assert said["explained"].why == (
         "Relative RMS 0.55, allowed 2e-6. "
-        "It vanishes with class_token=last: the reference puts the class token after the patches and still takes rows "
-        "1..N, so patch 0 is lost and every patch has its neighbour's position."
+        "It vanishes with class_token=last: the reference puts the class token after the patches, so every patch has "
+        "its neighbour's position; LLaVA-1.5 and 1.6 still take rows 1..N, so patch 0 is lost."
     )
     assert said["unexplained"].why.endswith("allowed 2e-6. No known quirks make it vanish.")
     assert said["missing"].headline.endswith("vision.pos_embd is missing from the reference")
