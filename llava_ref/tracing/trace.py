@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, Literal, Protocol
 
@@ -250,10 +251,20 @@ class Trace(Probe, Mapping[str, np.ndarray]):
         return x
 
     def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._pieces:
+            near = get_close_matches(name, self._pieces, 3) or list(self._pieces)[:3]
+            raise KeyError(
+                f"{name!r} was not kept; of {len(self._pieces)} kept the nearest: {', '.join(near) or 'none'}"
+            )
         pieces = self._pieces[name]
         if len(pieces) > 1:
             self._pieces[name] = pieces = [join(name, pieces)]
         return pieces[0]
+
+    def __repr__(self) -> str:
+        shapes = {name: joined_shape(name, [piece.shape for piece in pieces]) for name, pieces in self._pieces.items()}
+        first = ", ".join(f"{name} {list(shape)}" for name, shape in list(shapes.items())[:4])
+        return f"<Trace of {len(shapes)} arrays{': ' if first else ''}{first}{', ...' if len(shapes) > 4 else ''}>"
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._pieces)

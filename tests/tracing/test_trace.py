@@ -118,6 +118,23 @@ def test_nothing_is_kept_outside_the_block(one):
     assert Probes().tap(object()) is no_tap
 
 
+def test_a_trace_says_what_it_holds(one):
+    with one.trace("blk.0.*", "result_output") as trace:
+        one.logits(PROMPT, [RGB])
+    n, width = trace["blk.0.out"].shape
+    assert repr(trace).startswith(f"<Trace of {len(trace)} arrays: blk.0.attn_norm [{n}, {width}], blk.0.Qcur [")
+    with pytest.raises(
+        KeyError, match=rf"'blk.0.ffn_gates' was not kept; of {len(trace)} kept the nearest: blk.0.ffn_gate,"
+    ):
+        trace["blk.0.ffn_gates"]
+    assert "blk.1.out" not in trace and trace.get("blk.1.out") is None
+    with one.trace("blk.0.out") as empty:
+        pass
+    assert repr(empty) == "<Trace of 0 arrays>" and empty.get("blk.0.out") is None
+    with pytest.raises(KeyError, match="of 0 kept the nearest: none"):
+        empty["blk.0.out"]
+
+
 def test_an_edit_is_what_the_pass_goes_on_with(model):
     with model.intervene({"blk.*.attn_out": lambda x, at: x * 0, "blk.*.ffn_out": lambda x, at: x * 0}):
         with model.trace("embd", "blk.1.out", "blk.1.attn_out") as trace:
