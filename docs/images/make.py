@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 from PIL import Image
@@ -96,7 +97,7 @@ def conform(picture: Path, question: str, report: Path) -> str:
     arguments = ["--image", str(picture), "-p", question, "--against", "llama.cpp", "--report", str(report)]
     done = subprocess.run([*COMMAND, "conform", *arguments], stdout=subprocess.PIPE, text=True)
     assert done.returncode == 1, "the report is to show a difference"
-    findings = done.stdout[done.stdout.index("  1. ") :].rstrip().splitlines()
+    findings = takewhile(lambda line: line.startswith("  "), done.stdout.splitlines()[1:])
     return "\n".join(line.removeprefix("  ") for line in findings)
 
 

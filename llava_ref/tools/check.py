@@ -21,7 +21,7 @@ from ..profiles import PROFILES, Quirks
 from ..tokenizer.tokenizer import Tokenizer
 from . import options
 from .facts import image_pipeline, kind
-from .output import print_json
+from .output import coloured, print_json
 
 SAMPLING = ("general.sampling.", "tokenizer.ggml.suppress_tokens")
 
@@ -54,8 +54,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         mark = {True: "ok     ", None: "note   ", False: "NO     "}
         for f in findings:
-            print(f"{mark[f.ok]} {f.what:14} {visible(f.says)}")
-        print("these files fit each other" if fits else "these files do not fit each other")
+            line = f"{mark[f.ok]} {f.what:14} {visible(f.says)}"
+            print(coloured(line, "red") if f.ok is False else line)
+        print(coloured(f"these files {'fit' if fits else 'do not fit'} each other", "green" if fits else "red"))
     return 0 if fits else 1
 
 

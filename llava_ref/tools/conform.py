@@ -6,7 +6,7 @@ The comparison and the references are in the package `llava_ref.conformance`, wh
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -16,10 +16,10 @@ from ..model import Llava
 from ..ops.threads import sleeping_openmp
 from ..profiles import QUIRKS, ImageOrder
 from . import options
-from .output import check_output, note, print_json, write_text
+from .output import check_output, coloured, note, print_json, write_text
 
 if TYPE_CHECKING:
-    from ..conformance.compare.conform import Conformance
+    from ..conformance.compare.conform import Conformance, StageResult
     from ..conformance.engines.reference import Reference
 
 
@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write everything as one page with plots")
     options.add_text(parser)
     options.add_running(parser)
+    parser.add_argument("--all", action="store_true", help="print the row of every stage")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(_as_json(report))
     else:
-        _print(report)
+        _print(report, every=args.all)
     return 0 if report.same else 1
 
 
@@ -171,18 +172,44 @@ def _outcome(report: "Conformance") -> list[str]:
     return lines
 
 
-def _print(report: "Conformance") -> None:
-    """Print the table of stages and the sentences."""
-    width = max(len(stage.name) for stage in report.stages)
-    print(f"{'stage':{width}}  {'own':>8}  {'whole':>8}  {'bound':>8}")
-    for stage in report.stages:
-        own, whole = (f"{d.rel_rms:8.1e}" if d else " " * 8 for d in (stage.own, stage.whole))
-        at = f", first at {list(stage.own.first_bad)}" if stage.problem and stage.own and stage.own.first_bad else ""
-        remark = (stage.problem or stage.remark or "") + ("" if stage.bad_number else at)
-        print(f"{stage.name:{width}}  {own}  {whole}  {stage.bound.limit:8.1e}  {remark}".rstrip())
-    print("own: local error, relative RMS, computed from the reference's inputs; whole: cumulative error, end to end")
-    for line in [*_outcome(report), *verdict(report)]:
+def _print(report: "Conformance", *, every: bool) -> None:
+    """Print the sentences, then the rows of stages."""
+    first, *more = [*verdict(report), *_outcome(report)]
+    print(coloured(visible(first), "green" if report.same else "red"))
+    for line in more:
         print(visible(line))
+    shown = set(range(len(report.stages))) if every else _around(report.stages)
+    if not shown:
+        print("--all prints the row of every stage")
+        return
+    width = max(len(stage.name) for stage in report.stages)
+    print(f"\n{'stage':{width}}  {'own':>8}  {'whole':>8}  {'bound':>8}")
+    left_out = 0
+    for i, stage in enumerate(report.stages):
+        if i in shown:
+            _print_left_out(left_out)
+            row = visible(_row(stage, width))
+            print(coloured(row, "red") if stage.problem else row)
+        left_out = 0 if i in shown else left_out + 1
+    _print_left_out(left_out)
+    print("own: local error, relative RMS, computed from the reference's inputs; whole: cumulative error, end to end")
+
+
+def _around(stages: Sequence["StageResult"]) -> set[int]:
+    """Return the places of the stages that exceed their bounds and of the stages beside them."""
+    return {j for i, stage in enumerate(stages) if stage.problem for j in (i - 1, i, i + 1) if 0 <= j < len(stages)}
+
+
+def _print_left_out(n: int) -> None:
+    if n:
+        print(f"... {n} more {'stage' if n == 1 else 'stages'}, none over its bound (--all prints every row)")
+
+
+def _row(stage: "StageResult", width: int) -> str:
+    own, whole = (f"{d.rel_rms:8.1e}" if d else " " * 8 for d in (stage.own, stage.whole))
+    at = f", first at {list(stage.own.first_bad)}" if stage.problem and stage.own and stage.own.first_bad else ""
+    remark = (stage.problem or stage.remark or "") + ("" if stage.bad_number else at)
+    return f"{stage.name:{width}}  {own}  {whole}  {stage.bound.limit:8.1e}  {remark}".rstrip()
 
 
 def _as_json(report: "Conformance") -> Any:

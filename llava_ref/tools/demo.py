@@ -5,8 +5,6 @@ assets/pictures/pictures.json is a list of objects with `file`, `question`, `ans
 
 import argparse
 import json
-import os
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from ..loading import embedded
 from ..model import Llava
 from ..scenes import WAYS, fresh_asked
 from . import options
-from .output import note, print_json, print_pieces
+from .output import in_colour, note, print_json, print_pieces
 from .terminal import draw
 
 MAX_TOKENS = 128  # the longest caption takes fewer
@@ -82,7 +80,7 @@ def _show(model: Llava, folder: Path, pictures: list[dict[str, str]], as_json: b
 
 def _present(path: Path, entry: dict[str, str], stream: Stream) -> None:
     print(path.name)
-    if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+    if in_colour():
         with Image.open(path) as picture:
             print(draw(picture))
     print(f"  question  {entry['question']}\n  answer    ", end="", flush=True)

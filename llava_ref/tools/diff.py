@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..errors import ParameterError
+from ..errors import ParameterError, visible
 from ..gguf.types import TYPES
 from ..models.order import place
 from ..tracing.distance import Distance, bad_numbers, distance, fitted, rounding
 from ..tracing.trace import ON_REQUEST, Probe
 from ..tracing.tracefile import TraceFile
-from .output import note, print_json
+from .output import coloured, note, print_json
 
 FLOAT32_NOISE = 1e-4
 """Tolerance between two float32 computations of one model: ten times the difference of torch and numpy on random
@@ -153,7 +153,8 @@ def _print(rows: Sequence[StageDiff], bound: float) -> None:
     width = max(len(row.name) for row in rows)
     print(f"{'stage':{width}}  {'relRMS':>8}  {'max abs':>8}  {'cosine':>9}")
     for row in rows:
-        print(f"{row.name:{width}}  {_numbers(row.distance)}  {_remarks(row)}".rstrip())
+        line = visible(f"{row.name:{width}}  {_numbers(row.distance)}  {_remarks(row)}".rstrip())
+        print(coloured(line, "red") if row.problem else line)
     first = next((row for row in rows if row.problem), None)
     both = [row for row in rows if None not in row.shapes]
     counts = f"{len(both)} compared" + (f", {len(rows) - len(both)} in one file only" if len(rows) > len(both) else "")

@@ -1,10 +1,11 @@
 """Print results and write files. No text from a file or a model reaches a terminal unescaped."""
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from safetensors.numpy import save
@@ -22,6 +23,17 @@ def print_json(value: Any) -> None:
 def note(text: str) -> None:
     """Print one line on standard error."""
     print(text, file=sys.stderr, flush=True)
+
+
+def in_colour() -> bool:
+    """Tell whether standard output shows colours: it is a terminal, and NO_COLOR (https://no-color.org) is not set."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def coloured(text: str, colour: Literal["green", "red"]) -> str:
+    """Colour a text for standard output, if that shows colours."""
+    code = {"green": 32, "red": 31}[colour]
+    return f"\x1b[{code}m{text}\x1b[0m" if in_colour() else text
 
 
 def print_pieces(pieces: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ from itertools import chain
 from ..benchmark.trials import Tested, Trial, kernels, operations, run_trials
 from ..errors import visible
 from ..ops import get_ops
-from .output import note, print_json
+from .output import coloured, note, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +59,7 @@ def _print(rows: list[Tested]) -> None:
     for row in rows:
         print(f"{row.operation:{width}}  {row.n_cases:5}  {row.error:8.1e}  {row.bound:8.1e}  {row.worst}".rstrip())
         for sort, problem in row.failed.items():
-            print(f"{'':{width}}  {visible(f'FAILED {sort}: {problem}')}")
+            print(f"{'':{width}}  {coloured(visible(f'FAILED {sort}: {problem}'), 'red')}")
 
 
 def _as_json(row: Tested) -> dict[str, object]:

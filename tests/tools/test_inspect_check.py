@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -165,14 +166,19 @@ def test_blocks_that_profiles_disagree_on_are_a_warning(run, pair, tmp_path):
     assert "llava 3, hf 3, llama.cpp 2" in says["feature layer"]
 
 
-def test_widths_that_differ(run, pair, tmp_path):
+def test_widths_that_differ(run, pair, tmp_path, monkeypatch):
     status, found, says = check(run, pair[0], write_mmproj(tmp_path / "wide.gguf", Tiny(projected=40)))
     assert status == 1 and {what for what, ok in found.items() if ok is False} == {"width"}
     assert (
         "mm.2.weight [40, 45]: rows of 40" in says["width"] and "embedding_length is 32: 40 is not 32" in says["width"]
     )
     status, out, _ = run("check", "-m", pair[0], "--mmproj", tmp_path / "wide.gguf")
-    assert status == 1 and "NO      width" in out and out.endswith("these files do not fit each other\n")
+    assert status == 1 and "\nNO      width" in out and out.endswith("\nthese files do not fit each other\n")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    _, out, _ = run("check", "-m", pair[0], "--mmproj", tmp_path / "wide.gguf")
+    assert "\n\x1b[31mNO      width" in out and out.endswith("\x1b[31mthese files do not fit each other\x1b[0m\n")
+    assert out.count("\x1b[31m") == 2
 
 
 def test_every_reason_is_named(run, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -222,9 +223,33 @@ def test_the_command(embedded_picture, capsys):
     out = capsys.readouterr().out
     assert "vision.pos_embd is the first stage that exceeds its bound" in out
     assert "vanishes with --quirk class_token=last: the place of the class token" in out
+    rows = out.partition("\n\n")[2].splitlines()
+    assert rows[1].startswith("... ") and rows[1].endswith(" more stages, none over its bound (--all prints every row)")
+    at = next(i for i, row in enumerate(rows) if row.startswith("vision.pos_embd "))
+    assert rows[at - 1].startswith("vision.patch_embd ") and rows[at + 1].startswith("vision.pre_ln ")
+    assert main([*arguments, "--all"]) == 1
+    every = capsys.readouterr().out.partition("\n\n")[2].splitlines()
+    left_out = [int(row.split()[1]) for row in rows if row.startswith("... ")]
+    assert len(every) == len(rows) - len(left_out) + sum(left_out)
+    assert {row.split()[0] for row in rows} - {"..."} <= {row.split()[0] for row in every}
     assert main([*arguments, "--profile", "llama.cpp", "--backend", "numpy", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["same"] and found["findings"] == [] and found["outcome"]["greedy"]
+
+
+def test_a_terminal_shows_the_verdict_in_colour(embedded_picture, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    arguments = ["conform", "--image", embedded_picture, "-p", QUESTION, "--against"]
+    assert main([*arguments, "this:class_token=last"]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("\x1b[31mllava_ref torch") and out.splitlines()[0].endswith("exceeds its bound\x1b[0m")
+    assert "\n\x1b[31mvision.pos_embd " in out and out.count("\x1b[31m") == 2
+    assert main([*arguments, "this:backend=torch"]) == 0
+    same = capsys.readouterr().out
+    assert same.startswith("\x1b[32m") and same.endswith("\n--all prints the row of every stage\n")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert main([*arguments, "this:class_token=last"]) == 1 and "\x1b" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
