@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module, metadata
 from typing import NoReturn
 
-from .errors import LlavaError, ParameterError, printable
+from .errors import LlavaError, ParameterError, nearest, printable
 
 GROUPS = {  # each command is a module of tools/ with `add_arguments(parser)` and `run(args) -> exit code`
     "Ask": {
@@ -64,6 +64,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message.removeprefix("argument "))
+
+    def parse_all(self, arguments: list[str]) -> argparse.Namespace:
+        """Parse arguments, and leave none over. Raises UsageError, which suggests an option for a misspelt one."""
+        args, left = self.parse_known_args(arguments)
+        if left:
+            wrong = next((word for word in left if word.startswith("-")), left[0])
+            known = nearest(wrong.partition("=")[0], self._option_string_actions)
+            raise UsageError(f"unrecognized arguments: {' '.join(left)}{known}")
+        return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,10 +134,10 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     """Parse the command line. Raises UsageError and ParameterError."""
     first, *rest = arguments
     if not first.startswith("-"):
-        return _command_parser(first).parse_args(rest)
+        return _command_parser(first).parse_all(rest)
     if first not in ("-h", "--help", "--version"):
         raise ParameterError(first, "option", "expected a command before it, as in llava-ref generate --help")
-    return _own_parser().parse_args(arguments)
+    return _own_parser().parse_all(arguments)
 
 
 def _own_parser() -> Parser:
@@ -152,7 +161,8 @@ def _command_parser(name: str) -> Parser:
     if name in PLANNED:
         raise ParameterError(name, "command", "planned, not there yet; llava-ref --help lists those that are")
     if name not in COMMANDS:
-        raise ParameterError(repr(name), "command", f"unknown, expected one of {', '.join(COMMANDS)}")
+        problem = f"unknown, expected one of {', '.join(COMMANDS)}{nearest(name, COMMANDS)}"
+        raise ParameterError(repr(name), "command", problem)
     text = COMMANDS[name]
     parser = Parser(prog=f"llava-ref {name}", description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
     tool = import_module(f".tools.{name}", __package__)

@@ -4,6 +4,8 @@ Each names the file or argument, the field, and what is wrong: `str(error)` is `
 line of less than 1,000 characters. Programs read `code` instead of the words.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Literal
 
 LIMIT = 1000
@@ -28,6 +30,12 @@ def printable(text: str, limit: int = LIMIT) -> str:
 def visible(text: str) -> str:
     """Return `text` with control characters other than line ends and tabs escaped."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean KNOWN?" for a wrong name, with the most alike of the known names; "" if none is alike."""
+    alike = get_close_matches(name, known, 1)
+    return f"; did you mean {alike[0]}?" if alike else ""
 
 
 class LlavaError(Exception):

@@ -14,7 +14,7 @@ import numpy as np
 
 from .chat.chunks import Prompt
 from .chat.templates import ChatTemplate, choose_template
-from .errors import ParameterError, PromptError
+from .errors import ParameterError, PromptError, nearest
 from .generation.answer import Answer, Stream, Turn, answered
 from .generation.prompts import Messages, Prompts, decode_image
 from .generation.request import Clock, Reply, Request, Step, picture_part, remaining
@@ -285,7 +285,8 @@ class Llava:
         for glob in probe.globs:
             if not any(fnmatchcase(name, glob) for name in names):
                 some = f"{', '.join(names[:3])}, ... {names[-1]} ({len(names)} in all)"
-                raise ParameterError("stage", repr(glob), f"fits none of this model's, which are {some}")
+                problem = f"fits none of this model's, which are {some}{nearest(glob, names)}"
+                raise ParameterError("stage", repr(glob), problem)
         with self.probes.attached(probe):
             yield probe
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from .errors import ParameterError
+from .errors import ParameterError, nearest
 from .quirk import ATTENTION, DECODER, MLLAMA, NAMES, TOKENS, Quirk, quirk
 from .vision_quirks import Alpha, Exif, VisionQuirks
 
@@ -153,7 +153,8 @@ def resolve(profile: str, overrides: Mapping[str, str] | None = None, original: 
         raise ParameterError("profile", repr(profile), f"unknown, expected one of {', '.join(PROFILES)}")
     for name, value in (overrides or {}).items():
         if name not in QUIRKS:
-            raise ParameterError("quirk", repr(name), f"unknown, expected one of {', '.join(QUIRKS)}")
+            problem = f"unknown, expected one of {', '.join(QUIRKS)}{nearest(name, QUIRKS)}"
+            raise ParameterError("quirk", repr(name), problem)
         if value not in QUIRKS[name].values:
             raise ParameterError("quirk", name, f"{value!r} is not one of {', '.join(QUIRKS[name].values)}")
     chosen = ORIGINALS[original] if profile == "llava" else PROFILES[profile]

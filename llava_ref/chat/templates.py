@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import TemplateError
+from ..errors import TemplateError, nearest
 from ..gguf.file import GGUFFile
 
 KEY = "tokenizer.chat_template"
@@ -219,7 +219,8 @@ def _asked_for(template: str | Path) -> ChatTemplate:
         return ChatTemplate(template, TEMPLATES[template], "asked for")
     if "{{" in template or "{%" in template:
         return ChatTemplate("given", template, "asked for")
-    problem = f"unknown, expected one of {', '.join(TEMPLATES)}, or a file with a chat template"
+    known = f"expected one of {', '.join(TEMPLATES)}, or a file with a chat template"
+    problem = f"unknown, {known}{nearest(template, TEMPLATES)}"
     raise TemplateError("template", repr(template), problem)
 
 

@@ -310,6 +310,23 @@ def test_planned_commands_and_unknown_precisions_are_refused(cli):
     assert "invalid choice: quick (choose from exact, fast, ggml)" in cli(*USER_ERRORS["precision"])[2].replace("'", "")
 
 
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        ("confrom", "selftest; did you mean conform?"),
+        ("generate --mmprj=x -p x", "unrecognized arguments: --mmprj=x; did you mean --mmproj?"),
+        ("generate -p x y", "unrecognized arguments: y"),
+        ("generate -p x --xyzzy", "unrecognized arguments: --xyzzy"),
+        ("generate -p x --quirk galu=tanh", "flash_attention; did you mean gelu?"),
+        ("generate -p x --template vicunna", "a file with a chat template; did you mean vicuna?"),
+        ("trace -p x -o x.safetensors --names blk.0.Qcurr", "in all); did you mean blk.0.Qcur?"),
+    ],
+)
+def test_a_misspelt_name_gets_a_suggestion(cli, line, says):
+    status, out, err = cli(*line.split())
+    assert (status, out) == (2, "") and err.endswith(f"{says}\n") and err.startswith("error: ")
+
+
 def test_help_for_every_command(capsys):
     for name in COMMANDS:
         with pytest.raises(SystemExit) as caught:
