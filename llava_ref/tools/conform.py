@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against",
         required=True,
         metavar="REFERENCE",
-        help="llama.cpp, hf, a trace file, or this project with other settings, as in this:backend=numpy,gelu=tanh",
+        help="llama.cpp, hf, a trace file, a program that writes one, as in exec:./engine, or this project with other "
+        "settings, as in this:backend=numpy,gelu=tanh",
     )
     parser.add_argument(
         "-n", "--max-tokens", type=int, default=12, metavar="N", help="greedy tokens to compare (default: 12)"
@@ -106,10 +107,14 @@ def _reference(name: str, model: Llava) -> "Reference":
         changed = _pairs(settings)
         own = {key: changed.pop(key) for key in ("backend", "device", "precision", "profile") if key in changed}
         return ThisProject(**own, quirks=changed)
+    if kind == "exec" and colon:
+        from ..conformance.engines.command import Command
+
+        return Command(settings)
     if Path(name).is_file():
         return Recorded(Path(name))
     raise ParameterError(
-        "--against", repr(name), "unknown, expected llama.cpp, hf, a trace file or this:NAME=VALUE,..."
+        "--against", repr(name), "unknown, expected llama.cpp, hf, a trace file, exec:COMMAND or this:NAME=VALUE,..."
     )
 
 
