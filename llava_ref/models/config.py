@@ -14,6 +14,7 @@ from .keys import refuse_text, refuse_vision
 from .rope import RopeConfig, ramp
 
 MAX_WIDTH, MAX_BLOCKS, MAX_HEADS = 1 << 17, 1024, 4096
+WIDEST = 512  # pixels along a square of a picture of any size: the smallest picture of llama.cpp has eight squares
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +102,9 @@ def projector_of(file: GGUFFile) -> str:
     return file.string("clip.projector_type", "") or file.string("clip.vision.projector_type", "") or "mlp"
 
 
-def read_vision(file: GGUFFile, obeyed: Collection[str] = (), *, any_size: bool = False) -> VisionConfig:
-    """Read a tower's settings. `obeyed`: keys of `keys.VISION` that the family reads itself. `any_size`: the tower sees
-    pictures of other sizes than `image_size`.
+def read_vision(file: GGUFFile, obeyed: Collection[str] = (), *, square: int | None = None) -> VisionConfig:
+    """Read a tower's settings. `obeyed`: keys of `keys.VISION` that the family reads itself. `square`: how
+    many patches a side have the squares that make pictures of any size; None: a picture is `image_size` a side.
 
     Raises GGUFError with the key that is missing, mistyped or impossible."""
     projector = projector_of(file)
@@ -124,8 +125,11 @@ def read_vision(file: GGUFFile, obeyed: Collection[str] = (), *, any_size: bool 
         mean=_triple(file, v + "image_mean", 0.0, 1.0),
         std=_triple(file, v + "image_std", 1e-6, 1e3),
     )
-    if config.image_size % config.patch_size and not any_size:
+    if square is None and config.image_size % config.patch_size:
         raise GGUFError(file.path, v + "patch_size", f"{config.patch_size} does not divide image_size")
+    if square is not None and config.patch_size * square > WIDEST:
+        problem = f"{config.patch_size} x {square} is more than {WIDEST} pixels"
+        raise GGUFError(file.path, v + "patch_size", problem)
     _check_vision(file, config)
     return config
 

@@ -32,7 +32,6 @@ from .weights import Weights
 MERGE, ROPE_BASE = "clip.vision.spatial_merge_size", "clip.rope.freq_base"
 BREAK, END = "[IMG_BREAK]", "[IMG_END]"
 MOST = 128  # squares along a side: as many in all as Qwen2-VL's processor allows
-WIDEST = 512  # pixels along a square's side: the smallest picture of llama.cpp has eight
 _V, _HV = "v.blk.{i}", "vision_tower.transformer.layers.{i}"
 _P = "multi_modal_projector"
 TABLE = Table(
@@ -91,8 +90,8 @@ class PixtralPlan:
 
 def read(file: GGUFFile, quirks: Quirks) -> PixtralPlan:
     """Read the tower's settings. Raises GGUFError."""
-    c = read_vision(file, obeyed=[MERGE], any_size=True)
     merge = file.integer(MERGE, 1, 16, 1)
+    c = read_vision(file, obeyed=[MERGE], square=merge)
     if c.feature_layer not in (None, c.n_stored):
         raise GGUFError(file.path, "clip.vision.feature_layer", f"{c.feature_layer}, expected no such key")
     if c.width // c.n_head % 4:
@@ -100,8 +99,6 @@ def read(file: GGUFFile, quirks: Quirks) -> PixtralPlan:
     if (base := file.number(ROPE_BASE, 0.0, 1e15, BASE)) != BASE:
         raise GGUFError(file.path, ROPE_BASE, f"{base:g} is not supported, expected {BASE:g} or no such key")
     square = merge * c.patch_size
-    if square > WIDEST:
-        raise GGUFError(file.path, "clip.vision.patch_size", f"{c.patch_size} x {merge} is more than {WIDEST} pixels")
     if c.image_size > MOST * square:
         problem = f"{c.image_size} is more than {MOST} squares of {square} pixels"
         raise GGUFError(file.path, "clip.vision.image_size", problem)

@@ -91,7 +91,7 @@ class QwenVisionPlan:
 def read(file: GGUFFile, quirks: Quirks) -> QwenVisionPlan:
     """Read the tower's settings. Raises GGUFError."""
     gated = file.string("clip.projector_type", "") == "qwen2.5vl_merger"
-    c = read_vision(file, obeyed=[PATTERN] if gated else [], any_size=True)
+    c = read_vision(file, obeyed=[PATTERN] if gated else [], square=MERGE)
     if c.feature_layer not in (None, c.n_stored):
         raise GGUFError(file.path, "clip.vision.feature_layer", f"{c.feature_layer}, expected no such key")
     if gated and c.activation != "silu":

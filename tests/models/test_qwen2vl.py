@@ -96,6 +96,7 @@ def test_a_decoder_that_is_refused(opened, changes, problem):
         ({"clip.use_silu": None}, "clip.use_silu: not true"),
         ({"clip.vision.attention.head_count": 4}, "head_count: 40 / 4 is no multiple of 4"),
         ({"clip.vision.patch_size": 60}, "patch_size: 60, and a window has 112 pixels"),
+        ({"clip.vision.patch_size": 257}, "patch_size: 257 x 2 is more than 512 pixels"),
     ],
 )
 def test_a_tower_that_is_refused(opened, changes, problem):
