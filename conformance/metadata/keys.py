@@ -175,7 +175,7 @@ TOWER: tuple[tuple[str, Value, Fate], ...] = (
     ("has_minicpmv_projector", True, "refused"),
     ("minicpmv_version", 3, "refused"),
     ("minicpmv_query_num", 3, "refused"),
-    ("projector_type", "ldp", "refused"),
+    ("projector_type", "resampler", "refused"),
     ("projector_type", "mlp_norm", "refused"),
     ("use_gelu", True, "obeyed"),
     ("use_silu", True, "obeyed"),
