@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from ..errors import GGUFError, printable
 from ..gguf.file import GGUFFile
 from ..loading import embedded
+from .limits import Limits
 from .models import LoadedModel
 from .respond import send_bytes
 
@@ -45,13 +46,14 @@ def page_routes() -> list[Route]:
     return [Route(path, StaticFile(*file), methods=["GET"]) for path, file in FILES.items()]
 
 
-def page_info(loaded: LoadedModel | None) -> dict[str, Any]:
-    """Return what the page shows before the first question."""
+def page_info(loaded: LoadedModel | None, limits: Limits) -> dict[str, Any]:
+    """Return what the page shows before the first question, and the limits of what it may send."""
+    known = {"object": "page", "limits": {"max_body": limits.max_body, "max_images": limits.max_images}}
     if loaded is None:
-        return {"object": "page", "model": None, "description": "", "vision": False, "context": 0, "samples": []}
+        return {**known, "model": None, "description": "", "vision": False, "context": 0, "samples": []}
     model = loaded.model
     return {
-        "object": "page",
+        **known,
         "model": loaded.name,
         "description": described(loaded),
         "vision": model.has_tower,

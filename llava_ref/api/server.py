@@ -152,7 +152,7 @@ class Api:
         await send_json(send, 200, nitro.status(self.models.current_or_none))
 
     async def page(self, request: Request, receive: Receive, send: Send) -> None:
-        await send_json(send, 200, await self._in_thread(page_info, self.models.current_or_none))
+        await send_json(send, 200, await self._in_thread(page_info, self.models.current_or_none, self.limits))
 
     async def openapi(self, request: Request, receive: Receive, send: Send) -> None:
         await send_json(send, 200, description())

@@ -152,6 +152,8 @@ function attach(pictures) {
 
 async function add(files) {
   for (const file of [...files]) {
+    const refused = overLimit(file);
+    if (refused) { complain(Object.assign(refused, { file: file.name })); continue; }
     try {
       attach([...attached, { url: await dataUri(file), name: unused(file.name) }]);
     } catch (error) {
@@ -160,6 +162,18 @@ async function add(files) {
   }
   ready();
 }
+
+// Return why the server would refuse this file with the rest of the conversation, or null
+function overLimit({ size }) {
+  const { max_body, max_images } = model?.limits ?? {}; // the server judges what the page does not know
+  const shown = messages.flatMap(({ content }) => content).filter(part => part.type === "image_url").length + attached.length;
+  if (shown >= max_images) return new Refused({ code: "too_many_images", message: `this server takes ${max_images} in one conversation` });
+  const others = JSON.stringify(messages).length + attached.reduce((sum, { url }) => sum + url.length, 0);
+  const room = Math.max(0, max_body - others) * 3 / 4; // a file is sent in base64
+  return size > room ? new Refused({ code: "image_too_large", message: `${megabytes(size)}, and this conversation has room for ${megabytes(room)}` }) : null;
+}
+
+const megabytes = bytes => `${(bytes / 1e6).toFixed(bytes < 1e5 ? 3 : 1)} MB`;
 
 const dataUri = file => new Promise((resolve, reject) => {
   const reader = new FileReader();

@@ -1,5 +1,8 @@
 """Tests the errors that a user sees in a browser: which words, where, and what becomes of the unanswered question."""
 
+import base64
+import json
+
 import pytest
 
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
@@ -7,7 +10,7 @@ pytest.importorskip("httpx2", reason="a test client is not installed")
 
 from llava_ref.api.limits import Limits
 
-from .browser import CHROMIUM
+from .browser import CHROMIUM, DROP
 from .conversing import SIZES, WIDE, answers, ask, fits, noise, opened, read, send
 from .running import Process, picture, serving
 
@@ -67,10 +70,35 @@ def test_errors_name_the_part_of_the_conversation(page, place, name):
 def test_pictures_that_are_too_large_together(browser):
     with serving(limits=Limits(max_body=20_000)) as server:
         page = opened(browser, server.url)
-        page.drop(("noise.png", noise(300, 300)))
+        page.drop(("star.png", picture("shape.png")))
+        page.js("JSON.stringify = (real => value => real(value) + ' '.repeat(20_000))(JSON.stringify)")
         ask(page, "What is this?")
         assert read(page, "#error").startswith("The pictures are too large together: send fewer, or smaller ones.")
         assert page.shows("#error") and page.js("document.querySelectorAll('#attached img').length") == 1
+
+
+def refused(page, *files):
+    """Drop files of which none is taken."""
+    page.js(DROP % json.dumps([(name, base64.b64encode(data).decode()) for name, data in files]))
+    page.until("document.querySelector('#error p')")
+    page.frame()
+
+
+def test_a_picture_over_the_limits_is_refused_when_it_is_dropped(browser):
+    with serving(limits=Limits(max_body=20_000, max_images=2)) as server:
+        page = opened(browser, server.url)
+        page.js("window.fetch = () => { throw new Error('nothing may be sent') }")
+        large = noise(300, 300)
+        refused(page, ("noise.png", large))
+        assert read(page, "#error p:first-child") == "“noise.png” is too large."
+        said = f"{len(large) / 1e6:.3f} MB, and this conversation has room for 0.015 MB · image_too_large"
+        assert said in read(page, "#error") and page.shows("#error")
+        page.drop(("one.png", picture("shape.png")), ("two.png", picture("shape.png")))
+        refused(page, ("three.png", picture("shape.png")))
+        page.until("document.querySelector('#error').textContent.includes('three')")
+        assert read(page, "#error p:first-child") == "“three.png” is one picture too many."
+        assert "this server takes 2 in one conversation · too_many_images" in read(page, "#error")
+        assert page.js("document.querySelectorAll('#attached img').length") == 2
 
 
 def test_a_conversation_that_is_too_long(page):
