@@ -167,7 +167,7 @@ async function add(files) {
 function overLimit({ size }) {
   const { max_body, max_images } = model?.limits ?? {}; // the server judges what the page does not know
   const shown = messages.flatMap(({ content }) => content).filter(part => part.type === "image_url").length + attached.length;
-  if (shown >= max_images) return new Refused({ code: "too_many_images", message: `this server takes ${max_images} in one conversation` });
+  if (shown >= max_images) return new Refused({ code: "invalid_value", message: `one picture too many, this server takes ${max_images} in one conversation` });
   const others = JSON.stringify(messages).length + attached.reduce((sum, { url }) => sum + url.length, 0);
   const room = Math.max(0, max_body - others) * 3 / 4; // a file is sent in base64
   return size > room ? new Refused({ code: "image_too_large", message: `${megabytes(size)}, and this conversation has room for ${megabytes(room)}` }) : null;

@@ -26,7 +26,6 @@ const SAID = { // code -> a sentence about it; `it` is the picture or the questi
   unsupported_image_format: it => `${it} cannot be read as a picture.`,
   invalid_image: it => `${it} cannot be read as a picture.`,
   image_too_large: it => `${it} is too large.`,
-  too_many_images: it => `${it} is one picture too many.`,
   request_too_large: () => "The pictures are too large together: send fewer, or smaller ones.",
   context_length_exceeded: () => "This conversation is longer than the model's context. Start over, or ask with fewer pictures.",
   model_not_loaded: () => "No model is loaded on this server.",
