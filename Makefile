@@ -28,10 +28,11 @@ conformance: .venv/.conformance ## against transformers, llama.cpp and OpenAI's 
 pictures: .venv/.conformance ## what the README shows (needs Chromium): docs/images, and two commands' output
 	.venv/bin/python docs/images/make.py
 
-seen: .venv/.dev ## what docs/ shows of LLaVA-1.6, SmolVLM and Qwen2-VL: one picture's tiles and rows
+seen: .venv/.dev ## what docs/ shows of a run's six stages, and of each family's tiles and rows
+	.venv/bin/python docs/images/stages.py
 	.venv/bin/python docs/images/seen.py
 
-quirks: .venv/.dev ## the README's table of quirks, from llava_ref/profiles.py, vision_quirks.py
+quirks: .venv/.dev ## the table of docs/quirks.md, from llava_ref/profiles.py, vision_quirks.py
 	.venv/bin/python docs/quirks.py
 
 train: .venv/.training ## goes on training the embedded pair (about two hours of one core)

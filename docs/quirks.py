@@ -1,11 +1,11 @@
-"""Write the README's table of quirks from `llava_ref.profiles`: `make quirks`, or `python docs/quirks.py`."""
+"""Write the table of docs/quirks.md from `llava_ref.profiles`: `make quirks`, or `python docs/quirks.py`."""
 
 import re
 from pathlib import Path
 
 from llava_ref.profiles import QUIRKS, Quirk
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).with_suffix(".md")
 HEADER = ("quirk", "`llava`: the original code (default)", "`hf`: transformers 5.24", "`llama.cpp`: b10605 to b11739")
 BLOCK = re.compile(r"(<!-- quirks: written by make quirks -->\n).*?(\n\n)", re.DOTALL)
 
@@ -25,10 +25,10 @@ def cells(name: str, row: Quirk) -> list[str]:
 
 
 def main() -> None:
-    """Put the table into the README's block. Raises AssertionError if the README has no such block."""
-    readme = README.read_text(encoding="utf-8")
-    assert BLOCK.search(readme), "the README has no place for the table of quirks"
-    README.write_text(BLOCK.sub(lambda found: found[1] + table() + found[2], readme), encoding="utf-8")
+    """Put the table into the page's block. Raises AssertionError if the page has no such block."""
+    page = PAGE.read_text(encoding="utf-8")
+    assert BLOCK.search(page), "the page has no place for the table of quirks"
+    PAGE.write_text(BLOCK.sub(lambda found: found[1] + table() + found[2], page), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -98,6 +98,24 @@ def test_the_tables_of_stages_are_the_code_s():
     assert rows == [(s.name, s.shape.replace(" ", ", "), s.llama_cpp, s.transformers) for s in table]
 
 
+def test_the_index_names_every_page():
+    linked = set(re.findall(r"\]\(([\w.-]+\.md)\)", (DOCS / "README.md").read_text()))
+    assert linked == {page.name for page in DOCS.glob("*.md")} - {"README.md"}
+
+
+STAGES = ["pictures", "tower", "projector", "prompts", "decoder", "answer"]
+
+
+@pytest.mark.parametrize("number, name", list(enumerate(STAGES, start=1)))
+def test_every_stage_has_a_page_and_a_picture(number, name):
+    page = (DOCS / f"{name}.md").read_text()
+    assert page.startswith(f"# Stage {number}: ") and f"**{number} " in page.splitlines()[2]
+    shown = re.search(r"!\[.+?\]\(images/(stage-\d-\w+\.webp)\)", page)[1]
+    assert shown.startswith(f"stage-{number}-")
+    with Image.open(DOCS / "images" / shown) as picture:
+        assert picture.width > 700 and (DOCS / "images" / shown).stat().st_size < 60_000
+
+
 @pytest.mark.parametrize("name", ["llava-1.6", "smolvlm", "qwen2-vl", "internvl", "pixtral", "llama-3.2-vision"])
 def test_what_a_family_sees_is_shown(name):
     path = DOCS / "images" / f"seen-{name}.webp"
