@@ -5,12 +5,13 @@ compares and prints one line for every figure that got worse; `--table` prints t
 """
 
 import argparse
+import hashlib
 import importlib
 import os
 import pkgutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
@@ -23,7 +24,19 @@ from triton.compiler import ASTSource
 
 from llava_ref.errors import LlavaError
 
-from .figures import TABLE, TARGETS, Figure, Figures, Table, compare, markdown, read_table, section, write_table
+from .figures import (
+    TABLE,
+    TARGETS,
+    Figure,
+    Figures,
+    Table,
+    compare,
+    markdown,
+    read_sources,
+    read_table,
+    section,
+    write_table,
+)
 from .machine_code import loads, loop_loads, read
 from .triton.variant import Variant
 
@@ -31,8 +44,8 @@ PACKAGE = "llava_ref.kernels.triton"
 README = TABLE.with_name("README.md")
 BEGIN = "<!-- table: written by python -m llava_ref.kernels.compiled -->\n"
 END = "\n<!-- end -->\n"
-SAMPLE = 8
-"""`--sample` compiles for sm_90, and every so-manyth variant for the other targets."""
+SAMPLE = 16
+"""`--changed` compiles every so-manyth of the variants that did not change: the compiler may have."""
 
 
 def collect(package: str = PACKAGE) -> dict[str, Variant]:
@@ -133,11 +146,25 @@ def compile_all(figures: Sequence[Figure], package: str = PACKAGE, processes: in
     return table, [got for got in done if isinstance(got, str)]
 
 
-def select(variants: Mapping[str, Variant], sample: bool = False) -> list[Figure]:
-    """List what to compile: every variant for sm_90, and all or a fixed sample of them for the other targets."""
-    chosen = list(variants)[::SAMPLE] if sample else list(variants)
-    figures = [(name, target) for target in TARGETS for name in (variants if target == 90 else chosen)]
-    return [(name, target) for name, target in figures if runs_on(variants[name], target)]
+def source(variant: Variant) -> str:
+    """Return a hash of all that a variant's machine code depends on but the compiler.
+
+    Triton's `cache_key` covers the text of the kernel and of every function that it calls."""
+    fixed = (dict(variant.types), dict(variant.constants), variant.warps, variant.stages, variant.registers)
+    return hashlib.sha256(f"{variant.kernel.cache_key} {fixed}".encode()).hexdigest()[:12]
+
+
+def changed(variants: Mapping[str, Variant], sources: Mapping[str, str]) -> list[str]:
+    """List the variants whose source is not the recorded one, and a fixed sample of the others."""
+    same = [name for name, variant in variants.items() if source(variant) == sources.get(name)]
+    left_out = set(same) - set(same[::SAMPLE])
+    return [name for name in variants if name not in left_out]
+
+
+def select(variants: Mapping[str, Variant], names: Collection[str] | None = None) -> list[Figure]:
+    """List what to compile: each variant, or each of `names`, for every target that it runs on."""
+    chosen = variants if names is None else names
+    return [(name, target) for target in TARGETS for name in chosen if runs_on(variants[name], target)]
 
 
 def runs_on(variant: Variant, target: int) -> bool:
@@ -149,7 +176,8 @@ def check(args: argparse.Namespace) -> int:
     """Compare with the table; return 1 where anything is worse, missing or new."""
     made_by, old = read_table(args.file)
     variants = {name: variant for name, variant in collect(args.package).items() if args.only in name}
-    new, bad = compile_all(select(variants, args.sample), args.package, args.processes)
+    chosen = changed(variants, read_sources(args.file)) if args.changed else None
+    new, bad = compile_all(select(variants, chosen), args.package, args.processes)
     worse_lines, notes = compare(old, new)
     gone = sorted({name for name, _ in old if args.only in name} - set(variants))
     bad += [*worse_lines, *(f"{name}: in the table, not among the kernels" for name in gone)]
@@ -170,9 +198,12 @@ def write(args: argparse.Namespace) -> int:
     print("\n".join([*failures, *spilt, f"{len(new)} compiled"]))
     if failures:
         return 1
-    old = read_table(args.file)[1] if args.only and args.file.exists() else {}
+    kept = args.only and args.file.exists()
+    old, sources = (read_table(args.file)[1], read_sources(args.file)) if kept else ({}, {})
     table = {key: figures for key, figures in old.items() if key[0] in variants} | dict(new)
-    write_table(triton.__version__, table, args.file)
+    sources = {name: text for name, text in sources.items() if name in variants}
+    sources |= {name: source(variant) for name, variant in chosen.items()}
+    write_table(triton.__version__, sources, table, args.file)
     if args.file == TABLE:
         before, _, rest = README.read_text("utf-8").partition(BEGIN)
         README.write_text(before + BEGIN + section(table) + END + rest.partition(END)[2], "utf-8")
@@ -184,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--check", action="store_true", help="compare with the table, write nothing")
     p.add_argument("--table", action="store_true", help="print the table as Markdown, compile nothing")
     p.add_argument("--only", default="", metavar="TEXT", help="variants whose name contains TEXT")
-    p.add_argument("--sample", action="store_true", help=f"with --check: every {SAMPLE}th variant but for sm_90")
+    p.add_argument("--changed", action="store_true", help=f"with --check: changed variants, a {SAMPLE}th of the others")
     p.add_argument("--file", type=Path, default=TABLE, help="another table")
     p.add_argument("--package", default=PACKAGE, help="another package of kernels")
     p.add_argument("--processes", type=int, default=2)

@@ -80,7 +80,12 @@ def read_table(path: Path = TABLE) -> tuple[str, Table]:
     return held["triton"], rows
 
 
-def write_table(made_by: str, table: Table, path: Path = TABLE) -> None:
+def read_sources(path: Path = TABLE) -> dict[str, str]:
+    """Read the hash of each variant's source at the time when its figures were recorded: see `compiled.source`."""
+    return json.loads(path.read_text("utf-8"))["sources"]
+
+
+def write_table(made_by: str, sources: Mapping[str, str], table: Table, path: Path = TABLE) -> None:
     """Write a table, a line for each variant and target, so that the difference of two versions can be read."""
     blocks = []
     for name in sorted({name for name, _ in table}):
@@ -88,7 +93,9 @@ def write_table(made_by: str, table: Table, path: Path = TABLE) -> None:
         lines = ",\n".join(f"   {json.dumps(sm)}: {json.dumps(figures)}" for sm, figures in row.items())
         blocks.append(f"  {json.dumps(name)}: {{\n{lines}\n  }}")
     text = ",\n".join(blocks)
-    path.write_text(f'{{\n "triton": {json.dumps(made_by)},\n "kernels": {{\n{text}\n }}\n}}\n', "utf-8")
+    hashes = ",\n".join(f"  {json.dumps(name)}: {json.dumps(sources[name])}" for name in sorted(sources))
+    head = f'"triton": {json.dumps(made_by)},\n "sources": {{\n{hashes}\n }}'
+    path.write_text(f'{{\n {head},\n "kernels": {{\n{text}\n }}\n}}\n', "utf-8")
 
 
 def markdown(table: Table) -> str:
