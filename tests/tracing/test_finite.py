@@ -1,0 +1,73 @@
+"""The first array with NaN or infinity is named, with its place; the largest number of every stage is found."""
+
+import numpy as np
+import pytest
+
+from llava_ref import NumericsError, load
+from llava_ref.tracing.finite import FLOAT16, Magnitudes, RefuseNotFinite
+from llava_ref.tracing.trace import At
+
+from ..support.tiny_pair import VICUNA, Tiny, write_pair
+
+PROMPT = [1, 5, 9, 7]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load(*write_pair(tmp_path_factory.mktemp("pair"), Tiny(template=VICUNA)), backend="numpy")
+
+
+def put(number, row, column):
+    def function(x):
+        x[row, column] = number
+        return x
+
+    return function
+
+
+@pytest.mark.parametrize("number, word", [(np.nan, "NaN"), (-np.inf, "infinity")])
+def test_the_first_bad_number_is_placed(model, number, word):
+    """Behind a norm an infinity is gone, or a NaN everywhere: the array where it began is named."""
+    probe = RefuseNotFinite(model.ops, model.text.file.path)
+    with model.intervene({"blk.0.ffn_norm": put(number, 2, 3)}), model.probed(probe):
+        with pytest.raises(NumericsError) as caught:
+            model.session().feed([PROMPT])
+    assert caught.value.field == "blk.0.ffn_norm"
+    assert f"holds {word} at position 2, element 3, the first array to do so: 1 of 4 x " in str(caught.value)
+
+
+def test_rows_are_placed_by_their_position(model):
+    session = model.session()
+    session.feed([PROMPT])
+    with model.intervene({"blk.1.out": put(np.inf, 0, 1)}), model.probed(RefuseNotFinite(model.ops, "t.gguf")):
+        with pytest.raises(NumericsError, match="position 4, element 1, .* 1 of 1 x "):
+            session.next([[7]])
+
+
+def test_the_largest_number_of_every_stage(model):
+    probe = Magnitudes(model.ops)
+    with model.intervene({"blk.1.ffn_out": put(-70_000, 1, 2)}), model.probed(probe), model.trace("*") as trace:
+        model.session().feed(
+            [PROMPT[:2], model.encode_image(np.full((9, 13, 3), 200, np.uint8)), PROMPT], all_logits=True
+        )
+    assert list(probe.stages) == list(trace)
+    for name, found in probe.stages.items():
+        assert found.largest == np.abs(trace[name].astype(np.float64)).max(), name
+    out = probe.stages["blk.1.ffn_out"]
+    assert out.largest == 70_000 and out.headroom == FLOAT16 / 70_000 < 1
+    assert out.place == "position 1, element 2"
+    assert np.abs(trace["vision.pixels"]).max() == probe.stages["vision.pixels"].largest
+    assert probe.stages["vision.pixels"].place.startswith("index [")
+
+
+def test_numbers_that_are_none_have_no_room(model):
+    probe = Magnitudes(model.ops)
+    probe.see(np.array([[1, np.nan], [np.inf, 2]], np.float32), At("x", range(2), 0))
+    assert probe.stages["x"].largest == np.inf and probe.stages["x"].headroom == 0
+
+
+def test_a_later_row_counts_only_where_it_is_larger(model):
+    probe = Magnitudes(model.ops)
+    for start, rows in ((0, [[1.0, -3.0]]), (1, [[2.0, 3.0]]), (2, [[0.0, 4.0]])):
+        probe.see(np.array(rows, np.float32), At("x", range(start, start + 1), 0))
+        assert probe.stages["x"].place == f"position {0 if start < 2 else 2}, element 1"
