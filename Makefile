@@ -46,7 +46,7 @@ train: .venv/.training ## goes on training the embedded pair (about two hours of
 	touch $@
 
 .venv/.demo: .venv/.python $(SOURCES)
-	$(PIP) torch && $(PIP) --editable '.[server]'
+	$(PIP) torch && $(PIP) --editable '.[server,fast]'
 	touch $@
 
 .venv/.dev: .venv/.python $(SOURCES)

@@ -44,7 +44,7 @@ def test_commands_of_the_readme_exist():
     targets = set(re.findall(r"make (\w+)", README)) - {"pages"}
     assert {"demo", "test", "conformance", "pictures"} <= targets
     assert targets <= set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
-    assert "--editable '.[server]'" in makefile.partition(".venv/.demo: ")[2].partition("\n\n")[0], (
+    assert "--editable '.[server,fast]'" in makefile.partition(".venv/.demo: ")[2].partition("\n\n")[0], (
         "the page is one away"
     )
     assert set(re.findall(r"^llava-ref ([a-z]+)", README, re.MULTILINE)) <= set(COMMANDS)
