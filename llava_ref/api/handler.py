@@ -124,6 +124,11 @@ def chat_chunks(
         yield head.fields() | {"choices": [], "usage": usage([stream.reply for stream in streams])}
 
 
+def empty_chunk(head: ResponseHead, include_usage: bool) -> dict[str, Any]:
+    """Return a chunk of a streamed chat that adds nothing: clients that look at the text only pass over it."""
+    return head.fields() | ({"usage": None} if include_usage else {}) | _delta(0, {})
+
+
 def _delta(
     index: int, delta: dict[str, Any], scores: dict[str, Any] | None = None, finish: str | None = None
 ) -> dict[str, Any]:

@@ -17,6 +17,7 @@ MAX_CONNECTIONS = 512  # open connections; beyond it, the oldest that waits for 
 MAX_STALLED = 16  # connections whose clients do not read their answers
 MAX_DRAINED = 2**30  # bytes of a request read after its answer; without it the client would see a reset, not the answer
 MAX_BEHIND = 128  # unread events of a stream; beyond it the stream is paused and another request runs
+PROGRESS_SECONDS = 0.25  # interval at which a client is told how far its request is, if it asks
 RETRY_AFTER = 2  # seconds after which a client may try again when the queue is full
 
 

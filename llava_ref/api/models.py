@@ -19,6 +19,7 @@ from ..generation.reuse import Reuse
 from ..loading import embedded
 from ..memory import collect
 from ..model import Llava
+from ..tracing.progress import Blocks
 from .errors import ApiError
 from .limits import Limits
 
@@ -36,6 +37,7 @@ class LoadedModel:
     fingerprint: str
     """A hash of the files and settings, which together with the request determine the answer."""
     grammars: JsonGrammars
+    blocks: Blocks
     prompts: ChatTemplate | None = None
     stops: tuple[str, ...] = ()
 
@@ -146,4 +148,5 @@ class Models:
         files = [(path.name, path.stat().st_size) for path in pair if path is not None]
         about = json.dumps([files, model.settings, model.n_context, None if prompts is None else prompts.source])
         fingerprint = "fp_" + hashlib.sha256(about.encode()).hexdigest()[:12]
-        return LoadedModel(model, pair, int(time.time()), fingerprint, JsonGrammars(model.tokenizer), prompts, stops)
+        grammars, blocks = JsonGrammars(model.tokenizer), Blocks.of(model.stages())
+        return LoadedModel(model, pair, int(time.time()), fingerprint, grammars, blocks, prompts, stops)

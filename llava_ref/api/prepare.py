@@ -27,6 +27,7 @@ from .errors import library_errors, refuse
 from .handler import ResponseHead
 from .limits import Allowance, Limits
 from .models import LoadedModel
+from .progress import RequestProgress
 from .schema import ChatRequest, CompletionRequest, GenerationRequest, parse
 from .undeclared import capped
 from .worker import Items, Work
@@ -43,6 +44,8 @@ class Prepared:
     streams: tuple[Stream, ...]
     pixels: int
     """Taken from the shared allowance until the request is done."""
+    progress: RequestProgress | None = None
+    """Told to the client until the answer begins."""
 
 
 def chat(
@@ -72,7 +75,10 @@ def chat(
             reply = yield from handler.chat_reply(streams, head, model.tokenizer)
             yield reply | scores
 
-    return Prepared(model, bool(params.stream), work, streams, pixels)
+    progress = None
+    if params.return_progress:
+        progress = RequestProgress(loaded.blocks, streams[0], handler.empty_chunk(head, params.include_usage))
+    return Prepared(model, bool(params.stream), work, streams, pixels, progress)
 
 
 def message_warnings(messages: Any, *, strict: bool) -> tuple[str, ...]:
@@ -89,6 +95,8 @@ def _check_combinations(params: ChatRequest) -> None:
         raise refuse("top_logprobs", "top_logprobs: requires logprobs: true")
     if params.prompt_logprobs is not None and params.stream:
         raise refuse("prompt_logprobs", "prompt_logprobs: not possible with stream: true", "unsupported_value")
+    if params.return_progress and not params.stream:
+        raise refuse("return_progress", "return_progress: requires stream: true")
     _check_stream(params)
     form = params.response_format
     if form is None:

@@ -14,7 +14,7 @@ from starlette.types import Receive, Send
 
 from .body import ClientDisconnected
 from .errors import ApiError
-from .limits import Limits
+from .limits import PROGRESS_SECONDS, Limits
 from .worker import ENDED, ModelJob, Worker
 
 EVENTS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -67,7 +67,7 @@ async def send_events(job: ModelJob, worker: Worker, limits: Limits, receive: Re
     disconnected = asyncio.create_task(_until_disconnect(receive))
     try:
         await send({"type": "http.response.start", "status": 200, "headers": _raw(EVENTS)})
-        async for data in _frames(job, limits, disconnected):
+        async for data in _frames(job, worker, limits, disconnected):
             async with asyncio.timeout(limits.write_seconds):
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
@@ -78,28 +78,34 @@ async def send_events(job: ModelJob, worker: Worker, limits: Limits, receive: Re
         await _stop(disconnected)
 
 
-async def _frames(job: ModelJob, limits: Limits, disconnected: asyncio.Task[None]) -> AsyncIterator[bytes]:
+async def _frames(
+    job: ModelJob, worker: Worker, limits: Limits, disconnected: asyncio.Task[None]
+) -> AsyncIterator[bytes]:
     waiting = asyncio.create_task(job.take())
     try:
         while True:
-            done, _ = await asyncio.wait(
-                {waiting, disconnected}, timeout=limits.ping_seconds, return_when="FIRST_COMPLETED"
-            )
+            progress = None if job.progress is None or job.progress.ended else job.progress
+            seconds = limits.ping_seconds if progress is None else PROGRESS_SECONDS
+            done, _ = await asyncio.wait({waiting, disconnected}, timeout=seconds, return_when="FIRST_COMPLETED")
             if disconnected in done:
                 raise ClientDisconnected
             if not done:
-                yield PING
+                yield PING if progress is None else _event(progress.news(worker.ahead(job)))
                 continue
             item = waiting.result()
             if item is ENDED:
                 yield b"data: [DONE]\n\n"
                 return
-            yield b"data: " + as_json(item.body() if isinstance(item, ApiError) else item) + b"\n\n"
+            yield _event(item.body() if isinstance(item, ApiError) else item)
             if isinstance(item, ApiError):
                 return
             waiting = asyncio.create_task(job.take())
     finally:
         waiting.cancel()
+
+
+def _event(value: dict[str, Any]) -> bytes:
+    return b"data: " + as_json(value) + b"\n\n"
 
 
 async def _first_item(wanted: asyncio.Task[Any], disconnected: asyncio.Task[None]) -> Any:

@@ -132,6 +132,11 @@ class ChatRequest(GenerationRequest):
         "not possible with stream.",
     )
     response_format: ResponseFormat | None = Field(None, description="The format of the answer; text by default.")
+    return_progress: bool | None = Field(
+        None,
+        description="Send chunks without text, with the field prompt_progress, until the answer begins; requires "
+        "stream.",
+    )
 
     @property
     def limit(self) -> int | None:

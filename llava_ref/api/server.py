@@ -76,7 +76,7 @@ class Api:
             del body
             pixels = prepared.pixels
             try:
-                job = ModelJob(prepared.model, prepared.work, place.give_back)
+                job = ModelJob(prepared.model, prepared.work, place.give_back, prepared.progress)
                 await self._answer(job, prepared.stream, request, receive, send)
             finally:
                 self._pixels.give_back(pixels)

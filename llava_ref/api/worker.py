@@ -27,6 +27,7 @@ from ..ops.protocol import Array
 from ..tracing.trace import At, Probe
 from .errors import ApiError, from_library, internal
 from .limits import MAX_BEHIND
+from .progress import RequestProgress
 
 log = logging.getLogger("llava_ref.server")
 Items = Generator[dict[str, Any] | Turn, None, None]
@@ -66,8 +67,12 @@ class ModelJob:
 
     `on_end` is called in the worker's thread when the model has finished the job."""
 
-    def __init__(self, model: Llava, work: Work, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self, model: Llava, work: Work, on_end: Callable[[], None], progress: RequestProgress | None = None
+    ) -> None:
         self.model, self.on_end, self._work = model, on_end, work
+        self.progress = progress
+        """Of a request whose client wants to be told."""
         self.cancelled = threading.Event()
         self.at_prompt = False
         """Whether a stretch of a prompt is run in the next turn."""
@@ -75,14 +80,14 @@ class ModelJob:
         """Called when enough items have been taken for a paused job to resume."""
         self._items: asyncio.Queue[Any] = asyncio.Queue()
         self._turns: Items | None = None
-        self._probe = CancelProbe(self.cancelled)
+        self._probes: list[Probe] = [CancelProbe(self.cancelled), *([progress.probe] if progress else [])]
         self._n_produced = self._n_consumed = 0
         self._loop = asyncio.get_running_loop()
 
     def turn(self) -> State:
         """Run in the worker's thread, to the next token or for a stretch of a prompt. An error ends only this job."""
         try:
-            with self.model.probes.attached(self._probe):
+            with self.model.probes.attached(*self._probes):
                 state = State.ENDED if self.cancelled.is_set() else self._advance()
         except Cancelled:
             state = State.ENDED
@@ -170,6 +175,11 @@ class Worker:
     @property
     def busy(self) -> bool:
         return bool(self._running)
+
+    def ahead(self, job: ModelJob) -> int:
+        """Count the requests that run, or wait in front of one that waits; 0 if it does not wait."""
+        with self._changed:
+            return len(self._running) + self._waiting.index(job) if job in self._waiting else 0
 
     def submit(self, job: ModelJob) -> None:
         """Queue a job. Raises ApiError 503 if it would never run."""

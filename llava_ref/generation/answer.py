@@ -134,6 +134,11 @@ class Stream(Iterator[str]):
                 return step.text
         raise StopIteration
 
+    @property
+    def n_tokens(self) -> int:
+        """Return the tokens that have come so far."""
+        return len(self._taken)
+
     def close(self) -> None:
         self._turns = iter(())
 

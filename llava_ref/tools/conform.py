@@ -17,6 +17,7 @@ from ..ops.threads import sleeping_openmp
 from ..profiles import QUIRKS, ImageOrder
 from . import options
 from .output import check_output, coloured, note, print_json, write_text
+from .progress import LINE
 
 if TYPE_CHECKING:
     from ..conformance.compare.conform import Conformance, StageResult
@@ -64,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
     note(f"running {reference.name}")
     answer = reference.run(case, n_greedy=args.max_tokens)
     note(f"running {_settings(model.settings)}")
-    report = conform(lambda changed: _with(args, model, changed), case, answer)
+    with LINE.open(model):
+        report = conform(lambda changed: _with(args, model, changed), case, answer)
     if args.report is not None:
         from ..conformance.report.page import render
 
@@ -82,7 +84,7 @@ def _with(args: argparse.Namespace, model: Llava, changed: Mapping[str, str]) ->
     if not changed:
         return model
     quirks = [*args.quirk, *(f"{name}={value}" for name, value in changed.items())]
-    return options.load_model(options.changed(args, quirk=quirks), *options.pair(args))
+    return LINE.watch(options.load_model(options.changed(args, quirk=quirks), *options.pair(args)))
 
 
 def _reference(name: str, model: Llava) -> "Reference":

@@ -9,6 +9,7 @@ from ..images.fit import save_png
 from ..loading import embedded
 from . import options
 from .output import check_output, note, print_json, write_tensors
+from .progress import LINE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +35,11 @@ def run(args: argparse.Namespace) -> int:
     image = model.decode_image(source)
     for warning in image.warnings:
         note(f"warning: {visible(warning)}")
-    picture = model.preprocess(image)
-    tensors = {"pixels": picture.pixels, "image_embeddings": model.encode(picture.pixels, picture.source)}
+    with LINE.open(model):
+        tap = model.probes.tap(image)
+        picture = model.preprocess(image, tap)
+        rows = model.encode(picture.pixels, picture.source, tap)
+    tensors = {"pixels": picture.pixels, "image_embeddings": rows}
     facts = {
         "mmproj": mmproj.name,
         "image": source.name,

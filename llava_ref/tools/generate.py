@@ -1,12 +1,15 @@
 """`generate`: answer one prompt."""
 
 import argparse
+import sys
+from collections import deque
 
 from ..errors import visible
 from ..generation.request import Request
 from ..model import Llava
 from . import options
 from .output import note, print_json, print_pieces, summary
+from .progress import LINE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,14 +35,18 @@ def run(args: argparse.Namespace) -> int:
         note(f"warning: {visible(warning)}")
     if args.show_prompt:
         _show(model, request, raw=args.raw)
+    with LINE.open(model, request=request):
+        if args.json:
+            deque(LINE.counted(stream), maxlen=0)
+        else:
+            print_pieces(stream if sys.stdout.isatty() else LINE.counted(stream))
+    reply = stream.reply
     if args.json:
-        reply = stream.finish()
         fields = ("text", "token_ids", "prompt", "chunks", "finish_reason", "usage", "timings", "warnings")
         print_json({name: getattr(reply, name) for name in fields} | model.settings)
     else:
-        print_pieces(stream)
-        note(summary(stream.reply))
-    if stream.reply.usage["total_tokens"] == model.n_context:
+        note(summary(reply))
+    if reply.usage["total_tokens"] == model.n_context:
         note(f"note: the answer ended with the context of {model.n_context} positions")
     return 0
 

@@ -13,6 +13,7 @@ from safetensors.numpy import save
 from ..errors import ParameterError, visible
 from ..generation.request import Reply
 from ..tracing.tracefile import whole_file
+from .progress import LINE
 
 
 def print_json(value: Any) -> None:
@@ -21,7 +22,8 @@ def print_json(value: Any) -> None:
 
 
 def note(text: str) -> None:
-    """Print one line on standard error."""
+    """Print one line on standard error, in place of the line of progress if that is shown."""
+    LINE.erase()
     print(text, file=sys.stderr, flush=True)
 
 
@@ -39,6 +41,8 @@ def coloured(text: str, colour: Literal["green", "red"]) -> str:
 def print_pieces(pieces: Iterable[str]) -> None:
     """Print an answer on standard output as it comes, then a line end."""
     for piece in pieces:
+        if sys.stdout.isatty():
+            LINE.erase()
         print(visible(piece), end="", flush=True)
     print(flush=True)
 

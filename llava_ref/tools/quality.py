@@ -2,8 +2,7 @@
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -21,8 +20,8 @@ from ..quality.report import QualityReport, as_json, sizes
 from ..quality.siblings import FilePair
 from . import options
 from .output import check_output, note, print_json, write_text
+from .progress import LINE
 
-EVERY = 2.0  # seconds between notes of progress
 Question = tuple[str, Path | None]
 
 
@@ -59,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     ours, theirs = _paths(args)
     if args.report is not None:
         check_output(args.report, [*ours, *theirs, *args.image])
-    report = measure(args, ours, theirs)
+    with LINE.open():
+        report = measure(args, ours, theirs)
     if args.report is not None:
         write_text(args.report, quality_page.render(report))
         note(f"{args.report}: written")
@@ -97,16 +97,16 @@ def _paths(args: argparse.Namespace) -> tuple[Paths, Paths]:
 
 
 def measure(args: argparse.Namespace, ours: Paths, theirs: Paths) -> QualityReport:
-    """Run all measurements, with notes of progress on standard error."""
+    """Run all measurements, with progress on the terminal."""
     quantised, reference = _open(ours), _open(theirs)
     siblings.check(quantised, reference)
     names = _swapped(args, siblings.changed(quantised, reference))
     if args.weight_cache is None:  # half of the free memory for both pairs together, not for each
         files = [file for pair in (quantised, reference) for file in (pair.text, pair.mmproj) if file is not None]
         args.weight_cache = default_budget(files, args.device) / options.GIB
-    model = options.load_model(options.changed(args, precision="exact"), *theirs)
+    model = LINE.watch(options.load_model(options.changed(args, precision="exact"), *theirs))
     c = Comparison(model, quantised, args.precision, args.threads, int(args.weight_cache * options.GIB))
-    progress = _progress()
+    progress = LINE.step
     asked = _cases(args, model, progress)
     measured = comparison.behaviour(c, asked, progress)
     order = _rank(args, c, asked, measured, names, progress)
@@ -175,17 +175,3 @@ def _questions(args: argparse.Namespace, model: Llava) -> list[Question]:
     folder = embedded()[0].parent / "pictures"
     entries = json.loads((folder / "pictures.json").read_text())
     return [(prompt, folder / entry["file"]) for entry in entries for prompt in args.prompt or [entry["question"]]]
-
-
-def _progress() -> Callable[[str], None]:
-    """Return a function that writes notes on standard error, at most one every EVERY seconds."""
-    last = time.monotonic()
-
-    def progress(text: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= EVERY:
-            last = now
-            note(text)
-
-    return progress

@@ -117,13 +117,15 @@ class Probes:
         self._set = [other for other in self._set if other is not probe]  # `!=` would compare the arrays of traces
 
     @contextmanager
-    def attached(self, probe: Probe) -> Iterator[None]:
-        """Attach a probe inside the block."""
-        self.add(probe)
+    def attached(self, *probes: Probe) -> Iterator[None]:
+        """Attach probes inside the block."""
+        for probe in probes:
+            self.add(probe)
         try:
             yield
         finally:
-            self.remove(probe)
+            for probe in probes:
+                self.remove(probe)
 
     @property
     def complete(self) -> bool:
