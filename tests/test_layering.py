@@ -17,6 +17,7 @@ ORDER = [  # folders, and the modules beside them; one may import from earlier r
     ["models"],
     ["chat"],
     ["generation"],
+    ["network"],
     ["model"],
     ["loading"],
     ["benchmark", "quality", "study"],
