@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,30 @@ def data_uri(rgb: np.ndarray) -> str:
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+TABLE = """\
+<style>.llava-ref td, .llava-ref th {text-align: left !important; white-space: pre-wrap}</style>
+<div class="llava-ref" style="max-height: 28em; overflow: auto"><table>
+{% if head %}<thead><tr>{% for cell in head %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
+{% endif %}
+{% for row in rows %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</table></div>
+"""
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table for a notebook: text is escaped, and a long table scrolls."""
+    return environment().from_string(TABLE).render(head=head, rows=[[str(cell) for cell in row] for row in rows])
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of texts as lines whose columns stand below each other, for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _visible(value: Any) -> Any:

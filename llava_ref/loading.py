@@ -8,7 +8,8 @@ from . import gguf
 from .errors import PairError, ParameterError
 from .gguf import GGUFFile
 from .model import Llava
-from .models import holds_tower, text_family, tower_family
+from .models import family, holds_tower, text_family, tower_family
+from .models.family import TextModel, Tower
 from .ops import get_ops
 from .ops.protocol import Ops
 from .ops.weight_budget import default_budget
@@ -79,11 +80,9 @@ def operations(backend: str, device: str, threads: int | None, budget: int, prec
 
 
 def original(text: GGUFFile | None, mmproj: GGUFFile | None) -> str:
-    """Return whose code profile `llava` follows for a pair: of `profiles.ORIGINALS`.
-
-    LLaVA's own code knows LLaVA only; the original code of most newer families is transformers."""
-    families = [family for family in (text and text_family(text), mmproj and tower_family(mmproj)) if family]
-    return next((family.ORIGINAL for family in families if family.ORIGINAL != "llava"), "llava")
+    """Return whose code profile `llava` follows for a pair of files: `models.family.original`."""
+    halves: list[type[TextModel] | type[Tower]] = [] if text is None else [text_family(text)]
+    return family.original(halves if mmproj is None else [*halves, tower_family(mmproj)])
 
 
 def _check_pair(model: Llava) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 from .chat.chunks import Prompt
 from .chat.templates import ChatTemplate, choose_template
 from .generation.answer import Answer, Stream, Turn, answered
-from .generation.prompts import Messages, Prompts
+from .generation.prompts import Asked, Messages, Prompts
 from .generation.request import Clock, Reply, Request, Step, remaining
 from .generation.reuse import cached_positions
+from .generation.run import PromptRun, position_strings
 from .generation.sampler import Sampler
 from .generation.sampling import Sampling, SamplingOptions
 from .generation.stops import StopStrings
@@ -41,6 +42,10 @@ class Llava(Network):
             tokenizer = Tokenizer.from_gguf(text.file)
             chosen = choose_template(text.file, has_mmproj=tower is not None, template=template)
             self._prompts = Prompts(tokenizer, chosen, tower, quirks, self.n_context)
+
+    def facts(self) -> dict[str, str]:
+        """Return the lines that describe the model to a reader, by their titles."""
+        return super().facts() | ({} if self._prompts is None else {"template": self._prompts.template.name})
 
     @property
     def prompts(self) -> Prompts:
@@ -133,9 +138,27 @@ class Llava(Network):
         """Return a prepared prompt as `forward` takes it: token ids and image rows (N, D), in order."""
         return request.parts([self._rows(image, Clock()) for image in request.images])
 
-    def logits(self, prompt: str, images: Sequence[ImageSource] = ()) -> np.ndarray:
-        """Return logits at every position of a prompt taken as it stands, (T, V) float32; `<image>` marks a picture."""
-        return self.request_logits(self.raw_request(prompt, images))
+    def run(self, prompt: Asked, images: Sequence[ImageSource] = (), names: Sequence[str] = ("*",)) -> PromptRun:
+        """Run a prompt once; return its logits, the stages whose names match `names`, and a text for each position.
+
+        `prompt`: a text taken as it stands, with `<image>` for each of `images`; token ids, with -1 for each row of a
+        picture, as `token_ids` of a run has them; a conversation in OpenAI's form, or a `Request`, with pictures of
+        their own. The default keeps everything but attention weights, which a name that says `kq_soft_max` asks for.
+        Raises a LlavaError for what is wrong with any of it."""
+        request = self.prompts.of(prompt, images)
+        with self.trace(*names) as trace:
+            logits = self.request_logits(request)
+        return PromptRun(request, logits, trace, tuple(self.strings(request)))
+
+    def strings(self, prompt: Asked, images: Sequence[ImageSource] = ()) -> list[str]:
+        """Return a text for each position of a prompt of any form that `run` takes: the token's own, or the place of a
+        picture's row, `<image 0 row 3, col 5>`, with its tile where there are several."""
+        request = self.prompts.of(prompt, images)
+        return position_strings(request, [self.preprocess(image) for image in request.images], self.tokenizer)
+
+    def logits(self, prompt: Asked, images: Sequence[ImageSource] = ()) -> np.ndarray:
+        """Return logits at every position of a prompt, (T, V) float32; `prompt` in any form that `run` takes."""
+        return self.request_logits(self.prompts.of(prompt, images))
 
     def request_logits(self, request: Request) -> np.ndarray:
         """Return logits at every position of a prepared prompt, (T, V) float32."""

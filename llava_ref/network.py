@@ -11,20 +11,23 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .errors import ParameterError, PromptError, nearest
+from .errors import ParameterError, PromptError, nearest, visible
 from .generation.prompts import decode_image
 from .generation.request import Clock, picture_part
 from .generation.reuse import Reuse
 from .generation.session import Session, shared_steps, unembed
 from .generation.units import Part, Picture
+from .html import columns, table
 from .images import DecodedImage, ImageSource
 from .images.fit import Preprocessed
 from .models import types
-from .models.family import Span, TextModel, Tower, encode
-from .models.stages import Stage
+from .models.family import Span, TextModel, Tower, encode, original
+from .models.stages import Stages
+from .models.summary import text_line, tower_line
 from .ops.protocol import Ops
-from .profiles import Quirks
-from .tracing.trace import Edit, Edits, Probe, Probes, Sink, Tap, Trace, no_tap
+from .profiles import Quirks, describe, resolve
+from .tracing.edits import Edit, Edits
+from .tracing.trace import Probe, Probes, Sink, Tap, Trace, no_tap
 
 P = TypeVar("P", bound=Probe)
 
@@ -50,6 +53,25 @@ class Network:
             if n_context is not None and n_context > text.config.context:
                 raise ParameterError("n_context", str(n_context), f"the model has {text.config.context} positions")
             self.n_context = n_context or text.config.context
+
+    def facts(self) -> dict[str, str]:
+        """Return the lines that describe the model to a reader, by their titles."""
+        s, found = self.settings, dict[str, str]()
+        if self._text is not None:
+            found[f"text, {visible(self._text.file.path.name)}"] = text_line(self._text)
+        if self._tower is not None:
+            found[f"mmproj, {visible(self._tower.file.path.name)}"] = tower_line(self._tower)
+        usual = describe(resolve(s["profile"], None, original(filter(None, (self._text, self._tower)))))
+        changed = [f"{name}={value}" for name, value in s["quirks"].items() if value != usual[name]]
+        profile = ", with ".join([f"profile {s['profile']}", *filter(None, [", ".join(changed)])])
+        found["runs"] = f"{s['backend']} on {s['device']}, precision {s['precision']}; {profile}"
+        return found if self._text is None else found | {"context": f"{self.n_context:,} positions"}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}\n{columns([(f'  {title}', text) for title, text in self.facts().items()])}>"
+
+    def _repr_html_(self) -> str:
+        return table((), self.facts().items())
 
     @property
     def text(self) -> TextModel:
@@ -136,9 +158,9 @@ class Network:
         """Return the positions that a square picture takes; 0 without an mmproj file."""
         return 0 if self._tower is None else self._tower.span(1, 1).n_rows
 
-    def stage_table(self) -> tuple[Stage, ...]:
+    def stage_table(self) -> Stages:
         """Return a row for every array that a run of this pair computes, in order."""
-        return tuple(stage for half in (self._tower, self._text) if half is not None for stage in half.stages())
+        return Stages(stage for half in (self._tower, self._text) if half is not None for stage in half.stages())
 
     def stages(self) -> tuple[str, ...]:
         """Return the names of all arrays that a run of this pair computes, in order."""
@@ -153,7 +175,14 @@ class Network:
 
         Without a name, everything but the attention weights: those are computed only for a name that says
         `kq_soft_max`. Raises ParameterError for a name that fits no stage."""
-        return self.probed(Trace(globs or ("*",), self.ops, sink))
+        return self.probed(Trace(globs or ("*",), self.ops, sink, self._head_sizes()))
+
+    def _head_sizes(self) -> dict[str, int]:
+        """Return the width of a head, by the beginning of the names of stages that have it."""
+        sizes = {} if self._text is None else {"blk.": self._text.config.head_size}
+        if self._tower is not None:
+            sizes["vision."] = self._tower.config.width // self._tower.config.n_head
+        return sizes
 
     def intervene(self, functions: Mapping[str, Edit]) -> AbstractContextManager[Edits]:
         """Put `function(x)`, or `function(x, at)`, in the place of x: `with model.intervene({"blk.3.out": function}):`

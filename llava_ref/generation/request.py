@@ -8,12 +8,15 @@ import numpy as np
 
 from ..chat.chunks import ImageChunk, Prompt, TextChunk
 from ..errors import ParameterError, PromptError
+from ..html import table
 from ..images.decoding import DecodedImage
 from ..models.family import Span
 from ..models.looking import PictureStates
 from .scores import Score
 from .units import Part, Picture, PictureRows
 
+SHOWN = 200  # characters of an answer in a line about it
+SECONDS = ("preprocess_s", "encode_s", "prefill_s", "decode_s")
 FinishReason = Literal["stop", "length"]
 
 
@@ -30,6 +33,10 @@ class Step:
     """Time this token took; the first one's is the prompt's. A step shared with other answers counts in full."""
     score: Score | None = None
     """Its log-probability, where `Sampling.top_logprobs` asks for it."""
+
+    def __repr__(self) -> str:
+        end = f", {self.finish_reason}" if self.finish_reason else ""
+        return f"<Step {self.token_id} {self.text!r}{end}, {1000 * self.seconds:.1f} ms>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,12 @@ class Request:
         for chunk in self.chunks:
             ids.extend(chunk.token_ids if isinstance(chunk, TextChunk) else [-1] * len(self.rows(chunk)))
         return ids
+
+    def positions(self, image: int = 0) -> list[int]:
+        """Return the position of each row of a picture."""
+        before = sum(span.n_rows for span in self.spans[:image])
+        found = [at for at, token in enumerate(self.token_ids) if token < 0]
+        return found[before : before + self.spans[image].n_rows]
 
     def parts(self, rows: Sequence[np.ndarray]) -> list[Part]:
         """Return what a decoder is fed: token ids and the pictures' rows, (n, D) each, in order."""
@@ -116,6 +129,21 @@ class Reply:
     """Seconds of each stage and tokens a second; None where there is nothing to divide."""
     warnings: tuple[str, ...]
     """Notes for the reader about the pictures, and about parts of the messages that had no effect."""
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= SHOWN else f"{self.text[:SHOWN]}..."
+        return f"<Reply {text!r}: {self._figures()}>"
+
+    def _figures(self) -> str:
+        """Return the tokens, why the answer ended, the seconds it took, and the warnings."""
+        seconds = {name.removesuffix("_s"): self.timings[name] or 0.0 for name in SECONDS}
+        taken = [f"{name} {1000 * spent:.1f} ms" for name, spent in seconds.items() if spent >= 1e-4]
+        prompt, own = self.usage["prompt_tokens"], self.usage["completion_tokens"]
+        end = self.finish_reason or "cut off"
+        return "; ".join([f"{prompt} + {own} tokens, {end}", ", ".join(taken), *self.warnings])
+
+    def _repr_html_(self) -> str:
+        return table((), [("answer", self.text), ("figures", self._figures()), ("prompt", self.prompt)])
 
 
 @dataclass(slots=True)

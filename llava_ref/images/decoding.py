@@ -46,6 +46,9 @@ class DecodedImage:
     orientation: int  # EXIF: 1..8, 1 where there is none
     warnings: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        return f"<DecodedImage {self.width} x {self.height}, {self.format}>"
+
     @property
     def width(self) -> int:
         return int(self.rgb.shape[1])

@@ -18,16 +18,19 @@ picture of w x h:
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
 from ..errors import ImageError
+from ..html import data_uri
 from ..ops.threads import one_blas_thread
 from .resample import BICUBIC, Filter, Order, resize, resize_padded
 
 Colour = tuple[int, int, int]
+SHOWN = 336  # pixels a side of a tile in a notebook, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,21 @@ class Preprocessed:
     def whole(self) -> Tile:
         """Return the tile that shows all of the picture: it has the most of the source."""
         return max(self.tiles, key=lambda tile: tile.affine.scale_x * tile.affine.scale_y)
+
+    def __repr__(self) -> str:
+        shapes = sorted({tile.seen.shape[1::-1] for tile in self.tiles})
+        sizes = ", ".join(f"{width} x {height}" for width, height in shapes)
+        width, height = self.source
+        return f"<Preprocessed: {len(self.tiles)} of {sizes}, of a picture of {width} x {height}>"
+
+    def _repr_html_(self) -> str:
+        """Return the tiles as the tower sees them, for notebooks."""
+        shown = [Image.fromarray(tile.seen) for tile in self.tiles]
+        for picture in shown:
+            picture.thumbnail((SHOWN, SHOWN))
+        style = "image-rendering: pixelated; min-width: 12em; margin: 2px; display: inline-block"
+        tiles = (f'<img src="{data_uri(np.asarray(p))}" alt="tile {i}" style="{style}">' for i, p in enumerate(shown))
+        return f"<div>{escape(repr(self))}</div>{''.join(tiles)}"
 
     @property
     def affine(self) -> PictureMap:

@@ -3,7 +3,7 @@
 N rows of a picture, D decoder width, T positions, V vocabulary, Y and X height and width of a tile in pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -172,6 +172,13 @@ class LookingModel(TextModel, Protocol):
         ...
 
 
+def original(halves: Iterable[type[TextModel] | type[Tower] | TextModel | Tower]) -> str:
+    """Return whose code profile `llava` follows for a pair: of `profiles.ORIGINALS`.
+
+    LLaVA's own code knows LLaVA only; the original code of most newer families is transformers."""
+    return next((half.ORIGINAL for half in halves if half.ORIGINAL != "llava"), "llava")
+
+
 def prepared(
     rgb: np.ndarray, fitted: Sequence[Fitted], rows: np.ndarray, c: VisionConfig, tap: Tap = no_tap
 ) -> Preprocessed:
@@ -187,6 +194,11 @@ def encode(tower: Tower, pixels: np.ndarray, size: tuple[int, int] = (1, 1), tap
 
     `size`: width and height of the source, which say how tiles are put together. Raises NumericsError for NaN or
     infinity, naming the first tensor to hold one."""
+    return tower.ops.numpy(encode_on_device(tower, pixels, size, tap))
+
+
+def encode_on_device(tower: Tower, pixels: np.ndarray, size: tuple[int, int], tap: Tap) -> Array:
+    """Return the same as the backend's array."""
     ops = tower.ops
     with np.errstate(all="ignore"):  # bad numbers are found by `all_finite`, not by numpy's warnings
         if tap is no_tap and tower.replays:
@@ -195,7 +207,7 @@ def encode(tower: Tower, pixels: np.ndarray, size: tuple[int, int] = (1, 1), tap
             found = _watched(tower, pixels, tap)
         if not ops.all_finite(found):
             _watched(tower, pixels, Probes(RefuseNotFinite(ops, tower.file.path)).tap(tower))
-        return ops.numpy(tower.pack(found, *size))
+        return tower.pack(found, *size)
 
 
 def _watched(tower: Tower, pixels: np.ndarray, tap: Tap) -> Array:

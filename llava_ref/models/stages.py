@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ..html import columns, table
+
 Kind = Literal["exact", "matmul", "float", "table", "attention"]
 """The arithmetic: none (must be equal), a product with a stored matrix, float32 steps, an activation that ggml reads
 from a table of float16, attention."""
@@ -27,6 +29,21 @@ class Stage:
     """The tensor whose type says how accurate the stage can be, where one does."""
     llama_cpp: str = ""
     transformers: str = ""
+
+
+class Stages(tuple[Stage, ...]):
+    """The stages of a run, in order; shown as a table."""
+
+    HEAD = ("stage", "shape", "arithmetic", "weights", "llama.cpp", "transformers")
+
+    def __repr__(self) -> str:
+        return columns([self.HEAD, *self._rows()]) if self else "Stages()"
+
+    def _repr_html_(self) -> str:
+        return table(self.HEAD, self._rows())
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [(s.name, s.shape.replace(" ", ", "), s.kind, s.weight or "", s.llama_cpp, s.transformers) for s in self]
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,9 +33,7 @@ def attention_to_picture(model: Llava, request: Request, answer: Sequence[int], 
 
 def picture_positions(request: Request, image: int = 0) -> list[int]:
     """Return the position in the prompt of each of a picture's rows."""
-    before = sum(span.n_rows for span in request.spans[:image])
-    positions = [at for at, token in enumerate(request.token_ids) if token < 0]
-    return positions[before : before + request.spans[image].n_rows]
+    return request.positions(image)
 
 
 def seen_states(request: Request, image: int = 0) -> range:

@@ -15,7 +15,8 @@ from ..generation.sampling import Sampling
 from ..model import Llava
 from ..models.stages import residual
 from ..ops.protocol import Array
-from ..tracing.trace import At, Edits
+from ..tracing.edits import Edits
+from ..tracing.trace import At
 
 
 def record(model: Llava, source: Request, stage: str) -> np.ndarray:

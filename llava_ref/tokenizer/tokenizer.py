@@ -148,6 +148,15 @@ class Tokenizer:
         """Decode a single token, with U+FFFD for bytes that are not UTF-8 on their own."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
+    def label(self, token_id: int) -> str:
+        """Return a text that tells a token from all others: its text in an answer, bytes that are no UTF-8 by
+        themselves as `<0xE2>`, and the file's own text where it has none."""
+        data = self.token_bytes(token_id)
+        try:
+            return data.decode("utf-8") or self.text_of(token_id)
+        except UnicodeDecodeError:
+            return "".join(f"<0x{byte:02X}>" for byte in data)
+
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of a token in decoded text. A control token gives its own text, an unused token no bytes."""
         v, text = self.vocabulary, self.text_of(token_id)

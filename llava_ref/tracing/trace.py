@@ -2,25 +2,27 @@
 
 A forward pass calls `tap(name, x)` with every named intermediate array and goes on with the result. In an ordinary run
 the tap is `no_tap`, which returns `x`. `Probes.tap` returns one that shows each array to the probes that asked for its
-name: `Edits` change it, a `Trace` keeps it, and any other subclass of `Probe` may observe it too. `models.stages`
+name: `edits.Edits` change it, a `Trace` keeps it, and any other subclass of `Probe` may observe it too. `models.stages`
 lists the names.
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from ..errors import ParameterError
+from ..html import table
 from ..ops.protocol import Array, Ops
 
 ON_REQUEST = "kq_soft_max"  # costs extra, so only a pattern that contains this word asks for it
 
+
+HEADWISE = ("Qcur", "Kcur", "Vcur", "kqv_out")  # beginnings of the names of stages whose last axis is heads
 
 Kind = Literal["picture", "tile", "sequence"]
 """What an array is of."""
@@ -75,6 +77,9 @@ class Probe:
     whole = False
     """Whether it must get a prompt's rows all at once, so that its last row is the prompt's last position."""
 
+    edits = False
+    """Whether it changes arrays, so that it must see them before those that only observe."""
+
     def __init__(self, globs: Sequence[str]) -> None:
         self.globs = tuple(globs)
         self._wanted: dict[str, bool] = {}
@@ -109,8 +114,8 @@ class Probes:
 
     def add(self, probe: Probe) -> None:
         """Attach a probe. Edits come before all others, so that a trace keeps what the pass goes on with."""
-        edits = sum(isinstance(other, Edits) for other in self._set)
-        self._set.insert(edits if isinstance(probe, Edits) else len(self._set), probe)
+        edits = sum(other.edits for other in self._set)
+        self._set.insert(edits if probe.edits else len(self._set), probe)
 
     def remove(self, probe: Probe) -> None:
         """Detach a probe."""
@@ -167,66 +172,6 @@ class _Live:
         return _Live(self._probes, self._run, self._positions, self._prefix, number)
 
 
-Edit = Callable[[Array, At], Array] | Callable[[Array], Array]
-
-
-class Edits(Probe):
-    """Changes arrays by functions `function(x)` or `function(x, at) -> x`, which keep shape and type.
-
-    A function gets a prompt's rows all at once, so that `x[-1]` is its last position, and then one row for each token;
-    a picture's stages it gets once per picture, or tile. `x` is a copy that it may change: the backend's array, float32
-    (for `image.` stages: numpy, uint8). It may return a numpy array with either backend. All functions whose pattern
-    matches are applied, in order. Raises ParameterError for a wrong function, shape or type."""
-
-    whole = True
-
-    def __init__(self, functions: Mapping[str, Edit], ops: Ops) -> None:
-        super().__init__(tuple(functions))
-        self._functions = {glob: _with_place(glob, function) for glob, function in functions.items()}
-        self._ops = ops
-
-    def see(self, x: Array, at: At) -> Array:
-        for glob, function in self._functions.items():
-            if fnmatchcase(at.name, glob):
-                x = self._checked(function(x * 1, at), x, at)
-        return x
-
-    def _checked(self, y: Array, x: Array, at: At) -> Array:
-        if not isinstance(y, (np.ndarray, type(x))):
-            raise ParameterError("intervene", at.name, f"the function returned {type(y).__name__}, expected an array")
-        returned, expected = (f"{str(a.dtype).removeprefix('torch.')} {list(a.shape)}" for a in (y, x))
-        if returned != expected:
-            raise ParameterError("intervene", at.name, f"the function returned {returned}, expected {expected}")
-        return y if isinstance(y, type(x)) else self._ops.array(y)
-
-
-def _with_place(glob: str, function: Any) -> Callable[[Array, At], Array]:
-    """Wrap a function as one of two arguments, x and at.
-
-    It gets `at` if it has an argument of this name or requires two. Raises ParameterError if it takes neither one nor
-    two."""
-    if not callable(function):
-        problem = f"{type(function).__name__}, expected a function of x, or x and at"
-        raise ParameterError("intervene", repr(glob), problem)
-    try:
-        signature = inspect.signature(function)
-    except ValueError:  # builtins and numpy's own functions have no signature; they take x
-        return lambda x, at: function(x)
-    if "at" not in signature.parameters and _takes(signature, 1):
-        return lambda x, at: function(x)
-    if _takes(signature, 2):
-        return function
-    raise ParameterError("intervene", repr(glob), f"a function of {signature}, expected one of x, or x and at")
-
-
-def _takes(signature: inspect.Signature, count: int) -> bool:
-    try:
-        signature.bind(*range(count))
-    except TypeError:
-        return False
-    return True
-
-
 class Sink(Protocol):
     """Receives the arrays of a trace."""
 
@@ -237,11 +182,14 @@ class Trace(Probe, Mapping[str, np.ndarray]):
     """Maps names to the arrays of a run, in the order computed; numpy, on the host.
 
     A stage that ran several times, as the decoder does for a long prompt and for every generated token, has its rows
-    joined in order. With a `sink` the arrays go there instead, and the mapping stays empty."""
+    joined in order. With a `sink` the arrays go there instead, and the mapping stays empty. `head_sizes`: the width of
+    a head, by the beginning of the names of stages that have it."""
 
-    def __init__(self, globs: Sequence[str], ops: Ops, sink: Sink | None = None) -> None:
+    def __init__(
+        self, globs: Sequence[str], ops: Ops, sink: Sink | None = None, head_sizes: Mapping[str, int] | None = None
+    ) -> None:
         super().__init__(globs)
-        self._ops, self._sink = ops, sink
+        self._ops, self._sink, self._head_sizes = ops, sink, dict(head_sizes or {})
         self._pieces: dict[str, list[np.ndarray]] = {}
 
     def see(self, x: Array, at: At) -> Array:
@@ -263,10 +211,32 @@ class Trace(Probe, Mapping[str, np.ndarray]):
             self._pieces[name] = pieces = [join(name, pieces)]
         return pieces[0]
 
+    def heads(self, name: str) -> np.ndarray:
+        """Return a stage of attention by position and head, without a copy: (T, H, dh); attention weights, (T, H, S).
+
+        Queries and `kqv_out` have the H heads of queries, keys and values may have fewer, Hkv: query head h reads
+        key/value head h // (H / Hkv). Raises ParameterError for a stage that has no heads."""
+        x, stage = self[name], name.partition("#")[0].rpartition(".")[2]
+        if stage == ON_REQUEST:
+            return x.swapaxes(0, 1)
+        sizes = [size for prefix, size in self._head_sizes.items() if name.startswith(prefix)]
+        if not stage.startswith(HEADWISE) or not sizes:
+            raise ParameterError("stage", name, f"has no heads, expected one of {', '.join(HEADWISE)}, {ON_REQUEST}")
+        return x.reshape(len(x), -1, sizes[0])
+
     def __repr__(self) -> str:
         shapes = {name: joined_shape(name, [piece.shape for piece in pieces]) for name, pieces in self._pieces.items()}
         first = ", ".join(f"{name} {list(shape)}" for name, shape in list(shapes.items())[:4])
         return f"<Trace of {len(shapes)} arrays{': ' if first else ''}{first}{', ...' if len(shapes) > 4 else ''}>"
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks: each array's shape and type, and its mean, deviation, least and largest."""
+        head = ("stage", "shape", "type", "mean", "deviation", "least", "largest")
+        rows = []
+        for name, x in self.items():
+            figures = [f"{figure(x):.4g}" for figure in (np.mean, np.std, np.min, np.max)] if x.size else [""] * 4
+            rows.append((name, " x ".join(map(str, x.shape)), x.dtype.name, *figures))
+        return table(head, rows)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._pieces)
