@@ -69,12 +69,14 @@ class TorchOps:
     def vector(self, view: TensorView) -> Tensor:
         return dequantize(view, self.device)
 
-    def array(self, x: np.ndarray) -> Tensor:
+    def array(self, x: np.ndarray | Tensor) -> Tensor:
+        if isinstance(x, Tensor):  # rows of a picture that a gradient goes through
+            return x
         # torch keeps numpy's order of axes, and kernels read rows
         return torch.tensor(np.ascontiguousarray(x), dtype=torch.float32, device=self.device)
 
     def numpy(self, x: Tensor) -> np.ndarray:
-        return x.cpu().numpy()
+        return x.detach().cpu().numpy()
 
     def linear(self, x: Tensor, w: Linear) -> Tensor:
         y: Tensor = w.weight.product(x)
