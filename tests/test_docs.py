@@ -49,11 +49,15 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_python_examples(folder, capsys):
+def test_python_examples(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.chdir(tmp_path)
     code = "\n".join(blocks("python.md", "python"))
     assert code.count("\n") > 20
     exec(compile(code, "python.md", "exec"), {})
-    assert "'image_tokens': 16" in capsys.readouterr().out
+    assert "'image_tokens': 64" in capsys.readouterr().out
+    with Image.open("head.png") as drawn:
+        assert len(drawn.getcolors(1 << 20)) > 10
 
 
 def commands(name):
@@ -80,7 +84,8 @@ def test_examples_on_the_embedded_pair(page):
 
 
 def test_the_tables_of_stages_are_the_code_s():
-    rows = re.findall(r"^\| `(.+?)` \| (.*?) \| (.*?) \| (.*?) \|$", (DOCS / "tracing.md").read_text(), re.MULTILINE)
+    written = (DOCS / "tracing.md").read_text().partition("<!-- stages")[2]
+    rows = re.findall(r"^\| `(.+?)` \| (.*?) \| (.*?) \| (.*?) \|$", written, re.MULTILINE)
     assert clip.TABLE.block == siglip.TABLE.block == vit.STAGES and llama.TABLE.behind == gemma3.TABLE.behind
     assert clip.TABLE.before[: len(IMAGE)] == siglip.TABLE.before[: len(IMAGE)] == IMAGE
     towers = (*clip.TABLE.before, *siglip.TABLE.before[len(IMAGE) :], *vit.STAGES)
@@ -114,6 +119,26 @@ def test_every_stage_has_a_page_and_a_picture(number, name):
     assert shown.startswith(f"stage-{number}-")
     with Image.open(DOCS / "images" / shown) as picture:
         assert picture.width > 700 and (DOCS / "images" / shown).stat().st_size < 60_000
+
+
+def counterparts():
+    """Return the rows of the table of TransformerLens's and nnsight's names: hook, stages here, module."""
+    written = (DOCS / "tracing.md").read_text().partition("<!-- counterparts")[2].partition("<!-- end")[0]
+    return [[cell.strip() for cell in line.split("|")[1:4]] for line in written.splitlines()[3:] if line]
+
+
+def test_the_counterparts_name_every_stage_of_llama_and_no_other():
+    stages = {name: stage.transformers for table in (clip.TABLE, llama.TABLE) for name, stage in table.rows()}
+    shown = {name for _, here, _ in counterparts() for name in re.findall(r"`(.+?)`", here)}
+    assert shown <= stages.keys() and {name for name, _ in llama.TABLE.rows()} <= shown
+    for hook, here, module in counterparts():
+        assert hook or here
+        if module:
+            ours = stages[here.strip("`")]
+            path = f"{ours.removeprefix('< ')}.{'input' if ours.startswith('<') else 'output'}"
+            assert module == f"`{path.replace('layers.{i}', 'layers[i]').replace('layers.0', 'layers[0]')}`"
+    hooks = [hook for row, _, _ in counterparts() for hook in re.findall(r"`(.+?)`", row)]
+    assert len(hooks) == len(set(hooks)) > 25
 
 
 @pytest.mark.parametrize("name", ["llava-1.6", "smolvlm", "qwen2-vl", "internvl", "pixtral", "llama-3.2-vision"])
