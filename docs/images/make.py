@@ -1,4 +1,5 @@
-"""Makes what the README shows: a picture of the page, one of a conformance report, and two commands' output as text.
+"""Makes what the README and docs/server.md show: pictures of the page, one of a conformance report, and two commands'
+output as text.
 
 `make pictures` runs it: the extra `conformance` and Chromium (Debian's package `chromium`) must be there.
 """
@@ -17,9 +18,12 @@ from pathlib import Path
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "api"))
+sys.path.insert(0, str(ROOT))
 
-from browser import BrowserPage  # noqa: E402
+from page_states import LIMITS, PHONE, show  # noqa: E402
+
+from tests.api import running  # noqa: E402
+from tests.api.browser import BrowserPage  # noqa: E402
 
 FOLDER, README = Path(__file__).parent, ROOT / "README.md"
 PICTURES = ROOT / "llava_ref" / "assets" / "pictures"
@@ -35,6 +39,7 @@ def main() -> None:
         with serving() as url:
             ask(page, url, PICTURES / sample["file"], sample["question"])
             shoot(page, "page.png", 1120, 780)
+        states(page)
         picture, report = Path(folder) / "wide.png", Path(folder) / "report.html"
         widened(PICTURES / sample["file"]).save(picture)
         write("conform", conform(picture, sample["question"], report))
@@ -101,13 +106,27 @@ def conform(picture: Path, question: str, report: Path) -> str:
     return "\n".join(line.removeprefix("  ") for line in findings)
 
 
+def states(page: BrowserPage) -> None:
+    """Save what docs/server.md shows: a slow answer, a picture that is too large, and pictures that can be changed."""
+    width, height = PHONE
+    sheet = Image.new("RGB", (3 * width + 40, height), "white")
+    with running.serving(limits=LIMITS) as server:
+        for i, name in enumerate(("slow-phone", "refused-phone", "changed-phone")):
+            sheet.paste(show(page, server.url, name), (i * (width + 20), 0))
+    save(sheet, "page-states.png")
+
+
 def shoot(page: BrowserPage, name: str, width: int, height: int) -> None:
-    """Save a window of this size as a small PNG."""
+    """Save a window of this size."""
     page("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=SCALE, mobile=False)
     page.frame()
-    shot = Image.open(io.BytesIO(page.png())).convert("RGB")
+    save(Image.open(io.BytesIO(page.png())).convert("RGB"), name)
+
+
+def save(shot: Image.Image, name: str) -> None:
+    """Save a picture as a small PNG."""
     path = FOLDER / name
-    shot.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    shot.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path.relative_to(ROOT)}: {shot.width} x {shot.height}, {path.stat().st_size:,} bytes")
     assert path.stat().st_size < LARGEST
 

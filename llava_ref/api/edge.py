@@ -22,7 +22,7 @@ from .visitors import AccessRules
 
 log = logging.getLogger("llava_ref.server")
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-PUBLIC_PATHS = ("/health", "/healthz", *FILES)  # served without the API key
+PUBLIC_PATHS = ("/health", "/healthz", "/openapi.json", *FILES)  # served without the API key
 RawHeaders = list[tuple[bytes, bytes]]
 
 

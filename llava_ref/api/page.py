@@ -15,13 +15,13 @@ from .limits import Limits
 from .models import LoadedModel
 from .respond import send_bytes
 
+SCRIPTS = (
+    "page", "turns", "pictures", "redraw", "header", "settings", "keep", "progress", "look", "follow", "words", "base",
+)  # fmt: skip
 FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
-    **{
-        f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8")
-        for name in ("page", "follow", "look", "words", "base")
-    },
+    **{f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8") for name in SCRIPTS},
 }
 """Path -> (file, content type). The files hold no secret, so they need no key."""
 HEADERS = {
@@ -48,7 +48,8 @@ def page_routes() -> list[Route]:
 
 def page_info(loaded: LoadedModel | None, limits: Limits) -> dict[str, Any]:
     """Return what the page shows before the first question, and the limits of what it may send."""
-    known = {"object": "page", "limits": {"max_body": limits.max_body, "max_images": limits.max_images}}
+    names = ("max_body", "max_images", "max_pixels")
+    known = {"object": "page", "limits": {name: getattr(limits, name) for name in names}}
     if loaded is None:
         return {**known, "model": None, "description": "", "vision": False, "context": 0, "samples": []}
     model = loaded.model
@@ -58,6 +59,8 @@ def page_info(loaded: LoadedModel | None, limits: Limits) -> dict[str, Any]:
         "description": described(loaded),
         "vision": model.has_tower,
         "context": model.n_context,
+        "exif": model.quirks.exif,
+        "alpha": model.quirks.alpha,
         "samples": samples() if _is_embedded(loaded) else [],
     }
 

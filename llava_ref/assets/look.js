@@ -1,7 +1,8 @@
 // Show where the model looked: an answer's words as buttons, and the map of the chosen word.
 
-import { by, call, make } from "./base.js";
+import { by, callJson, make } from "./base.js";
 import { stayAt } from "./follow.js";
+import { pictureNames } from "./words.js";
 
 const VIOLET = [104, 43, 194], STRONGEST = 0.85; // colour of a map, and its opacity at the largest number
 const LEAST = 0.01; // smallest upper end of a scale: smaller values do not deserve a colour
@@ -59,13 +60,13 @@ async function look(answer, word, complain) {
   if (!word && narrow.matches) return forget(); // pressing the word again closes the panel
   try {
     word?.button.setAttribute("aria-busy", "true");
-    answer.look ??= call("v1/look", { messages: answer.messages }).then(reply => reply.json());
+    answer.look ??= callJson("v1/look", { messages: answer.messages });
     const found = await answer.look, source = make("img", { src: found.picture });
     await source.decode();
     if (mine !== looks) return; // another word was clicked in the meantime
     shown = answer;
     place();
-    show(found, source, word);
+    show(answer, found, source, word);
     if (word && narrow.matches) stayAt(by("look"), word.button);
   } catch (error) {
     answer.look = null;
@@ -81,12 +82,17 @@ function mean(maps) {
   return maps[0].map((row, y) => row.map((_, x) => maps.reduce((sum, map) => sum + map[y][x], 0) / maps.length));
 }
 
-function show(found, source, word) {
+function which({ messages }) {
+  const names = pictureNames(messages);
+  return names.length > 1 ? `“${names.at(-1)}”, the last of ${names.length} pictures: ` : "";
+}
+
+function show(answer, found, source, word) {
   by("seen").src = found.seen;
   const [width, height] = found.source, size = found.size.join(" × "), [rows, columns] = found.grid;
   by("sizes").textContent = found.tiles > 1
-    ? `${width} × ${height} read as ${found.tiles} tiles of ${size}, an overview and its parts.`
-    : `${width} × ${height} resized to ${size}, read as ${columns} × ${rows} patches.`;
+    ? `${which(answer)}${width} × ${height} read as ${found.tiles} tiles of ${size}, an overview and its parts.`
+    : `${which(answer)}${width} × ${height} resized to ${size}, read as ${columns} × ${rows} patches.`;
   by("lookname").textContent = word ? `Where it looked for “${word.name}”` : "The picture: click on a word of the answer";
   const tokens = word ? found.tokens.flatMap((t, i) => (t.start < word.end && t.end > word.start ? [i] : [])) : [];
   draw(found, source, tokens.length ? mean(tokens.map(i => found.attention[i])) : null);

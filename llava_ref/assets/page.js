@@ -1,46 +1,62 @@
 // The page of `llava-ref serve`: a conversation through /v1/chat/completions, like any other client's.
 
-import { by, call, events, hasKey, make, Refused, useKey } from "./base.js";
+import { by, call, callJson, events, hasKey, make, useKey } from "./base.js";
 import { toNewest } from "./follow.js";
+import { keep, kept } from "./keep.js";
 import { forget, offer } from "./look.js";
-import { explain, named, picturePart } from "./words.js";
+import { add, attach, pictures, usePictures } from "./pictures.js";
+import { progressIn } from "./progress.js";
+import { settings, settingsHold } from "./settings.js";
+import { addTurn, figures } from "./turns.js";
+import { explain, picturePart } from "./words.js";
 
 const QUICK = 2; // seconds of prefill: after a longer one, the maps are computed only when the user asks for them
 
-const turns = by("turns"), question = by("question"), touch = matchMedia("(pointer: coarse)");
-let messages = []; // the conversation as it is sent
-let attached = []; // pictures for the next question: { url, name }
+const question = by("question"), touch = matchMedia("(pointer: coarse)");
+let turns = []; // the conversation: { text, pictures, asked, before, answer, figures, mine, item, line, about }
 let running = null; // AbortController of the answer being given
+let editing = null; // the turn whose question is in the field, to be asked anew
 let model = null; // the content of /page.json
+
+const spoken = turns => turns.flatMap(({ asked, answer }) => [asked, { role: "assistant", content: answer }]);
+const message = (text, pictures) => ({ role: "user", content: [...pictures.filter(({ url }) => url).map(picturePart), { type: "text", text }] });
 
 // Asking
 
-async function ask(text) {
-  const pictures = attached, asked = { role: "user", content: [...pictures.map(picturePart), { type: "text", text }] };
-  const turn = addTurn(text, pictures), sent = [...messages, asked];
+function submit() {
+  const text = question.value.trim(), from = editing;
+  if (running || !settingsHold()) return;
+  if (!text) {
+    question.value = "";
+    return by("ask").reportValidity();
+  }
+  const given = pictures();
+  leave();
+  ask(text, given, from);
+}
+
+// Ask a question; `from`: the turn that it replaces, with all after it, if it is answered
+async function ask(text, given, from = null) {
+  const replaced = from ? turns.splice(turns.indexOf(from)) : [];
+  replaced.forEach(({ mine, item }) => { mine.remove(); item.remove(); });
+  const turn = newTurn(text, given), sent = [...turn.before, ...spoken(turns), turn.asked];
   const result = { text: "", usage: null, timings: null, warnings: [], stopped: false };
   complain(null);
-  begin(turn);
+  turn.progress = begin(turn);
   const failed = await receive(sent, result, turn).then(() => null, error => error);
   end(turn);
   result.stopped = failed?.name === "AbortError";
   if (failed && !(result.stopped && result.text)) {
     if (!result.stopped) complain(failed, sent);
-    return giveBack(turn, result, { text, pictures });
+    return giveBack(turn, result, replaced);
   }
-  messages = [...sent, { role: "assistant", content: result.text }];
-  answered(turn, result);
+  answered(turn, result, sent);
 }
 
-function addTurn(text, pictures) {
-  const mine = make("li", { className: "user" }, unseen("You asked:"), make("div", { className: "row" }, ...pictures.map(thumbnail)), make("p", { textContent: text }));
-  const line = make("p"), about = make("div", { className: "note" });
-  const item = make("li", { className: "answer running", tabIndex: -1, ariaBusy: "true" }, unseen("Answer:"), line, about);
-  turns.append(mine, item);
-  return { mine, item, line, about };
+function newTurn(text, given) {
+  const turn = { text, pictures: given, asked: message(text, given), before: settings().before };
+  return Object.assign(turn, addTurn(text, given, { edit: () => edit(turn), again: () => { if (!running) { stopEditing(); ask(turn.text, turn.pictures, turn); } } }));
 }
-
-const unseen = text => make("span", { className: "unseen", textContent: text });
 
 // Focus the question field, but not on a touch screen, where this would open a keyboard over the answer
 function ready() {
@@ -49,79 +65,99 @@ function ready() {
 
 function begin(turn) {
   running = new AbortController();
-  const began = Date.now();
-  turn.clock = setInterval(() => { turn.about.textContent = `working · ${Math.round((Date.now() - began) / 1000)} s`; }, 1000);
-  attach([]);
-  question.value = "";
+  turn.item.classList.add("running");
+  turn.item.ariaBusy = "true";
   buttons();
   ready();
   toNewest();
+  return progressIn(turn.about);
 }
 
 async function receive(sent, result, turn) {
-  const body = { messages: sent, stream: true, stream_options: { include_usage: true } };
+  const body = { messages: sent, ...settings().parameters, stream: true, stream_options: { include_usage: true }, return_progress: true };
   const reply = await call("v1/chat/completions", body, running.signal);
   for await (const event of events(reply)) {
     const piece = event.choices[0]?.delta?.content ?? "";
-    if (piece) clearInterval(turn.clock);
+    if (event.prompt_progress && !result.text) turn.progress.state(event.prompt_progress);
+    if (piece) turn.progress.piece();
     result.text += piece;
     turn.line.append(piece);
-    result.model = event.model ?? result.model;
-    result.usage = event.usage ?? result.usage;
-    result.warnings = event.warnings ?? result.warnings;
-    result.timings = event.timings ?? result.timings;
+    for (const name of ["model", "usage", "warnings", "timings"]) result[name] = event[name] ?? result[name];
   }
 }
 
 function end(turn) {
-  clearInterval(turn.clock);
-  turn.about.textContent = "";
+  turn.progress.end();
   turn.item.classList.remove("running");
   turn.item.ariaBusy = null;
   running = null;
   buttons();
 }
 
-function answered(turn, result) {
-  turn.about.textContent = figures(result);
-  if (!result.text) turn.line.replaceChildren(make("em", { textContent: "(empty answer)" }));
+function answered(turn, result, sent) {
+  Object.assign(turn, { answer: result.text, figures: figures(result, sent) });
+  turns.push(turn);
+  conclude(turn, [...sent, { role: "assistant", content: result.text }], (result.timings?.prefill_s ?? QUICK) < QUICK);
   by("said").textContent = result.text || "The answer is empty.";
-  const pictured = messages.some(({ content }) => Array.isArray(content) && content.some(part => part.type === "image_url"));
-  const answer = { ...turn, messages, text: result.text };
-  if (result.text && pictured) offer(answer, (result.timings?.prefill_s ?? QUICK) < QUICK, complain);
+  remember();
   if (result.model !== model?.model) start(); // another model was loaded in the meantime
 }
 
-// Remove a failed turn from the conversation and put the question back into its field
-function giveBack(turn, result, { text, pictures }) {
-  for (const item of [turn.mine, turn.item]) result.text ? item.classList.add("refused") : item.remove();
+// Show what belongs below an answer, and make buttons of its words
+function conclude(turn, messages, now) {
+  turn.about.textContent = turn.figures;
+  if (!turn.answer) turn.line.replaceChildren(make("em", { textContent: "(empty answer)" }));
+  const pictured = messages.some(({ content }) => Array.isArray(content) && content.some(part => part.type === "image_url"));
+  if (turn.answer && pictured) offer({ item: turn.item, line: turn.line, text: turn.answer, messages }, now, complain);
+}
+
+// Remove a failed turn from the conversation, put back what it was to replace, and its question into the field
+function giveBack(turn, result, replaced) {
+  for (const item of [turn.mine, turn.item]) result.text && !replaced.length ? item.classList.add("refused") : item.remove();
+  for (const { mine, item } of replaced) by("turns").append(mine, item);
+  turns.push(...replaced);
   turn.about.textContent = "cut off; not part of the conversation";
-  question.value = [text, question.value].filter(Boolean).join("\n");
-  attach([...pictures, ...attached]);
+  question.value = [turn.text, question.value].filter(Boolean).join("\n");
+  attach([...turn.pictures, ...pictures()]);
+  if (replaced.length) edit(replaced[0], false);
   by("said").textContent = result.stopped ? "Stopped before the answer began." : "";
   buttons();
 }
 
-function figures({ usage, timings, warnings, stopped }) {
-  const said = [];
-  if (usage) {
-    const { image_tokens: image, text_tokens: text, cached_tokens: cached } = usage.prompt_tokens_details;
-    said.push(`${image ? `${image} picture + ` : ""}${text} text tokens in${cached ? ` (${cached} cached)` : ""}`, `${usage.completion_tokens} out`);
+// Editing
+
+function edit(turn, fill = true) {
+  if (running) return;
+  stopEditing();
+  editing = turn;
+  turns.slice(turns.indexOf(turn)).forEach(({ mine, item }) => [mine, item].forEach(one => one.classList.add("replaced")));
+  by("editing").hidden = false;
+  if (fill) {
+    question.value = turn.text;
+    attach(turn.pictures.filter(({ url }) => url));
   }
-  if (timings) {
-    const seen = timings.encode_s ? `picture ${seconds(timings.encode_s)}, ` : "";
-    said.push(`${seen}first token ${seconds(timings.prefill_s)}${timings.decode_tok_s ? `, then ${timings.decode_tok_s.toPrecision(3)} tokens a second` : ""}`);
-  }
-  return [...said, ...(stopped ? ["stopped"] : []), ...warnings.map(warning => named(warning, messages))].join(" · ");
+  question.focus();
 }
 
-const seconds = s => (s < 1 ? `${Math.round(s * 1000)} ms` : `${s.toFixed(1)} s`);
+function stopEditing() {
+  editing = null;
+  by("editing").hidden = true;
+  document.querySelectorAll(".replaced").forEach(item => item.classList.remove("replaced"));
+}
+
+function leave() { // empty the field
+  stopEditing();
+  question.value = "";
+  attach([]);
+  by("offers").replaceChildren();
+}
 
 function buttons() {
   by("send").hidden = Boolean(running);
   by("stop").hidden = !running;
-  by("start").hidden = Boolean(turns.childElementCount);
-  by("over").hidden = Boolean(running) || !turns.childElementCount;
+  document.body.classList.toggle("busy", Boolean(running));
+  by("start").hidden = Boolean(by("turns").childElementCount);
+  by("over").hidden = Boolean(running) || !by("turns").childElementCount;
 }
 
 // An error stays beside the question field until the next question is sent
@@ -133,84 +169,58 @@ function complain(error, sent) {
   if (error?.code === "model_not_loaded") start();
 }
 
-// Pictures
+// Keeping
 
-function thumbnail({ url, name }) {
-  const picture = make("img", { src: url, alt: name, title: name });
-  picture.onerror = () => picture.replaceWith(make("span", { className: "unknown", textContent: `${name}: this browser cannot show it` }));
-  return picture;
+const UNKEPT = {
+  words: "The pictures of this conversation are too large for this browser to keep: after a reload, its words alone are left.",
+  nothing: "This browser keeps nothing of this conversation: a reload ends it.",
+};
+
+function remember() {
+  by("unkept").textContent = UNKEPT[keep(turns)] ?? "";
 }
 
-function attach(pictures) {
-  attached = pictures;
-  by("attached").replaceChildren(...pictures.map((one, i) => {
-    const remove = make("button", { type: "button", textContent: "×", title: `Remove ${one.name}`, ariaLabel: `Remove ${one.name}` });
-    remove.onclick = () => { attach(attached.toSpliced(i, 1)); ready(); };
-    return make("span", {}, thumbnail(one), remove);
-  }));
-}
-
-async function add(files) {
-  for (const file of [...files]) {
-    const refused = overLimit(file);
-    if (refused) { complain(Object.assign(refused, { file: file.name })); continue; }
-    try {
-      attach([...attached, { url: await dataUri(file), name: unused(file.name) }]);
-    } catch (error) {
-      complain(Object.assign(error, { code: "unread", file: file.name }));
-    }
+function restore() {
+  for (const { text, pictures: given, answer, figures, before } of kept()) {
+    const turn = newTurn(text, given);
+    turn.line.append(answer);
+    Object.assign(turn, { answer, figures, before });
+    turns.push(turn);
+    conclude(turn, [...before, ...spoken(turns)], false);
   }
-  ready();
+  buttons();
 }
 
-// Return why the server would refuse this file with the rest of the conversation, or null
-function overLimit({ size }) {
-  const { max_body, max_images } = model?.limits ?? {}; // the server judges what the page does not know
-  const shown = messages.flatMap(({ content }) => content).filter(part => part.type === "image_url").length + attached.length;
-  if (shown >= max_images) return new Refused({ code: "invalid_value", message: `one picture too many, this server takes ${max_images} in one conversation` });
-  const others = JSON.stringify(messages).length + attached.reduce((sum, { url }) => sum + url.length, 0);
-  const room = Math.max(0, max_body - others) * 3 / 4; // a file is sent in base64
-  return size > room ? new Refused({ code: "image_too_large", message: `${megabytes(size)}, and this conversation has room for ${megabytes(room)}` }) : null;
-}
-
-const megabytes = bytes => `${(bytes / 1e6).toFixed(bytes < 1e5 ? 3 : 1)} MB`;
-
-const dataUri = file => new Promise((resolve, reject) => {
-  const reader = new FileReader();
-  reader.onload = () => resolve(reader.result);
-  reader.onerror = () => reject(new Error(reader.error.message));
-  reader.readAsDataURL(file);
+usePictures({
+  model: () => model,
+  ready,
+  complain,
+  used() {
+    const before = editing ? turns.slice(0, turns.indexOf(editing)) : turns, shown = before.flatMap(({ pictures }) => pictures.filter(({ url }) => url));
+    const pixels = shown.reduce((sum, { width = 0, height = 0 }) => sum + width * height, 0);
+    return { pictures: shown.length, pixels, bytes: JSON.stringify(spoken(before)).length };
+  },
 });
-
-function unused(name) { // pasted pictures are all called image.png
-  const taken = attached.map(one => one.name);
-  for (let n = 2, other = name; ; other = `${name} (${n++})`) if (!taken.includes(other)) return other;
-}
 
 // Events
 
-function submit() {
-  const text = question.value.trim();
-  if (running) return;
-  if (text) return ask(text);
-  question.value = "";
-  by("ask").reportValidity();
-}
 by("ask").onsubmit = event => { event.preventDefault(); submit(); };
 question.onkeydown = event => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); submit(); }
 };
-document.onkeydown = event => { if (event.key === "Escape") running?.abort(); };
+document.onkeydown = event => { if (event.key === "Escape" && !by("panel").open) running ? running.abort() : editing && leave(); };
 by("stop").onclick = () => { running?.abort(); ready(); };
+by("cancel").onclick = () => { leave(); ready(); };
 by("pick").onclick = by("attach").onclick = () => by("file").click();
 by("file").onchange = async () => { await add(by("file").files); by("file").value = ""; };
-by("newest").onclick = () => { toNewest(); turns.lastElementChild.focus({ preventScroll: true }); };
+by("newest").onclick = () => { toNewest(); by("turns").lastElementChild.focus({ preventScroll: true }); };
 by("over").onclick = () => {
-  messages = [];
+  turns = [];
   forget();
-  turns.replaceChildren();
+  by("turns").replaceChildren();
   complain(null);
-  attach([]);
+  leave();
+  remember();
   buttons();
   ready();
 };
@@ -245,7 +255,7 @@ function needKey() {
 
 async function start() {
   try {
-    model = await (await call("page.json")).json();
+    model = await callJson("page.json");
   } catch (error) {
     return error.code === "invalid_api_key" && !hasKey() ? needKey() : complain(error);
   }
@@ -253,7 +263,7 @@ async function start() {
   by("model").textContent = model.model ? `${model.model}: ${[model.description, `context of ${context} tokens`, ...(vision ? [] : ["it cannot see pictures"])].filter(Boolean).join(" · ")}` : "no model is loaded";
   by("samples").hidden = !samples.length;
   by("samples").querySelector(".row").replaceChildren(...samples.map(sample => make(
-    "button", { type: "button", title: sample.question, ariaLabel: sample.question, onclick: () => beginWith(sample) }, thumbnail({ url: sample.picture, name: "" }),
+    "button", { type: "button", title: sample.question, ariaLabel: sample.question, onclick: () => beginWith(sample) }, make("img", { src: sample.picture, alt: "" }),
   )));
 }
 
@@ -263,4 +273,5 @@ function beginWith({ question: text, picture, name }) {
   ready();
 }
 
+restore();
 start();

@@ -15,13 +15,18 @@ export function named(text, messages) {
   return text.replace(PLACE, (_, message, part) => nameOf(messages, Number(message), part));
 }
 
+// Return the names of a conversation's pictures, in order
+export const pictureNames = messages => messages.flatMap(({ content }) => (Array.isArray(content) ? content.flatMap(part => names.get(part) ?? []) : []));
+
 function nameOf(messages, message, part) {
   const name = names.get(messages[message]?.content?.[part]);
   if (name) return `“${name}”`;
   if (messages[message]?.role === "assistant") return "the answer";
+  if (messages[message]?.role === "system") return "the system prompt";
   return message === messages.length - 1 ? "the question" : "an earlier question";
 }
 
+const later = ({ retryAfter: seconds }) => (seconds ? `ask again in ${seconds} ${Number(seconds) === 1 ? "second" : "seconds"}` : "ask again in a moment");
 const SAID = { // code -> a sentence about it; `it` is the picture or the question
   unsupported_image_format: it => `${it} cannot be read as a picture.`,
   invalid_image: it => `${it} cannot be read as a picture.`,
@@ -29,7 +34,18 @@ const SAID = { // code -> a sentence about it; `it` is the picture or the questi
   request_too_large: () => "The pictures are too large together: send fewer, or smaller ones.",
   context_length_exceeded: () => "This conversation is longer than the model's context. Start over, or ask with fewer pictures.",
   model_not_loaded: () => "No model is loaded on this server.",
-  invalid_api_key: () => "The server refused the API key.",
+  invalid_api_key: () => "The server refused the API key. Put the right one into the field at the top: the one that the server was started with (--api-key).",
+  server_busy: (_, error) => `The server has too much to do: ${later(error)}.`,
+  model_loading: (_, error) => `The server is loading another model: ${later(error)}.`,
+  shutting_down: () => "The server is shutting down. Ask again when it is back.",
+  worker_dead: () => "The server cannot answer any more and has to be started again.",
+  load_failed: () => "The server could not load its model.",
+  timeout: () => "It took too long until the server had the whole request. A slow connection? Smaller pictures are sent faster.",
+  internal_error: () => "Something went wrong inside the server; its log says what.",
+  model_error: () => "The model computed no numbers for this, so there is no answer.",
+  origin_not_allowed: () => "The server does not answer to pages of this address (--cors-origin).",
+  host_not_allowed: () => "The server does not answer to this address (--allow-host).",
+  foreign_answer: () => "Something else answered in place of the server, perhaps a proxy between.",
   unreachable: () => "The server does not answer. Is it still running?",
   cut_off: () => "The connection ended before the answer did. Is the server still running?",
   unread: it => `${it} cannot be read by this browser.`,
@@ -41,7 +57,7 @@ export function explain(error, messages = []) {
   const it = error.file ? `“${error.file}”` : place.includes("[") ? named(place, messages) : "";
   const said = named(problem, messages), known = SAID[error.code];
   if (!known) return { text: capital(it ? `${it}: ${said}` : said), detail: error.code ?? "" };
-  return { text: capital(known(it || "A picture")), detail: said && `${said} · ${error.code}` };
+  return { text: capital(known(it || "A picture", error)), detail: said && `${said} · ${error.code}` };
 }
 
 const capital = text => text.charAt(0).toUpperCase() + text.slice(1);

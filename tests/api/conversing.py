@@ -1,5 +1,6 @@
 """Helps tests converse with the page in a browser: open it, ask, supply answers, read what it shows."""
 
+import base64
 import io
 import json
 
@@ -34,6 +35,8 @@ ANSWERS = """(() => {
 
 
 def opened(browser, url, size=WIDE):
+    """Open the page without what an earlier test has left in the browser."""
+    browser.js("try { sessionStorage.clear(); localStorage.clear() } catch { }")
     browser.open(url, **size)
     browser.until("document.querySelectorAll('#samples img').length === 8")
     return browser
@@ -70,3 +73,8 @@ def noise(width, height):
     out = io.BytesIO()
     Image.effect_noise((width, height), 60).save(out, "PNG")
     return out.getvalue()
+
+
+def data(file):
+    """Return a file as text, for a script of the page."""
+    return base64.b64encode(file).decode()

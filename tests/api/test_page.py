@@ -160,7 +160,8 @@ def test_page_json_describes_the_model(server, tmp_path):
     body = server.client.get("/page.json").json()
     assert [(s["name"], s["question"]) for s in body["samples"]] == [(s["file"], s["question"]) for s in SAMPLES]
     assert body["vision"] and body["description"].endswith("knows drawn shapes, digits and words, nothing else")
-    assert body["limits"] == {"max_body": 64 * 2**20, "max_images": 16}
+    assert body["limits"] == {"max_body": 64 * 2**20, "max_images": 16, "max_pixels": 80_000_000}
+    assert (body["exif"], body["alpha"]) == ("ignore", "convert")
     copies = tuple(tmp_path / path.name for path in llava_ref.embedded())
     for path, copy in zip(llava_ref.embedded(), copies, strict=True):
         copy.write_bytes(path.read_bytes())

@@ -147,4 +147,34 @@ def test_a_wrong_key(browser):
         browser("Input.insertText", text="wrong")
         browser.press("Enter")
         browser.until("document.querySelector('#error p')")
-        assert read(browser, "#error").startswith("The server refused the API key.") and browser.shows("#secret")
+        assert read(browser, "#error").startswith(
+            "The server refused the API key. Put the right one into the field at the top"
+        )
+        assert browser.shows("#secret") and browser.js("document.activeElement.id") == "secret"
+
+
+INSTEAD = "Something else answered in place of the server, perhaps a proxy between."
+REPLIES = {
+    "busy": (429, {"retry-after": "2"}, {"message": "busy: full", "code": "server_busy"}, "ask again in 2 seconds"),
+    "a proxy's page": (502, {}, "<html>Bad Gateway</html>", INSTEAD),
+    "other JSON": (404, {}, '{"detail": "Not Found"}', INSTEAD),
+    "a page instead of a stream": (200, {"content-type": "text/html"}, "<html>Log in</html>", INSTEAD),
+    "a broken event": (200, {}, "data: {oh\n\n", INSTEAD),
+    "a bad parameter": (
+        400,
+        {},
+        {"message": "temperature: expected at most 2", "code": "odd"},
+        "Temperature: expected",
+    ),
+    "the end": (503, {}, {"message": "shutting down", "code": "shutting_down"}, "Ask again when it is back."),
+}
+
+
+@pytest.mark.parametrize("status, headers, body, words", REPLIES.values(), ids=REPLIES)
+def test_every_error_is_said_in_words(page, status, headers, body, words):
+    init = json.dumps({"status": status, "headers": headers})
+    text = body if isinstance(body, str) else json.dumps({"error": body})
+    page.js(f"window.fetch = async () => new Response({json.dumps(text)}, {init})")
+    ask(page, "What is this?")
+    assert words in read(page, "#error p:first-child") and page.shows("#error")
+    assert page.js("document.getElementById('question').value") == "What is this?"
