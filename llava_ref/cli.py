@@ -6,45 +6,14 @@ Exit codes: 0 done, 1 a comparison failed, 2 an error that the user can fix, 130
 import argparse
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Sequence
-from importlib import import_module, metadata
-from typing import NoReturn
+from importlib import metadata
 
-from .errors import LlavaError, ParameterError, nearest, printable
+from .errors import LlavaError, ParameterError, printable
+from .tools.parser import COMMAND_GROUPS, UsageError, command_parser
 
-GROUPS = {  # each command is a module of tools/ with `add_arguments(parser)` and `run(args) -> exit code`
-    "Ask": {
-        "generate": "answer one prompt, with or without pictures",
-        "chat": "talk with the model, several turns",
-        "serve": "answer over HTTP: a page, OpenAI's routes, Nitro's",
-        "demo": "let the embedded model answer about the embedded pictures",
-    },
-    "Look at files": {
-        "inspect": "show what a GGUF file says about itself",
-        "check": "say whether a text model and an mmproj file fit each other",
-        "tokenize": "turn text into token ids",
-    },
-    "Look inside a run": {
-        "encode": "turn a picture into the rows that stand in for it",
-        "logits": "write the logits at every position of a prompt",
-        "trace": "write the arrays inside a run, by name, to a file",
-        "lens": "show what the model would say after each layer, as a page",
-        "attend": "show where an answer looked in a picture, as a page or PNG",
-        "patch": "find the rows that carry what two answers differ in, as a page",
-    },
-    "Compare": {
-        "conform": "compare with another engine stage by stage, and say why they differ",
-        "diff": "compare two trace files stage by stage",
-        "quality": "measure what quantisation costs, and which tensors need more bits",
-    },
-    "Measure": {
-        "bench": "measure the speed of every stage, and what the memory would allow",
-        "selftest": "compare every operation and kernel with its definition in float64",
-    },
-}
-COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
-PLANNED = ("batch", "apicheck", "explain", "replay")
 START = """
 To begin:
   llava-ref demo
@@ -53,26 +22,6 @@ To begin:
 
 Without -m and --mmproj the small pair inside the package is used.
 """
-
-
-class UsageError(Exception):
-    """Raised for arguments that cannot be parsed."""
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that raises UsageError for wrong arguments instead of printing the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message.removeprefix("argument "))
-
-    def parse_all(self, arguments: list[str]) -> argparse.Namespace:
-        """Parse arguments, and leave none over. Raises UsageError, which suggests an option for a misspelt one."""
-        args, left = self.parse_known_args(arguments)
-        if left:
-            wrong = next((word for word in left if word.startswith("-")), left[0])
-            known = nearest(wrong.partition("=")[0], self._option_string_actions)
-            raise UsageError(f"unrecognized arguments: {' '.join(left)}{known}")
-        return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,12 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = args.run(args)
         sys.stdout.flush()
         return status
-    except (LlavaError, UsageError) as error:
+    except UsageError as error:
         return _fail(str(error))
     except BrokenPipeError:
         return 141
-    except OSError as error:
-        return _fail(f"{error.filename or 'output'}: file: {error.strerror or error}")
+    except (LlavaError, OSError) as error:
+        from .tools.output import explained
+
+        return _fail(explained(error))
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, told by its name because torch may not be there
             raise
@@ -134,15 +85,17 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     """Parse the command line. Raises UsageError and ParameterError."""
     first, *rest = arguments
     if not first.startswith("-"):
-        return _command_parser(first).parse_all(rest)
+        args = command_parser(first).parse_all(rest)
+        args.command = shlex.join(["llava-ref", *arguments])
+        return args
     if first not in ("-h", "--help", "--version"):
         raise ParameterError(first, "option", "expected a command before it, as in llava-ref generate --help")
-    return _own_parser().parse_all(arguments)
+    return _own_parser().parse_args(arguments)
 
 
-def _own_parser() -> Parser:
+def _own_parser() -> argparse.ArgumentParser:
     """Return the parser of `llava-ref --help` and `llava-ref --version`."""
-    parser = Parser(
+    parser = argparse.ArgumentParser(
         prog="llava-ref",
         usage="llava-ref COMMAND ...",
         description="Runs LLaVA-style models from GGUF files, and shows what happens inside.",
@@ -156,24 +109,9 @@ def _own_parser() -> Parser:
     return parser
 
 
-def _command_parser(name: str) -> Parser:
-    """Return the parser of one command; no other command is imported. Raises ParameterError."""
-    if name in PLANNED:
-        raise ParameterError(name, "command", "planned, not there yet; llava-ref --help lists those that are")
-    if name not in COMMANDS:
-        problem = f"unknown, expected one of {', '.join(COMMANDS)}{nearest(name, COMMANDS)}"
-        raise ParameterError(repr(name), "command", problem)
-    text = COMMANDS[name]
-    parser = Parser(prog=f"llava-ref {name}", description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
-    tool = import_module(f".tools.{name}", __package__)
-    tool.add_arguments(parser)
-    parser.set_defaults(run=tool.run)
-    return parser
-
-
 def _overview() -> str:
     """Return the list of commands by group, and how to begin."""
     lines = []
-    for title, commands in GROUPS.items():
-        lines += [f"{title}:", *(f"  {name:10}{text}" for name, text in commands.items()), ""]
+    for title, commands in COMMAND_GROUPS.items():
+        lines += [f"{title}:", *(f"  {name:12}{text}" for name, text in commands.items()), ""]
     return "\n".join(lines) + START

@@ -4,11 +4,13 @@ Each names the file or argument, the field, and what is wrong: `str(error)` is `
 line of less than 1,000 characters. Programs read `code` instead of the words.
 """
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import islice
 from typing import Literal
 
-LIMIT = 1000
+LIMIT, MOST_NEIGHBOURS = 1000, 1000
 Code = Literal[
     "invalid_value",  # anything that has no code of its own
     "unsupported_parameter",  # a field that exists elsewhere and has no effect here
@@ -36,6 +38,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean KNOWN?" for a wrong name, with the most alike of the known names; "" if none is alike."""
     alike = get_close_matches(name, known, 1)
     return f"; did you mean {alike[0]}?" if alike else ""
+
+
+def nearest_file(path: str) -> str:
+    """Return "; did you mean FILE?" for a path without a file, with the name in its folder most like it, or ""."""
+    folder, name = os.path.split(path)
+    try:
+        with os.scandir(folder or ".") as entries:
+            known = [os.path.join(folder, entry.name) for entry in islice(entries, MOST_NEIGHBOURS)]
+    except (OSError, ValueError):  # ValueError: a zero byte in the path
+        return ""
+    return nearest(os.path.join(folder, name), known)
 
 
 class LlavaError(Exception):

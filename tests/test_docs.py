@@ -3,6 +3,7 @@
 import re
 import shlex
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -64,7 +65,7 @@ def commands(name):
     """Each line that one process can run: no chat, and no demo, which has tests of its own."""
     for line in "".join(blocks(name, "sh")).splitlines():
         plain = re.sub(r"\$'([^']*)'", lambda m: shlex.quote(m[1].encode().decode("unicode_escape")), line)
-        words = shlex.split(plain, comments=True)
+        words = [*takewhile(lambda word: word != "|", shlex.split(plain, comments=True))]
         if words[:1] == ["llava-ref"] and words[1] not in ("chat", "demo", "serve"):
             yield words[1:]
 

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "llava_ref"
 ORDER = [  # folders, and the modules beside them; one may import from earlier rows only
-    ["errors", "memory", "quirk"],
+    ["errors", "extras", "memory", "quirk"],
     ["vision_quirks"],
     ["gguf", "profiles", "html"],
     ["ops", "scenes"],

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from llava_ref.cli import COMMANDS, main
+from llava_ref.cli import main
 from llava_ref.profiles import PROFILES, QUIRKS, describe
+from llava_ref.tools.parser import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -5,10 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
-import sentencepiece as spm
 
+from llava_ref.extras import missing
 from llava_ref.scenes import COLOURS, SHAPES, WORDS, questions, sample_scene, training_rng
 from llava_ref.scenes.scene import DIGITS
+
+try:
+    import sentencepiece as spm
+except ModuleNotFoundError:
+    raise SystemExit(f"error: training: {missing('training')}") from None
 
 SIZE = 768
 ENGLISH = """

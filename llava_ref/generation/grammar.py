@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ParameterError
+from ..extras import missing
 from ..tokenizer.tokenizer import Tokenizer
 from .schemas import TooManyBranches, closed
 
@@ -181,6 +182,6 @@ def _llguidance() -> Any:
     try:
         import llguidance
     except ImportError:
-        problem = "needs llguidance: pip install 'llava-ref[server]'"
+        problem = f"needs llguidance: {missing('server')}"
         raise ParameterError(WHERE, "schema", problem) from None
     return llguidance

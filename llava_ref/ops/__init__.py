@@ -2,6 +2,7 @@
 over either of them, the arithmetic of ggml."""
 
 from ..errors import ParameterError
+from ..extras import Extra, missing
 from .protocol import CacheType, Ops
 from .threads import sleeping_openmp
 
@@ -40,7 +41,7 @@ def get_ops(
 def _fast(backend: str, device: str, threads: int | None, budget: int) -> Ops:
     if backend != "torch":
         raise ParameterError("precision", "'fast'", f"needs backend torch, not {backend}")
-    extra, needs = ("fast", "llvmlite") if device == "cpu" else ("gpu", "Triton")
+    extra: Extra = "fast" if device == "cpu" else "gpu"
     try:
         with sleeping_openmp():
             if device == "cpu":
@@ -49,8 +50,9 @@ def _fast(backend: str, device: str, threads: int | None, budget: int) -> Ops:
                 return CpuOps(threads, budget)
             from .cuda.ops import CudaOps
     except ModuleNotFoundError as error:
-        problem = f"{error}; its kernels need {needs}: pip install 'llava-ref[{extra}]'"
-        raise ParameterError("precision", "'fast'", problem) from None
+        if error.name == "torch":
+            raise _no_torch(error) from None
+        raise ParameterError("precision", "'fast'", f"{missing(extra)} ({error})") from None
     except ValueError as error:  # LLAVA_REF_SIMD names no level
         raise ParameterError("precision", "'fast'", str(error)) from None
     return CudaOps(device, threads, budget)
@@ -68,6 +70,10 @@ def _backend(backend: str, device: str, threads: int | None, budget: int) -> Ops
             with sleeping_openmp():
                 from .torch_ops import TorchOps
         except ImportError as error:
-            raise ParameterError("backend", "'torch'", f"{error}; 'numpy' needs no torch") from None
+            raise _no_torch(error) from None
         return TorchOps(device, threads, budget)
     raise ParameterError("backend", repr(backend), "unknown, expected 'torch' or 'numpy'")
+
+
+def _no_torch(error: ImportError) -> ParameterError:
+    return ParameterError("backend", "'torch'", f"{error}; 'numpy' needs no torch")

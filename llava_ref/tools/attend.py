@@ -2,7 +2,7 @@
 
 import argparse
 import io
-from pathlib import Path
+from collections.abc import Sequence
 
 from ..errors import ParameterError
 from ..generation.request import Request
@@ -14,23 +14,30 @@ from ..study.overlay import in_a_row, over_tiles, panel, pixels, to_source
 from ..study.page import LEAST_ATTENTION, LEAST_LOST, Attended, attend_page
 from . import options
 from .output import check_output, note, print_json, write_bytes, write_text
+from .parser import Example, Parser
+
+EXAMPLES: Sequence[Example] = (
+    (
+        'llava-ref attend --image cat.jpg -p "What is this?" -o attend.html',
+        "the answer and the page's size, on standard error; on the page choose token, layer, head",
+    ),
+)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     options.add_model(parser)
     options.add_mmproj(parser)
     options.add_images(parser)
     options.add_prompt(parser)
-    parser.add_argument(
-        "-n", "--max-tokens", type=int, default=24, metavar="N", help="tokens of the answer, at most (default: 24)"
-    )
-    parser.add_argument("--which", type=int, default=1, metavar="K", help="number of the picture to map (default: 1)")
-    parser.add_argument("--cells", type=int, metavar="N", help="steps along a side (default: at most 8)")
-    parser.add_argument("--window", type=int, default=3, metavar="N", help="steps covered at once (default: 3)")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.html|OUT.png")
+    options.add_max_tokens(parser, 24, "tokens of the answer, at most (default: 24)")
+    group = parser.group("measurement")
+    group.add_argument("--which", type=int, default=1, metavar="K", help="number of the picture to map (default: 1)")
+    group.add_argument("--cells", type=int, metavar="N", help="steps along a side (default: at most 8)")
+    group.add_argument("--window", type=int, default=3, metavar="N", help="steps covered at once (default: 3)")
+    options.add_output(parser, "OUT.html|OUT.png", "the page or picture to write")
     options.add_text(parser)
     options.add_running(parser)
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    options.add_json(parser, "print the numbers as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

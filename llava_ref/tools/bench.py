@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -17,23 +18,36 @@ from ..ops import get_ops
 from ..ops.threads import blas, processors
 from . import options
 from .output import note, print_json
+from .parser import Example, Parser
 
 PICTURES = Path(__file__).parents[1] / "assets" / "pictures"
 AGAINST = f"the library that {VARIABLE} names, or xllamacpp's; the profile is then llama.cpp unless one is given"
 MOST = {"n_prompt": 1 << 20, "n_gen": 1 << 20, "repetitions": 1000}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+EXAMPLES: Sequence[Example] = (
+    ("llava-ref bench --n-prompt 64", "the speed of every stage, and its share of what the memory would allow"),
+    (
+        "llava-ref bench -m text.gguf --mmproj mmproj.gguf --against llama.cpp",
+        "the same beside llama.cpp, measured in turn",
+    ),
+)
+
+
+def add_arguments(parser: Parser) -> None:
     options.add_model(parser)
     options.add_mmproj(parser)
-    parser.add_argument("--image", type=Path, metavar="FILE", help="picture to encode (default: an embedded one)")
-    parser.add_argument("--n-prompt", type=int, default=512, metavar="N", help="tokens prefilled (default: 512)")
-    parser.add_argument("--n-gen", type=int, default=32, metavar="N", help="tokens decoded behind them (default: 32)")
-    parser.add_argument("-r", "--repetitions", type=int, default=3, metavar="N", help="default: 3")
-    parser.add_argument("--against", choices=("llama.cpp",), help=f"measure it in turn: {AGAINST}")
+    parser.group("files").add_argument(
+        "--image", type=Path, metavar="FILE", help="picture to encode (default: an embedded one)"
+    )
+    group = parser.group("measurement")
+    group.add_argument("--n-prompt", type=int, default=512, metavar="N", help="tokens prefilled (default: 512)")
+    group.add_argument("--n-gen", type=int, default=32, metavar="N", help="tokens decoded behind them (default: 32)")
+    group.add_argument("-r", "--repetitions", type=int, default=3, metavar="N", help="runs of each (default: 3)")
+    group.add_argument("--against", choices=("llama.cpp",), help=f"measure it in turn: {AGAINST}")
     options.add_running(parser)
     parser.set_defaults(profile=None)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options.add_json(parser, "print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,30 @@ from ..generation.reuse import Reuse
 from ..generation.sampling import Sampling
 from ..model import Llava
 from . import options
-from .output import note, print_pieces, summary
+from .output import explained, note, print_pieces, summary
+from .parser import Example, Parser
 
 HELP = "expected /image FILE, /clear or /exit"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+EXAMPLES: Sequence[Example] = (
+    ("llava-ref chat --image cat.jpg", "each answer as it comes; /image FILE shows a picture, /exit leaves"),
+    (
+        "printf '/image cat.jpg\\nWhat is this?\\n' | llava-ref chat",
+        "the answers alone, one message for each line that is piped in",
+    ),
+)
+
+
+def add_arguments(parser: Parser) -> None:
     options.add_model(parser)
     options.add_mmproj(parser)
     options.add_images(parser)
-    parser.add_argument("--system", metavar="TEXT", help="a system message")
+    options.add_system(parser)
     options.add_sampling(parser)
     options.add_text(parser)
     options.add_running(parser)
-    parser.add_argument(
+    parser.group("output").add_argument(
         "-v", "--verbose", action="store_true", help="the time that each answer took, on standard error"
     )
 
@@ -91,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         except EOFError:
             break
         except LlavaError as error:
-            note(f"error: {error}")
+            note(f"error: {explained(error)}")
             failed = True
     return 2 if failed and not terminal else 0
 

@@ -1,7 +1,7 @@
 """`check`: tell whether a text model and an mmproj file fit each other, with every reason. Only headers are read."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from .. import gguf
@@ -22,6 +22,7 @@ from ..tokenizer.tokenizer import Tokenizer
 from . import options
 from .facts import image_pipeline, kind
 from .output import coloured, print_json
+from .parser import Example, Parser
 
 SAMPLING = ("general.sampling.", "tokenizer.ggml.suppress_tokens")
 
@@ -35,10 +36,18 @@ class FitCheck:
     says: str
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+EXAMPLES: Sequence[Example] = (
+    (
+        "llava-ref check -m text.gguf --mmproj mmproj.gguf",
+        "one line for each check, ok or NO with its reason; exit code 1 if they do not fit",
+    ),
+)
+
+
+def add_arguments(parser: Parser) -> None:
     options.add_model(parser)
     options.add_mmproj(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    options.add_json(parser, "print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:

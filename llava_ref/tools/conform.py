@@ -11,12 +11,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from ..errors import ParameterError, visible
+from ..errors import ParameterError, nearest, nearest_file, visible
 from ..model import Llava
 from ..ops.threads import sleeping_openmp
 from ..profiles import QUIRKS, ImageOrder
 from . import options
 from .output import check_output, coloured, note, print_json, write_text
+from .parser import Example, Parser
 from .progress import LINE
 
 if TYPE_CHECKING:
@@ -24,27 +25,36 @@ if TYPE_CHECKING:
     from ..conformance.engines.reference import Reference
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
+EXAMPLES: Sequence[Example] = (
+    (
+        'llava-ref conform --image cat.jpg -p "What is this?" --against llama.cpp',
+        "the first stage that exceeds its bound and what explains it; exit code 1 if one does",
+    ),
+    (
+        'llava-ref conform -p "Hello" --against this:backend=numpy --report report.html',
+        "the same against this project with other settings, and a page with plots",
+    ),
+)
+
+
+def add_arguments(parser: Parser) -> None:
     options.add_model(parser)
     options.add_mmproj(parser)
     options.add_images(parser)
     options.add_prompt(parser)
-    parser.add_argument(
+    parser.group("measurement").add_argument(
         "--against",
         required=True,
         metavar="REFERENCE",
         help="llama.cpp, hf, a trace file, a program that writes one, as in exec:./engine, or this project with other "
         "settings, as in this:backend=numpy,gelu=tanh",
     )
-    parser.add_argument(
-        "-n", "--max-tokens", type=int, default=12, metavar="N", help="greedy tokens to compare (default: 12)"
-    )
-    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write everything as one page with plots")
+    options.add_max_tokens(parser, 12, "greedy tokens to compare (default: 12)")
+    options.add_output(parser, "FILE.html", "write everything as one page with plots", "--report")
     options.add_text(parser)
     options.add_running(parser)
-    parser.add_argument("--all", action="store_true", help="print the row of every stage")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.group("output").add_argument("--all", action="store_true", help="print the row of every stage")
+    options.add_json(parser, "print everything as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -115,9 +125,9 @@ def _reference(name: str, model: Llava) -> "Reference":
         return Command(settings)
     if Path(name).is_file():
         return Recorded(Path(name))
-    raise ParameterError(
-        "--against", repr(name), "unknown, expected llama.cpp, hf, a trace file, exec:COMMAND or this:NAME=VALUE,..."
-    )
+    known = "expected llama.cpp, hf, a trace file, exec:COMMAND or this:NAME=VALUE,..."
+    meant = nearest(name, ("llama.cpp", "hf")) or nearest_file(name)
+    raise ParameterError("--against", repr(name), f"unknown, {known}{meant}")
 
 
 def _pairs(settings: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ assets/pictures/pictures.json is a list of objects with `file`, `question`, `ans
 import argparse
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,29 @@ from ..model import Llava
 from ..scenes import WAYS, fresh_asked
 from . import options
 from .output import in_colour, note, print_json, print_pieces
+from .parser import Example, Parser
 from .terminal import draw
 
 MAX_TOKENS = 128  # the longest caption takes fewer
 STAGES = ("preprocess_s", "encode_s", "prefill_s", "decode_s")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--paths", action="store_true", help="print where the files are, as JSON, and stop")
-    parser.add_argument("--eval", type=int, metavar="N", help="ask N fresh questions; print the share answered exactly")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the fresh questions (default: 0)")
-    parser.add_argument("--ask", choices=WAYS, default=WAYS[0], help=f"how to ask them (default: {WAYS[0]})")
+EXAMPLES: Sequence[Example] = (
+    ("llava-ref demo", "each embedded picture with its question and the answer, and how many are right"),
+    ("llava-ref demo --eval 100 --seed 7", "the share of 100 freshly drawn questions answered exactly, by kind"),
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.group("files").add_argument(
+        "--paths", action="store_true", help="print where the files are, as JSON, and stop"
+    )
+    group = parser.group("question")
+    group.add_argument("--eval", type=int, metavar="N", help="ask N fresh questions; print the share answered exactly")
+    group.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the fresh questions (default: 0)")
+    group.add_argument("--ask", choices=WAYS, default=WAYS[0], help=f"how to ask them (default: {WAYS[0]})")
     options.add_running(parser)
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    options.add_json(parser, "print the results as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

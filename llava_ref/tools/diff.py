@@ -12,7 +12,9 @@ from ..models.order import place
 from ..tracing.distance import Distance, bad_numbers, distance, fitted, rounding
 from ..tracing.trace import ON_REQUEST, Probe
 from ..tracing.tracefile import TraceFile
+from . import options
 from .output import coloured, note, print_json
+from .parser import Example, Parser
 
 FLOAT32_NOISE = 1e-4
 """Tolerance between two float32 computations of one model: ten times the difference of torch and numpy on random
@@ -35,16 +37,25 @@ class StageDiff:
     remarks: tuple[str, ...] = ()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("a", type=Path, metavar="A.safetensors")
-    parser.add_argument("b", type=Path, metavar="B.safetensors", help="the reference")
-    parser.add_argument(
+EXAMPLES: Sequence[Example] = (
+    (
+        "llava-ref diff ours.safetensors theirs.safetensors",
+        "a row for each stage; the first over its tolerance on standard error; exit code 1 if one is",
+    ),
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    group = parser.group("files")
+    group.add_argument("a", type=Path, metavar="A.safetensors", help="a trace file")
+    group.add_argument("b", type=Path, metavar="B.safetensors", help="the reference")
+    parser.group("measurement").add_argument(
         "--tolerance",
         type=float,
         metavar="X",
         help="relative RMS difference that still counts as equal (default: by the weights' types in the header)",
     )
-    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
+    options.add_json(parser, "print the comparison as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,24 +1,32 @@
 """`encode`: write the rows that a picture becomes, and the pixels that the tower gets."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from ..errors import ParameterError, visible
 from ..images.fit import save_png
 from ..loading import embedded
 from . import options
 from .output import check_output, note, print_json, write_tensors
+from .parser import Example, Parser
 from .progress import LINE
 
+EXAMPLES: Sequence[Example] = (
+    (
+        "llava-ref encode --image cat.jpg -o cat.safetensors --save-seen seen.png",
+        "the shapes written, on standard error; seen.png is the picture as the tower gets it",
+    ),
+)
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+
+def add_arguments(parser: Parser) -> None:
     options.add_mmproj(parser)
     options.add_images(parser)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.safetensors")
-    parser.add_argument("--save-seen", type=Path, metavar="FILE.png", help="save the picture as the tower gets it")
+    options.add_output(parser, "OUT.safetensors", "the file to write: pixels and image_embeddings")
+    options.add_output(parser, "FILE.png", "save the picture as the tower gets it", "--save-seen")
     options.add_running(parser)
-    parser.add_argument("--json", action="store_true", help="say what was written as JSON")
+    options.add_json(parser, "say what was written as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

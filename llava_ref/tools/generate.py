@@ -3,16 +3,29 @@
 import argparse
 import sys
 from collections import deque
+from collections.abc import Sequence
 
 from ..errors import visible
 from ..generation.request import Request
 from ..model import Llava
 from . import options
 from .output import note, print_json, print_pieces, summary
+from .parser import Example, Parser
 from .progress import LINE
 
+EXAMPLES: Sequence[Example] = (
+    (
+        'llava-ref generate --image cat.jpg -p "What is this?"',
+        "the answer as it comes; then a line of timings on standard error",
+    ),
+    (
+        'llava-ref generate -m text.gguf -p "Name a colour." -n 8 --json',
+        "one JSON object: text, token ids, usage, timings, settings",
+    ),
+)
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+
+def add_arguments(parser: Parser) -> None:
     options.add_model(parser)
     options.add_mmproj(parser)
     options.add_images(parser)
@@ -20,10 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_sampling(parser)
     options.add_text(parser)
     options.add_running(parser)
-    parser.add_argument(
+    parser.group("output").add_argument(
         "--show-prompt", action="store_true", help="print the prompt as the model gets it on standard error"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object with the answer and its timings")
+    options.add_json(parser, "print one JSON object with the answer and its timings")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,15 +13,35 @@ from ..profiles import QUIRKS, describe, resolve
 from . import options
 from .facts import ACTIVATION, histogram, kind, meaning
 from .output import print_json
+from .parser import Example, Parser
 
 SHORT = 8  # longest array that is shown in full
 WIDTH = 100  # characters of a text that are shown
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="a GGUF file")
+EXAMPLES: Sequence[Example] = (
+    (
+        "llava-ref inspect mmproj.gguf",
+        "the kind of file, its metadata, types and tensors, and what becomes of a picture",
+    ),
+    (
+        "llava-ref inspect text.gguf --profile llama.cpp --json",
+        "the same as one JSON object, as llama.cpp would run it",
+    ),
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.group("files").add_argument("file", type=Path, metavar="FILE", help="a GGUF file")
     options.add_profile(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    options.add_json(parser, "print one JSON object")
+    parser.epilog = f"{parser.epilog}\n\nquirks, each with its values:\n{_quirk_lines()}"
+
+
+def _quirk_lines() -> str:
+    """List the quirks, one a line, each with its values."""
+    width = max(map(len, QUIRKS))
+    return "\n".join(f"  {name:{width}}  {' | '.join(row.values)}" for name, row in QUIRKS.items())
 
 
 def run(args: argparse.Namespace) -> int:

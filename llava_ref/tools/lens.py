@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from pathlib import Path
+from collections.abc import Sequence
 
 from ..errors import ParameterError
 from ..generation.request import Request
@@ -13,21 +13,29 @@ from ..study.lens import logit_lens
 from ..study.page import Lensed, LensPicture, lens_page
 from . import options
 from .output import check_output, note, print_json, write_text
+from .parser import Example, Parser
+
+EXAMPLES: Sequence[Example] = (
+    (
+        'llava-ref lens --image cat.jpg -p "What is this?" -o lens.html',
+        "how many layers and positions the page has, on standard error",
+    ),
+)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     options.add_model(parser)
     options.add_mmproj(parser)
     options.add_images(parser)
     options.add_prompt(parser)
-    parser.add_argument(
-        "-n", "--max-tokens", type=int, default=24, metavar="N", help="tokens of the answer, at most (default: 24)"
+    options.add_max_tokens(parser, 24, "tokens of the answer, at most (default: 24)")
+    parser.group("measurement").add_argument(
+        "--top", type=int, default=5, metavar="K", help="tokens kept at each position (default: 5)"
     )
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="tokens kept at each position (default: 5)")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.html")
+    options.add_output(parser, "OUT.html", "the page to write")
     options.add_text(parser)
     options.add_running(parser)
-    parser.add_argument("--json", action="store_true", help="print the lens as JSON")
+    options.add_json(parser, "print the lens as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,23 +1,28 @@
 """`logits`: write the logits at every position of a prompt."""
 
 import argparse
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
 from . import options
 from .output import check_output, note, print_json, write_tensors
+from .parser import Example, Parser
+
+EXAMPLES: Sequence[Example] = (
+    ('llava-ref logits --raw -p "The sky is" -o sky.safetensors', "the shapes written, on standard error"),
+)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     options.add_model(parser)
     options.add_mmproj(parser)
     options.add_images(parser)
     options.add_prompt(parser)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.safetensors")
+    options.add_output(parser, "OUT.safetensors", "the file to write: logits and token_ids")
     options.add_text(parser)
     options.add_running(parser)
-    parser.add_argument("--json", action="store_true", help="say what was written as JSON")
+    options.add_json(parser, "say what was written as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

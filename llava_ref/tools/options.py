@@ -10,17 +10,19 @@ from typing import Any
 
 from ..chat.rendering import parse_messages, render_prompt
 from ..chat.templates import TEMPLATES
-from ..errors import ParameterError
+from ..errors import ParameterError, nearest, nearest_file
 from ..generation.request import Request
 from ..generation.sampling import Sampling
 from ..loading import embedded, load
 from ..model import Llava
 from ..ops import PRECISIONS
-from ..profiles import PROFILES, QUIRKS, ImageOrder
+from ..profiles import PROFILES, ImageOrder
 from ..tokenizer.quote import IMAGE
 from .output import note
+from .parser import Parser
 
 GIB = 1 << 30
+BACKENDS, DEVICES = ("torch", "numpy"), ("cpu", "cuda")
 FLAGS = {  # setting of `Sampling` -> its option
     "temperature": "--temp",
     "top_k": "--top-k",
@@ -33,85 +35,135 @@ FLAGS = {  # setting of `Sampling` -> its option
 }
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: Parser) -> None:
     """Add -m, the text model."""
-    parser.add_argument("-m", "--model", type=Path, metavar="TEXT.gguf", help="text model (default: the embedded one)")
+    group = parser.group("files")
+    group.add_argument("-m", "--model", type=Path, metavar="TEXT.gguf", help="text model (default: the embedded one)")
 
 
-def add_mmproj(parser: argparse.ArgumentParser) -> None:
+def add_mmproj(parser: Parser) -> None:
     """Add --mmproj, the vision tower and projector."""
-    parser.add_argument(
+    parser.group("files").add_argument(
         "--mmproj", type=Path, metavar="MMPROJ.gguf", help="vision tower and projector (default: the embedded one)"
     )
 
 
-def add_profile(parser: argparse._ActionsContainer) -> None:
-    """Add --profile and --quirk, which select a known behaviour."""
-    parser.add_argument("--profile", choices=PROFILES, default="llava", help="known behaviour (default: llava)")
-    every = ", ".join(f"{name}={'|'.join(row.values)}" for name, row in QUIRKS.items())
-    parser.add_argument(
-        "--quirk", action="append", default=[], metavar="NAME=VALUE", help=f"change one of its quirks: {every}"
-    )
-
-
-def add_running(command: argparse.ArgumentParser) -> None:
-    """Add the options of every command that runs a model, as a group."""
-    parser = command.add_argument_group("how it is computed")
-    parser.add_argument("--backend", choices=("torch", "numpy"), default="torch", help="default: torch")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
-    parser.add_argument(
-        "-t", "--threads", type=int, metavar="N", help="processor threads (default: as many as speed up this model)"
-    )
-    parser.add_argument("--precision", choices=PRECISIONS, default="exact", help="default: exact")
-    parser.add_argument(
-        "--weight-cache",
-        type=float,
-        metavar="GIB",
-        help="memory for float32 weights (default: for all, if that takes at most half of the free memory, else 0)",
-    )
-    parser.add_argument("--show-kernels", action="store_true", help="say what multiplies matrices, and what fell back")
-    add_profile(parser)
-
-
-def add_text(parser: argparse.ArgumentParser) -> None:
-    """Add the options of every command with a prompt."""
-    parser.add_argument("-c", "--ctx-size", type=int, metavar="N", help="positions in all (default: the model's)")
-    parser.add_argument(
-        "--template", metavar="NAME|FILE", help="a chat template instead of the file's own: a name, or a file with it"
-    )
-
-
-def add_images(parser: argparse.ArgumentParser) -> None:
+def add_images(parser: Parser) -> None:
     """Add --image, which is repeatable."""
-    parser.add_argument("--image", type=Path, action="append", default=[], metavar="FILE", help="a picture; repeatable")
+    parser.group("files").add_argument(
+        "--image", type=Path, action="append", default=[], metavar="FILE", help="a picture; repeatable"
+    )
 
 
-def add_prompt(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+def add_output(parser: Parser, metavar: str, does: str, flag: str = "--output") -> None:
+    """Add -o, the file that a command must write; or another option for one that it may."""
+    flags = ("-o", flag) if flag == "--output" else (flag,)
+    parser.group("output").add_argument(*flags, type=Path, required=flag == "--output", metavar=metavar, help=does)
+
+
+def add_json(parser: Parser, does: str) -> None:
+    """Add --json."""
+    parser.group("output").add_argument("--json", action="store_true", help=does)
+
+
+def add_prompt(parser: Parser, *, required: bool = True) -> None:
     """Add the options that `request` reads, besides --image."""
-    parser.add_argument(
+    group = parser.group("question")
+    group.add_argument(
         "-p",
         "--prompt",
         required=required,
         metavar="TEXT",
         help="the question; pictures come before it, or in place of each <image> in it",
     )
-    parser.add_argument("--system", metavar="TEXT", help="a system message")
-    parser.add_argument(
+    add_system(parser)
+    group.add_argument(
         "--raw", action="store_true", help="use the prompt without a template; each <image> in it is a picture"
     )
 
 
-def add_sampling(command: argparse.ArgumentParser) -> None:
-    """Add the options of sampling and of the end of an answer, as a group."""
-    parser = command.add_argument_group("how tokens are chosen")
-    parser.add_argument("-n", "--max-tokens", type=int, metavar="N", help="default: to the end of the context")
+def add_system(parser: Parser) -> None:
+    """Add --system."""
+    parser.group("question").add_argument("--system", metavar="TEXT", help="a system message")
+
+
+def add_max_tokens(parser: Parser, default: int | None, does: str) -> None:
+    """Add -n, the length of an answer."""
+    parser.group("sampling").add_argument("-n", "--max-tokens", type=int, default=default, metavar="N", help=does)
+
+
+def add_sampling(parser: Parser) -> None:
+    """Add the options of sampling and of the end of an answer."""
+    add_max_tokens(parser, None, "tokens of the answer, at most (default: to the end of the context)")
+    group = parser.group("sampling")
     for setting in fields(Sampling):
         if setting.name in FLAGS:
             kind = float if isinstance(setting.default, float) else int
             does = setting.metadata["does"]
-            parser.add_argument(FLAGS[setting.name], dest=setting.name, type=kind, metavar="N", help=does)
-    parser.add_argument("--logit-bias", action="append", default=[], metavar="ID=BIAS", help="repeatable")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+            group.add_argument(FLAGS[setting.name], dest=setting.name, type=kind, metavar="N", help=does)
+    group.add_argument(
+        "--logit-bias",
+        action="append",
+        default=[],
+        metavar="ID=BIAS",
+        help="add a number to a token's logit, as in 29871=-5; repeatable",
+    )
+    group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+
+
+def add_text(parser: Parser) -> None:
+    """Add the options of every command with a prompt."""
+    parser.group("question").add_argument(
+        "-c", "--ctx-size", type=int, metavar="N", help="positions in all (default: the model's)"
+    )
+    parser.group("semantics").add_argument(
+        "--template", metavar="NAME|FILE", help="a chat template instead of the file's own: a name, or a file with it"
+    )
+
+
+def add_backend(parser: Parser) -> None:
+    """Add what computes: --backend, --device and --threads."""
+    group = parser.group("computation")
+    group.add_argument("--backend", choices=BACKENDS, default="torch", help="what computes (default: torch)")
+    group.add_argument("--device", choices=DEVICES, default="cpu", help="where it computes (default: cpu)")
+    group.add_argument(
+        "-t", "--threads", type=int, metavar="N", help="processor threads (default: as many as speed up this model)"
+    )
+
+
+def add_running(parser: Parser) -> None:
+    """Add the options of every command that runs a model."""
+    add_backend(parser)
+    group = parser.group("computation")
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="exact",
+        help="exact: float32; fast: kernels for quantised weights; ggml: llama.cpp's own rounding (default: exact)",
+    )
+    group.add_argument(
+        "--weight-cache",
+        type=float,
+        metavar="GIB",
+        help="memory for float32 weights (default: for all, if that takes at most half of the free memory, else 0)",
+    )
+    group.add_argument("--show-kernels", action="store_true", help="say what multiplies matrices, and what fell back")
+    add_profile(parser)
+
+
+def add_profile(parser: Parser) -> None:
+    """Add --profile and --quirk, which select a known behaviour."""
+    group = parser.group("semantics")
+    group.add_argument(
+        "--profile", choices=PROFILES, default="llava", help="whose known behaviour to follow (default: llava)"
+    )
+    group.add_argument(
+        "--quirk",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change one point of it, as in gelu=tanh; repeatable; llava-ref inspect --help lists all",
+    )
 
 
 def sampling(args: argparse.Namespace) -> Sampling:
@@ -171,8 +223,16 @@ def load_model(args: argparse.Namespace, text: Path | None, mmproj: Path | None)
 
 
 def template(name: str | None) -> str | Path | None:
-    """Return the name of a known template, or the path of a file. `load` refuses a name that is neither."""
-    return Path(name) if name is not None and name not in TEMPLATES and os.path.exists(name) else name
+    """Return the name of a known template, or the path of a file; `load` refuses a name that is neither.
+
+    Raises ParameterError for a name that is almost that of a file."""
+    if name is None or name in TEMPLATES:
+        return name
+    if os.path.exists(name):
+        return Path(name)
+    if not nearest(name, TEMPLATES) and (meant := nearest_file(name)):
+        raise ParameterError("--template", repr(name), f"no known template, and no such file{meant}")
+    return name
 
 
 def changed(args: argparse.Namespace, **options: Any) -> argparse.Namespace:

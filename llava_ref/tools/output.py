@@ -1,5 +1,6 @@
 """Print results and write files. No text from a file or a model reaches a terminal unescaped."""
 
+import errno
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from safetensors.numpy import save
 
-from ..errors import ParameterError, visible
+from ..errors import LlavaError, ParameterError, nearest_file, visible
 from ..generation.request import Reply
 from ..tracing.tracefile import whole_file
 from .progress import LINE
@@ -25,6 +26,16 @@ def note(text: str) -> None:
     """Print one line on standard error, in place of the line of progress if that is shown."""
     LINE.erase()
     print(text, file=sys.stderr, flush=True)
+
+
+def explained(error: LlavaError | OSError) -> str:
+    """Return an error as one line; a file that is not there gets the name of one beside it that is alike."""
+    if isinstance(error, OSError):
+        where, text = str(error.filename or "output"), f"{error.filename or 'output'}: file: {error.strerror or error}"
+        lost = isinstance(error, FileNotFoundError)
+    else:
+        where, text, lost = error.where, str(error), os.strerror(errno.ENOENT) in error.problem
+    return text + (nearest_file(where) if lost else "")
 
 
 def in_colour() -> bool:

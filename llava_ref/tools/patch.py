@@ -17,22 +17,35 @@ from ..study.page import Patched, patch_page
 from ..study.patching import sweep
 from . import options
 from .output import check_output, note, print_json, write_text
+from .parser import Example, Parser
 
 MOST_STAGES = 9
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+EXAMPLES: Sequence[Example] = (
+    (
+        'llava-ref patch --image black.png --from-image purple.png -p "What colour is the star?" -o patch.html',
+        "the first token of each run's answer, on standard error",
+    ),
+)
+
+
+def add_arguments(parser: Parser) -> None:
     options.add_model(parser)
     options.add_mmproj(parser)
     options.add_images(parser)
+    group = parser.group("files")
+    group.add_argument("--from-image", type=Path, metavar="FILE", help="picture of the source run")
     options.add_prompt(parser)
-    parser.add_argument("--from-image", type=Path, metavar="FILE", help="picture of the source run")
-    parser.add_argument("--from-prompt", metavar="TEXT", help="its prompt, with as many tokens (default: the same)")
-    parser.add_argument("--cells", type=int, default=4, metavar="N", help="parts of the picture per side (default: 4)")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.html")
+    group = parser.group("question")
+    group.add_argument("--from-prompt", metavar="TEXT", help="its prompt, with as many tokens (default: the same)")
+    parser.group("measurement").add_argument(
+        "--cells", type=int, default=4, metavar="N", help="parts of the picture per side (default: 4)"
+    )
+    options.add_output(parser, "OUT.html", "the page to write")
     options.add_text(parser)
     options.add_running(parser)
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    options.add_json(parser, "print the numbers as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,37 +20,50 @@ from ..quality.report import QualityReport, as_json, sizes
 from ..quality.siblings import FilePair
 from . import options
 from .output import check_output, note, print_json, write_text
+from .parser import Example, Parser
 from .progress import LINE
 
 Question = tuple[str, Path | None]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+EXAMPLES: Sequence[Example] = (
+    (
+        "llava-ref quality -m q4.gguf --against-model f16.gguf --report quality.html",
+        "what the bits cost, in sentences and a ranking; the page has plots",
+    ),
+    (
+        "llava-ref quality --rank none --image cat.jpg",
+        "the same for the embedded pair, with ggml's rounding and without it",
+    ),
+)
+
+
+def add_arguments(parser: Parser) -> None:
     options.add_model(parser)
     options.add_mmproj(parser)
-    parser.add_argument("--against-model", type=Path, metavar="TEXT16.gguf", help="the text model with more bits")
-    parser.add_argument("--against-mmproj", type=Path, metavar="MMPROJ16.gguf", help="the mmproj file with more bits")
+    group = parser.group("files")
+    group.add_argument("--against-model", type=Path, metavar="TEXT16.gguf", help="the text model with more bits")
+    group.add_argument("--against-mmproj", type=Path, metavar="MMPROJ16.gguf", help="the mmproj file with more bits")
     options.add_images(parser)
-    parser.add_argument(
+    parser.group("question").add_argument(
         "-p", "--prompt", action="append", default=[], metavar="TEXT", help="asked about every picture; repeatable"
     )
-    parser.add_argument(
-        "-n", "--max-tokens", type=int, default=64, metavar="N", help="tokens of each answer, at most (default: 64)"
-    )
-    parser.add_argument(
+    options.add_max_tokens(parser, 64, "tokens of each answer, at most (default: 64)")
+    group = parser.group("measurement")
+    group.add_argument(
         "--rank",
         choices=("tensors", "layers", "none"),
         default="tensors",
         help="what to rank by need of more bits; each takes one run through all pictures (default: tensors)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--swap", action="append", default=[], metavar="GLOB", help="rank only tensors of this name; repeatable"
     )
-    parser.add_argument("--report", type=Path, metavar="FILE.html", help="everything, as one page with plots")
+    options.add_output(parser, "FILE.html", "everything, as one page with plots", "--report")
     options.add_text(parser)
     options.add_running(parser)
     parser.set_defaults(precision=None)
-    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    options.add_json(parser, "everything, as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,17 +10,23 @@ from itertools import chain
 
 from ..benchmark.trials import Tested, Trial, kernels, operations, run_trials
 from ..errors import visible
+from ..extras import missing
 from ..ops import get_ops
+from . import options
 from .output import coloured, note, print_json
+from .parser import Example, Parser
+
+EXAMPLES: Sequence[Example] = (
+    ("llava-ref selftest", "a row for each operation: its error, its bound, the worst case; exit code 1 if one fails"),
+    ("llava-ref selftest --device cuda --precision fast", "the same for the kernels of a card"),
+)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
-    parser.add_argument("--backend", choices=("torch", "numpy"), default="torch", help="default: torch")
+def add_arguments(parser: Parser) -> None:
+    options.add_backend(parser)
     help_ = "default: both, where there is a fast; kernels are tested with fast"
-    parser.add_argument("--precision", choices=("exact", "fast"), help=help_)
-    parser.add_argument("-t", "--threads", type=int, metavar="N", help="processor threads (default: all that pay)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.group("computation").add_argument("--precision", choices=("exact", "fast"), help=help_)
+    options.add_json(parser, "print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(rows)
     if args.precision is None and args.backend == "torch" and "fast" not in precisions:
-        note("[no precision fast: its kernels need llvmlite: pip install 'llava-ref[fast]']")
+        note(f"[no precision fast: {missing('fast')}]")
     note(f"[{sum(row.n_cases for row in rows)} cases in {time.perf_counter() - began:.1f} s]")
     if failed:
         note(f"failed: {', '.join(failed)}")

@@ -6,15 +6,18 @@ import ipaddress
 import logging
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ParameterError
+from ..extras import absent
 from ..images.decoding import MAX_IMAGES
 from ..model import Llava
 from . import options
+from .parser import Example, Parser
 
 if TYPE_CHECKING:
     from ..api.limits import Limits
@@ -24,21 +27,31 @@ PASSIVE = socket.AI_PASSIVE
 log = logging.getLogger("llava_ref.server")  # unlike print, logging to a full disk loses lines without an exception
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+EXAMPLES: Sequence[Example] = (
+    ("llava-ref serve", "the address of the page and the API, on standard error; Ctrl-C ends it"),
+    (
+        "llava-ref serve -m text.gguf --mmproj mmproj.gguf --host 0.0.0.0 --api-key SECRET",
+        "the same for another pair, reachable from other machines with the key",
+    ),
+)
+
+
+def add_arguments(parser: Parser) -> None:
     options.add_model(parser)
     options.add_mmproj(parser)
     options.add_text(parser)
     options.add_running(parser)
-    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default: 127.0.0.1, this machine only")
-    parser.add_argument("--port", type=int, default=3928, metavar="N", help="default: 3928; 0 takes a free one")
-    parser.add_argument("--api-key", metavar="KEY", help="key that every route but /health requires")
+    group = parser.group("access")
+    group.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default: 127.0.0.1, this machine only")
+    group.add_argument("--port", type=int, default=3928, metavar="N", help="default: 3928; 0 takes a free one")
+    group.add_argument("--api-key", metavar="KEY", help="key that every route but /health requires")
     for name, (parse, metavar, text) in REPEATABLE.items():
         text = f"{text}; repeatable"
-        parser.add_argument(f"--{name}", type=parse, action="append", default=[], metavar=metavar, help=text)
-    parser.add_argument(
+        group.add_argument(f"--{name}", type=parse, action="append", default=[], metavar=metavar, help=text)
+    limits = parser.group("limits")
+    limits.add_argument(
         "--strict", action="store_true", help="refuse a parameter that has no effect, instead of a warning"
     )
-    limits = parser.add_argument_group("limits")
     for name, (kind, text) in LIMITS.items():
         limits.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
 
@@ -63,12 +76,8 @@ LIMITS = {  # the fields of api.limits.Limits, whose defaults are stated in docs
 
 
 def run(args: argparse.Namespace) -> int:
-    try:
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        problem = f"{error.name} is not installed: pip install 'llava-ref[server]'"
-        raise ParameterError("serve", "extra", problem) from None
+    if problem := absent("server", ["starlette", "uvicorn", "h11", "pydantic"]):
+        raise ParameterError("serve", *problem.split(": ", 1))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     limits = _limits(args)
     _check(args)

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from .. import gguf
@@ -10,15 +11,23 @@ from ..loading import embedded
 from ..tokenizer.tokenizer import Tokenizer
 from . import options
 from .output import print_json
+from .parser import Example, Parser
+
+EXAMPLES: Sequence[Example] = (
+    ('llava-ref tokenize -m text.gguf "a red circle"', "a JSON list of token ids"),
+    ("llava-ref tokenize --no-bos --file text.txt", "the same for a file, without the token that begins a sequence"),
+)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     options.add_model(parser)
-    parser.add_argument("text", nargs="?", metavar="TEXT", help="default: --file, or standard input")
-    parser.add_argument("--file", type=Path, metavar="F", help="read the text from a file")
-    parser.add_argument("--no-special", action="store_true", help="read texts of control tokens as plain text")
-    parser.add_argument("--no-bos", action="store_true", help="omit the beginning-of-sequence token")
-    parser.add_argument("--json", action="store_true", help="print a JSON list, which is the default too")
+    group = parser.group("files")
+    group.add_argument("--file", type=Path, metavar="F", help="read the text from a file")
+    group = parser.group("question")
+    group.add_argument("text", nargs="?", metavar="TEXT", help="default: --file, or standard input")
+    group.add_argument("--no-special", action="store_true", help="read texts of control tokens as plain text")
+    group.add_argument("--no-bos", action="store_true", help="omit the beginning-of-sequence token")
+    options.add_json(parser, "print a JSON list, which is the default too")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """`trace`: write the intermediate arrays of a run, by name, to a file; or list the names."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,37 @@ from ..models.stages import Stage
 from ..tracing.tracefile import Writer, hashes
 from . import options
 from .output import check_output, note, print_json
+from .parser import Example, Parser
+
+EXAMPLES: Sequence[Example] = (
+    (
+        'llava-ref trace --image cat.jpg -p "What is this?" --names "vision.*" -o run.safetensors',
+        "how many arrays were written, on standard error",
+    ),
+    ("llava-ref trace --list", "the name and shape of every array, and its name in llama.cpp and transformers"),
+)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     options.add_model(parser)
     options.add_mmproj(parser)
     options.add_images(parser)
     options.add_prompt(parser, required=False)
-    parser.add_argument("-n", "--max-tokens", type=int, default=0, metavar="N", help="tokens to generate (default: 0)")
-    parser.add_argument("-o", "--output", type=Path, metavar="OUT.safetensors")
-    parser.add_argument(
+    options.add_max_tokens(parser, 0, "tokens to generate (default: 0)")
+    parser.group("measurement").add_argument(
         "--names",
         action="append",
         default=[],
         metavar="GLOB",
         help="stages to write, as in 'vision.*'; repeatable (default: all but the attention weights, '*kq_soft_max')",
     )
-    parser.add_argument("--list", action="store_true", help="print the stages, and stop")
+    parser.group("output").add_argument(
+        "-o", "--output", type=Path, metavar="OUT.safetensors", help="the file to write"
+    )
+    parser.group("output").add_argument("--list", action="store_true", help="print the stages, and stop")
     options.add_text(parser)
     options.add_running(parser)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    options.add_json(parser, "print the result as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

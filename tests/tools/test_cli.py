@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors import safe_open
 
 import llava_ref
-from llava_ref.cli import COMMANDS, GROUPS, main, versions
+from llava_ref.cli import main, versions
+from llava_ref.tools.parser import COMMAND_GROUPS, COMMANDS
 from llava_ref.tools.terminal import draw
 
 from ..support.tiny_pair import Tiny, write_text
@@ -265,8 +266,8 @@ def test_the_name_alone_prints_the_help(ending):
     assert (status, err) == (0, "") and ending("-h") == ending("--help") == (status, out, err)
     assert max(map(len, out.splitlines())) <= 80, "what a narrow terminal shows"
     titles = [line for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert titles == ["options:", *(f"{title}:" for title in GROUPS), "To begin:"]
-    for title, commands in GROUPS.items():
+    assert titles == ["options:", *(f"{title}:" for title in COMMAND_GROUPS), "To begin:"]
+    for title, commands in COMMAND_GROUPS.items():
         shown = out.partition(f"\n{title}:\n")[2].partition("\n\n")[0]
         assert [line.split(maxsplit=1) for line in shown.splitlines()] == [list(pair) for pair in commands.items()]
 
@@ -307,19 +308,36 @@ def test_version_without_torch(monkeypatch):
 def test_planned_commands_and_unknown_precisions_are_refused(cli):
     assert cli("batch")[2] == "error: batch: command: planned, not there yet; llava-ref --help lists those that are\n"
     assert cli("draw")[2] == f"error: 'draw': command: unknown, expected one of {', '.join(COMMANDS)}\n"
-    assert "invalid choice: quick (choose from exact, fast, ggml)" in cli(*USER_ERRORS["precision"])[2].replace("'", "")
+    assert "--precision: 'quick': unknown, expected one of exact, fast, ggml\n" in cli(*USER_ERRORS["precision"])[2]
 
 
 @pytest.mark.parametrize(
     "line, says",
     [
-        ("confrom", "selftest; did you mean conform?"),
+        ("confrom", "serve; did you mean conform?"),
         ("generate --mmprj=x -p x", "unrecognized arguments: --mmprj=x; did you mean --mmproj?"),
         ("generate -p x y", "unrecognized arguments: y"),
         ("generate -p x --xyzzy", "unrecognized arguments: --xyzzy"),
         ("generate -p x --quirk galu=tanh", "flash_attention; did you mean gelu?"),
         ("generate -p x --template vicunna", "a file with a chat template; did you mean vicuna?"),
         ("trace -p x -o x.safetensors --names blk.0.Qcurr", "in all); did you mean blk.0.Qcur?"),
+        (
+            "generate -p x --backend nunpy",
+            "--backend: 'nunpy': unknown, expected one of torch, numpy; did you mean numpy?",
+        ),
+        ("generate -p x --device cudda", "cpu, cuda; did you mean cuda?"),
+        ("generate -p x --precision exakt", "exact, fast, ggml; did you mean exact?"),
+        ("generate -p x --profile lama.cpp", "llava, hf, llama.cpp; did you mean llama.cpp?"),
+        ("quality --rank tensor", "tensors, layers, none; did you mean tensors?"),
+        ("completion fisch", "SHELL: 'fisch': unknown, expected one of bash, zsh, fish; did you mean fish?"),
+        ("generate -m txt.gguf -p x", "txt.gguf: file: No such file or directory; did you mean text.gguf?"),
+        ("generate -p x --image pictur.png", "did you mean picture.png?"),
+        ("inspect nowhere/../mmprj.gguf", "No such file or directory"),
+        ("tokenize --file brokn.png", "brokn.png: file: No such file or directory; did you mean broken.png?"),
+        ("generate -p x --template text.ggu", "no known template, and no such file; did you mean text.gguf?"),
+        ("conform -p x --against llama.ccp", "this:NAME=VALUE,...; did you mean llama.cpp?"),
+        ("conform -p x --against pictur.png", "this:NAME=VALUE,...; did you mean picture.png?"),
+        ("generate -p x --image nothing/like/it.png", "No such file or directory"),
     ],
 )
 def test_a_misspelt_name_gets_a_suggestion(cli, line, says):

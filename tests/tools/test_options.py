@@ -1,6 +1,5 @@
 """Options of sampling: their help, types and settings are those that `Sampling` declares."""
 
-import argparse
 from dataclasses import fields
 
 import pytest
@@ -8,11 +7,12 @@ import pytest
 from llava_ref.errors import ParameterError
 from llava_ref.generation.sampling import Sampling
 from llava_ref.tools.options import FLAGS, add_sampling, sampling
+from llava_ref.tools.parser import Parser
 
 
 @pytest.fixture
 def parser():
-    parser = argparse.ArgumentParser()
+    parser = Parser("llava-ref generate")
     add_sampling(parser)
     return parser
 
@@ -24,7 +24,7 @@ def test_every_option_says_what_the_setting_says(parser):
         assert options[name].option_strings == [flag]
         assert options[name].help == declared[name].metadata["does"]
         assert options[name].type is (float if isinstance(declared[name].default, float) else int)
-    assert set(options) - set(FLAGS) == {"help", "max_tokens", "logit_bias", "stop"}
+    assert set(options) - set(FLAGS) == {"max_tokens", "logit_bias", "stop"}
     assert set(declared) - set(FLAGS) == {"logit_bias", "grammar", "top_logprobs"}
     assert "lowest id among equals" in " ".join(parser.format_help().split())
 

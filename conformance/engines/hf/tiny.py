@@ -7,12 +7,13 @@ growth (see `pairs`), because transformers' own initialisation is so small that 
 import os
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from llava_ref.extras import absent
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Shape:
 
 def missing() -> str | None:
     """Say why transformers cannot be asked here; None if it can."""
-    return None if find_spec("transformers") else "transformers not installed: pip install 'llava-ref[conformance]'"
+    return absent("conformance", ["transformers"])
 
 
 def build(shape: Shape, seed: int) -> Any:

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from llava_ref.extras import missing
+
 # ggml.h: the fields of ggml_tensor that are read here, GGML_MAX_DIMS 4, GGML_MAX_OP_PARAMS 64, GGML_MAX_SRC 10.
 TENSOR = """
 struct tensor {
@@ -117,5 +119,5 @@ def shared_object() -> Path:
     spec = find_spec("xllamacpp")
     folders = spec.submodule_search_locations if spec else None
     if not folders:
-        raise ModuleNotFoundError("xllamacpp is not installed: pip install 'llava-ref[conformance]'")
+        raise ModuleNotFoundError(missing("conformance"))
     return next(Path(folders[0]).glob("xllamacpp*.so"))

@@ -11,13 +11,13 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llava_ref.errors import LlavaError
+from llava_ref.extras import absent
 
 Part = Sequence[int] | np.ndarray  # token ids, or rows (n, D) that stand in for embeddings; Qwen2-VL: (y, x, D)
 Picture = np.ndarray | Path  # RGB bytes (H, W, 3), or a file for llama.cpp to decode
@@ -82,8 +82,7 @@ class PromptResult:
 
 def missing() -> str | None:
     """Say why llama.cpp cannot be asked here; None if it can. Imports nothing."""
-    absent = [name for name in ("xllamacpp", "llama_cpp_py_sync") if find_spec(name) is None]
-    return f"{' and '.join(absent)} not installed: pip install 'llava-ref[conformance]'" if absent else None
+    return absent("conformance", ["xllamacpp", "llama_cpp_py_sync"])
 
 
 class Oracle:

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ...extras import absent
 from .asking import ask_all
 from .table import markdown
 from .timing import Figures, Row, figures
@@ -23,11 +24,7 @@ def missing() -> str | None:
 
     if not torch.cuda.is_available():
         return "torch finds no CUDA device here, so there is nothing to measure"
-    try:
-        import triton  # noqa: F401
-    except ImportError as error:
-        return f"{error}: pip install 'llava-ref[gpu]'"
-    return None
+    return absent("gpu", ["triton"])
 
 
 def measured() -> dict[str, Any]:

@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ...extras import missing
+
 VARIABLE = "LLAMA_CPP_LIB"
 """Names the file of a native libllama; the libraries that it needs, and libmtmd, lie beside it."""
 ROOM = 1024
@@ -131,8 +133,8 @@ def find() -> Path:
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         for path in Path(folder).glob("xllamacpp*.so"):
             return path
-    problem = f"there is none: set {VARIABLE} to the file of a native libllama, or pip install"
-    raise LlamaCppError(f"{problem} 'llava-ref[conformance]' (slower: without AVX-512)")
+    native = f"{VARIABLE} may name the file of a native libllama, which is faster: with AVX-512"
+    raise LlamaCppError(f"{missing('conformance')}; {native}")
 
 
 class LlamaLibraries:
