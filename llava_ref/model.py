@@ -138,7 +138,7 @@ class Llava(Network):
         """Return a prepared prompt as `forward` takes it: token ids and image rows (N, D), in order."""
         return request.parts([self._rows(image, Clock()) for image in request.images])
 
-    def run(self, prompt: Asked, images: Sequence[ImageSource] = (), names: Sequence[str] = ("*",)) -> PromptRun:
+    def run(self, prompt: Asked, images: Sequence[ImageSource] = (), names: str | Sequence[str] = "*") -> PromptRun:
         """Run a prompt once; return its logits, the stages whose names match `names`, and a text for each position.
 
         `prompt`: a text taken as it stands, with `<image>` for each of `images`; token ids, with -1 for each row of a
@@ -146,7 +146,7 @@ class Llava(Network):
         their own. The default keeps everything but attention weights, which a name that says `kq_soft_max` asks for.
         Raises a LlavaError for what is wrong with any of it."""
         request = self.prompts.of(prompt, images)
-        with self.trace(*names) as trace:
+        with self.trace(*([names] if isinstance(names, str) else names)) as trace:
             logits = self.request_logits(request)
         return PromptRun(request, logits, trace, tuple(self.strings(request)))
 

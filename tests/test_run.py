@@ -12,6 +12,7 @@ from llava_ref.conformance.pairs.pairs import TextSpec, VisionSpec, build
 from llava_ref.conformance.pairs.pixtral import PixtralSpec, build_pixtral
 from llava_ref.errors import ParameterError, PromptError
 from llava_ref.generation.request import Step
+from llava_ref.study.lens import logit_lens
 
 from .support.tiny_pair import VICUNA, Tiny, write_pair
 
@@ -47,7 +48,8 @@ def test_a_run_has_logits_stages_and_a_text_for_each_position(model):
     np.testing.assert_array_equal(run.logits, model.logits("red <image> and", [RGB]))
     np.testing.assert_array_equal(model.unembed(run.trace["blk.1.out"]), run.logits)
     assert set(run.trace) == {name for name in model.stages() if "kq_soft_max" not in name}
-    assert list(model.run("red", names=["blk.*.out"]).trace) == ["blk.0.out", "blk.1.out"]
+    for names in ("blk.*.out", ["blk.*.out"], ("blk.0.out", "blk.1.out")):
+        assert list(model.run("red", names=names).trace) == ["blk.0.out", "blk.1.out"]
 
 
 def test_every_form_of_a_prompt_is_the_same_run(model):
@@ -163,7 +165,7 @@ def test_notebooks_show_tables_and_pictures(model):
     x = run.trace["blk.0.out"]
     cells = f"<td>blk.0.out</td><td>{len(x)} x 32</td><td>float32</td><td>{x.mean():.4g}</td><td>{x.std():.4g}</td>"
     assert cells in run._repr_html_() and "<td>uint8</td>" in run._repr_html_()
-    assert repr(run).startswith(f"<PromptRun of {len(x)} positions, 1 pictures: logits [{len(x)}, 372], <Trace of 3")
+    assert repr(run).startswith(f"<PromptRun of {len(x)} positions, 1 picture: logits [{len(x)}, 372], <Trace of 3")
     seen = model.preprocess(model.decode_image(RGB))
     assert repr(seen) == "<Preprocessed: 1 of 28 x 28, of a picture of 47 x 30>"
     assert seen._repr_html_().count("data:image/png;base64,") == 1
@@ -173,3 +175,19 @@ def test_notebooks_show_tables_and_pictures(model):
     assert len(lines) == len(table) + 1 and lines[0].startswith("stage") and "model.norm" in lines[-2]
     assert table._repr_html_().count("<tr>") == len(table) + 1
     assert "<script>" not in type(table)([table[0].__class__("<script>", "T", "exact")])._repr_html_()
+
+
+def test_nothing_prints_its_weights_or_rows(model):
+    request = model.raw_request("red <image>", [RGB])
+    shown = {name: repr(x) for name, x in {
+        "request": request, "text": model.text, "tower": model.tower, "tokenizer": model.tokenizer,
+        "file": model.text.file, "session": model.session(), "lens": logit_lens(model, request),
+        "rows": model.picture_rows(RGB),
+    }.items()}  # fmt: skip
+    assert shown["request"] == "<Request of 19 positions, 1 picture: 'red <image>'>"
+    assert shown["tokenizer"] == "<Tokenizer of 372 tokens, SPM>"
+    assert shown["session"] == "<Session at position 0 of 128>"
+    assert shown["lens"] == "<Lens of 3 layers and 19 positions: 5 tokens each>"
+    assert shown["rows"] == "<PictureRows [16, 32] of a grid of 4 x 4>"
+    assert re.fullmatch(r"<GGUFFile 'text.gguf': \d+ keys, 21 tensors>", shown["file"])
+    assert shown["text"].startswith("Llama(file=<GGUFFile") and len(shown["text"]) < 900 > len(shown["tower"])

@@ -55,6 +55,9 @@ class Request:
     notes: tuple[str, ...] = ()
     """Settings that had no effect, one sentence each."""
 
+    def __repr__(self) -> str:
+        return f"<Request of {len(self.token_ids)} positions, {counted(len(self.images))}: {self.prompt.shown!r}>"
+
     @property
     def token_ids(self) -> list[int]:
         """Return one number a position: a token's id, or -1 where a picture stands."""
@@ -91,6 +94,11 @@ class Request:
         found = {"type": "image", "n_tokens": len(rows), "width": width, "height": height}
         whole = len(rows) == self.spans[chunk.index].n_rows
         return found if whole else found | {"image": chunk.index, "first": rows.start}
+
+
+def counted(count: int) -> str:
+    """Say how many pictures there are."""
+    return "1 picture" if count == 1 else f"{count} pictures"
 
 
 def placed(chunks: Sequence[TextChunk | ImageChunk], rows: Sequence[np.ndarray], spans: Sequence[Span]) -> list[Part]:

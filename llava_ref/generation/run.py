@@ -8,7 +8,7 @@ import numpy as np
 from ..images.fit import Preprocessed
 from ..tokenizer.tokenizer import Tokenizer
 from ..tracing.trace import Trace
-from .request import Request
+from .request import Request, counted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +36,7 @@ class PromptRun:
 
     def _figures(self) -> str:
         T, V = self.logits.shape
-        return f"PromptRun of {T} positions, {len(self.request.images)} pictures: logits [{T}, {V}]"
+        return f"PromptRun of {T} positions, {counted(len(self.request.images))}: logits [{T}, {V}]"
 
     def _repr_html_(self) -> str:
         return f"<div>{self._figures()}</div>{self.trace._repr_html_()}"

@@ -63,6 +63,9 @@ class Session:
         self.watched = False
         """Whether a probe may have changed what is kept here, so that nobody else may go on from it."""
 
+    def __repr__(self) -> str:
+        return f"<Session at position {self.n_past:,} of {self.n_context:,}>"
+
     @property
     def n_past(self) -> int:
         """Return the positions fed so far."""

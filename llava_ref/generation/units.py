@@ -36,6 +36,10 @@ class PictureRows:
     def __len__(self) -> int:
         return len(self.data)
 
+    def __repr__(self) -> str:
+        grid = "" if self.grid is None else f" of a grid of {self.grid[0]} x {self.grid[1]}"
+        return f"<PictureRows {list(self.data.shape)}{grid}>"
+
     def __getitem__(self, part: slice) -> "PictureRows":
         """Return some of the rows; they share their memory."""
         return PictureRows(self.data[part], self.grid, self.first + part.indices(len(self.data))[0])

@@ -44,6 +44,9 @@ class GGUFFile(Metadata):
         self.version = version
         self.tensors: dict[str, TensorView] = {}  # in file order
 
+    def __repr__(self) -> str:
+        return f"<GGUFFile {self.path.name!r}: {len(self)} keys, {len(self.tensors)} tensors>"
+
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:

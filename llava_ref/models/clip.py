@@ -4,7 +4,7 @@ width.
 Radford et al. 2021, https://arxiv.org/abs/2103.00020; tensor names of llama.cpp b10605, tools/mtmd/clip-impl.h.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -155,7 +155,7 @@ class Clip:
     plan: ClipPlan
     square: str  # the quirk
     anyres: Anyres
-    weights: ClipWeights
+    weights: ClipWeights = field(repr=False)
     ops: Ops
 
     @classmethod

@@ -10,7 +10,7 @@ picture see one another. Keys, tensor names and defaults of llama.cpp b11549, sr
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -212,7 +212,7 @@ class Gemma3:
     GRID_POSITIONS: ClassVar[bool] = False
     file: GGUFFile
     settings: Gemma3Config
-    weights: Gemma3Weights
+    weights: Gemma3Weights = field(repr=False)
     ops: Ops
 
     @classmethod

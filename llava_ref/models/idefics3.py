@@ -7,7 +7,7 @@ transformers 5.24, models/idefics3/modeling_idefics3.py.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -93,7 +93,7 @@ class Idefics3:
     config: VisionConfig
     tiles: NamedTiles
     merge: int
-    weights: Idefics3Weights
+    weights: Idefics3Weights = field(repr=False)
     ops: Ops
 
     @classmethod

@@ -7,7 +7,7 @@ llama.cpp b11549, tools/mtmd/clip-impl.h, clip.cpp and models/internvl.cpp; tran
 models/internvl/modeling_internvl.py.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -154,7 +154,7 @@ class InternVL:
     replays: ClassVar[bool] = False  # the order of patches is made on the host
     file: GGUFFile
     plan: InternPlan
-    weights: InternWeights
+    weights: InternWeights = field(repr=False)
     ops: Ops
 
     @classmethod

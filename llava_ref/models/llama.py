@@ -7,7 +7,7 @@ Tensor names of llama.cpp b10605, src/llama-arch.cpp.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -204,7 +204,7 @@ class Llama:
     GRID_POSITIONS: ClassVar[bool] = False
     file: GGUFFile
     config: TextConfig
-    weights: LlamaWeights
+    weights: LlamaWeights = field(repr=False)
     ops: Ops
 
     @classmethod

@@ -23,6 +23,9 @@ class PictureStates:
     def __len__(self) -> int:
         return 1
 
+    def __repr__(self) -> str:
+        return f"<PictureStates {list(self.data.shape)}, {self.n_seen} seen>"
+
 
 @dataclass(frozen=True, slots=True)
 class Looked:

@@ -13,7 +13,7 @@ no picture at all these layers are left out.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -219,7 +219,7 @@ class Mllama:
     GRID_POSITIONS: ClassVar[bool] = False
     file: GGUFFile
     plan: MllamaPlan
-    weights: MllamaWeights
+    weights: MllamaWeights = field(repr=False)
     ops: Ops
 
     @classmethod

@@ -8,7 +8,7 @@ models/llama3/multimodal/model.py, `VisionEncoder`; transformers 5.24, models/ml
 tower.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -242,7 +242,7 @@ class MllamaVision:
     replays: ClassVar[bool] = False  # tiles are laid out on the host
     file: GGUFFile
     plan: MllamaVisionPlan
-    weights: MllamaVisionWeights
+    weights: MllamaVisionWeights = field(repr=False)
     ops: Ops
 
     @classmethod

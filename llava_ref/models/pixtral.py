@@ -7,7 +7,7 @@ models/pixtral.cpp; transformers 5.24, models/pixtral/modeling_pixtral.py and, f
 models/mistral3/modeling_mistral3.py.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -198,7 +198,7 @@ class Pixtral:
     replays: ClassVar[bool] = False  # the places of patches are made on the host
     file: GGUFFile
     plan: PixtralPlan
-    weights: PixtralWeights
+    weights: PixtralWeights = field(repr=False)
     ops: Ops
 
     @classmethod

@@ -7,7 +7,7 @@ models/qwen2_vl/modeling_qwen2_vl.py, `apply_multimodal_rotary_pos_emb`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -69,7 +69,7 @@ class Qwen2:
     GRID_POSITIONS: ClassVar[bool] = False
     file: GGUFFile
     config: TextConfig
-    weights: LlamaWeights
+    weights: LlamaWeights = field(repr=False)
     ops: Ops
 
     @classmethod

@@ -5,7 +5,7 @@ Qwen2-VL, https://arxiv.org/abs/2409.12191; Qwen2.5-VL report, https://arxiv.org
 llama.cpp b11549, tools/mtmd/models/qwen2vl.cpp; transformers 5.24, models/qwen2_5_vl/modeling_qwen2_5_vl.py.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -165,7 +165,7 @@ class QwenVision:
     replays: ClassVar[bool] = False  # patches are laid out on the host
     file: GGUFFile
     plan: QwenVisionPlan
-    weights: QwenVisionWeights
+    weights: QwenVisionWeights = field(repr=False)
     ops: Ops
 
     @classmethod

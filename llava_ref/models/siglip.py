@@ -7,7 +7,7 @@ models/gemma3/modeling_gemma3.py.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -134,7 +134,7 @@ class Siglip:
     config: VisionConfig
     merge: int
     quirks: Quirks
-    weights: SiglipWeights
+    weights: SiglipWeights = field(repr=False)
     ops: Ops
 
     @classmethod

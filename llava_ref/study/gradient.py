@@ -42,7 +42,7 @@ class Gradients:
         return f"<Gradients of {self.value:.6g} by {shapes}>"
 
 
-def gradients(model: Llava, request: Request, of: Callable[[Tensor], Tensor], names: Sequence[str]) -> Gradients:
+def gradients(model: Llava, request: Request, of: Callable[[Tensor], Tensor], names: str | Sequence[str]) -> Gradients:
     """Return the gradient of `of(logits)`, logits (T, V) a torch tensor, by every stage whose name matches `names`.
 
     `of` returns a tensor of one number, as `lambda logits: logits[-1, token]`. Pixels are the stage `vision.pixels`, of
@@ -55,7 +55,7 @@ def gradients(model: Llava, request: Request, of: Callable[[Tensor], Tensor], na
             raise ParameterError(setting, repr(model.settings[setting]), f"has no gradients, expected {wanted!r}")
     import torch
 
-    graph = _Graph(names)
+    graph = _Graph([names] if isinstance(names, str) else names)
     with torch.inference_mode(False), torch.enable_grad(), model.probed(graph):
         rows: list[Any] = [_rows(model, image) for image in request.images]
         model.session().feed(request.parts(rows), all_logits=True)

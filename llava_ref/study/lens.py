@@ -29,6 +29,10 @@ class Lens:
     tokens: np.ndarray  # (L, T, k) int64, the likeliest first
     probabilities: np.ndarray  # (L, T, k) float32
 
+    def __repr__(self) -> str:
+        L, T, k = self.tokens.shape
+        return f"<Lens of {L} layers and {T} positions: {k} tokens each>"
+
 
 def logit_lens(model: Llava, request: Request, answer: Sequence[int] = (), *, top: int = 5) -> Lens:
     """Apply the lens to a prompt and the answer generated after it. The last layer gives the model's own prediction."""

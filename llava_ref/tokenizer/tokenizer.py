@@ -65,6 +65,10 @@ class Tokenizer:
         """Read the vocabulary of a file. Raises GGUFError, which names the key, if it is missing or malformed."""
         return cls(read_vocabulary(file), file.string("tokenizer.chat_template", None))
 
+    def __repr__(self) -> str:
+        kind = "SPM" if self.vocabulary.pre is None else "BPE"
+        return f"<Tokenizer of {self.n_vocab:,} tokens, {kind}>"
+
     def encode(
         self,
         text: str,
