@@ -29,7 +29,7 @@ BATCH = 512  # rows run through the decoder at once: bounds the memory of the at
 class PictureRows:
     """Rows of a picture, and their places in its grid: row by row, from number `first` on."""
 
-    data: np.ndarray  # (n, D)
+    data: np.ndarray  # (n, D); `study.gradient` has the backend's array here, through which it goes
     grid: tuple[int, int] | None  # `Span.grid`; None: they have no places in one
     first: int = 0
 
