@@ -38,13 +38,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, BrowserPage(Path(folder) / "profile") as page:
         with serving() as url:
             ask(page, url, PICTURES / sample["file"], sample["question"])
-            shoot(page, "page.png", 1120, 780)
+            shoot(page, "page.webp", 1120, 780)
         states(page)
         picture, report = Path(folder) / "wide.png", Path(folder) / "report.html"
         widened(PICTURES / sample["file"]).save(picture)
         write("conform", conform(picture, sample["question"], report))
         page.open(report.as_uri())
-        shoot(page, "report.png", 900, 580)
+        shoot(page, "report.webp", 900, 580)
 
 
 def demo() -> str:
@@ -113,7 +113,7 @@ def states(page: BrowserPage) -> None:
     with running.serving(limits=LIMITS) as server:
         for i, name in enumerate(("slow-phone", "refused-phone", "changed-phone")):
             sheet.paste(show(page, server.url, name), (i * (width + 20), 0))
-    save(sheet, "page-states.png")
+    save(sheet, "page-states.webp")
 
 
 def shoot(page: BrowserPage, name: str, width: int, height: int) -> None:
@@ -124,9 +124,9 @@ def shoot(page: BrowserPage, name: str, width: int, height: int) -> None:
 
 
 def save(shot: Image.Image, name: str) -> None:
-    """Save a picture as a small PNG."""
+    """Save a picture as it is, small."""
     path = FOLDER / name
-    shot.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
+    shot.save(path, lossless=True, method=6)
     print(f"{path.relative_to(ROOT)}: {shot.width} x {shot.height}, {path.stat().st_size:,} bytes")
     assert path.stat().st_size < LARGEST
 

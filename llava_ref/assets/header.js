@@ -1,11 +1,13 @@
 // Read from a file what the server reads before it decodes: size, EXIF orientation, and whether there may be transparency.
 
+const MOST = 2 ** 26; // bytes that are looked through: WebP has its EXIF data at the end
+
 const says = (view, at, text) => [...text].every((c, i) => view.getUint8(at + i) === c.charCodeAt(0));
 const plain = (width, height, alpha = false, orientation = 1) => ({ width, height, alpha, orientation });
 
 // Return { width, height, alpha, orientation }, as stored; null for what is in none of the five formats, or damaged
 export async function readHeader(file) {
-  const view = new DataView(await file.arrayBuffer());
+  const view = new DataView(await file.slice(0, MOST).arrayBuffer());
   try {
     return (png(view) ?? jpeg(view) ?? webp(view) ?? gif(view) ?? bmp(view)) || null;
   } catch {

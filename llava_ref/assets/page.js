@@ -181,14 +181,20 @@ function remember() {
 }
 
 function restore() {
-  for (const { text, pictures: given, answer, figures, before } of kept()) {
-    const turn = newTurn(text, given);
-    turn.line.append(answer);
-    Object.assign(turn, { answer, figures, before });
-    turns.push(turn);
-    conclude(turn, [...before, ...spoken(turns)], false);
+  try {
+    kept().forEach(bring);
+  } catch { // kept by another version of this page
+    turns = [];
+    by("turns").replaceChildren();
   }
   buttons();
+}
+
+function bring({ text, pictures: given, answer, figures, before }) {
+  const turn = newTurn(text, given);
+  turn.line.append(answer);
+  turns.push(Object.assign(turn, { answer, figures, before }));
+  conclude(turn, [...before, ...spoken(turns)], false);
 }
 
 usePictures({

@@ -42,6 +42,16 @@ const final = await helper.finalChatCompletion();
 assert.deepEqual(final.choices.map((choice) => choice.message.content), ["3", "3"]);
 assert.equal(final.usage.prompt_tokens_details.image_tokens, 64);
 
+const told = client.chat.completions.stream({
+  model: "m",
+  messages: [{ role: "user", content: "Count. ".repeat(200) }],
+  max_tokens: 3,
+  return_progress: true,
+});
+let states = 0;
+for await (const chunk of told) states += chunk.prompt_progress ? 1 : 0;
+assert.ok(states > 0 && (await told.finalChatCompletion()).choices[0].message.content);
+
 await assert.rejects(client.chat.completions.create({ model: "m", messages: hi, max_tokens: 0 }), (error) => {
   assert.ok(error instanceof OpenAI.BadRequestError);
   assert.equal(error.param, "max_tokens");

@@ -47,6 +47,9 @@ def test_a_conversation_survives_a_reload_until_it_is_cleared(page, server):
     page.click("#over")
     reload(page, server.url)
     assert words(page) == []
+    page.js("sessionStorage.setItem('llava-ref conversation', '[{\"text\": 7}]')")
+    reload(page, server.url)
+    assert words(page) == [] and page.shows("#start")
 
 
 def test_pictures_that_the_browser_has_no_room_for(page, server):
@@ -76,7 +79,9 @@ def test_settings_are_sent_and_kept(page, server):
     body = page.js("body")
     system, asked = body["messages"]
     assert system == {"role": "system", "content": "Speak French."} and asked["content"][0]["text"] == "Hello"
-    assert (body["temperature"], body["max_tokens"]) == (0.5, 7) and read(page, "#error") == ""
+    assert (body["temperature"], body["max_tokens"], body["return_progress"]) == (0.5, 7, True) and read(
+        page, "#error"
+    ) == ""
     page.click("#options")
     page.js("document.getElementById('temperature').value = 9")
     page.click("#settings .row button")
