@@ -28,6 +28,8 @@ TEXT, TOWER = TextSpec(n_layer=2), VisionSpec(n_block=2)
 FAMILIES = {
     "llava": lambda folder: build(folder, replace(TEXT, kind="Q4_0", width=64, mlp_width=96), TOWER),
     "yi-vl": lambda folder: build(folder, TEXT, replace(TOWER, norms=True)),
+    "mobilevlm": lambda folder: build(folder, TEXT, replace(TOWER, mobile="ldp")),
+    "mobilevlm-v2": lambda folder: build(folder, TEXT, replace(TOWER, mobile="ldpv2")),
     "llava-1.6": lambda folder: build(folder, TEXT, replace(TOWER, sizes=((56, 112), (112, 56)))),
     "gemma3": lambda folder: build_gemma3(folder, Gemma3Spec(n_layer=2), SiglipSpec(n_block=2)),
     "smolvlm": lambda folder: build_idefics3(folder, TEXT, Idefics3Spec(n_block=2)),
@@ -35,6 +37,7 @@ FAMILIES = {
     "qwen2.5-vl": lambda folder: build_qwen2vl(folder, QwenTextSpec(n_layer=2), QwenVisionSpec(n_block=2)),
     "internvl": lambda folder: build_internvl(folder, QwenTextSpec(n_layer=2, sections=()), InternVLSpec(n_block=2)),
     "pixtral": lambda folder: build_pixtral(folder, TEXT, PixtralSpec(n_block=2)),
+    "mistral-small-3.1": lambda folder: build_pixtral(folder, TEXT, PixtralSpec(n_block=2, merge=2)),
     "llama-3.2-vision": lambda folder: build_mllama(
         folder, MllamaTextSpec(n_layer=2, looks=(1,)), MllamaVisionSpec(n_block=2, taken=(0,), n_global=1)
     ),
