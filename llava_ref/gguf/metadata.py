@@ -35,6 +35,8 @@ class Metadata(Mapping[str, Any]):
 
     def __init__(self, path: Path, data: mmap.mmap, entries: dict[str, Entry]) -> None:
         self.path, self._data, self._entries = path, data, entries
+        self.asked: dict[str, None] = {}
+        """The keys that the getters were asked for so far, in order, missing ones too."""
 
     def __getitem__(self, key: str) -> Any:
         """Decode the value of `key`. Raises GGUFError for text that is not UTF-8 and a bool that is 2."""
@@ -123,6 +125,7 @@ class Metadata(Mapping[str, Any]):
 
     def _has(self, key: str, default: object) -> bool:
         """Say whether the key is present. Raises GGUFError if it is missing without a default."""
+        self.asked[key] = None
         if key not in self._entries and default is REQUIRED:
             raise GGUFError(self.path, key, "missing key")
         return key in self._entries

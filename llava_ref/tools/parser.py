@@ -23,6 +23,8 @@ COMMAND_GROUPS = {  # each command is a module of tools/ with `EXAMPLES`, `add_a
         "encode": "turn a picture into the rows that stand in for it",
         "logits": "write the logits at every position of a prompt",
         "trace": "write the arrays inside a run, by name, to a file",
+        "explain": "tell one run step by step: shapes, time, memory, lines of code",
+        "headroom": "report the largest number of every stage against float16's",
         "lens": "show what the model would say after each layer, as a page",
         "attend": "show where an answer looked in a picture, as a page or PNG",
         "patch": "find the rows that carry what two answers differ in, as a page",
@@ -39,7 +41,7 @@ COMMAND_GROUPS = {  # each command is a module of tools/ with `EXAMPLES`, `add_a
     },
 }
 COMMANDS = {name: text for group in COMMAND_GROUPS.values() for name, text in group.items()}
-PLANNED = ("batch", "apicheck", "explain", "replay")
+PLANNED = ("batch", "apicheck", "replay")
 OPTION_GROUPS = (  # the sections of a command's help, in order
     "files",
     "question",

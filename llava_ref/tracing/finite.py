@@ -36,9 +36,10 @@ def _not_finite(x: np.ndarray, at: At) -> str:
 
 def _place(index: tuple[int, ...], at: At) -> str:
     """Say where in a run a number stands: rows of the decoder by their position in the sequence."""
-    if at.positions is None or len(index) != 2:
+    if at.positions is None:
         return f"index {list(index)}"
-    return f"position {at.positions[index[0]]}, element {index[1]}"
+    element = index[1] if len(index) == 2 else list(index[1:])
+    return f"position {at.positions[index[0]]}, element {element}"
 
 
 def _shape(x: np.ndarray) -> str:

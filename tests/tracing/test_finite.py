@@ -58,6 +58,8 @@ def test_the_largest_number_of_every_stage(model):
     assert out.place == "position 1, element 2"
     assert np.abs(trace["vision.pixels"]).max() == probe.stages["vision.pixels"].largest
     assert probe.stages["vision.pixels"].place.startswith("index [")
+    row, *element = np.unravel_index(np.abs(trace["blk.0.Qcur_rope"]).argmax(), trace["blk.0.Qcur_rope"].shape)
+    assert probe.stages["blk.0.Qcur_rope"].place == f"position {row}, element {[int(i) for i in element]}"
 
 
 def test_numbers_that_are_none_have_no_room(model):

@@ -1,0 +1,92 @@
+"""`explain`: tell one run step by step: shapes, time, memory, keys and tensors of the files, lines of the code."""
+
+import argparse
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+
+from ..errors import visible
+from ..study.walkthrough import Computed, Phase, walk
+from . import options
+from .output import print_json
+from .parser import Example, Parser
+
+EXAMPLES: Sequence[Example] = (
+    (
+        'llava-ref explain --image cat.jpg -p "What is this?"',
+        "each phase of the run, and in it each array: its shape, time, stored matrix, and the line that computes it",
+    ),
+)
+BLOCK = re.compile(r"(.*?blk\.)(\d+)(\..+)")
+
+
+def add_arguments(parser: Parser) -> None:
+    options.add_model(parser)
+    options.add_mmproj(parser)
+    options.add_images(parser)
+    options.add_prompt(parser)
+    options.add_max_tokens(parser, 16, "tokens of the answer, at most (default: 16)")
+    options.add_text(parser)
+    options.add_running(parser)
+    parser.group("output").add_argument("--all", action="store_true", help="show every block, not the first alone")
+    options.add_json(parser, "print one JSON object: phases, and in each its arrays")
+
+
+def run(args: argparse.Namespace) -> int:
+    model = options.load_model(args, *options.pair(args))
+    phases = walk(model, lambda: options.request(args, model), args.max_tokens)
+    if args.json:
+        print_json({"phases": [_as_json(phase) for phase in phases]} | model.settings)
+    else:
+        print("\n\n".join("\n".join(_told(phase, args.all)) for phase in phases))
+    return 0
+
+
+def _as_json(phase: Phase) -> dict[str, object]:
+    return asdict(phase) | {"arrays": [asdict(array) for array in phase.arrays.values()]}
+
+
+def _told(phase: Phase, every: bool) -> Iterator[str]:
+    """Yield the lines of one phase: its name, time and memory, its facts, and a row for each array."""
+    held = "" if phase.resident_mb is None else f", {phase.resident_mb:,.0f} MB held behind it"
+    yield f"{phase.name}: {_ms(phase.seconds)}{held}, {phase.line}"
+    for key, fact in phase.facts.items():
+        yield f"  {key}: {visible(fact)}"
+    rows = [_row(array) for array in (phase.arrays.values() if every else _first_blocks(phase.arrays.values()))]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)] if rows else []
+    for row in rows:
+        yield (
+            "  " + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip()
+        )
+
+
+def _row(array: Computed) -> tuple[str, str, str, str, str]:
+    shape = " x ".join(map(str, array.shape))
+    return array.stage, shape, _ms(array.seconds).rjust(10), array.tensor or "", array.line
+
+
+def _first_blocks(arrays: Iterable[Computed]) -> Iterator[Computed]:
+    """Yield the arrays of a network's first block, and those of the others as one row."""
+    others: dict[str, list[Computed]] = {}
+    for array in arrays:
+        found = BLOCK.fullmatch(array.stage)
+        if found is None or found[2] == "0":
+            yield from _together(others)
+            yield array
+        else:
+            others.setdefault(found[1], []).append(array)
+    yield from _together(others)
+
+
+def _together(others: dict[str, list[Computed]]) -> Iterator[Computed]:
+    """Yield a row for the blocks that were left out, and forget them."""
+    for prefix, found in others.items():
+        numbers = [BLOCK.fullmatch(array.stage)[2] for array in (found[0], found[-1])]  # type: ignore[index]
+        seconds, last = sum(array.seconds for array in found), found[-1]
+        name = f"{prefix}{numbers[0]}" if numbers[0] == numbers[1] else f"{prefix}{numbers[0]} to {numbers[1]}"
+        yield Computed(f"{name}: the same", last.shape, seconds, f"{len(found)} arrays", last.line)
+    others.clear()
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.1f} ms"
