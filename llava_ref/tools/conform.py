@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
         raise ParameterError("--max-tokens", str(args.max_tokens), "expected a number of tokens from 0")
     if args.report is not None:
         check_output(args.report, [text, mmproj, *args.image])
-    model = options.load_model(args, text, mmproj)
+    with LINE.loading():
+        model = options.load_model(args, text, mmproj)
     request = options.request(args, model)
     orders = {} if args.raw else {order: options.shown(args, model, order) for order in get_args(ImageOrder)}
     case = Case(text, mmproj, tuple(args.image), request.prompt.shown, orders)

@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
     outputs = [args.output] if args.save_seen is None else [args.output, args.save_seen]
     for output in outputs:
         check_output(output, [mmproj, source])
-    model = options.load_model(args, None, mmproj)
+    with LINE.loading():
+        model = options.load_model(args, None, mmproj)
     image = model.decode_image(source)
     for warning in image.warnings:
         note(f"warning: {visible(warning)}")

@@ -41,7 +41,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     sampling = options.sampling(args)
-    model = options.load_model(args, *options.pair(args))
+    with LINE.loading():
+        model = options.load_model(args, *options.pair(args))
     request = options.request(args, model)
     stream = model.answer(request, sampling, max_tokens=args.max_tokens, stop=args.stop)
     for warning in stream.reply.warnings:

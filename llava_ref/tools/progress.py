@@ -42,6 +42,13 @@ class ProgressLine:
             self.erase()
             self._open = False
 
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Say inside the block that a model is loaded."""
+        with self.open():
+            self._show("loading the model")
+            yield
+
     def watch(self, model: Llava) -> Llava:
         """Report the blocks that `model` runs from now on, while the line is open; return the model."""
         if self._open:

@@ -117,9 +117,11 @@ def measure(args: argparse.Namespace, ours: Paths, theirs: Paths) -> QualityRepo
     if args.weight_cache is None:  # half of the free memory for both pairs together, not for each
         files = [file for pair in (quantised, reference) for file in (pair.text, pair.mmproj) if file is not None]
         args.weight_cache = default_budget(files, args.device) / options.GIB
+    LINE.step("loading the models")
     model = LINE.watch(options.load_model(options.changed(args, precision="exact"), *theirs))
     c = Comparison(model, quantised, args.precision, args.threads, int(args.weight_cache * options.GIB))
     progress = LINE.step
+    progress("asking the reference")
     asked = _cases(args, model, progress)
     measured = comparison.behaviour(c, asked, progress)
     order = _rank(args, c, asked, measured, names, progress)

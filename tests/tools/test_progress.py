@@ -21,8 +21,9 @@ class Terminal(io.StringIO):
 
     @property
     def states(self):
-        """What the last line showed, one state after the other."""
-        return self.getvalue().split("\n")[0].split(progress.ERASE)
+        """What the first line showed, one state after the other, without the seconds."""
+        states = self.getvalue().split("\n")[0].split(progress.ERASE)
+        return [state.rpartition(" · ")[0] for state in states[:-1] if state]
 
     @property
     def screen(self):
@@ -48,7 +49,8 @@ def run(monkeypatch):
 def test_what_a_terminal_shows_of_an_answer(run):
     status, terminal = run(*ASK)
     assert status == 0
-    said = [state.rpartition(" · ")[0] for state in terminal.states[1:-1]]
+    loading, *said = terminal.states
+    assert loading == "loading the model"
     pictures = [f"reading picture {n} of 2: block {i} of 4" for n in (1, 2) for i in range(1, 5)]
     assert said[:8] == pictures
     prompt = [text for text in said[8:] if text.startswith("reading the prompt")]
@@ -84,18 +86,17 @@ def test_erased_in_front_of_an_error(run, monkeypatch):
 
 def test_a_narrow_terminal(run):
     _, terminal = run(*ASK, columns="20")
-    assert max(map(len, terminal.states[:-1])) == 19, "the last column would wrap"
+    assert max(map(len, terminal.getvalue().split(progress.ERASE)[:-1])) == 19, "the last column would wrap"
 
 
 def test_quality_says_which_step_and_which_block(run):
     status, terminal = run("quality", "-n", "2", "--rank", "none", "--image", str(PICTURES / "count.png"), "-p", "Hi")
     said = terminal.getvalue()
-    assert "reading picture: block 4 of 4" in said and "1 of 1 answers of the reference" in said
+    assert "asking the reference · reading picture: block 4 of 4" in said and "1 of 1 answers of the reference" in said
     assert (status, terminal.screen) == (0, "")
 
 
 def test_encode(run, tmp_path):
     _, terminal = run("encode", "--image", str(PICTURES / "count.png"), "-o", str(tmp_path / "x.safetensors"))
-    assert [state.rpartition(" · ")[0] for state in terminal.states[1:-1]] == [
-        f"reading picture: block {i} of 4" for i in range(1, 5)
-    ]
+    blocks = [f"reading picture: block {i} of 4" for i in range(1, 5)]
+    assert terminal.states == ["loading the model", *blocks]
