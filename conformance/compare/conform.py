@@ -107,7 +107,7 @@ def conform(load: Loader, case: Case, run: Run) -> Conformance:
 
     @cache
     def problems(changed: frozenset[tuple[str, str]]) -> set[str]:
-        return {stage.name for stage in compare(load(dict(changed))).stages if stage.problem}
+        return {stage.name for stage in compare(load(dict(changed)), whole=False).stages if stage.problem}
 
     explained = explain(lambda changed: problems(frozenset(changed.items())), bad, model.quirks)
     return Conformance(
@@ -151,15 +151,15 @@ def _like_shapes(stages: Mapping[str, StageResult], name: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Compared:
-    """Holds the stages of both runs, and the token ids and logits of the run end to end."""
+    """Holds the stages of both runs, and the token ids and logits of the last run."""
 
     stages: tuple[StageResult, ...]
     ids: tuple[int, ...]
     logits: np.ndarray  # (T, V)
 
 
-def _compare(model: Llava, case: Case, run: Run) -> _Compared:
-    """Run the model twice against the reference's run, and judge every stage by its bound."""
+def _compare(model: Llava, case: Case, run: Run, *, whole: bool = True) -> _Compared:
+    """Run the model from the reference's inputs, and end to end if `whole`; judge every stage by its bound."""
     ids = tuple(model.raw_request(case.rendered(model.quirks.image_order), case.images).token_ids)
     stages = {stage.name: stage for stage in model.stage_table()}
     types = model.types()
@@ -177,8 +177,10 @@ def _compare(model: Llava, case: Case, run: Run) -> _Compared:
         return recorded(bounds.get(bare, other), kinds.get(bare, "float"), moved.get(name), most)
 
     theirs = shared_ids(ids, run.token_ids)
-    local, _ = run_against(model, case.images, theirs, run.stages, bound_of, teacher_forced=True)
-    cumulative, logits = run_against(model, case.images, ids, run.stages, bound_of, teacher_forced=False)
+    local, logits = run_against(model, case.images, theirs, run.stages, bound_of, teacher_forced=True)
+    cumulative: Mapping[str, Measured] = {}
+    if whole:
+        cumulative, logits = run_against(model, case.images, ids, run.stages, bound_of, teacher_forced=False)
     results = [_token_ids(ids, run.token_ids)]
     for name in dict.fromkeys(name for name in [*local, *run.stages] if name != "token_ids"):
         stage = stages.get(name.partition("#")[0])

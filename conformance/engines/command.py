@@ -1,12 +1,12 @@
 """Run any program as a reference: it gets the files, the prompt and the pictures, and writes a trace file."""
 
 import shlex
-import signal
-import subprocess
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from .process import run_program
 from .reference import Case, ReferenceError, Run
 from .this import Recorded
 
@@ -44,20 +44,8 @@ class Command:
     def _start(self, arguments: list[str]) -> None:
         """Run the program to its end."""
         try:
-            done = subprocess.run(
-                [*self.words, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                timeout=self.timeout,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise ReferenceError(self.name, "time", f"no answer after {self.timeout:g} s") from None
+            ended = run_program([*self.words, *arguments], self.timeout, partial(ReferenceError, self.name))
         except OSError as error:
             raise ReferenceError(self.words[0], "command", error.strerror or str(error)) from None
-        if done.returncode:
-            said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-            code = done.returncode
-            how = f"ended with exit code {code}" if code > 0 else f"ended by {signal.Signals(-code).name}"
-            raise ReferenceError(self.name, "command", f"{how}; last heard: {said or 'nothing'}")
+        if ended.code:
+            raise ReferenceError(self.name, "command", ended.how)

@@ -12,6 +12,7 @@ from llava_ref.loading import load
 from llava_ref.tracing.tracefile import TraceFile
 
 from ..compare.bounds import arithmetic
+from .llama_cpp import graph
 from .reference import Case, ReferenceError, Run
 
 
@@ -81,13 +82,15 @@ class Recorded:
     def run(self, case: Case, *, n_greedy: int = 0) -> Run:
         """Return the file's arrays; the greedy tokens are the header's `generated`, if present.
 
-        Raises ReferenceError for a file without token ids or with ids that are not numbers."""
+        A file that holds llama.cpp's graphs (`llama_cpp.graph`) has each stage that llama.cpp computes. Raises
+        ReferenceError for a file without token ids, with ids that are not numbers, or with a graph that is none."""
         try:
             trace = TraceFile(self.path)
             if "token_ids" not in trace:
                 raise ReferenceError(str(self.path), "token_ids", "missing tensor: (T,) int64, -1 for a picture's rows")
             ids = tuple(int(token) for token in np.asarray(trace["token_ids"]).ravel())
             greedy = tuple(int(token) for token in trace.fact("generated", [])[:n_greedy])
+            stages = graph.stages(trace) if "graph" in trace.about else trace
         except ReferenceError:
             raise
         except LlavaError as error:
@@ -96,4 +99,4 @@ class Recorded:
             raise ReferenceError(str(self.path), "token_ids, generated", f"not numbers of tokens: {error}") from None
         arithmetic = "ggml" if trace.about.get("precision") == "ggml" else trace.about.get("arithmetic", "float32")
         about = trace.about | {"arithmetic": arithmetic}
-        return Run(self.name, about, trace, ids, greedy, rounded=trace.rounded, chosen=True)
+        return Run(self.name, about, stages, ids, greedy, rounded=trace.rounded, chosen=stages is trace)

@@ -214,13 +214,17 @@ def _print(report: "Conformance", *, every: bool) -> None:
 
 
 def _around(stages: Sequence["StageResult"]) -> set[int]:
-    """Return the places of the stages that exceed their bounds and of the stages beside them."""
-    return {j for i, stage in enumerate(stages) if stage.problem for j in (i - 1, i, i + 1) if 0 <= j < len(stages)}
+    """Return the places of the stages that exceed their bounds, of the stages beside them, and of those alone between
+    two of these, as a row takes no more than the words for it."""
+    bad = {i for i, stage in enumerate(stages) if stage.problem}
+    near = {j for i in bad for j in (i - 1, i, i + 1)}
+    near |= {-1, len(stages)} if bad else set()
+    return {i for i in range(len(stages)) if i in near or {i - 1, i + 1} <= near}
 
 
 def _print_left_out(n: int) -> None:
     if n:
-        print(f"... {n} more {'stage' if n == 1 else 'stages'}, none over its bound (--all prints every row)")
+        print(f"... {n} more stages, none over its bound (--all prints every row)")
 
 
 def _row(stage: "StageResult", width: int) -> str:

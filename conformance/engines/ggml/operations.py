@@ -7,12 +7,11 @@ heads, S keys, dh head size, V vocabulary.
 """
 
 import json
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import numpy as np
 from llava_ref.gguf.types import BY_ID
 
 from ..llama_cpp.oracle import OracleError, missing
+from ..process import run_program
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +112,10 @@ def kernels() -> dict[str, str]:
 def _start(folder: Path, first: int, timeout: float) -> str:
     """Run the operations from `first` on until the end or a crash; describe the crash."""
     command = [sys.executable, "-m", "llava_ref.conformance.engines.ggml.worker", str(folder), str(first)]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise OracleError("ggml", "time", f"no answer after {timeout:g} s") from error
-    words = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-    if done.returncode < 0:
-        return f"ended by {signal.Signals(-done.returncode).name}: {words}"
-    if done.returncode:  # no operation causes this; none would have a result
-        raise OracleError("ggml", "process", words or f"ended with status {done.returncode}")
-    return words
+    ended = run_program(command, timeout, partial(OracleError, "ggml"))
+    if ended.code > 0:  # no operation causes this; none would have a result
+        raise OracleError("ggml", "process", ended.how)
+    return ended.how
 
 
 def _results(folder: Path, first: int, end: int) -> list[np.ndarray | Failure]:

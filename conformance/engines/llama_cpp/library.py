@@ -15,6 +15,8 @@ import numpy as np
 
 from llava_ref.extras import missing
 
+from .stages import with_axes
+
 # ggml.h: the fields of ggml_tensor that are read here, GGML_MAX_DIMS 4, GGML_MAX_OP_PARAMS 64, GGML_MAX_SRC 10.
 TENSOR = """
 struct tensor {
@@ -109,9 +111,7 @@ class LlamaLibrary:
             view = (view.astype(np.uint32) << 16).view(np.float32)
         elif dtype == np.float16:
             view = view.astype(np.float32)
-        spare = 4 - axes
-        axis = next((i for i, n in enumerate(view.shape[:spare]) if n != 1), spare)
-        return view.reshape(view.shape[axis:])
+        return with_axes(view, axes)
 
 
 def shared_object() -> Path:

@@ -5,12 +5,11 @@ T positions fed, V vocabulary, N image rows, D decoder width, S image size.
 """
 
 import json
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ import numpy as np
 
 from llava_ref.errors import LlavaError
 from llava_ref.extras import absent
+
+from ..process import run_program
 
 Part = Sequence[int] | np.ndarray  # token ids, or rows (n, D) that stand in for embeddings; Qwen2-VL: (y, x, D)
 Picture = np.ndarray | Path  # RGB bytes (H, W, 3), or a file for llama.cpp to decode
@@ -178,16 +179,9 @@ class Oracle:
 
     def _start(self, folder: Path) -> None:
         command = [sys.executable, "-m", "llava_ref.conformance.engines.llama_cpp.worker", str(folder)]
-        try:
-            done = subprocess.run(command, capture_output=True, timeout=self.timeout, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise OracleError("llama.cpp", "time", f"no answer after {self.timeout:g} s") from error
-        words = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        if done.returncode < 0:
-            name = signal.Signals(-done.returncode).name
-            raise OracleError("llama.cpp", "process", f"ended by {name}; last heard: {words or 'nothing'}")
-        if done.returncode:
-            raise OracleError("llama.cpp", "process", words or f"ended with status {done.returncode}")
+        ended = run_program(command, self.timeout, partial(OracleError, "llama.cpp"))
+        if ended.code:
+            raise OracleError("llama.cpp", "process", ended.how)
 
 
 def _array(part: Part) -> np.ndarray:

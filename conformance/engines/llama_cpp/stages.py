@@ -258,6 +258,13 @@ class Recorder:
             self._rows(f"{block}.{DECODER[part]}", node)
 
 
+def with_axes(x: np.ndarray, axes: int) -> np.ndarray:
+    """Remove the first axes of 1 of an array, down to this many."""
+    spare = max(x.ndim - axes, 0)
+    axis = next((i for i, n in enumerate(x.shape[:spare]) if n != 1), spare)
+    return x.reshape(x.shape[axis:])
+
+
 def _rows_of_grid(x: np.ndarray) -> np.ndarray:  # (y, x, D) -> (y * x, D)
     return x.reshape(-1, x.shape[-1])
 

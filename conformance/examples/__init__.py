@@ -1,0 +1,1 @@
+"""Programs that engines of others can be compared with: examples to begin with."""

@@ -1,0 +1,1 @@
+"""An engine in JavaScript that `conform` runs: engine.mjs."""
