@@ -87,7 +87,7 @@ def test_which_library(tmp_path, monkeypatch):
         find()
     monkeypatch.delenv(VARIABLE)
     monkeypatch.setattr(library, "find_spec", lambda name: None)
-    with pytest.raises(LlamaCppError, match="set LLAMA_CPP_LIB .* or pip install 'llava-ref"):
+    with pytest.raises(LlamaCppError, match="the conformance extra is missing: pip install .*; .*LLAMA_CPP_LIB"):
         find()
 
 
