@@ -45,7 +45,7 @@ def test_a_folder_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
 
 def train(folder: Path, **change: Any) -> Path:
     """Train a small BPE sentencepiece model with byte fallback and Llama's options, except `change`."""
-    skip = "sentencepiece not installed: pip install 'llava-ref[training]'"
+    skip = "sentencepiece is not installed: it comes with the training extra"
     options = {"model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False, **change}
     pytest.importorskip("sentencepiece", reason=skip).SentencePieceTrainer.train(
         sentence_iterator=iter(["the red circle is left of a blue square"] * 50),
