@@ -191,4 +191,5 @@ sys.exit(main(["generate", "--precision", "fast", "-p", "x"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: precision: 'fast': ") and "the fast extra is missing: pip install" in done.stderr
+    assert done.stderr.startswith("error: precision: 'fast': ")
+    assert "the fast extra is missing: pip install" in done.stderr
