@@ -9,11 +9,14 @@ from pydantic.json_schema import models_json_schema
 
 from .nitro import LoadRequest
 from .page import FILES
+from .responses import InputRequest, ResponsesRequest
 from .schema import ChatRequest, CompletionRequest, DetokenizeRequest, LookRequest, TokenizeRequest
 
 REQUESTS: tuple[type[BaseModel], ...] = (
     ChatRequest,
     CompletionRequest,
+    ResponsesRequest,
+    InputRequest,
     LookRequest,
     TokenizeRequest,
     DetokenizeRequest,
@@ -93,6 +96,10 @@ def _with_bounds(node: Any) -> Any:
 def _paths() -> dict[str, Any]:
     chat = {"post": _post_operation("ChatRequest", "Answer a conversation", "chat.completion", stream=True)}
     completion = {"post": _post_operation("CompletionRequest", "Continue a raw prompt", "text_completion", stream=True)}
+    response = _post_operation(
+        "ResponsesRequest", "Answer a conversation, as OpenAI's Responses API", "response", stream=True
+    )
+    count = "Count the tokens of a conversation, pictures included"
     attention = "Return the picture that the model saw and the attention of each token of an answer"
     models, model = {"get": _get_operation("List the loaded model", "list")}, {"get": _model_operation()}
     health = {"get": _operation("Check that the server answers", _json_response(), 403, 503, public=True)}
@@ -101,6 +108,8 @@ def _paths() -> dict[str, Any]:
     return paths | {
         "/v1/completions": completion,
         "/completions": completion,
+        "/v1/responses": {"post": response},
+        "/v1/responses/input_tokens": {"post": _post_operation("InputRequest", count, "response.input_tokens")},
         "/v1/look": {"post": _post_operation("LookRequest", attention, "look")},
         "/v1/models": models,
         "/models": models,

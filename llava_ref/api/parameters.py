@@ -222,6 +222,35 @@ class ParameterTable(NamedTuple):
 
 
 REQUESTS = ParameterTable(SILENT, WARNED, REFUSED)
+RESPONSES = ParameterTable(
+    frozenset(
+        "store user safety_identifier prompt_cache_key prompt_cache_retention prompt_cache_options max_tool_calls "
+        "parallel_tool_calls background_options text.format.strict text.format.description".split()
+    ),
+    {
+        "include": ([], ["reasoning.encrypted_content"]),
+        "reasoning": ({}, {"effort": "none"}),
+        "service_tier": ("auto", "default"),
+        "stream_options": ({}, {"include_obfuscation": False}),
+        "text.verbosity": ("medium",),
+        "top_logprobs": (0,),
+        "truncation": ("disabled",),
+        "moderation": (),
+        "max_tokens": (),
+        "personality": (),
+    },
+    {
+        "previous_response_id": (),
+        "conversation": (),
+        "prompt": (),
+        "background": (False,),
+        "context_management": ([],),
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "messages": (),
+        "response_format": ({"type": "text"},),
+    },
+)
 TEXTS = ParameterTable(frozenset(["model"]), {}, {})  # /tokenize and /detokenize
 LOADS = ParameterTable(  # Nitro's and Cortex's loadmodel; the options of `serve` decide where and how a model runs
     frozenset(

@@ -28,6 +28,7 @@ from .handler import ResponseHead
 from .limits import Allowance, Limits
 from .models import LoadedModel
 from .progress import RequestProgress
+from .respond import EventForm
 from .schema import ChatRequest, CompletionRequest, GenerationRequest, parse
 from .undeclared import capped
 from .worker import Items, Work
@@ -46,6 +47,8 @@ class Prepared:
     """Taken from the shared allowance until the request is done."""
     progress: RequestProgress | None = None
     """Told to the client until the answer begins."""
+    events: EventForm = EventForm()
+    """How the objects of a stream are sent."""
 
 
 def chat(
@@ -81,9 +84,9 @@ def chat(
     return Prepared(model, bool(params.stream), work, streams, pixels, progress)
 
 
-def message_warnings(messages: Any, *, strict: bool) -> tuple[str, ...]:
+def message_warnings(messages: Any, where: str = "messages", *, strict: bool) -> tuple[str, ...]:
     """Return a warning for each field of the messages that has no effect. Raises ApiError if `strict`."""
-    paths = unheard(messages)
+    paths = unheard(messages, where)
     if strict and paths:
         raise refuse(paths[0], f"{paths[0]}: not supported", "unsupported_parameter")
     return capped([f"{printable(path, 200)}: has no effect here" for path in paths])

@@ -60,14 +60,25 @@ async def send_result(job: ModelJob, worker: Worker, receive: Receive, send: Sen
         await _stop(disconnected)
 
 
-async def send_events(job: ModelJob, worker: Worker, limits: Limits, receive: Receive, send: Send) -> None:
+class EventForm:
+    """Turns the objects of a stream into server-sent events, here as chats and completions have them."""
+
+    end = b"data: [DONE]\n\n"
+
+    def event(self, item: dict[str, Any] | ApiError) -> bytes:
+        return b"data: " + as_json(item.body() if isinstance(item, ApiError) else item) + b"\n\n"
+
+
+async def send_events(
+    job: ModelJob, form: EventForm, worker: Worker, limits: Limits, receive: Receive, send: Send
+) -> None:
     """Send the objects of a job as events, the headers at once; an error is the last event.
 
     Raises ClientDisconnected, also if the client does not read for `limits.write_seconds`."""
     disconnected = asyncio.create_task(_until_disconnect(receive))
     try:
         await send({"type": "http.response.start", "status": 200, "headers": _raw(EVENTS)})
-        async for data in _frames(job, worker, limits, disconnected):
+        async for data in _frames(job, form, worker, limits, disconnected):
             async with asyncio.timeout(limits.write_seconds):
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
@@ -79,7 +90,7 @@ async def send_events(job: ModelJob, worker: Worker, limits: Limits, receive: Re
 
 
 async def _frames(
-    job: ModelJob, worker: Worker, limits: Limits, disconnected: asyncio.Task[None]
+    job: ModelJob, form: EventForm, worker: Worker, limits: Limits, disconnected: asyncio.Task[None]
 ) -> AsyncIterator[bytes]:
     waiting = asyncio.create_task(job.take())
     try:
@@ -90,22 +101,18 @@ async def _frames(
             if disconnected in done:
                 raise ClientDisconnected
             if not done:
-                yield PING if progress is None else _event(progress.news(worker.ahead(job)))
+                yield PING if progress is None else form.event(progress.news(worker.ahead(job)))
                 continue
             item = waiting.result()
             if item is ENDED:
-                yield b"data: [DONE]\n\n"
+                yield form.end
                 return
-            yield _event(item.body() if isinstance(item, ApiError) else item)
+            yield form.event(item)
             if isinstance(item, ApiError):
                 return
             waiting = asyncio.create_task(job.take())
     finally:
         waiting.cancel()
-
-
-def _event(value: dict[str, Any]) -> bytes:
-    return b"data: " + as_json(value) + b"\n\n"
 
 
 async def _first_item(wanted: asyncio.Task[Any], disconnected: asyncio.Task[None]) -> Any:

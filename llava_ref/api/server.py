@@ -25,7 +25,8 @@ from .models import Models
 from .openapi import CHAT_PATHS, description
 from .page import FILES, page_info, page_routes
 from .prepare import Prepared
-from .respond import PING, send_bytes, send_events, send_json, send_result
+from .respond import PING, EventForm, send_bytes, send_events, send_json, send_result
+from .responses import count_input, prepare_response
 from .visitors import STATE_CHANGING_PATHS, AccessRules
 from .worker import ModelJob, Worker
 
@@ -60,6 +61,14 @@ class Api:
     async def completion(self, request: Request, receive: Receive, send: Send) -> None:
         await self._with_model(request, receive, send, prepare.completion, self.models.current)
 
+    async def response(self, request: Request, receive: Receive, send: Send) -> None:
+        loaded = self.models.current
+        await self._with_model(request, receive, send, prepare_response, loaded, self.limits, self._pixels, self.fetch)
+
+    async def input_tokens(self, request: Request, receive: Receive, send: Send) -> None:
+        args = (self.models.current, self.limits, self._pixels, self.fetch)
+        await send_json(send, 200, await self._without_model(request, count_input, *args))
+
     async def look(self, request: Request, receive: Receive, send: Send) -> None:
         await self._with_model(
             request, receive, send, prepare_look, self.models.current, self.limits, self._pixels, self.fetch
@@ -77,7 +86,7 @@ class Api:
             pixels = prepared.pixels
             try:
                 job = ModelJob(prepared.model, prepared.work, place.give_back, prepared.progress)
-                await self._answer(job, prepared.stream, request, receive, send)
+                await self._answer(job, prepared.events if prepared.stream else None, request, receive, send)
             finally:
                 self._pixels.give_back(pixels)
                 self.metrics.answered(prepared.streams)
@@ -85,11 +94,13 @@ class Api:
         if pixels > LARGE:
             await self._in_thread(memory.give_back)
 
-    async def _answer(self, job: ModelJob, stream: bool, request: Request, receive: Receive, send: Send) -> None:
+    async def _answer(
+        self, job: ModelJob, events: EventForm | None, request: Request, receive: Receive, send: Send
+    ) -> None:
         self.worker.submit(job)
-        if stream:
+        if events is not None:
             request.scope.setdefault("state", {})["probe"] = PING
-            await send_events(job, self.worker, self.limits, receive, send)
+            await send_events(job, events, self.worker, self.limits, receive, send)
         else:
             await send_result(job, self.worker, receive, send)
 
@@ -161,6 +172,8 @@ class Api:
         return [
             *(_route(path, self.chat, "POST") for path in CHAT_PATHS),
             *(_route(path, self.completion, "POST") for path in ("/v1/completions", "/completions")),
+            _route("/v1/responses", self.response, "POST"),
+            _route("/v1/responses/input_tokens", self.input_tokens, "POST"),
             _route("/v1/look", self.look, "POST"),
             *(_route(path, self.list_models, "GET") for path in ("/v1/models", "/models")),
             *(_route(path, self.show_model, "GET") for path in ("/v1/models/{name}", "/models/{name}")),

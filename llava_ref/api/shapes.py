@@ -64,6 +64,10 @@ ANSWERED_MESSAGES: dict[str, Any] = MESSAGES | {
     "minItems": 2,
     "description": "A conversation with at least one picture, which ends with the assistant's answer as text.",
 }
+INPUT: dict[str, Any] = {
+    "anyOf": [{"type": "string"}, MESSAGES],
+    "description": "A text of the user, or messages of type message, as OpenAI's Responses API has them.",
+}
 PROMPT_TEXT = WithJsonSchema(
     {"type": "string", "description": "A text prompt, in which the image slot `<image>` is refused."}
 )

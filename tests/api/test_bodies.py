@@ -136,6 +136,8 @@ ROUTES = [
     (CHAT, '{"messages": [{"role": "user", "content": "Hi"}], "metadata": {%s: 1}}', "metadata"),
     (CHAT, '{"messages": [{"role": "user", "content": "Hi"}], %s: 1}', None),
     ("/v1/completions", '{"prompt": %s}', "prompt"),
+    ("/v1/responses", '{"input": [{"role": "user", "content": %s}]}', "input[0].content"),
+    ("/v1/responses/input_tokens", '{"input": %s}', "input"),
     ("/completions", '{"prompt": ["x", %s]}', "prompt[1]"),
     ("/tokenize", '{"content": %s}', "content"),
     ("/detokenize", '{"tokens": [%s]}', "tokens[0]"),
