@@ -1,15 +1,32 @@
 """Make self-contained HTML pages: the functions that `study`, `quality` and `conform` share."""
 
 import base64
+import hashlib
 import io
+import platform
 from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
+from . import __version__
 from .errors import visible
+
+FOOTER = """
+<footer style="max-width: 62rem; margin: 3rem auto 1rem; padding: 1rem; border-top: 1px solid #8886; font-size: .85rem">
+<p>Made by this command:</p>
+<pre style="white-space: pre-wrap; overflow-wrap: anywhere"><code>{{ command }}</code></pre>
+<p>{{ runs }}. {{ versions|join(', ') }}.</p>
+<ul>
+{% for name, size, digest in files %}
+<li>{{ name }}, {{ size }} bytes, SHA-256 <code title="{{ digest }}">{{ digest[:12] }}</code></li>
+{% endfor %}
+</ul>
+</footer>"""
 
 
 def environment(**filters: Callable[..., Any]) -> Environment:
@@ -55,3 +72,21 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 def _visible(value: Any) -> Any:
     """Show control characters of a text, such as those that reverse it, as escapes. Markup is our own, and kept."""
     return visible(value) if type(value) is str else value
+
+
+def signed(page: str, command: str, paths: Iterable[Path | None], runs: str) -> str:
+    """Return a page with a footer: the command that makes it, what ran, versions, and the files it was computed from.
+
+    `paths`: models and pictures, None for one that is not there; each is read once more, for its hash. `runs`: the
+    backend and the settings, in words."""
+    files = [(path.name, f"{path.stat().st_size:,}", _sha256(path)) for path in paths if path is not None]
+    versions = [f"llava-ref {__version__}", f"Python {platform.python_version()}"]
+    versions += [f"{name} {metadata.version(name)}" for name in ("torch", "numpy")]
+    footer = environment().from_string(FOOTER).render(command=command, files=files, versions=versions, runs=runs)
+    before, end, after = page.rpartition("</body>")
+    return f"{before}{footer}\n{end}{after}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -100,7 +100,6 @@ def render(report: Conformance, pictures: Sequence[Path]) -> str:
         prompt=report.prompt.split("<image>"),
         settings=_settings(report),
         rows=rows,
-        version=__version__,
     )
 
 

@@ -51,9 +51,7 @@ def attend_page(attended: Attended) -> str:
         "least": {"attention": LEAST_ATTENTION, "lost": LEAST_LOST},
         **_geometry(attended.picture),
     }
-    return _render(
-        "attend.html.jinja", data=data, attended=attended, picture=data_uri(attended.rgb), settings=attended.settings
-    )
+    return _render("attend.html.jinja", data=data, attended=attended, picture=data_uri(attended.rgb))
 
 
 @dataclass(frozen=True, slots=True)

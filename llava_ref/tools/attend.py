@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..errors import ParameterError
 from ..generation.request import Request
 from ..generation.sampling import Sampling
+from ..html import signed
 from ..model import Llava
 from ..study.ablation import ablation
 from ..study.attention import attention_to_picture
@@ -51,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
     model = options.load_model(args, text, mmproj)
     attended = attend(model, options.request(args, model), args.max_tokens, args.which - 1, args.cells, args.window)
     if args.output.suffix.lower() == ".html":
-        write_text(args.output, attend_page(attended))
+        paths = (text, mmproj, *args.image)
+        write_text(args.output, signed(attend_page(attended), args.command, paths, model.facts()["runs"]))
     else:
         write_bytes(args.output, picture(attended))
     if args.json:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..errors import ParameterError, nearest, nearest_file, visible
+from ..html import signed
 from ..model import Llava
 from ..ops.threads import sleeping_openmp
 from ..profiles import QUIRKS, ImageOrder
@@ -81,7 +82,9 @@ def run(args: argparse.Namespace) -> int:
     if args.report is not None:
         from ..conformance.report.page import render
 
-        write_text(args.report, render(report, args.image))
+        paths = (text, mmproj, *args.image)
+        page = signed(render(report, args.image), args.command, paths, model.facts()["runs"])
+        write_text(args.report, page)
         note(f"{args.report}: written")
     if args.json:
         print_json(_as_json(report))

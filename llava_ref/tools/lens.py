@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..errors import ParameterError
 from ..generation.request import Request
 from ..generation.sampling import Sampling
+from ..html import signed
 from ..model import Llava
 from ..study.attention import picture_positions
 from ..study.lens import logit_lens
@@ -45,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.output, [text, mmproj, *args.image])
     model = options.load_model(args, text, mmproj)
     lensed = look(model, options.request(args, model), args.max_tokens, args.top)
-    write_text(args.output, lens_page(lensed))
+    paths = (text, mmproj, *args.image)
+    write_text(args.output, signed(lens_page(lensed), args.command, paths, model.facts()["runs"]))
     if args.json:
         lens = lensed.lens
         kept = {"tokens": lens.tokens.tolist(), "probabilities": lens.probabilities.astype(float).tolist()}

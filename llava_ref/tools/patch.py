@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import ParameterError
 from ..generation.request import Request
+from ..html import signed
 from ..images.fit import Preprocessed
 from ..model import Llava
 from ..models.stages import residual
@@ -61,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     images, prompt = [args.from_image or args.image[0]], args.from_prompt or args.prompt
     source = options.request(options.changed(args, image=images, prompt=prompt), model)
     patched = patch(model, into, source, args.cells)
-    write_text(args.output, patch_page(patched))
+    paths = (text, mmproj, *args.image, args.from_image)
+    write_text(args.output, signed(patch_page(patched), args.command, paths, model.facts()["runs"]))
     if args.json:
         print_json({"output": str(args.output), **patched.as_json()})
     else:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .. import gguf
 from ..errors import ParameterError, visible
+from ..html import signed
 from ..loading import embedded
 from ..model import Llava
 from ..ops.weight_budget import default_budget
@@ -74,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
     with LINE.open():
         report = measure(args, ours, theirs)
     if args.report is not None:
-        write_text(args.report, quality_page.render(report))
+        paths = dict.fromkeys((*ours, *theirs, *args.image))
+        runs = f"{args.backend} on {args.device}, precision {report.precision}; profile {args.profile}"
+        write_text(args.report, signed(quality_page.render(report), args.command, paths, runs))
         note(f"{args.report}: written")
     if args.json:
         print_json({"verdict": quality_words.verdict(report), "precision": report.precision} | as_json(report))

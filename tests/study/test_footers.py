@@ -1,0 +1,61 @@
+"""Every page ends with what it was made from, and with the command that makes it again."""
+
+import hashlib
+import html
+import re
+import shlex
+import shutil
+
+import pytest
+
+from llava_ref import __version__, embedded
+from llava_ref.cli import main
+
+WORDS = "-p 'What colour is the circle?' --backend numpy"
+ASK = f"{WORDS} -n 2"
+PAGES = {
+    "attend": f"attend --image 'a b.png' {ASK} --cells 3 -o out.html",
+    "lens": f"lens --image 'a b.png' {ASK} --quirk gelu=tanh -o out.html",
+    "patch": f"patch --image 'a b.png' --from-image c.png {WORDS} --cells 2 -o out.html",
+    "quality": f"quality --image 'a b.png' {WORDS} --rank none --report out.html",
+    "conform": f"conform --image 'a b.png' {ASK} --against this:backend=torch --report out.html",
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    pictures = embedded()[0].parent / "pictures"
+    sources = (*embedded(), pictures / "colour.png", pictures / "shape.png")
+    for source, name in zip(sources, ("text.gguf", "mmproj.gguf", "a b.png", "c.png"), strict=True):
+        shutil.copy(source, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def page(words):
+    """Run a command; return its page, less times, which no two runs share."""
+    assert main(words) in (0, 1)
+    with open("out.html", encoding="utf-8") as file:
+        return re.sub(r"\d+\.\d+ (m?s)\b", r"N \1", file.read())
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_command_of_the_footer_makes_the_page_again(name, folder):
+    words = [*shlex.split(PAGES[name]), "-m", "text.gguf", "--mmproj", "mmproj.gguf"]
+    first = page(words)
+    footer = first[first.rindex("<footer") :]
+    command = shlex.split(html.unescape(re.search("<code>(llava-ref .*?)</code>", footer)[1]))
+    assert command == ["llava-ref", *words]
+    assert page(command[1:]) == first
+
+
+@pytest.mark.parametrize("name", ["lens", "conform"])
+def test_the_footer_says_what_the_page_was_made_from(name, folder):
+    text = page([*shlex.split(PAGES[name]), "-m", "text.gguf", "--mmproj", "mmproj.gguf"])
+    footer = text[text.rindex("<footer") :]
+    for path in ("text.gguf", "mmproj.gguf", "a b.png"):
+        digest = hashlib.sha256((folder / path).read_bytes()).hexdigest()
+        assert f"{path}, {(folder / path).stat().st_size:,} bytes" in footer
+        assert f'title="{digest}">{digest[:12]}<' in footer
+    assert f"llava-ref {__version__}" in footer and "numpy on cpu, precision exact; profile llava" in footer
+    assert ("with gelu=tanh" in footer) == (name == "lens")
