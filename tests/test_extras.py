@@ -45,7 +45,7 @@ def without(monkeypatch):
 
 def test_every_extra_is_one_of_the_project():
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(get_args(extras.Extra)) == set(known) - {"dev"}
+    assert set(get_args(extras.Extra)) == set(known) - {"dev", "notebook"}  # of which the program needs nothing
 
 
 def test_an_installed_package_and_a_checkout_say_it_differently(monkeypatch, tmp_path):
