@@ -72,4 +72,9 @@ def build(out: Path, source: Path = SOURCE) -> None:
 if __name__ == "__main__":
     if reason := missing():
         sys.exit(reason)
-    build(Path(sys.argv[1]))
+    if len(sys.argv) != 2:
+        sys.exit("expected one argument: the program to write")
+    try:
+        build(Path(sys.argv[1]))
+    except subprocess.CalledProcessError:
+        sys.exit("trace.cpp was not built: the message of pip or of the compiler is above")
