@@ -85,7 +85,7 @@ def test_every_form_of_a_target_needs_the_key():
             assert ask(server, "GET", target)[0] == 200, target
 
 
-@pytest.mark.parametrize("target", ["/v1/embeddings", "/v1/responses", "/api/chat", "/v2/models", "/" + "x" * 5000])
+@pytest.mark.parametrize("target", ["/v1/embeddings", "/v1/messages", "/api/chat", "/v2/models", "/" + "x" * 5000])
 def test_an_unknown_route_names_the_existing_ones(server, target):
     status, body = ask(server, "POST", target, b"{}")
     words = body["error"]["message"]
