@@ -70,7 +70,7 @@ class Watch(Probe):
     @contextmanager
     def phase(self, name: str, code: Callable[..., object]) -> Iterator[Phase]:
         """Time a phase; the arrays computed inside the block are its own. `code`: the function that it begins with."""
-        found = Phase(name, where(code.__code__.co_filename, code.__code__.co_firstlineno))
+        found = Phase(name, beginning(code))
         self.phases.append(found)
         began = self._last = time.perf_counter()
         yield found
@@ -90,6 +90,11 @@ class Watch(Probe):
     def _tensor(self, stage: str) -> str | None:
         name = self._weights.get(stage)
         return f"{name} {self._types[name]}" if name in self._types else None
+
+
+def beginning(code: Callable[..., object]) -> str:
+    """Return the place where a function begins."""
+    return where(code.__code__.co_filename, code.__code__.co_firstlineno)
 
 
 def where(file: str, line: int) -> str:
@@ -127,7 +132,7 @@ def walk(model: Llava, prepare: Callable[[], Request], max_tokens: int) -> list[
 
 
 def _loaded(model: Llava, files: list[GGUFFile]) -> Phase:
-    phase = Phase("load", where(load.__code__.co_filename, load.__code__.co_firstlineno))
+    phase = Phase("load", beginning(load))
     phase.seconds, phase.resident_mb = model.load_s, resident_mb()
     for file in files:
         size = sum(view.data.nbytes for view in file.tensors.values())

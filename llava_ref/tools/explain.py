@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
 from ..errors import visible
+from ..html import columns
 from ..study.walkthrough import Computed, Phase, walk
 from . import options
 from .output import print_json
@@ -52,12 +53,9 @@ def _told(phase: Phase, every: bool) -> Iterator[str]:
     yield f"{phase.name}: {_ms(phase.seconds)}{held}, {phase.line}"
     for key, fact in phase.facts.items():
         yield f"  {key}: {visible(fact)}"
-    rows = [_row(array) for array in (phase.arrays.values() if every else _first_blocks(phase.arrays.values()))]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)] if rows else []
-    for row in rows:
-        yield (
-            "  " + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip()
-        )
+    arrays = phase.arrays.values()
+    if rows := [_row(array) for array in (arrays if every else _first_blocks(arrays))]:
+        yield columns([(f"  {first}", *rest) for first, *rest in rows])
 
 
 def _row(array: Computed) -> tuple[str, str, str, str, str]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import ParameterError
 from ..generation.sampling import Sampling
+from ..html import columns
 from ..model import Llava
 from ..models.stages import Stage
 from ..tracing.tracefile import Writer, hashes
@@ -89,7 +90,5 @@ def _list(model: Llava, as_json: bool) -> int:
         return 0
     rows = [("stage", "shape", "llama.cpp", "transformers")]
     rows += [(stage.name, stage.shape, stage.llama_cpp, stage.transformers) for stage in stages]
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    for row in rows:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip())
+    print(columns(rows))
     return 0

@@ -18,6 +18,16 @@ def strict():
         yield it
 
 
+@pytest.fixture
+def client(server):
+    """OpenAI's Python client, which refuses a response that lacks a field or has another type."""
+    openai = pytest.importorskip("openai", reason="OpenAI's package is not installed")
+    with openai.OpenAI(
+        base_url=f"{server.url}/v1", api_key="any", _strict_response_validation=True, max_retries=0
+    ) as it:
+        yield it
+
+
 @pytest.fixture(scope="package")
 def browser(tmp_path_factory):
     """Headless Chromium with one page, ended before the tests of other folders, which count child processes."""

@@ -21,14 +21,6 @@ SEE = [
 HI = [{"role": "user", "content": "Hi"}]
 
 
-@pytest.fixture
-def client(server):
-    with openai.OpenAI(
-        base_url=f"{server.url}/v1", api_key="any", _strict_response_validation=True, max_retries=0
-    ) as it:
-        yield it
-
-
 def test_a_chat_completion(client):
     asked = {"logprobs": True, "top_logprobs": 2, "n": 2, "seed": 3, "temperature": 0.5, "max_completion_tokens": 4}
     completion = client.chat.completions.create(model="m", messages=SEE, **asked)

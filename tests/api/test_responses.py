@@ -28,14 +28,6 @@ ORDER = (
 ).split()
 
 
-@pytest.fixture
-def client(server):
-    with openai.OpenAI(
-        base_url=f"{server.url}/v1", api_key="any", _strict_response_validation=True, max_retries=0
-    ) as it:
-        yield it
-
-
 def test_a_response(client):
     response = client.responses.create(model="m", input=SEE, metadata={"a": "b"}, store=True)
     assert response.output_text == "3" and response.status == "completed" and response.model == "m"
