@@ -111,8 +111,8 @@ def fed_parts(run: Run, model: Llava) -> list[Any]:
     return list(parts(run.token_ids, rows))
 
 
-class TransformersStages:
-    """Every case of the module's `FAMILY` against transformers (profile hf)."""
+class Cases:
+    """Tests that take the `name` of each case of the module's `FAMILY`."""
 
     @staticmethod
     def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -123,6 +123,10 @@ class TransformersStages:
     def family(self, request: pytest.FixtureRequest) -> Family:
         found: Family = request.module.FAMILY
         return found
+
+
+class TransformersStages(Cases):
+    """Every case of the module's `FAMILY` against transformers (profile hf)."""
 
     @BACKENDS
     def test_every_stage_of_transformers(

@@ -3,7 +3,6 @@ narrow types; and faults, each found at its stage."""
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import llava_ref
-from llava_ref.conformance.compare.comparing import parts
 from llava_ref.conformance.engines.hf import tiny as reference_hf
-from llava_ref.conformance.engines.hf.engine import Transformers
 from llava_ref.conformance.engines.llama_cpp import oracle
 from llava_ref.conformance.engines.llama_cpp.engine import LlamaCpp
-from llava_ref.conformance.engines.llama_cpp.oracle import DEFAULTS
 from llava_ref.conformance.pairs.pairs import TextSpec
 from llava_ref.conformance.pairs.pixtral import PixtralSpec, build_pixtral
 from llava_ref.images import free_size
@@ -27,6 +22,7 @@ from llava_ref.models import patch_grid, pixtral
 from llava_ref.models.family import Span
 from llava_ref.tracing.distance import rel_rms
 
+from .family_conform import KINDS, FamilyConform, check_narrow_type
 from .family_stages import BOUND, Asked
 from .pixtral_cases import FAMILY as PIXTRAL
 from .pixtral_cases import SMALL, WIDE, WORDS
@@ -34,28 +30,16 @@ from .reference_cases import compared, differing, model_of, trace
 
 reason = reference_hf.missing() or oracle.missing()
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]
-GGML = {"kv_cache": "f32", "flash_attention": "off"}
 SENT = {
     "Pixtral": Asked(f"{WORDS}<image>{WORDS}", (WIDE,)),
     "Mistral Small 3.1": Asked(f"{WORDS}<image>{WORDS}", (WIDE,), vision=SMALL),
 }
 FAMILY = replace(PIXTRAL, cases=SENT)
-PROJECTOR = {"Pixtral": 3, "Mistral Small 3.1": 6}  # stages
 MODELS = pytest.mark.parametrize("name", SENT)
 
 
-@pytest.fixture(scope="module")
-def ran(case: Any) -> Any:
-    engines = {"transformers": Transformers(), "llama.cpp": LlamaCpp()}
-    return cache(lambda name, engine: engines[engine].run(case(name), n_greedy=4))
-
-
-@MODELS
-@pytest.mark.parametrize("reference, profile", [("transformers", "hf"), ("llama.cpp", "llama.cpp")])
-def test_in_its_profile_every_stage_agrees(case: Any, ran: Any, name: str, reference: str, profile: str) -> None:
-    report = compared(case(name), ran(name, reference), profile=profile)
-    assert report.same and not report.findings
-    assert len(report.stages) == 3 + 2 + 3 * 15 + PROJECTOR[name] + 1 + 1 + 3 * 15 + 2
+class TestConform(FamilyConform):
+    pass
 
 
 def test_a_tower_with_gelu_agrees_with_llama_cpp(tmp_path: Path) -> None:
@@ -68,7 +52,7 @@ def test_a_tower_with_gelu_agrees_with_llama_cpp(tmp_path: Path) -> None:
 @MODELS
 @pytest.mark.parametrize("reference, profile, other", [
     ("llama.cpp", "hf", {"fit=letterbox", "picture_size=mtmd", "line_breaks=rows"}),
-    ("transformers", "llama.cpp", {"fit=stretch", "picture_size=processor", "line_breaks=tokens", "gelu=erf"}),
+    ("hf", "llama.cpp", {"fit=stretch", "picture_size=processor", "line_breaks=tokens", "gelu=erf"}),
 ])  # fmt: skip
 def test_the_differences_are_named(
     case: Any, ran: Any, name: str, reference: str, profile: str, other: set[str]
@@ -91,46 +75,12 @@ def test_breaks_alone_are_named(case: Any, ran: Any, name: str) -> None:
     assert finding.stage == "token_ids" and finding.explained == ("line_breaks=rows",)
 
 
-@MODELS
-def test_precision_ggml_computes_each_stage_as_llama_cpp_does_from_the_same_inputs(
-    case: Any, ran: Any, within: Any, name: str
-) -> None:
-    report = compared(case(name), ran(name, "llama.cpp"), GGML, profile="llama.cpp", precision="ggml")
-    assert report.same
-    for stage in report.stages:
-        if stage.own and stage.kind in ("matmul", "table"):
-            within(f"{name}, conform, precision ggml, one {stage.kind}", stage.own.rel_rms, 2e-6)
-
-
-@MODELS
-def test_with_its_defaults_llama_cpp_agrees_with_precision_ggml(case: Any, within: Any, name: str) -> None:
-    """A cache of float16 and flash attention, of heads of 16: what is left of others ggml rounds once less."""
-    run = LlamaCpp(DEFAULTS).run(case(name), n_greedy=4)
-    report = compared(case(name), run, profile="llama.cpp", precision="ggml")
-    assert report.same
-    for stage in report.stages:
-        if stage.own and stage.bound.measure == "rel_rms":
-            within(f"{name}, conform, precision ggml, llama.cpp's defaults", stage.own.rel_rms, 2e-6)
-
-
-NARROW = {"F16": (2e-3, 5e-3), "BF16": (2e-2, 2e-2), "Q8_0": (5e-2, 6e-2), "Q4_0": (5e-2, 6e-2)}
-
-
 @pytest.mark.parametrize("merge", [None, 2])
-@pytest.mark.parametrize("kind", NARROW)
+@KINDS
 def test_narrow_types(tmp_path: Path, within: Any, kind: str, merge: int | None) -> None:
-    """A smoke test in exact arithmetic, because llama.cpp rounds activations to the weights' type."""
     text = TextSpec(width=64, n_layer=2, n_head=2, n_head_kv=1, mlp_width=96, kind=kind)
     vision = PixtralSpec(width=64, n_head=2, mlp_width=128, n_block=2, middle=64, patch_size=14, merge=merge, kind=kind)
-    pair, (rows, logits) = build_pixtral(tmp_path, text, vision), NARROW[kind]
-    rgb = np.random.default_rng(0).integers(0, 256, (112, 84, 3), np.uint8)
-    llama = oracle.Oracle(pair.text, pair.mmproj)
-    (image,) = llama.encode([rgb])
-    (answer,) = llama.logits([[[300, 301], image.rows, list(range(310, 330))]])
-    ours = llava_ref.load(pair.text, pair.mmproj, profile="llama.cpp")
-    within(f"Pixtral, {kind}, image rows", rel_rms(ours.encode_image(Image.fromarray(rgb)), image.rows), rows)
-    prompt = list(parts([300, 301, *len(image.rows) * [-1], *range(310, 330)], [image.rows]))  # type: ignore[list-item]
-    within(f"Pixtral, {kind}, logits", rel_rms(ours.forward(prompt), answer.logits), logits)
+    check_narrow_type(within, "Pixtral", kind, build_pixtral(tmp_path, text, vision), 84, 112)
 
 
 Patch = pytest.MonkeyPatch
@@ -196,20 +146,20 @@ FAULTS: dict[str, tuple[str, str, Callable[[Patch], None]]] = {
 def test_a_planted_fault_is_found_at_its_stage(case: Any, ran: Any, monkeypatch: Patch, fault: str) -> None:
     name, stage, plant = FAULTS[fault]
     plant(monkeypatch)
-    bad = differing(trace(model_of(case(name), "hf"), case(name)), ran(name, "transformers").stages, BOUND)
+    bad = differing(trace(model_of(case(name), "hf"), case(name)), ran(name, "hf").stages, BOUND)
     assert bad and bad[0] == stage
 
 
 @MODELS
 def test_sound_models_are_within_the_bound(case: Any, ran: Any, name: str) -> None:
-    assert not differing(trace(model_of(case(name), "hf"), case(name)), ran(name, "transformers").stages, BOUND)
+    assert not differing(trace(model_of(case(name), "hf"), case(name)), ran(name, "hf").stages, BOUND)
 
 
 @MODELS
 def test_the_other_gelu_is_seen(case: Any, ran: Any, name: str) -> None:
     """It lies below llama.cpp's own rounding, so that only transformers shows it."""
     ours = trace(model_of(case(name), "hf", gelu="tanh"), case(name))
-    theirs = ran(name, "transformers").stages
+    theirs = ran(name, "hf").stages
     assert differing(ours, theirs, BOUND)[0] == "projector.gelu"
     assert 3e-5 < rel_rms(ours["projector.out"], theirs["projector.out"]) < 2e-3
 
