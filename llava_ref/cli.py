@@ -5,14 +5,13 @@ Exit codes: 0 done, 1 a comparison failed, 2 an error that the user can fix, 130
 
 import argparse
 import os
-import platform
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 
 from .errors import LlavaError, ParameterError, printable
 from .tools.parser import COMMAND_GROUPS, UsageError, command_parser
+from .versions import versions
 
 START = """
 To begin:
@@ -53,20 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _give_up_output()
 
 
-def versions() -> str:
-    """Return the versions of this package, Python, torch, numpy and the platform, one a line. Imports none of them."""
-    packages = {name: _version(name) for name in ("llava-ref", "torch", "numpy")}
-    rows = {"llava-ref": packages.pop("llava-ref"), "python": platform.python_version(), **packages}
-    return "\n".join(f"{name} {version}" for name, version in {**rows, "platform": platform.platform()}.items())
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
-
-
 def _give_up_output() -> None:
     """Discard output that cannot be written. The interpreter would try again at exit, and print an error."""
     try:
@@ -104,9 +89,13 @@ def _own_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--version", action="version", version=versions(), help="show the versions of this, Python, torch and numpy"
+        "--version", action="version", version=_versions(), help="show the versions of this, Python, torch and numpy"
     )
     return parser
+
+
+def _versions() -> str:
+    return "\n".join(f"{name} {version}" for name, version in versions().items())
 
 
 def _overview() -> str:

@@ -60,7 +60,7 @@ def load(
     )
     if model.has_text and model.has_tower:
         _check_pair(model)
-    model.load_s = time.perf_counter() - began
+    model.threads, model.load_s = threads, time.perf_counter() - began
     return model
 
 

@@ -37,6 +37,8 @@ class Llava(Network):
         """Put the halves together; one may be missing. Raises ParameterError for a context that is too long."""
         super().__init__(text, tower, quirks, settings, n_context)
         self.load_s = 0.0
+        self.threads: int | None = None
+        """Processor threads asked for; None: as many as a pass is worth."""
         self._prompts: Prompts | None = None
         if text is not None:
             tokenizer = Tokenizer.from_gguf(text.file)

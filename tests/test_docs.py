@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava_ref import tools
+from llava_ref import embedded, tools
 from llava_ref.cli import main
 from llava_ref.models import (
     clip,
@@ -71,12 +71,29 @@ def commands(name):
 
 
 def test_command_examples(folder, capsys):
-    lines = [*commands("commands.md"), *commands("tracing.md"), *commands("studies.md")]
+    pages = ("commands.md", "tracing.md", "studies.md", "replay.md")
+    lines = [line for page in pages for line in commands(page)]
     assert len(lines) >= 20
     for arguments in lines:
         if arguments[0] in ("generate", "encode", "logits", "quality"):
             arguments = [*arguments, "--backend", "numpy"]
         assert main(arguments) == 0, (arguments, capsys.readouterr().err)
+
+
+VERSION = re.compile(r"\d+\.\d+\.\d+[\w.+]*")
+
+
+@pytest.mark.parametrize("page", ["replay.md"])
+def test_commands_print_what_a_page_shows(page, tmp_path, monkeypatch, capsys):
+    """The shown output is that of the embedded pair, here and now; versions may be others."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "colour.png").write_bytes((embedded()[0].parent / "pictures" / "colour.png").read_bytes())
+    shown = blocks(page, "console")
+    assert shown
+    for line, output in re.findall(r"^\$ llava-ref (.*)\n((?:[^$].*\n)*)", "".join(shown), re.MULTILINE):
+        assert main(shlex.split(line)) in (0, 1)
+        printed = capsys.readouterr().out
+        assert VERSION.sub("V", printed) == VERSION.sub("V", output), line
 
 
 @pytest.mark.parametrize("page", ["tracing.md", "studies.md"])

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "llava_ref"
 ORDER = [  # folders, and the modules beside them; one may import from earlier rows only
-    ["errors", "extras", "memory", "quirk"],
+    ["errors", "extras", "json_text", "memory", "quirk", "versions"],
     ["vision_quirks"],
     ["gguf", "profiles", "html"],
     ["ops", "scenes"],
@@ -20,7 +20,7 @@ ORDER = [  # folders, and the modules beside them; one may import from earlier r
     ["network"],
     ["model"],
     ["loading"],
-    ["benchmark", "quality", "study"],
+    ["benchmark", "quality", "records", "study"],
     ["api"],
     ["tools"],
     ["cli"],

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 from .errors import ApiError
 
-MAX_DEPTH = 64  # of arrays and objects in a request's JSON
-MAX_ITEMS = 1_000_000  # commas and brackets in a request's JSON: bounds the memory it takes as objects
 MAX_CHOICES = 8  # answers to one request, `n`
 MAX_STOPS = 16  # stop strings
 MAX_STOP_LENGTH = 256  # characters of one stop string

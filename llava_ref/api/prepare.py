@@ -14,7 +14,7 @@ from typing import Any
 from .. import images
 from ..chat.chunks import TextChunk
 from ..chat.messages import Fetch, ImagePart, Message, TextPart, parse_messages, unheard
-from ..chat.rendering import Prompt, render_prompt
+from ..chat.rendering import Prompt
 from ..errors import ImageError, PromptError, printable
 from ..generation.answer import Stream, Turn
 from ..generation.request import Request
@@ -169,16 +169,7 @@ def reserve_pixels(messages: list[Message], limits: Limits, pixel_allowance: All
 
 
 def chat_request(loaded: LoadedModel, messages: list[Message], *, add: bool = True, continues: bool = False) -> Request:
-    model = loaded.model
-    prompt = render_prompt(
-        messages,
-        loaded.prompts or model.template,
-        model.tokenizer,
-        image_order=model.quirks.image_order,
-        add_generation_prompt=add,
-        continue_final_message=continues,
-    )
-    return replace(model.prepared(prompt), continues=continues)
+    return loaded.model.prompts.conversation(messages, loaded.prompts, add=add, continues=continues)
 
 
 def _grammar(loaded: LoadedModel, params: ChatRequest) -> Grammar | None:

@@ -53,7 +53,7 @@ class JsonGrammars:
             raise ParameterError(where, "schema", problem.splitlines()[0])
         end = np.zeros(self._tokenizer.n_vocab, bool)
         end[list(self._tokenizer.end_ids)] = True
-        return JsonGrammar(self._tokens, source, end, self._signs)
+        return JsonGrammar(self._tokens, source, end, self._signs, wanted)
 
 
 def _check_size(schema: dict[str, Any], where: str) -> None:
@@ -75,7 +75,10 @@ class JsonGrammar:
     """A `generation.sampling.Grammar`, made by `JsonGrammars`. No optional white space: an answer is as short as it can
     be."""
 
-    def __init__(self, tokens: Any, source: str, end: np.ndarray, signs: Mapping[str, list[int]]) -> None:
+    def __init__(
+        self, tokens: Any, source: str, end: np.ndarray, signs: Mapping[str, list[int]], schema: Mapping[str, Any]
+    ) -> None:
+        self.schema = schema
         self._tokens, self._source, self._end, self._signs = tokens, source, end, signs
 
     def start(self, limit: int) -> "_Matcher":

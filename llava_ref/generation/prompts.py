@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import images
 from ..chat.chunks import ImageChunk, Prompt, TextChunk, check_beside, chunks, raw
-from ..chat.messages import ImagePart, parse_messages, unheard
+from ..chat.messages import ImagePart, Message, parse_messages, unheard
 from ..chat.rendering import render_prompt
 from ..chat.templates import ChatTemplate
 from ..errors import PromptError, printable
@@ -39,7 +39,20 @@ class Prompts:
     def request(self, messages: Messages) -> Request:
         """Return a conversation as a prompt ready to run, its pictures decoded."""
         notes = tuple(f"{printable(path)}: has no effect here" for path in unheard(messages))
-        return replace(self.prepared(self._rendered(messages)), notes=notes)
+        return replace(self.conversation(parse_messages(messages)), notes=notes)
+
+    def conversation(
+        self,
+        messages: Sequence[Message],
+        template: ChatTemplate | None = None,
+        *,
+        add: bool = True,
+        continues: bool = False,
+    ) -> Request:
+        """Return parsed messages as a prompt ready to run. `template`: another than the model's; `add`: whether it
+        begins a new answer; `continues`: whether the answer goes on with the last message."""
+        prompt = self._rendered(messages, template, add_generation_prompt=add, continue_final_message=continues)
+        return replace(self.prepared(prompt), continues=continues)
 
     def raw(self, prompt: str, sources: Sequence[ImageSource]) -> Request:
         """Take a prompt as it stands, control tokens included; each `<image>` is one of the pictures, in order."""
@@ -75,7 +88,7 @@ class Prompts:
 
     def count(self, messages: Messages) -> int:
         """Return the positions that the prompt takes, pictures included. Nothing is decoded."""
-        return len(self._placed(self._rendered(messages)).token_ids)
+        return len(self._placed(self._rendered(parse_messages(messages))).token_ids)
 
     def prepared(self, prompt: Prompt) -> Request:
         """Make a request of a rendered prompt.
@@ -90,9 +103,9 @@ class Prompts:
         decoded = tuple(self._decoded(part) for part in request.prompt.images)
         return replace(request, images=decoded, decode_s=time.perf_counter() - began)
 
-    def _rendered(self, messages: Messages) -> Prompt:
+    def _rendered(self, messages: Sequence[Message], template: ChatTemplate | None = None, **options: bool) -> Prompt:
         order = self.quirks.image_order
-        return render_prompt(parse_messages(messages), self.template, self.tokenizer, image_order=order)
+        return render_prompt(messages, template or self.template, self.tokenizer, image_order=order, **options)
 
     def _placed(self, prompt: Prompt) -> Request:
         """Return a request without its pictures: their places are known from their sizes."""

@@ -1,7 +1,8 @@
 """Declare how tokens are chosen: settings, their ranges, and the form an answer may have to have.   V vocabulary."""
 
+import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, TypedDict, Unpack
 
 import numpy as np
@@ -31,6 +32,9 @@ class Matcher(Protocol):
 
 class Grammar(Protocol):
     """A form that answers must have."""
+
+    schema: Mapping[str, Any]
+    """The JSON Schema that says which."""
 
     def start(self, limit: int) -> Matcher: ...  # of an answer of at most so many tokens
 
@@ -91,6 +95,11 @@ class Sampling:
     def of(cls, **options: Unpack[SamplingOptions]) -> "Sampling":
         """Return the settings; None stands for a default."""
         return cls(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
+
+    def seeded(self) -> "Sampling":
+        """Return the same with a seed, a random one if it has none and draws."""
+        drawn = self.temperature != 0 and self.seed is None
+        return replace(self, seed=secrets.randbits(53)) if drawn else self
 
     def __post_init__(self) -> None:
         for setting in fields(self):

@@ -4,11 +4,13 @@ Versions 2 and 3, little-endian. The format is that of ggml's docs/gguf.md; the 
 If another program truncates a file while it is mapped, this process ends (SIGBUS), as with every memory map.
 """
 
+import hashlib
 import mmap
 import os
 import re
 import stat
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from .cursor import MAX_KEY, MAX_NAME, Cursor, Entry
 from .metadata import REQUIRED, Metadata
 from .types import BY_ID
 
-__all__ = ["REQUIRED", "GGUFFile", "TensorView", "read"]
+__all__ = ["REQUIRED", "GGUFFile", "TensorView", "hashes", "read"]
 
 MAX_ALIGNMENT, MAX_SPLITS = 1 << 20, 1024
+FIRST = re.compile(r"(.*-)00001(-of-(\d{5})\.gguf)", re.DOTALL)  # the name of the first file of a split model
 # Without this flag Linux refuses to map a private file larger than the memory. Python has a name for it from 3.13 on.
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 # O_NONBLOCK keeps a FIFO from blocking. Windows lacks it and O_CLOEXEC, and needs O_BINARY.
@@ -42,6 +45,7 @@ class GGUFFile(Metadata):
     def __init__(self, cursor: Cursor, version: int, entries: dict[str, Entry]) -> None:
         super().__init__(cursor.path, cursor.data, entries)
         self.version = version
+        self.paths = [cursor.path]  # of a split model every file
         self.tensors: dict[str, TensorView] = {}  # in file order
 
     def __repr__(self) -> str:
@@ -67,6 +71,18 @@ def read(path: str | os.PathLike[str]) -> GGUFFile:
     if first.integer("split.count", 0, MAX_SPLITS, 0) > 1:
         _join(first, cursor.left)
     return first
+
+
+def hashes(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return the SHA-256 of files; after the first one of a split model stand the others.
+
+    Raises GGUFError if one of these is missing or does not fit."""
+    digests = {}
+    for path in paths:
+        for part in read(path).paths if FIRST.fullmatch(path.name) else [path]:
+            with part.open("rb") as file:
+                digests[part] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def _open(path: Path) -> Cursor:
@@ -193,13 +209,14 @@ def _join(first: GGUFFile, left: dict[str, int]) -> None:
 
     Keys, names and numbers are those of llama.cpp's gguf-split: the first split has number 0 and the name ...-00001."""
     count = first.integer("split.count", 2, MAX_SPLITS)
-    match = re.fullmatch(r"(.*-)00001(-of-(\d{5})\.gguf)", first.path.name, re.DOTALL)
+    match = FIRST.fullmatch(first.path.name)
     if first.integer("split.no", 0, MAX_SPLITS) != 0 or match is None or int(match[3]) != count:
         problem = f"one of {count} files, expected the first: ...-00001-of-{count:05d}.gguf"
         raise GGUFError(first.path, "split.no", problem)
     for number in range(1, count):
         path = first.path.with_name(f"{match[1]}{number + 1:05d}{match[2]}")
         first.tensors |= _split(path, first, number, count, left)
+        first.paths.append(path)
     expected = first.integer("split.tensors.count", 0, 1 << 31)
     if len(first.tensors) != expected:
         raise GGUFError(first.path, "split.tensors.count", f"{expected}, but the splits hold {len(first.tensors)}")

@@ -83,7 +83,7 @@ def load(
         case bytes() | bytearray() | memoryview():
             image = _decode(bytes(source), exif, alpha, where)
         case str() | Path():
-            image = _decode(_read(Path(source)), exif, alpha, str(source))
+            image = _decode(read_file(Path(source)), exif, alpha, str(source))
         case Image.Image():
             image = _convert(source, exif, alpha, where)
         case np.ndarray():
@@ -110,7 +110,7 @@ def measure(source: ImageSource, where: str = "image", *, exif: Exif = "ignore")
         case Image.Image():
             return _turned(source.size, _oriented(source.getexif, "PIL image", where)[0], exif)
         case str() | Path():
-            return measure(_read(Path(source)), str(source), exif=exif)
+            return measure(read_file(Path(source)), str(source), exif=exif)
         case _:
             raise _no_picture(source, where)
 
@@ -132,8 +132,8 @@ def _from_array(rgb: np.ndarray, where: str) -> DecodedImage:
     return DecodedImage(np.ascontiguousarray(rgb), "array", 1, ())
 
 
-def _read(path: Path) -> bytes:
-    """Read a regular file; never wait on a FIFO, never read more than one byte over the limit."""
+def read_file(path: Path) -> bytes:
+    """Read a regular file; never wait on a FIFO, never read more than one byte over the limit. Raises ImageError."""
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(handle, "rb") as file:

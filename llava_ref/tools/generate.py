@@ -12,6 +12,7 @@ from . import options
 from .output import note, print_json, print_pieces, summary
 from .parser import Example, Parser
 from .progress import LINE
+from .recorded import add_record, check_record, recorded
 
 EXAMPLES: Sequence[Example] = (
     (
@@ -36,25 +37,28 @@ def add_arguments(parser: Parser) -> None:
     parser.group("output").add_argument(
         "--show-prompt", action="store_true", help="print the prompt as the model gets it on standard error"
     )
+    add_record(parser)
     options.add_json(parser, "print one JSON object with the answer and its timings")
 
 
 def run(args: argparse.Namespace) -> int:
-    sampling = options.sampling(args)
+    sampling, pair = options.sampling(args).seeded(), options.pair(args)
+    check_record(args, pair)
     with LINE.loading():
-        model = options.load_model(args, *options.pair(args))
+        model = options.load_model(args, *pair)
     request = options.request(args, model)
     stream = model.answer(request, sampling, max_tokens=args.max_tokens, stop=args.stop)
     for warning in stream.reply.warnings:
         note(f"warning: {visible(warning)}")
     if args.show_prompt:
         _show(model, request, raw=args.raw)
-    with LINE.open(model, request=request):
+    with LINE.open(model, request=request), recorded(args, model, sampling, args.max_tokens, args.stop) as keep:
         if args.json:
             deque(LINE.counted(stream), maxlen=0)
         else:
             print_pieces(stream if sys.stdout.isatty() else LINE.counted(stream))
     reply = stream.reply
+    keep(request, reply)
     if args.json:
         fields = ("text", "token_ids", "prompt", "chunks", "finish_reason", "usage", "timings", "warnings")
         print_json({name: getattr(reply, name) for name in fields} | model.settings)

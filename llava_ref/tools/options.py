@@ -121,14 +121,16 @@ def add_text(parser: Parser) -> None:
     )
 
 
-def add_backend(parser: Parser) -> None:
-    """Add what computes: --backend, --device and --threads."""
+def add_backend(parser: Parser, *, recorded: bool = False) -> None:
+    """Add what computes: --backend, --device and --threads. `recorded`: by default what a record says, and not ours."""
     group = parser.group("computation")
-    group.add_argument("--backend", choices=BACKENDS, default="torch", help="what computes (default: torch)")
-    group.add_argument("--device", choices=DEVICES, default="cpu", help="where it computes (default: cpu)")
-    group.add_argument(
-        "-t", "--threads", type=int, metavar="N", help="processor threads (default: as many as speed up this model)"
-    )
+    backend, device, threads = "torch", "cpu", "as many as speed up this model"
+    if recorded:
+        backend = device = threads = "as recorded"
+    defaults = (None, None) if recorded else (backend, device)
+    group.add_argument("--backend", choices=BACKENDS, default=defaults[0], help=f"what computes (default: {backend})")
+    group.add_argument("--device", choices=DEVICES, default=defaults[1], help=f"where it computes (default: {device})")
+    group.add_argument("-t", "--threads", type=int, metavar="N", help=f"processor threads (default: {threads})")
 
 
 def add_running(parser: Parser) -> None:

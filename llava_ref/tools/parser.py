@@ -34,6 +34,7 @@ COMMAND_GROUPS = {  # each command is a module of tools/ with `EXAMPLES`, `add_a
         "diff": "compare two trace files stage by stage",
         "quality": "measure what quantisation costs, and which tensors need more bits",
         "bench": "measure the speed of every stage, and what the memory would allow",
+        "replay": "run a recorded run again: the same bits, or where they differ",
         "selftest": "compare every operation and kernel with its definition in float64",
     },
     "Serve": {
@@ -41,7 +42,7 @@ COMMAND_GROUPS = {  # each command is a module of tools/ with `EXAMPLES`, `add_a
     },
 }
 COMMANDS = {name: text for group in COMMAND_GROUPS.values() for name, text in group.items()}
-PLANNED = ("batch", "apicheck", "replay")
+PLANNED = ("batch", "apicheck")
 OPTION_GROUPS = (  # the sections of a command's help, in order
     "files",
     "question",

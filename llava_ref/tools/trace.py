@@ -16,6 +16,7 @@ from ..tracing.tracefile import Writer, hashes
 from . import options
 from .output import check_output, note, print_json
 from .parser import Example, Parser
+from .recorded import add_record, check_record, recorded
 
 EXAMPLES: Sequence[Example] = (
     (
@@ -45,6 +46,7 @@ def add_arguments(parser: Parser) -> None:
     parser.group("output").add_argument("--list", action="store_true", help="print the stages, and stop")
     options.add_text(parser)
     options.add_running(parser)
+    add_record(parser)
     options.add_json(parser, "print the result as JSON")
 
 
@@ -59,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if args.max_tokens < 0:
         raise ParameterError("--max-tokens", str(args.max_tokens), "expected a number of tokens from 0")
     check_output(args.output, [text, mmproj, *args.image])
+    check_record(args, [text, mmproj], args.output)
     model = options.load_model(args, text, mmproj)
     with Writer(args.output) as writer:
         facts = _record(args, model, writer)
@@ -72,13 +75,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _record(args: argparse.Namespace, model: Llava, writer: Writer) -> dict[str, Any]:
-    request = options.request(args, model)
-    with model.trace(*args.names, sink=writer):
+    request, reply = options.request(args, model), None
+    with model.trace(*args.names, sink=writer), recorded(args, model, Sampling(), args.max_tokens) as keep:
         if args.max_tokens:
-            generated = model.answer(request, Sampling(), max_tokens=args.max_tokens).finish().token_ids
+            reply = model.answer(request, Sampling(), max_tokens=args.max_tokens).finish()
         else:
             model.request_logits(request)
-            generated = ()
+    keep(request, reply)
+    generated = () if reply is None else reply.token_ids
     writer.add("token_ids", np.array([*request.token_ids, *generated[:-1]], np.int64))  # the last token was not fed
     return {"prompt": request.prompt.shown, "generated": list(generated), "types": model.types()}
 
