@@ -1,41 +1,57 @@
 """Make self-contained HTML pages: the functions that `study`, `quality` and `conform` share."""
 
 import base64
-import hashlib
 import io
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
-from . import __version__
+from . import __version__, scale
 from .errors import visible
+from .gguf import hashes
 
-FOOTER = """
-<footer style="max-width: 62rem; margin: 3rem auto 1rem; padding: 1rem; border-top: 1px solid #8886; font-size: .85rem">
+FOOTER = """\
+<footer>
 <p>Made by this command:</p>
-<pre style="white-space: pre-wrap; overflow-wrap: anywhere"><code>{{ command }}</code></pre>
+<pre><code>{{ command }}</code></pre>
 <p>{{ runs }}. {{ versions|join(', ') }}.</p>
 <ul>
 {% for name, size, digest in files %}
 <li>{{ name }}, {{ size }} bytes, SHA-256 <code title="{{ digest }}">{{ digest[:12] }}</code></li>
 {% endfor %}
 </ul>
-</footer>"""
+</footer>
+"""
 
 
 def environment(**filters: Callable[..., Any]) -> Environment:
-    """Return a jinja2 environment for our own templates. It escapes all text from files and models."""
+    """Return a jinja2 environment for our own templates. It escapes all text from files and models.
+
+    Templates of `llava_ref/assets` are found by name; a page extends report.html.jinja, which has the shared style."""
     made = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_visible
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_visible,
+        loader=FunctionLoader(asset),
     )
     made.filters.update(filters)
+    made.globals["scale"] = Markup(scale.style())
     return made
+
+
+def asset(name: str) -> str:
+    """Return the text of a file of `llava_ref/assets`."""
+    return files("llava_ref").joinpath("assets", name).read_text("utf-8")
 
 
 def data_uri(rgb: np.ndarray) -> str:
@@ -77,16 +93,12 @@ def _visible(value: Any) -> Any:
 def signed(page: str, command: str, paths: Iterable[Path | None], runs: str) -> str:
     """Return a page with a footer: the command that makes it, what ran, versions, and the files it was computed from.
 
-    `paths`: models and pictures, None for one that is not there; each is read once more, for its hash. `runs`: the
-    backend and the settings, in words."""
-    files = [(path.name, f"{path.stat().st_size:,}", _sha256(path)) for path in paths if path is not None]
+    `paths`: models and pictures, None for one that is not there; each is read once more, for its hash, and of a split
+    model every file. `runs`: the backend and the settings, in words."""
+    digests = hashes(path for path in paths if path is not None)
+    listed = [(path.name, f"{path.stat().st_size:,}", digest) for path, digest in digests.items()]
     versions = [f"llava-ref {__version__}", f"Python {platform.python_version()}"]
     versions += [f"{name} {metadata.version(name)}" for name in ("torch", "numpy")]
-    footer = environment().from_string(FOOTER).render(command=command, files=files, versions=versions, runs=runs)
-    before, end, after = page.rpartition("</body>")
-    return f"{before}{footer}\n{end}{after}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    footer = environment().from_string(FOOTER).render(command=command, files=listed, versions=versions, runs=runs)
+    before, end, after = page.rpartition("</main>")
+    return f"{before}{footer}{end}{after}"

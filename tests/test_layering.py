@@ -9,9 +9,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "llava_ref"
 ORDER = [  # folders, and the modules beside them; one may import from earlier rows only
-    ["errors", "extras", "json_text", "memory", "quirk", "versions"],
+    ["errors", "extras", "json_text", "memory", "quirk", "scale", "versions"],
     ["vision_quirks"],
-    ["gguf", "profiles", "html"],
+    ["gguf", "profiles"],
+    ["html"],
     ["ops", "scenes"],
     ["tracing", "images", "tokenizer"],
     ["models"],

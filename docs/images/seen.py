@@ -96,7 +96,7 @@ def figure(model: llava_ref.Llava, picture: Image.Image) -> Image.Image:
     request = model.raw_request("what is<image>the color of", (picture,))
     weights = attention_to_picture(model, request, [0])[-1, 0]  # of the last layer, to the picture's rows
     over = over_tiles(weights, seen, *pixels(seen))
-    marked = heat(rgb, over, 0.0, float(np.nanquantile(over, 0.98)))
+    marked = heat(rgb, over, float(np.nanquantile(over, 0.98)))
     n_rows, n_seen = request.spans[0].n_rows, request.spans[0].n_seen
     rows = f"{n_rows} rows in the sequence" if n_seen is None else f"one token in the sequence, and {n_seen} states"
     cut = ", and where its tiles are cut" if parts(seen) else ""

@@ -12,8 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 import llava_ref
 from llava_ref.chat.chunks import TextChunk
 from llava_ref.generation.request import Request, Step
+from llava_ref.scale import laid
 from llava_ref.study.lens import logit_lens
-from llava_ref.study.overlay import colours, in_a_row
+from llava_ref.study.overlay import heat, in_a_row
 from llava_ref.tracing.trace import Trace
 
 FOLDER, PICTURES = Path(__file__).parent, llava_ref.embedded()[0].parent / "pictures"
@@ -53,6 +54,7 @@ def panel(picture: Image.Image, caption: str, side: int = SIDE) -> Image.Image:
     lines = caption.split("\n")
     page = Image.new("RGB", (side + 2 * GAP, shown.height + GAP + LINE * len(lines) + GAP), "white")
     page.paste(shown, (GAP, GAP))
+    ImageDraw.Draw(page).rectangle([GAP - 1, GAP - 1, GAP + shown.width, GAP + shown.height], outline=PALE)
     for i, line in enumerate(lines):
         ImageDraw.Draw(page).text((GAP, GAP + shown.height + 4 + i * LINE), line, fill=INK, font=FONT)
     return page
@@ -71,6 +73,11 @@ def profiles() -> Image.Image:
         seen = tower.preprocess(tower.decode_image(np.asarray(wide)))
         panels.append(panel(Image.fromarray(seen.seen), f"profile {profile}\n{words}", SIDE * 3 // 4))
     return in_a_row(panels)
+
+
+def shades(values: np.ndarray, most: float) -> Image.Image:
+    """Return numbers (y, x) as colours on white; `most` is the end of the scale."""
+    return Image.fromarray(laid(np.full(3, 255), values / most))
 
 
 def seen(trace: Trace) -> Image.Image:
@@ -102,7 +109,7 @@ def tower(trace: Trace) -> Image.Image:
         rows = trace[name][-64:]
         unit = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
         alike = grid(unit @ unit[8 * y + x])[..., 0]
-        panels.append(panel(Image.fromarray(colours(alike, 0, 1)), f"{words}:\ncosine with that patch", SIDE * 3 // 4))
+        panels.append(panel(shades(alike, 1.0), f"{words}:\ncosine with that patch", SIDE * 3 // 4))
     return in_a_row(panels)
 
 
@@ -123,9 +130,7 @@ def projector(trace: Trace) -> Image.Image:
     for name, words in (("vision.features", "features, 64 x 128"), ("projector.out", "rows, 64 x 192")):
         panels.append(panel(Image.fromarray(directions(grid(trace[name]))), f"{words}\nthree strongest directions"))
     length = grid(np.linalg.norm(rows, axis=-1)[:, None])[..., 0]
-    panels.append(
-        panel(Image.fromarray(colours(length, 0, float(length.max()))), f"length of each row\n0 to {length.max():,.0f}")
-    )
+    panels.append(panel(shades(length, float(length.max())), f"length of each row\n0 to {length.max():,.0f}"))
     return in_a_row(panels)
 
 
@@ -166,9 +171,11 @@ def decoder(model: llava_ref.Llava, trace: Trace, request: Request) -> Image.Ima
     panels = []
     for i in range(model.text.config.n_layer):
         weights = trace[f"blk.{i}.kq_soft_max"][:, at, : at + 1].mean(0)
-        seen = grid(weights[picture][:, None])[..., 0]
-        words = f"block {i}: {seen.sum():.0%} of its\nattention is on the picture"
-        panels.append(panel(Image.fromarray(colours(seen, 0, float(seen.max()))), words, SIDE * 3 // 4))
+        shares = grid(weights[picture][:, None])[..., 0]
+        words = f"block {i}: {shares.sum():.0%} of its\nattention is on the picture"
+        rgb = trace["image.seen"]
+        over = heat(rgb, np.kron(shares, np.ones((len(rgb) // 8,) * 2)), float(shares.max()))
+        panels.append(panel(Image.fromarray(over), words, SIDE * 3 // 4))
     said = logit_lens(model, request, top=1)
     page = Image.new("RGB", (SIDE + 3 * GAP, panels[0].height), "white")
     draw = ImageDraw.Draw(page)

@@ -36,11 +36,14 @@ def prepare_look(
         on_error.callback(pixel_allowance.give_back, pixels)
         request = chat_request(loaded, messages)
         check_answer(model, request, pieces, where)
+        which = params.which or len(request.images)
+        if which > len(request.images):
+            raise PromptError("which", str(which), f"the conversation has {len(request.images)} pictures")
         on_error.pop_all()
 
     def work() -> Items:
         yield Turn.PROMPT
-        yield look_response(look(model, request, pieces)) | warnings_field(warnings)
+        yield {**look_response(look(model, request, pieces, which - 1)), "which": which, **warnings_field(warnings)}
 
     return Prepared(model, False, work, (), pixels)
 

@@ -145,7 +145,8 @@ class Models:
     ) -> LoadedModel:
         model.together = min(model.together, self._max_running)
         model.reuse = Reuse(sequences=model.together)
-        files = [(path.name, path.stat().st_size) for path in pair if path is not None]
+        halves = (model.text, model.tower) if model.has_tower else (model.text,)
+        files = [(path.name, path.stat().st_size) for half in halves if half.file for path in half.file.paths]
         about = json.dumps([files, model.settings, model.n_context, None if prompts is None else prompts.source])
         fingerprint = "fp_" + hashlib.sha256(about.encode()).hexdigest()[:12]
         grammars, blocks = JsonGrammars(model.tokenizer), Blocks.of(model.stages())

@@ -8,22 +8,26 @@ from typing import Any
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from .. import scale
 from ..errors import GGUFError, printable
 from ..gguf.file import GGUFFile
+from ..html import asset
 from ..loading import embedded
 from .limits import Limits
 from .models import LoadedModel
 from .respond import send_bytes
 
 SCRIPTS = (
-    "page", "turns", "pictures", "redraw", "header", "settings", "keep", "progress", "look", "follow", "words", "base",
+    "page", "turns", "pictures", "redraw", "header", "settings", "keep", "progress", "look", "map", "follow", "words",
+    "base",
 )  # fmt: skip
 FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/scale.css": (None, "text/css; charset=utf-8"),
     **{f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8") for name in SCRIPTS},
 }
-"""Path -> (file, content type). The files hold no secret, so they need no key."""
+"""Path -> (file, content type); the scale's style is no file. They hold no secret, so they need no key."""
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -35,8 +39,8 @@ HEADERS = {
 class StaticFile:
     """An ASGI application that serves one file of the page."""
 
-    def __init__(self, name: str, content_type: str) -> None:
-        self._body, self._type = (files("llava_ref") / "assets" / name).read_bytes(), content_type
+    def __init__(self, name: str | None, content_type: str) -> None:
+        self._body, self._type = (scale.style() if name is None else asset(name)).encode(), content_type
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send_bytes(send, 200, self._body, self._type, HEADERS)

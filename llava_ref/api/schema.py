@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSche
 
 from ..generation.sampling import Sampling
 from .errors import ApiError, value_at
-from .fields import SETTINGS, Biases, Ids, Int, Label, Limit, LimitOrZero, Stop, TokenId, Top, setting
+from .fields import SETTINGS, Biases, Ids, Int, Label, Limit, LimitOrZero, PositiveInt, Stop, TokenId, Top, setting
 from .limits import MAX_CHOICES, MAX_PROMPTS, MAX_STOPS
 from .parameters import REQUESTS, TEXTS, ParameterTable
 from .shapes import ANSWERED_MESSAGES, MESSAGES, PROMPT_TEXT
@@ -149,6 +149,9 @@ class LookRequest(RequestBody):
     table = TEXTS
 
     messages: Annotated[Any, WithJsonSchema(ANSWERED_MESSAGES)]
+    which: PositiveInt | None = Field(
+        None, description="The number of the picture, from 1 for the conversation's first; the last by default."
+    )
     model: Label | None = Field(None, description="Any name; the loaded model answers.")
 
 

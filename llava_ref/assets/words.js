@@ -15,8 +15,9 @@ export function named(text, messages) {
   return text.replace(PLACE, (_, message, part) => nameOf(messages, Number(message), part));
 }
 
-// Return the names of a conversation's pictures, in order
-export const pictureNames = messages => messages.flatMap(({ content }) => (Array.isArray(content) ? content.flatMap(part => names.get(part) ?? []) : []));
+// Return a conversation's pictures, { name, url }, in order
+export const picturesOf = messages => messages.flatMap(({ content }) => (Array.isArray(content) ? content.filter(part => names.has(part)) : []))
+  .map(part => ({ name: names.get(part), url: part.image_url.url }));
 
 function nameOf(messages, message, part) {
   const name = names.get(messages[message]?.content?.[part]);

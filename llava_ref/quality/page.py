@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
 from ..html import data_uri, environment
 from . import words
@@ -70,7 +69,7 @@ class Shown:
 def render(r: QualityReport) -> str:
     """Render the page. Text from files and models is escaped."""
     made = environment(error=lambda x: "-" if x is None else f"{x:.1e}")
-    template = made.from_string(files("llava_ref").joinpath("assets", "quality.html.jinja").read_text("utf-8"))
+    template = made.get_template("quality.html.jinja")
     products = r.behaviour.products
     return template.render(
         r=r,

@@ -73,11 +73,10 @@ def check_answer(model: Llava, request: Request, pieces: tuple[AnswerToken, ...]
         raise too_long(positions, model.n_context, "the answer counted")
 
 
-def look(model: Llava, request: Request, pieces: tuple[AnswerToken, ...]) -> Look:
-    """Run prompt and answer once more and read the attention to the prompt's last picture."""
-    last = len(request.images) - 1
-    weights = attention_to_picture(model, request, [piece.token_id for piece in pieces], image=last)
-    source = request.images[last]
+def look(model: Llava, request: Request, pieces: tuple[AnswerToken, ...], image: int) -> Look:
+    """Run prompt and answer once more and read the attention to the prompt's picture number `image`, from 0."""
+    weights = attention_to_picture(model, request, [piece.token_id for piece in pieces], image=image)
+    source = request.images[image]
     picture = model.preprocess(source)
     return Look(_smaller(source.rgb), picture, pieces, over_whole(weights.mean(0), picture))
 

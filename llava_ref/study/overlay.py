@@ -4,15 +4,29 @@ Every source pixel gets the number of its patch, without smoothing: a patch is t
 distinguishes. Padding is not part of the picture and is not shown; pixels that were cropped away get no colour.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from ..images.fit import Preprocessed, Tile
+from ..scale import laid
 
-ANCHORS = ((0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164))
-"""Colours from low to high, even steps apart, each lighter than the one before: points of matplotlib's `inferno`."""
-GREY = 0.35  # share of the grey picture in the mixture with the colours
-BAR, MARGIN = 14, 10  # pixels: height of the colour bar, and the distance between the elements of a panel
+BAR, MARGIN = 14, 10  # pixels: height of the scale, and the distance between the elements of a panel
+FONT = ImageFont.load_default(13)
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Says how the numbers of a map are written: times `factor`, in `unit`; the end of a scale is at least `least`."""
+
+    unit: str
+    factor: float
+    least: float
+
+
+SHARE = Measure("% of the attention", 100, 0.01)
+LOST = Measure("nats", 1, 0.1)
 
 
 def to_source(grid: np.ndarray, picture: Preprocessed) -> np.ndarray:
@@ -66,42 +80,33 @@ def over_whole(values: np.ndarray, picture: Preprocessed) -> np.ndarray:
     return np.nan_to_num(over_tiles(values, picture, *points(picture.whole, rows, columns)))
 
 
-def colours(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Map values (...) to RGB uint8 (..., 3): `low` is darkest, `high` lightest; values outside are clipped."""
-    spread = (high - low) or 1.0
-    at = np.clip((np.nan_to_num(values, nan=low) - low) / spread, 0, 1) * (len(ANCHORS) - 1)
-    table, below = np.array(ANCHORS, np.float64), np.minimum(at.astype(int), len(ANCHORS) - 2)
-    part = (at - below)[..., None]
-    return np.asarray(np.rint(table[below] * (1 - part) + table[below + 1] * part), np.uint8)
+def heat(rgb: np.ndarray, values: np.ndarray, most: float) -> np.ndarray:
+    """Lay numbers (H, W) over a picture (H, W, 3), which stays in its colours; `most`: the end of the scale."""
+    return laid(rgb, values / (most or 1.0))
 
 
-def heat(rgb: np.ndarray, values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Colour a grey version of a picture (H, W, 3) by numbers (H, W); leave pixels whose number is NaN unchanged."""
-    grey = rgb.astype(np.float64).mean(-1, keepdims=True)
-    mixed = GREY * grey + (1 - GREY) * colours(values, low, high)
-    coloured = np.isfinite(values)[..., None]
-    return np.asarray(np.where(coloured, np.rint(mixed), rgb), np.uint8)
+def panel(rgb: np.ndarray, caption: str, values: np.ndarray | None, measure: Measure, side: int = 360) -> Image.Image:
+    """Draw a picture with its caption, or one map over it with a scale and its unit; the longer side is `side`.
 
-
-def panel(rgb: np.ndarray, values: np.ndarray, caption: str, unit: str, least: float, side: int = 360) -> Image.Image:
-    """Draw one map with its caption, a colour bar and the numbers at its ends; the picture's longer side is `side`.
-
-    The scale goes from 0, or the smallest number if that is below 0, to the largest, but at least to `least`."""
-    low, high = float(np.nanmin(values, initial=0.0)), float(np.nanmax(values, initial=least))
-    over = Image.fromarray(heat(rgb, values, low, high))
+    The scale goes from 0, or the smallest number if that is below 0, to the largest, but at least to the least."""
+    numbers = np.zeros(1) if values is None else values
+    low, high = float(np.nanmin(numbers, initial=0.0)), float(np.nanmax(numbers, initial=measure.least))
+    most = max(high, -low)
+    over = Image.fromarray(rgb if values is None else heat(rgb, values, most))
     wide, tall = (max(1, round(n * side / max(over.size))) for n in over.size)
     over = over.resize((wide, tall), Image.Resampling.NEAREST)
-    width = max(over.width, side) + 2 * MARGIN
-    page = Image.new("RGB", (width, over.height + BAR + 5 * MARGIN + 24), "white")
+    page = Image.new("RGB", (max(over.width, side) + 2 * MARGIN, over.height + BAR + 5 * MARGIN + 32), "white")
     draw = ImageDraw.Draw(page)
-    draw.text((MARGIN, MARGIN), caption, fill="black")
-    page.paste(over, (MARGIN, 2 * MARGIN + 12))
-    top = over.height + 3 * MARGIN + 12
-    steps = np.linspace(low, high, side)[None].repeat(BAR, 0)
-    page.paste(Image.fromarray(colours(steps, low, high)), (MARGIN, top))
-    draw.text((MARGIN, top + BAR + 2), f"{low:.3g}", fill="black")
-    text = f"{high:.3g} {unit}"
-    draw.text((MARGIN + side - draw.textlength(text), top + BAR + 2), text, fill="black")
+    draw.text((MARGIN, MARGIN), caption, fill="black", font=FONT)
+    page.paste(over, (MARGIN, 2 * MARGIN + 16))
+    if values is None:
+        return page
+    top = over.height + 3 * MARGIN + 16
+    ground = np.repeat([255, 17], BAR // 2)[:, None, None]  # a scale shows over white and over black
+    page.paste(Image.fromarray(laid(ground, np.linspace(low, high, side)[None] / most)), (MARGIN, top))
+    draw.text((MARGIN, top + BAR + 2), f"{low * measure.factor:.3g}", fill="black", font=FONT)
+    text = f"{high * measure.factor:.3g} {measure.unit}"
+    draw.text((MARGIN + side - draw.textlength(text, FONT), top + BAR + 2), text, fill="black", font=FONT)
     return page
 
 

@@ -1,57 +1,78 @@
 """Render the pages of the studies: one HTML file each that contains everything and loads nothing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.resources import files
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from ..html import data_uri, environment
+from ..html import asset, data_uri, environment
 from ..images.fit import PictureMap, Preprocessed
 from .lens import Lens
-from .overlay import ANCHORS, heat, over_whole, to_source
-
-LEAST_ATTENTION, LEAST_LOST = 0.01, 0.1
-"""Smallest upper end of a scale: smaller values do not deserve a colour."""
+from .overlay import LOST, SHARE, heat, over_whole, to_source
 
 
 @dataclass(frozen=True, slots=True)
 class Attended:
-    """Holds an answer and its maps over one picture. A tokens, L layers, N rows of the picture."""
+    """Holds an answer and its maps over one picture. A tokens, L layers, H heads, N rows of the picture.
+
+    `chosen` and `head` say which layer and head were asked for, None where none was."""
 
     picture: Preprocessed
     rgb: np.ndarray  # (height, width, 3) uint8: the source
     prompt: str
     answer: str
     pieces: tuple[str, ...]  # text of each token
-    attention: np.ndarray  # (L, A, N) float32
+    layers: tuple[int, ...]  # their numbers
+    attention: np.ndarray  # (L, A, N) float32, mean over heads
+    layer: int  # whose heads are kept
+    heads: np.ndarray  # (H, A, N) float32
     lost: np.ndarray  # (A, cells, cells) float32, nats
     settings: dict[str, Any]
+    chosen: int | None = None
+    head: int | None = None
+
+    def whole(self) -> tuple[np.ndarray, str]:
+        """Return the attention asked for, mean over the answer's tokens, as one number for each row, and its name."""
+        if self.chosen is None:
+            return self.attention.mean((0, 1)), "mean over heads, layers and tokens"
+        if self.head is None:
+            return self.heads.mean((0, 1)), f"layer {self.layer}, mean over heads and tokens"
+        return self.heads[self.head].mean(0), f"layer {self.layer}, head {self.head}, mean over tokens"
 
     def as_json(self) -> dict[str, Any]:
         return {
             "prompt": self.prompt,
             "answer": self.answer,
             "tokens": list(self.pieces),
+            "layers": self.layers,
             "attention": over_whole(self.attention, self.picture).round(6).tolist(),
+            "heads": {"layer": self.layer, "attention": over_whole(self.heads, self.picture).round(6).tolist()},
             "lost_nats": self.lost.round(6).tolist(),
         }
 
 
-def attend_page(attended: Attended) -> str:
-    """Render a page with tokens to click on, a layer to choose, and both maps over the source picture."""
+MOST_SEEN = "Of all layers this one puts most of its attention on the picture; --layer chooses another."
+
+
+def attend_page(a: Attended) -> str:
+    """Render a page with tokens to click on, a layer or head to choose, and both maps over the source picture."""
     data = {
-        "pieces": attended.pieces,
-        "maps": {
-            "attention": _rounded(over_whole(attended.attention, attended.picture)),
-            "lost": _rounded(attended.lost),
-        },
-        "colours": ANCHORS,
-        "least": {"attention": LEAST_ATTENTION, "lost": LEAST_LOST},
-        **_geometry(attended.picture),
+        "pieces": a.pieces,
+        "layers": a.layers,
+        "layer": a.layer,
+        "head": a.head,
+        "begin": -1 if a.chosen is None else a.layers.index(a.layer),
+        "attention": _rounded(over_whole(a.attention, a.picture)),
+        "heads": _rounded(over_whole(a.heads, a.picture)),
+        "shares": _rounded(a.heads.sum(-1)),
+        "lost": _rounded(a.lost),
+        "measures": {"attention": asdict(SHARE), "lost": asdict(LOST)},
+        "place": _place(a.picture),
     }
-    return _render("attend.html.jinja", data=data, attended=attended, picture=data_uri(attended.rgb))
+    why = MOST_SEEN if a.chosen is None else ""
+    return _render("attend.html.jinja", data=data, attended=a, picture=data_uri(a.rgb), why=why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +105,7 @@ def lens_page(lensed: Lensed) -> str:
     """Render layers by positions of text as a table, and each picture's positions as a grid, one layer at a time."""
     lens = lensed.lens
     pictures = [
-        {"uri": data_uri(p.rgb), "positions": p.positions, "tiles": _tiles(p.picture), **_geometry(p.picture)}
+        {"uri": data_uri(p.rgb), "positions": p.positions, "tiles": _tiles(p.picture), "place": _place(p.picture)}
         for p in lensed.pictures
     ]
     data = {
@@ -93,7 +114,6 @@ def lens_page(lensed: Lensed) -> str:
         "tokens": lens.tokens.tolist(),
         "probabilities": _rounded(lens.probabilities),
         "pictures": [{key: value for key, value in p.items() if key != "uri"} for p in pictures],
-        "colours": ANCHORS,
     }
     return _render("lens.html.jinja", data=data, lensed=lensed, lens=lens, pictures=pictures)
 
@@ -121,22 +141,26 @@ def patch_page(patched: Patched) -> str:
     """Render both runs, a map of the picture for each stage, and the text positions as a table."""
     picture, cells = patched.pictures[1], patched.cells
     grids = patched.effects[:, :-2].reshape(-1, cells, cells)
-    maps = [heat(patched.rgbs[1], to_source(grid, picture), 0, 1) for grid in grids]
+    maps = [heat(patched.rgbs[1], to_source(grid, picture), 1.0) for grid in grids]
+    low = min(1.0, max(0.0, -float(grids.min())))
+    low = low if low >= 0.005 else 0.0  # less rounds to 0 %
     titles = ("taken from", "put into")
     return _render(
         "patch.html.jinja",
         patched=patched,
         runs=list(zip(titles, map(data_uri, patched.rgbs), patched.prompts, patched.names, strict=True)),
         maps=list(zip(patched.stages, map(data_uri, maps), strict=True)),
-        colours=", ".join(f"rgb{colour}" for colour in ANCHORS),
+        low=round(low, 3),
+        zero=round(100 * low / (1 + low), 1),
         rows=[
-            (stage, row[:-2].max(), row[-2], row[-1])
-            for stage, row in zip(patched.stages, patched.effects, strict=True)
+            (stage, (row[:-2].max(), row[-2], row[-1]))
+            for stage, row in zip(patched.stages, patched.effects.astype(float), strict=True)
         ],
     )
 
 
-def _geometry(picture: Preprocessed) -> dict[str, Any]:
+def _place(picture: Preprocessed) -> dict[str, Any]:
+    """Return what map.js needs to lay numbers over a picture: sizes, and the way back to its pixels."""
     return {
         "size": picture.whole.seen.shape[1::-1],
         "source": picture.source,
@@ -160,5 +184,5 @@ def _rounded(x: np.ndarray) -> Any:
 
 
 def _render(name: str, **values: Any) -> str:
-    source = (files("llava_ref") / "assets" / name).read_text("utf-8")
-    return environment().from_string(source).render(**values)
+    script = Markup(asset("map.js"))  # our own file, in an inline module
+    return environment().get_template(name).render(script=script, **values)

@@ -6,7 +6,6 @@ program's safetensors file with these names can be read. Format: https://github.
 "Format".
 """
 
-import hashlib
 import json
 import math
 import os
@@ -21,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from .. import gguf
 from ..errors import ParameterError
 from .trace import join, joined_shape
 
@@ -171,8 +171,4 @@ def _header(path: Path) -> tuple[int, dict[str, Any]]:
 
 def hashes(paths: Iterable[Path]) -> dict[str, str]:
     """Return {file name: SHA-256}, which ties a result to the files that it was computed from."""
-    digests = {}
-    for path in paths:
-        with open(path, "rb") as file:
-            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+    return {path.name: digest for path, digest in gguf.hashes(paths).items()}

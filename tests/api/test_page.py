@@ -18,6 +18,7 @@ pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
 import llava_ref
+from llava_ref import scale
 from llava_ref.api.limits import Limits
 from llava_ref.api.page import FILES, described
 from llava_ref.study.attention import attention_to_picture
@@ -25,6 +26,7 @@ from llava_ref.study.look import answer_pieces
 
 from ..support.gguf_files import build, write
 from .browser import CHROMIUM, BrowserPage
+from .conversing import read
 from .running import PICTURES, Process, data_uri, load, picture, serving
 
 SAMPLES = json.loads((PICTURES / "pictures.json").read_text())
@@ -100,6 +102,16 @@ def test_the_last_of_several_pictures_is_returned(server):
     turns = [*conversation("a star"), {"role": "user", "content": "What is the digit?"}]
     alone = server.post("/v1/look", {"messages": [*turns, {"role": "assistant", "content": "4"}]}).json()
     assert alone["source"] == [260, 240] and [t["text"] for t in alone["tokens"]] == ["4"]
+
+
+def test_any_picture_of_the_conversation_can_be_looked_at(server, model):
+    turns = [asked(picture("count.png"), "Count the stars."), {"role": "assistant", "content": "3"}, *conversation("a")]
+    first, last = (server.post("/v1/look", {"messages": turns, "which": which}).json() for which in (1, 2))
+    assert (first["source"], first["which"]) == ([240, 240], 1) and (last["source"], last["which"]) == ([260, 240], 2)
+    assert np.shape(first["attention"]) == np.shape(last["attention"]) and first["attention"] != last["attention"]
+    for which in (3, 0, "1"):
+        answer = server.post("/v1/look", {"messages": turns, "which": which})
+        assert server.error(answer)[:2] == (400, "which"), which
 
 
 @pytest.mark.parametrize("text", ["4", " 4", "a  b\n", "</s> is text", "naïve 雪 🂡!"])
@@ -201,15 +213,23 @@ def test_the_first_line_of_serve_describes_the_model():
     assert re.fullmatch(rf"shapes-text\.q8_0 \({knows}\) at http://127\.0\.0\.1:\d+\n", line)
 
 
-STRONGEST = """(() => {
+CENTRES = """(() => {
   const canvas = document.getElementById("map"), pen = canvas.getContext("2d"), found = [];
   for (let y = 0; y < 8; y++) for (let x = 0; x < 8; x++) {
     const at = [(x + 0.5) / 8 * canvas.width, ((y + 0.5) * 260 / 8 - 10) / 240 * canvas.height];
-    const [r, g, b] = pen.getImageData(at[0], at[1], 1, 1).data;
-    found.push([b - g, y * 8 + x]);
+    found.push([...pen.getImageData(at[0], at[1], 1, 1).data].slice(0, 3));
   }
-  return found.sort((one, other) => other[0] - one[0])[0][1];
+  return found;
 })()"""
+
+
+def shares(before, now):
+    """Return how much of the scale's end each patch shows, 0 to 1: the picture shows through in its own colours."""
+    before, now = np.array(before, float), np.array(now, float)
+    way = np.array(scale.MORE) - before
+    opacity = ((now - before) * way).sum(-1) / (way * way).sum(-1)
+    assert np.abs(before + opacity[:, None] * way - now).max() < 3
+    return opacity / scale.STRONGEST
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
@@ -231,14 +251,16 @@ def test_the_page_in_a_browser(tmp_path: Path, server):
             page.js("document.querySelector('.answer .note').textContent"),
         )
         assert page.js("document.getElementById('seen').naturalWidth") == 64
-        look = server.post("/v1/look", {"messages": conversation()}).json()
+        plain, look = page.js(CENTRES), server.post("/v1/look", {"messages": conversation()}).json()
         tokens = [token["text"].strip() for token in look["tokens"]]
         for word, token in (("red", tokens.index("red")), ("green", tokens.index("green"))):
             nth = page.js(f"[...document.querySelectorAll('.word')].findIndex(w => w.textContent === '{word}')")
             page.js(f"document.querySelectorAll('.word')[{nth}].id = '{word}'")
             page.click(f"#{word}")
             page.until(f"document.getElementById('lookname').textContent.includes('{word}')")
-            assert page.js(STRONGEST) == strongest(look["attention"][token])
+            weights = np.ravel(look["attention"][token])
+            assert np.abs(shares(plain, page.js(CENTRES)) - weights / max(0.01, weights.max())).max() < 0.02
+            assert read(page, "#scale .ends span:last-child") == f"{100 * weights.max():.3g} % of the attention"
         page.screenshot(tmp_path / "page.png")
         page.size(360, 740, dark=True)
         assert page.js("document.documentElement.scrollWidth") == 360
@@ -251,8 +273,3 @@ def test_the_page_in_a_browser(tmp_path: Path, server):
         assert page.js("document.getElementById('question').value") == "And this?"
         statuses = [line.partition("status of ")[2][:3] for line in page.complaints]
         assert statuses == ["401", "400"], json.dumps(page.complaints)
-
-
-def strongest(attention: list) -> int:
-    """Return the index of the patch with the highest attention."""
-    return int(np.argmax(attention))

@@ -161,6 +161,33 @@ def test_the_attention_map_on_a_phone(browser, server):
     assert page.shows("#last") and page.shows("#lookname"), "where not all of it fits, its beginning"
 
 
+@SIZES
+def test_the_map_of_an_earlier_picture(browser, server, size):
+    page = opened(browser, server.url, size)
+    for name in ("count.png", "caption.png"):
+        page.drop((name, picture(name)))
+        answers(page, "a red star")
+        ask(page, "Describe the picture.")
+    page.js("[...document.querySelectorAll('.word')].at(-1).id = 'last'")
+    page.click("#last")
+    page.until("document.getElementById('sizes').textContent.includes('“caption.png”, picture 2 of 2')")
+    pixels = "document.getElementById('map').toDataURL()"
+    last = page.js(pixels)
+    page.click("#pictures button")
+    page.until("document.getElementById('sizes').textContent.includes('“count.png”, picture 1 of 2')")
+    assert page.js(pixels) != last and "“star”" in read(page, "#lookname") and fits(page)
+    pressed = "[...document.querySelectorAll('#pictures button')].map(one => one.ariaPressed)"
+    assert page.js(pressed) == ["true", "false"]
+    assert page.js("document.activeElement.ariaLabel") == "Picture 1 of 2: count.png"
+    page.click("#pictures button:last-child")
+    page.until("document.getElementById('sizes').textContent.includes('picture 2 of 2')")
+    assert page.js(pixels) == last
+    page.js("document.querySelector('.word').id = 'first'")
+    page.click("#first")
+    page.until("document.getElementById('sizes').textContent.startsWith('240')")
+    assert page.js("document.getElementById('pictures').childElementCount") == 0, "that answer saw one picture"
+
+
 def test_every_control_has_an_accessible_name(page):
     page("Accessibility.enable")
     page.drop(("caption.png", picture("caption.png")))

@@ -2,14 +2,20 @@
 
 import hashlib
 import html
+import json
 import re
 import shlex
 import shutil
 
+import gguf
 import pytest
 
 from llava_ref import __version__, embedded
 from llava_ref.cli import main
+from llava_ref.tracing.tracefile import TraceFile
+
+from ..support.rewriting import changed
+from ..support.tiny_pair import VICUNA, Tiny, write_pair
 
 WORDS = "-p 'What colour is the circle?' --backend numpy"
 ASK = f"{WORDS} -n 2"
@@ -59,3 +65,34 @@ def test_the_footer_says_what_the_page_was_made_from(name, folder):
         assert f'title="{digest}">{digest[:12]}<' in footer
     assert f"llava-ref {__version__}" in footer and "numpy on cpu, precision exact; profile llava" in footer
     assert ("with gelu=tanh" in footer) == (name == "lens")
+
+
+def split(source, number):
+    """Write file `number` of two, from 1, of a model: the tensors in turn."""
+
+    def half(keys, tensors):
+        names = list(tensors)
+        for name in names[2 - number :: 2]:
+            del tensors[name]
+        entries = {"no": number - 1, "count": 2, "tensors.count": len(names)}
+        kind = gguf.GGUFValueType
+        keys |= {f"split.{name}": (n, kind.INT32 if "." in name else kind.UINT16, None) for name, n in entries.items()}
+
+    return changed(source, source.with_name(f"model-{number:05}-of-00002.gguf"), half)
+
+
+def test_every_file_of_a_split_model_is_named(tmp_path, monkeypatch):
+    source, mmproj = write_pair(tmp_path, Tiny(template=VICUNA))
+    shutil.copy(embedded()[0].parent / "pictures" / "shape.png", tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    model, other = (split(source, number) for number in (1, 2))
+    words = ["-m", model.name, "--mmproj", mmproj.name, "--image", "a.png", "-p", "red"]
+    text = page(["lens", *words, "-n", "2", "-o", "out.html"])
+    listed = re.findall(r'<li>(.+?), ([\d,]+) bytes, SHA-256 <code title="(\w+)">', text[text.rindex("<footer") :])
+    wanted = [path.resolve() for path in (model, other, mmproj, tmp_path / "a.png")]
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in wanted]
+    sizes = [f"{path.stat().st_size:,}" for path in wanted]
+    assert listed == list(zip([path.name for path in wanted], sizes, digests, strict=True))
+    assert main(["trace", *words, "-o", "out.safetensors", "--names", "embd"]) == 0
+    about = json.loads(TraceFile("out.safetensors").about["files"])
+    assert about == dict(zip([path.name for path in wanted], digests, strict=True))

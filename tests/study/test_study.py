@@ -1,20 +1,23 @@
 """Lens, attention, ablation and patching: their arithmetic on a tiny pair, what they show on the embedded one."""
 
 import json
+import re
+from functools import partial
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import llava_ref
 from llava_ref.cli import main
 from llava_ref.errors import ParameterError
 from llava_ref.generation.sampling import Sampling
+from llava_ref.scale import MORE
 from llava_ref.study.ablation import ablation, window_of_patches
-from llava_ref.study.attention import attention_to_picture, picture_positions
+from llava_ref.study.attention import attention_to_picture, heads_to_picture, picture_positions
 from llava_ref.study.lens import logit_lens
-from llava_ref.study.overlay import colours, heat, in_a_row, panel, to_source
+from llava_ref.study.overlay import LOST, SHARE, heat, in_a_row, panel, to_source
 from llava_ref.study.page import Attended, attend_page
 from llava_ref.study.patching import patched_answer, patched_logits, record, sweep
 from llava_ref.tools.attend import attend
@@ -185,7 +188,7 @@ def test_swapping_a_region_s_rows_changes_the_answer_s_colour(embedded):
 def test_what_an_answer_needs_is_where_the_thing_is(embedded):
     picture = Image.new("RGB", (240, 240), "white")
     picture.paste((214, 40, 46), (30, 30, 90, 90))
-    attended = attend(embedded, ask(embedded, picture, "What colour is the square?"), 4, 0, None, 3)
+    attended = attend(embedded, ask(embedded, picture, "What colour is the square?"), max_tokens=4)
     assert attended.answer.strip() == "red"
     lost = attended.lost.sum(0)
     assert lost[1:3, 1:3].min() > 0.5 and np.abs(lost[4:]).max() < 0.01 > np.abs(lost[:, 4:]).max()
@@ -214,19 +217,28 @@ def test_maps_land_on_the_pixels_they_are_of(pair, square, shape):
     assert np.isnan(values).any() == (square == "crop" and shape[0] != shape[1])
 
 
-def test_colours_and_panels():
-    low, high = colours(np.array([0.0, 1.0]), 0, 1)
-    assert low.sum() < 20 and high.sum() > 600
-    assert (colours(np.array([-5.0, 9.0]), 0, 1) == [low, high]).all()
-    lightness = colours(np.linspace(0, 1, 50), 0, 1).astype(int) @ [299, 587, 114]
-    assert (np.diff(lightness) >= 0).all()
-    rgb = np.full((4, 6, 3), 100, np.uint8)
+def test_a_map_leaves_the_picture_its_colours():
+    rgb = np.arange(72, dtype=np.uint8).reshape(4, 6, 3)
     values = np.full((4, 6), np.nan)
-    assert (heat(rgb, values, 0, 1) == rgb).all()
-    values[1, 2] = 1.0
-    assert (heat(rgb, values, 0, 1)[1, 2] > 100).all()
-    page = panel(rgb, values, "caption", "nats", 0.1)
-    assert in_a_row([page, page]).width == 2 * page.width > 700
+    assert (heat(rgb, values, 1) == rgb).all()
+    values[1, 2], values[2, 2], values[3] = 2.0, 0.0, 1.0
+    over = heat(rgb, values, 2)
+    assert (over[[0, 2]] == rgb[[0, 2]]).all() and (over[1, [0, 1, 3, 4, 5]] == rgb[1, [0, 1, 3, 4, 5]]).all()
+    np.testing.assert_allclose(over[1, 2], 0.2 * rgb[1, 2] + 0.8 * np.array(MORE), atol=0.5)
+    np.testing.assert_allclose(over[3], 0.6 * rgb[3] + 0.4 * np.array(MORE), atol=0.5)
+
+
+def test_panels_say_their_scale_and_unit(monkeypatch):
+    said = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, at, text, **_: said.append(text))
+    rgb = np.full((4, 6, 3), 100, np.uint8)
+    maps = [panel(rgb, "a", None, SHARE), panel(rgb, "b", np.full((4, 6), 0.25), SHARE)]
+    maps.append(panel(rgb, "c", np.full((4, 6), -0.5), LOST))
+    assert said == ["a", "b", "0", "25 % of the attention", "c", "-0.5", "0.1 nats"]
+    assert in_a_row(maps).width == 3 * maps[0].width > 1000
+    end = np.asarray(maps[1])[:, 10 + 359].astype(float)
+    for ground in (255, 17):  # the end of the scale, over white and over black
+        assert (np.abs(end - (0.2 * ground + 0.8 * np.array(MORE))).max(-1) <= 0.5).sum() == 7
 
 
 class Page(HTMLParser):
@@ -289,7 +301,8 @@ def test_tokens_cannot_break_a_page(pair):
     image = model.decode_image(RGB)
     attended = Attended(
         picture=model.preprocess(image), rgb=image.rgb, prompt="<p>", answer="</pre>", pieces=("</script>", "&<"),
-        attention=np.zeros((1, 2, 16), np.float32), lost=np.zeros((2, 4, 4), np.float32), settings=model.settings,
+        layers=(0,), attention=np.zeros((1, 2, 16), np.float32), layer=0, heads=np.zeros((3, 2, 16), np.float32),
+        lost=np.zeros((2, 4, 4), np.float32), settings=model.settings,
     )  # fmt: skip
     assert "</pre>" in Page(attend_page(attended)).text
 
@@ -298,15 +311,54 @@ def test_numbers_for_machines(cli):
     found = json.loads(cli("attend", "-p", "red", "-o", "a.html", "-n", "3", "--cells", "2", "--json")[1])
     assert np.shape(found["lost_nats"]) == (len(found["tokens"]), 2, 2)
     assert np.shape(found["attention"])[1:] == (len(found["tokens"]), 4, 4)
+    layer, heads = found["layers"].index(found["heads"]["layer"]), np.array(found["heads"]["attention"])
+    assert len(heads) > 1 and np.allclose(heads.mean(0), found["attention"][layer], atol=1e-6)
+    share = np.array(found["attention"]).sum((1, 2, 3))
+    assert layer == share.argmax()
     found = json.loads(cli("lens", "-p", "red", "-o", "l.html", "-n", "2", "--top", "3", "--json")[1])
     assert np.shape(found["tokens"]) == (len(found["layers"]), len(found["token_ids"]), 3)
     assert {str(token) for token in np.ravel(found["tokens"])} <= set(found["names"])
 
 
 def test_a_png(cli, folder):
-    assert cli("attend", "-p", "red", "-o", "a.png", "-n", "3")[0] == 0
-    with Image.open(folder / "a.png") as picture:
-        assert picture.format == "PNG" and picture.width > 700
+    shown = {}
+    for name, chosen in {"all": (), "layer": ("--layer", "1"), "head": ("--layer", "1", "--head", "0")}.items():
+        assert cli("attend", "-p", "red", "-o", f"{name}.png", "-n", "3", "--cells", "1", *chosen)[0] == 0
+        with Image.open(folder / f"{name}.png") as picture:
+            assert picture.format == "PNG" and picture.width > 1000
+            shown[name] = picture.tobytes()
+    assert len(set(shown.values())) == 3
+
+
+def test_a_layer_and_a_head_are_chosen(cli, folder):
+    found = json.loads(
+        cli("attend", "-p", "red", "-o", "h.html", "--cells", "1", "--layer", "0", "--head", "1", "--json")[1]
+    )
+    assert found["heads"]["layer"] == 0
+    data = json.loads(re.search(r"^const data = (.*);$", (folder / "h.html").read_text(), re.MULTILINE)[1])
+    assert (data["layer"], data["head"], data["begin"]) == (0, 1, 0)
+    assert np.allclose(data["heads"], found["heads"]["attention"], atol=1e-5)
+    for chosen, words in (
+        (("--layer", "3"), "--layer: 3: expected one of 0, 1"),
+        (("--layer", "-1"), "--layer: -1: expected one of 0, 1"),
+        (("--layer", "0", "--head", "4"), "--head: 4: expected 0 to 3"),
+        (("--head", "0"), "--head: 0: expected --layer too"),
+    ):
+        status, _, error = cli("attend", "-p", "red", "-o", "h.html", *chosen)
+        assert status == 2 and words in error
+
+
+def test_a_head_is_the_trace_s(pair):
+    model = llava_ref.load(*pair, backend="numpy")
+    request = model.raw_request("<image>red", [RGB])
+    answer = [5, 6, 7]
+    heads, mean = (one(model, request, answer) for one in (partial(heads_to_picture, layer=1), attention_to_picture))
+    with model.trace("blk.1.kq_soft_max") as trace:
+        model.forward([*model.parts(request), answer[:-1]])
+    first, positions = len(request.token_ids) - 1, picture_positions(request)
+    wanted = trace["blk.1.kq_soft_max"][:, first : first + 3][..., positions]
+    np.testing.assert_array_equal(heads, wanted)
+    np.testing.assert_allclose(mean[1], wanted.mean(0), rtol=1e-6)
 
 
 def test_the_patching_page(embedded, tmp_path, capsys):
