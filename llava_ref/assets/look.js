@@ -50,8 +50,8 @@ export function forget() {
 }
 
 function place() {
-  const under = narrow.matches && shown;
-  (under ? shown.item : document.querySelector("main")).append(by("look"));
+  const under = narrow.matches && shown, home = under ? shown.item : document.querySelector("main");
+  if (by("look").parentElement !== home) home.append(by("look")); // moving it would take the focus
   by("look").hidden = !shown;
   by("nolook").hidden = Boolean(shown) && !under;
 }

@@ -171,4 +171,4 @@ def test_which_of_several_pictures_a_map_is_of(page):
     ask(page, "Describe the pictures.")
     page.click(".word")
     page.until("!document.getElementById('look').hidden")
-    assert read(page, "#sizes").startswith("“caption.png”, the last of 2 pictures: 240 × 240 resized to 64 × 64")
+    assert read(page, "#sizes").startswith("“caption.png”, picture 2 of 2: 240 × 240 resized to 64 × 64")
