@@ -27,6 +27,12 @@ def lines(found: Measurement, figures: dict[str, Any]) -> Iterator[str]:
     yield _noise(found)
 
 
+def agreement(figures: dict[str, Any], n: int) -> tuple[str, bool]:
+    """Say how many of llama.cpp's `n` likeliest tokens were this project's, and whether all were."""
+    same = figures["reference"]["same_tokens"]
+    return f"llama.cpp: the likeliest token was this project's {same} times of {n}", same == n
+
+
 def _alone(own: Timed) -> Iterator[str]:
     yield f"{'stage':12}{'median':>10}                {'least .. most':>20}  processors"
     for stage, seconds, n in _stages(own):
@@ -64,7 +70,6 @@ def _reference(other: Timed, figures: dict[str, Any]) -> Iterator[str]:
     yield f"llama.cpp: {_megabytes(other)} at most; first pass {other.first_pass_s:.3g} s"
     if figures["encode_s"] is not None and figures["quirks"].get("vit_layers") == "stored":
         yield "encode: without clip.vision.feature_layer llama.cpp runs a block less: so does --profile llama.cpp"
-    yield f"llama.cpp: the likeliest token was this project's {about['same_tokens']} times of {other.workload.n_gen}"
 
 
 def _megabytes(timed: Timed) -> str:

@@ -17,16 +17,9 @@ SHOWN = 15  # rows of a table of tensors; --json and --report have all
 
 
 def lines(r: QualityReport) -> list[str]:
-    """Write the whole report: tensors, layers, cases, ranking, verdict."""
-    pages = [
-        _tensors(r),
-        _layers(r),
-        _cases(r),
-        _ranking(r),
-        _raised(r),
-        ["verdict", *(f"  {line}" for line in verdict(r))],
-    ]
-    return [line for page in pages if page for line in [*page, ""]][:-1]
+    """Write the tables of the report: tensors, layers, cases, ranking. `headline` and `verdict` sum them up."""
+    pages = [_tensors(r), _layers(r), _cases(r), _ranking(r), _raised(r)]
+    return [line for page in pages if page for line in [*page, ""]]
 
 
 def headline(r: QualityReport) -> str:

@@ -10,14 +10,14 @@ from ..benchmark.llama_cpp.library import VARIABLE
 from ..benchmark.llama_cpp.process import LlamaProcess
 from ..benchmark.machine import CudaDevice, Host, Machine
 from ..benchmark.measurement import measure
-from ..benchmark.table import lines
+from ..benchmark.table import agreement, lines
 from ..benchmark.workload import Workload
 from ..errors import ParameterError
 from ..model import Llava
 from ..ops import get_ops
 from ..ops.threads import blas, processors
 from . import options
-from .output import note, print_json
+from .output import note, print_json, verdict
 from .parser import Example, Parser
 
 PICTURES = Path(__file__).parents[1] / "assets" / "pictures"
@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
         print_json(figures)
     else:
         print(*lines(found, figures), sep="\n")
+        if reference is not None:
+            print(verdict(*agreement(figures, workload.n_gen)))
     return 0
 
 

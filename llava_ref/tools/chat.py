@@ -13,6 +13,7 @@ from ..model import Llava
 from . import options
 from .output import explained, note, print_pieces, summary
 from .parser import Example, Parser
+from .progress import LINE
 
 HELP = "expected /image FILE, /clear or /exit"
 
@@ -69,7 +70,8 @@ class Conversation:
         request = self._model.request(turns)
         stream = self._model.answer(request, self._sampling, max_tokens=self._args.max_tokens, stop=self._args.stop)
         try:
-            print_pieces(stream)
+            with LINE.open(self._model, request=request):
+                print_pieces(stream if sys.stdout.isatty() else LINE.counted(stream))
         except KeyboardInterrupt:
             stream.close()
             print(flush=True)
@@ -84,7 +86,9 @@ class Conversation:
 def run(args: argparse.Namespace) -> int:
     """Return 0, or 2 if a line of a piped conversation was refused."""
     sampling = options.sampling(args)
-    conversation = Conversation(options.load_model(args, *options.pair(args)), args, sampling)
+    with LINE.loading():
+        model = options.load_model(args, *options.pair(args))
+    conversation = Conversation(model, args, sampling)
     for path in args.image:
         conversation.add_image(path)
     terminal = sys.stdin.isatty()

@@ -21,7 +21,7 @@ from ..profiles import PROFILES, Quirks
 from ..tokenizer.tokenizer import Tokenizer
 from . import options
 from .facts import image_pipeline, kind
-from .output import coloured, print_json
+from .output import coloured, print_json, verdict
 from .parser import Example, Parser
 
 SAMPLING = ("general.sampling.", "tokenizer.ggml.suppress_tokens")
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         for f in findings:
             line = f"{mark[f.ok]} {f.what:14} {visible(f.says)}"
             print(coloured(line, "red") if f.ok is False else line)
-        print(coloured(f"these files {'fit' if fits else 'do not fit'} each other", "green" if fits else "red"))
+        print(verdict(f"these files {'fit' if fits else 'do not fit'} each other", fits))
     return 0 if fits else 1
 
 

@@ -20,7 +20,7 @@ from ..loading import embedded
 from ..model import Llava
 from ..scenes import WAYS, fresh_asked
 from . import options
-from .output import in_colour, note, print_json, print_pieces
+from .output import in_colour, note, print_json, print_pieces, verdict
 from .parser import Example, Parser
 from .terminal import draw
 
@@ -85,7 +85,8 @@ def _show(model: Llava, folder: Path, pictures: list[dict[str, str]], as_json: b
     else:
         seconds = sum(result["timings"][stage] for result in results for stage in STAGES)
         where = f"{model.settings['backend']}, {model.settings['device']}"
-        print(f"{right} of {len(results)} right; loaded in {model.load_s:.2f} s, answered in {seconds:.2f} s ({where})")
+        total = verdict(f"{right} of {len(results)} right", right == len(results))
+        print(f"{total}; loaded in {model.load_s:.2f} s, answered in {seconds:.2f} s ({where})")
     return 0
 
 
@@ -98,8 +99,9 @@ def _present(path: Path, entry: dict[str, str], stream: Stream) -> None:
     print_pieces(stream)
     reply = stream.reply
     times = ", ".join(f"{stage.removesuffix('_s')} {1000 * (reply.timings[stage] or 0):.0f} ms" for stage in STAGES)
-    mark = "right" if reply.text.strip() == entry["answer"] else f"wrong, expected {entry['answer']}"
-    print(f"  {mark:8}  {times}\n", flush=True)
+    right = reply.text.strip() == entry["answer"]
+    mark = "right" if right else f"wrong, expected {entry['answer']}"
+    print(f"  {verdict(f'{mark:8}', right)}  {times}\n", flush=True)
 
 
 def evaluate(model: Llava, n: int, seed: int, way: str) -> tuple[Counter[str], Counter[str]]:

@@ -49,6 +49,11 @@ def coloured(text: str, colour: Literal["green", "red"]) -> str:
     return f"\x1b[{code}m{text}\x1b[0m" if in_colour() else text
 
 
+def verdict(text: str, good: bool) -> str:
+    """Colour a verdict for standard output, if that shows colours. A measured number without a bound is no verdict."""
+    return coloured(text, "green" if good else "red")
+
+
 def print_pieces(pieces: Iterable[str]) -> None:
     """Print an answer on standard output as it comes, then a line end."""
     for piece in pieces:

@@ -5,7 +5,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from ..generation.answer import Stream
 from ..generation.request import Request
@@ -34,13 +34,14 @@ class ProgressLine:
         self._began, self._last, self._task = time.monotonic(), 0.0, ""
         self._pictures = 0 if request is None else len(request.images)
         self._positions = 0 if request is None else len(request.token_ids)
-        try:
-            for model in models:
-                self.watch(model)
-            yield
-        finally:
-            self.erase()
-            self._open = False
+        with ExitStack() as watched:
+            for model in models if self._open else ():
+                watched.enter_context(model.probes.attached(self._probe(model)))
+            try:
+                yield
+            finally:
+                self.erase()
+                self._open = False
 
     @contextmanager
     def loading(self) -> Iterator[None]:
@@ -52,8 +53,11 @@ class ProgressLine:
     def watch(self, model: Llava) -> Llava:
         """Report the blocks that `model` runs from now on, while the line is open; return the model."""
         if self._open:
-            model.probes.add(Progress(Blocks.of(model.stages()), self._report))
+            model.probes.add(self._probe(model))
         return model
+
+    def _probe(self, model: Llava) -> Progress:
+        return Progress(Blocks.of(model.stages()), self._report)
 
     def step(self, text: str) -> None:
         """Say which step has been done; it stands before the blocks of the next one."""

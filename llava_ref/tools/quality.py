@@ -17,10 +17,10 @@ from ..quality import page as quality_page
 from ..quality import words as quality_words
 from ..quality.cases import QualityCase
 from ..quality.comparison import Comparison
-from ..quality.report import QualityReport, as_json, sizes
+from ..quality.report import QualityReport, as_json, same_answer, sizes
 from ..quality.siblings import FilePair
 from . import options
-from .output import check_output, note, print_json, write_text
+from .output import check_output, note, print_json, verdict, write_text
 from .parser import Example, Parser
 from .progress import LINE
 
@@ -82,9 +82,19 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"verdict": quality_words.verdict(report), "precision": report.precision} | as_json(report))
     else:
-        for line in quality_words.lines(report):
-            print(visible(line))
+        _print(report)
     return 0
+
+
+def _print(report: QualityReport) -> None:
+    """Print the tables, then the main result, coloured where answers could change, and all results in sentences."""
+    answers = [same_answer(d) for d in report.behaviour.differences if d.in_answer.any()]
+    head = visible(quality_words.headline(report))
+    for line in quality_words.lines(report):
+        print(visible(line))
+    print(verdict(head, all(answers)) if answers else head)
+    for line in quality_words.verdict(report):
+        print(visible(f"  {line}"))
 
 
 Paths = tuple[Path | None, Path | None]

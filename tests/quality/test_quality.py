@@ -370,10 +370,13 @@ def test_exchanged_tensors_leave_the_file_alone(folder):
     assert list(mixed.tensors()) == list(q4.tensors), "in the file's order"
 
 
-def test_a_terminal_gets_words_and_the_page_stands_alone(cli, folder):
+def test_a_terminal_gets_words_and_the_page_stands_alone(cli, folder, monkeypatch):
     arguments = ["-m", "planted.gguf", "--against-model", "text.gguf", *PAIR, "--report", "report.html"]
+    monkeypatch.setattr("llava_ref.tools.output.in_colour", lambda: True)
     status, out, err = cli(*arguments)
     assert status == 0 and err == "report.html: written\n"
+    same, n = re.search(r"^\x1b\[3[12]m(\d+) of (\d+) greedy answers stay the same; .*\x1b\[0m$", out, re.M).groups()
+    assert f"\x1b[{32 if same == n else 31}m{same} of" in out
     assert f"more bits: first of 2 is {BAD}" in out and re.search(rf"^{re.escape(BAD)} +Q4_0 +F32 +4\.50", out, re.M)
     assert "raising the first 1 takes" in out and "image rows: the same as the reference's" in out
     page = (folder / "report.html").read_text()

@@ -52,7 +52,10 @@ def test_demo_tells_right_from_wrong(cli, assets):
 def test_demo_draws_on_a_terminal(cli, assets, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert cli(*DEMO)[1].count("\x1b[48;2;255;0;0m▀") == 2 * 36 * 14
+    out = cli(*DEMO)[1]
+    assert out.count("\x1b[48;2;255;0;0m▀") == 2 * 36 * 14
+    for words in ("\x1b[32mright   \x1b[0m", "\x1b[31mwrong, expected b\x1b[0m", "\x1b[31m1 of 2 right\x1b[0m"):
+        assert words in out
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in cli(*DEMO)[1]
 

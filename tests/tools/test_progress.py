@@ -100,3 +100,20 @@ def test_encode(run, tmp_path):
     _, terminal = run("encode", "--image", str(PICTURES / "count.png"), "-o", str(tmp_path / "x.safetensors"))
     blocks = [f"reading picture: block {i} of 4" for i in range(1, 5)]
     assert terminal.states == ["loading the model", *blocks]
+
+
+def test_chat_shows_each_answer_from_its_beginning(run, monkeypatch):
+    lines = iter([f"/image {PICTURES / 'count.png'}", "Count.", "And again?", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    status, terminal = run("chat", output=True)
+    assert status == 0
+    first, second, third = (text.split(progress.ERASE) for text in terminal.getvalue().split("\n"))
+    said = [[text.rpartition(" · ")[0] for text in part] for part in (first, second)]
+    assert said[0][1] == "loading the model" and said[0][3:7] == [
+        f"reading picture: block {i} of 4" for i in range(1, 5)
+    ]
+    assert said[0][-2] == "reading the prompt: 74 of 74 positions" and third == [""]
+    assert said[1] == ["", *(f"reading the prompt: {n} of 87 positions" for n in (72, 77, 82, 87)), ""], (
+        "reused, said once"
+    )
+    assert first[-1].strip() and second[-1].strip(), "the answer is what is left on the line"
