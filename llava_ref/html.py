@@ -2,9 +2,7 @@
 
 import base64
 import io
-import platform
 from collections.abc import Callable, Iterable, Sequence
-from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,10 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from . import __version__, scale
+from . import scale
 from .errors import visible
 from .gguf import hashes
+from .versions import versions
 
 FOOTER = """\
 <footer>
@@ -97,8 +96,7 @@ def signed(page: str, command: str, paths: Iterable[Path | None], runs: str) -> 
     model every file. `runs`: the backend and the settings, in words."""
     digests = hashes(path for path in paths if path is not None)
     listed = [(path.name, f"{path.stat().st_size:,}", digest) for path, digest in digests.items()]
-    versions = [f"llava-ref {__version__}", f"Python {platform.python_version()}"]
-    versions += [f"{name} {metadata.version(name)}" for name in ("torch", "numpy")]
-    footer = environment().from_string(FOOTER).render(command=command, files=listed, versions=versions, runs=runs)
+    made = [f"{name} {version}" for name, version in versions().items()]
+    footer = environment().from_string(FOOTER).render(command=command, files=listed, versions=made, runs=runs)
     before, end, after = page.rpartition("</main>")
     return f"{before}{footer}{end}{after}"
