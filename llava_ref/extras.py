@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-Extra = Literal["server", "conformance", "gpu", "fast", "training"]
+Extra = Literal["server", "cluster", "conformance", "gpu", "fast", "training"]
 CHECKOUT = Path(__file__).parents[1]
 
 

@@ -69,6 +69,14 @@ def test_the_server(without, installed, capsys):
     assert capsys.readouterr().err == expected
 
 
+def test_a_cluster(without, installed, capsys, tmp_path):
+    without("ray")
+    (tmp_path / "in.jsonl").write_text("{}\n")
+    assert main(["batch", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--ray", "auto"]) == 2
+    expected = "error: --ray: the cluster extra is missing: pip install 'llava-ref[cluster]' (there is no ray)\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_a_schema(without, installed):
     without("llguidance")
     with pytest.raises(ParameterError, match=r"the server extra is missing: pip install 'llava-ref\[server\]'"):

@@ -23,6 +23,7 @@ ORDER = [  # folders, and the modules beside them; one may import from earlier r
     ["loading"],
     ["benchmark", "quality", "records", "study"],
     ["api"],
+    ["batch"],
     ["tools"],
     ["cli"],
 ]

@@ -48,6 +48,7 @@ def to_biases(value: Any) -> Any:
 
 MIN_BIAS = -100.0  # the lowest bias; llama.cpp writes it as false
 Int = Annotated[int, BeforeValidator(integral)]
+Seed = Annotated[Int, Field(ge=-(2**63), lt=2**64)]
 PositiveInt = Annotated[Int, Field(ge=1, le=NO_LIMIT)]
 Limit = Annotated[
     PositiveInt,

@@ -16,7 +16,7 @@ from ..generation.request import Request
 from ..generation.sampling import Grammar, Sampling
 from .body import parse_json
 from .errors import library_errors, refuse
-from .fields import Label, Limit, setting
+from .fields import Label, Limit, Seed, setting
 from .limits import Allowance, Limits
 from .models import LoadedModel
 from .parameters import RESPONSES
@@ -71,6 +71,7 @@ class ResponsesRequest(InputRequest):
     )
     temperature: float | None = setting("temperature", "OpenAI's default is 1")
     top_p: float | None = setting("top_p")
+    seed: Seed | None = Field(None, description="The same seed gives the same answer; the default is random.")
     text: TextOptions | None = Field(None, description="Options of the answer's text.")
     stream: bool | None = Field(None, description="Send the answer piece by piece, as server-sent events.")
     metadata: Metadata | None = Field(None, description="Up to 16 pairs of texts; they are returned.")
@@ -81,7 +82,8 @@ class ResponsesRequest(InputRequest):
 
     def sampling(self, grammar: Grammar | None) -> Sampling:
         given = {name: getattr(self, name) for name in ("temperature", "top_p") if getattr(self, name) is not None}
-        return Sampling(**given, grammar=grammar)
+        seed = None if self.seed is None else self.seed % 2**64
+        return Sampling(**given, seed=seed, grammar=grammar)
 
 
 def prepare_response(

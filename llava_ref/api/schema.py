@@ -11,7 +11,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSche
 
 from ..generation.sampling import Sampling
 from .errors import ApiError, value_at
-from .fields import SETTINGS, Biases, Ids, Int, Label, Limit, LimitOrZero, PositiveInt, Stop, TokenId, Top, setting
+from .fields import (
+    SETTINGS,
+    Biases,
+    Ids,
+    Int,
+    Label,
+    Limit,
+    LimitOrZero,
+    PositiveInt,
+    Seed,
+    Stop,
+    TokenId,
+    Top,
+    setting,
+)
 from .limits import MAX_CHOICES, MAX_PROMPTS, MAX_STOPS
 from .parameters import REQUESTS, TEXTS, ParameterTable
 from .shapes import ANSWERED_MESSAGES, MESSAGES, PROMPT_TEXT
@@ -72,7 +86,7 @@ class GenerationRequest(RequestBody):
     n: Annotated[Int, Field(ge=1, le=MAX_CHOICES)] | None = Field(
         None, description="Number of answers to generate; default 1."
     )
-    seed: Annotated[Int, Field(ge=-(2**63), lt=2**64)] | None = Field(
+    seed: Seed | None = Field(
         None, description="The same seed gives the same answer; answer i of n uses seed + i, and the default is random."
     )
     temperature: float | None = setting("temperature", "OpenAI's default is 1")

@@ -48,8 +48,9 @@ SPLIT: dict[str, Callable[[bytes], Parts]] = {
 }
 
 
-def recognise(data: bytes, where: str) -> str:
-    """Return Pillow's name of the format with these first bytes. Raises ImageError if it is none of the five."""
+def recognise(data: bytes, where: str, *, quoted: bool = True) -> str:
+    """Return Pillow's name of the format with these first bytes. Raises ImageError if it is none of the five, which
+    quotes the bytes unless the reader may not see what is in that file."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     for magic, name in MAGIC.items():
@@ -59,7 +60,8 @@ def recognise(data: bytes, where: str) -> str:
     other = next((name for name, pattern in OTHERS.items() if re.match(pattern, start, re.DOTALL)), None)
     if other:
         raise ImageError(where, "format", f"{other} is not supported, {EXPECTED}", code="unsupported_image_format")
-    problem = f"starts with {data[:12]!r}, {EXPECTED}" if data else f"no bytes, {EXPECTED}"
+    found = "no bytes" if not data else f"starts with {data[:12]!r}" if quoted else "unknown"
+    problem = f"{found}, {EXPECTED}"
     raise ImageError(where, "format", problem, code="unsupported_image_format")
 
 

@@ -75,5 +75,19 @@ def _backend(backend: str, device: str, threads: int | None, budget: int) -> Ops
     raise ParameterError("backend", repr(backend), "unknown, expected 'torch' or 'numpy'")
 
 
+def arithmetic(backend: str) -> dict[str, object]:
+    """Return what the last bits of a backend's float32 products on a processor depend on, besides their threads."""
+    if backend == "numpy":
+        from .numpy_ops import most
+
+        return {"threads": f"at most {most()}"}
+    with sleeping_openmp():
+        import torch
+
+        from .torch_ops import MOST
+
+    return {"threads": f"at most {MOST}", "instructions": torch.backends.cpu.get_cpu_capability()}
+
+
 def _no_torch(error: ImportError) -> ParameterError:
     return ParameterError("backend", "'torch'", f"{error}; 'numpy' needs no torch")

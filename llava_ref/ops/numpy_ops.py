@@ -21,6 +21,11 @@ from .weight_budget import Dequantised, WeightBudget
 F32 = np.ndarray
 
 
+def most() -> int:
+    """Return how many threads a pass may use."""
+    return min(processors(), blas()[1])
+
+
 class NumpyOps:
     """Implement `protocol.Ops` on the CPU with numpy. Nothing here imports torch."""
 
@@ -32,7 +37,7 @@ class NumpyOps:
 
     def __init__(self, threads: int | None, budget: int) -> None:
         self._budget = WeightBudget(budget)
-        self._threads, self._most = threads, min(processors(), blas()[1])
+        self._threads, self._most = threads, most()
         self._pool = ThreadPoolExecutor(threads or self._most, "product")  # has no thread before it has work
 
     def kernels(self) -> str:

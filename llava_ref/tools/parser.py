@@ -39,10 +39,11 @@ COMMAND_GROUPS = {  # each command is a module of tools/ with `EXAMPLES`, `add_a
     },
     "Serve": {
         "serve": "answer over HTTP: a page, OpenAI's routes, Nitro's",
+        "batch": "answer a file of requests, here or on many machines",
     },
 }
 COMMANDS = {name: text for group in COMMAND_GROUPS.values() for name, text in group.items()}
-PLANNED = ("batch", "apicheck")
+PLANNED = ("apicheck",)
 OPTION_GROUPS = (  # the sections of a command's help, in order
     "files",
     "question",

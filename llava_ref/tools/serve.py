@@ -8,15 +8,14 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ParameterError
 from ..extras import absent
-from ..images.decoding import MAX_IMAGES
 from ..model import Llava
 from . import options
+from .limits import add_hosts, add_limits, limits
 from .parser import Example, Parser
 
 if TYPE_CHECKING:
@@ -45,33 +44,17 @@ def add_arguments(parser: Parser) -> None:
     group.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default: 127.0.0.1, this machine only")
     group.add_argument("--port", type=int, default=3928, metavar="N", help="default: 3928; 0 takes a free one")
     group.add_argument("--api-key", metavar="KEY", help="key that every route but /health requires")
+    add_hosts(parser)
     for name, (parse, metavar, text) in REPEATABLE.items():
         text = f"{text}; repeatable"
         group.add_argument(f"--{name}", type=parse, action="append", default=[], metavar=metavar, help=text)
-    limits = parser.group("limits")
-    limits.add_argument(
-        "--strict", action="store_true", help="refuse a parameter that has no effect, instead of a warning"
-    )
-    for name, (kind, text) in LIMITS.items():
-        limits.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
+    add_limits(parser)
 
 
 REPEATABLE = {
     "allow-model-dir": (Path, "DIR", "folder that loadmodel may read"),
-    "allow-image-host": (str, "HOST", "host of image URLs, which are refused without it"),
     "allow-host": (str, "NAME", "a name that the server answers to, besides addresses and localhost"),
     "cors-origin": (str, "ORIGIN", "origin of a page that may call the server; * for all"),
-}
-LIMITS = {  # the fields of api.limits.Limits, whose defaults are stated in docs/limits.md
-    "max_body": (int, "bytes of a request (default: 64 MiB)"),
-    "max_images": (int, "pictures of a request (default and at most: 16)"),
-    "max_pixels": (int, "pixels of a request's pictures together (default: 80 million)"),
-    "max_running": (int, "requests answered at once, where they can share steps (default: 8)"),
-    "max_queue": (int, "requests that may wait (default: 16)"),
-    "read_seconds": (float, "seconds for a request's header, and for its body (default: 30)"),
-    "write_seconds": (float, "seconds until a client that stops reading is dropped (default: 30)"),
-    "ping_seconds": (float, "seconds between comments in a silent stream (default: 5)"),
-    "grace_seconds": (float, "seconds for running answers at shutdown (default: 10)"),
 }
 
 
@@ -79,21 +62,10 @@ def run(args: argparse.Namespace) -> int:
     if problem := absent("server", ["starlette", "uvicorn", "h11", "pydantic"]):
         raise ParameterError("serve", *problem.split(": ", 1))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    limits = _limits(args)
+    checked = limits(args)
     _check(args)
     with _bound(args.host, args.port) as sock:
-        return asyncio.run(_serve(args, limits, sock))
-
-
-def _limits(args: argparse.Namespace) -> "Limits":
-    from ..api.limits import Limits
-
-    given = {name: getattr(args, name) for name in LIMITS if getattr(args, name) is not None}
-    for name, value in given.items():
-        if not 0 <= value <= 2**40 or (value == 0 and name not in ("max_images", "max_queue", "grace_seconds")):
-            raise ParameterError(f"--{name.replace('_', '-')}", str(value), "expected a number above 0")
-    assert {field.name for field in fields(Limits)} == set(LIMITS)
-    return Limits(**given)
+        return asyncio.run(_serve(args, checked, sock))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -105,8 +77,6 @@ def _check(args: argparse.Namespace) -> None:
         if not folder.is_dir():
             raise ParameterError("--allow-model-dir", str(folder), "not a folder")
     _check_names(args)
-    if args.max_images is not None and args.max_images > MAX_IMAGES:
-        raise ParameterError("--max-images", str(args.max_images), f"expected at most {MAX_IMAGES}")
 
 
 def _check_names(args: argparse.Namespace) -> None:
