@@ -127,7 +127,8 @@ class Llava(Network):
             try:
                 rest = session.rewind(parts)
                 clock.cached_tokens = cached_positions(parts, clock.cached_rows, session.n_past)
-                decoder = self.tokenizer.stream(at_start=not request.continues)
+                control = sampling.grammar is not None and sampling.grammar.control
+                decoder = self.tokenizer.stream(special=control, at_start=not request.continues)
                 yield from answered(Answer(rest, sampler, decoder, stops, self.tokenizer.end_ids, limit), session)
             finally:
                 session.stop()

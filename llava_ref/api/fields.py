@@ -3,12 +3,18 @@
 from dataclasses import fields
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from ..generation.sampling import MAX_TOP, Sampling
 from .limits import MAX_STOP_LENGTH
 
 NO_LIMIT = 2**31 - 1
+
+
+class StrictModel(BaseModel):
+    """Base of all types: no type conversions, no infinity. Undeclared fields are kept, for `undeclared.check`."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, frozen=True)
 
 
 SETTINGS = {field.name: field for field in fields(Sampling) if field.metadata}

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..generation.answer import Stream, Turn
+from ..generation.calling import CallArguments, CallBegun, CallReader, Said
 from ..generation.pieces import AnswerPieces, Piece
 from ..generation.request import Reply, Request, Step
 from ..generation.scores import Score, each_score
 from ..generation.session import ROWS
 from ..model import Llava
 from ..tokenizer.tokenizer import Tokenizer
+from .calling import Calling
 
 MIN_LOGPROB = -9999.0  # OpenAI's value for "very unlikely"; JSON has no infinity
 
@@ -106,20 +108,20 @@ def _position_entry(tokenizer: Tokenizer, s: Score) -> dict[str, Any]:
 
 
 def chat_chunks(
-    streams: Sequence[Stream], head: ResponseHead, tokenizer: Tokenizer, include_usage: bool
+    streams: Sequence[Stream], head: ResponseHead, tokenizer: Tokenizer, calling: Calling, include_usage: bool
 ) -> Iterator[dict[str, Any] | Turn]:
     """Yield the chunks of a streamed chat: all chunks of the first answer, then those of the next."""
     common = head.fields() | ({"usage": None} if include_usage else {})
     for index, stream in enumerate(streams):
         yield common | _delta(index, {"role": "assistant", "content": "", "refusal": None})
-        for piece in answer_pieces(stream, tokenizer):
+        reader = calling.reader()
+        for piece in said_pieces(stream, tokenizer, reader):
             if isinstance(piece, Turn):
                 yield piece
                 continue
-            text, pieces = piece
-            yield common | _delta(index, {"content": text}, logprobs(tokenizer, pieces))
-        reply = stream.reply
-        yield common | _delta(index, {}, finish=reply.finish_reason) | extras(head, reply)
+            said, pieces = piece
+            yield common | _delta(index, _said_delta(said), logprobs(tokenizer, pieces))
+        yield common | _delta(index, {}, finish=_finish_reason(stream, reader)) | extras(head, stream.reply)
     if include_usage:
         yield head.fields() | {"choices": [], "usage": usage([stream.reply for stream in streams])}
 
@@ -133,6 +135,39 @@ def _delta(
     index: int, delta: dict[str, Any], scores: dict[str, Any] | None = None, finish: str | None = None
 ) -> dict[str, Any]:
     return {"choices": [{"index": index, "delta": delta, "logprobs": scores, "finish_reason": finish}]}
+
+
+def _said_delta(said: Said) -> dict[str, Any]:
+    if isinstance(said, CallBegun):
+        return {"tool_calls": [{"index": said.index, **_call(said.call.id, said.call.name, "")}]}
+    if isinstance(said, CallArguments):
+        return {"tool_calls": [{"index": said.index, "function": {"arguments": said.text}}]}
+    return {"content": said}
+
+
+def _call(id: str, name: str, arguments: str) -> dict[str, Any]:
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _finish_reason(stream: Stream, reader: CallReader) -> str | None:
+    """Return why an answer ended: "stop" and not "tool_calls" if a stop string cut the arguments of a call."""
+    reason = stream.reply.finish_reason
+    return "tool_calls" if reader.called and reason == "stop" else reason
+
+
+def said_pieces(
+    stream: Stream, tokenizer: Tokenizer, reader: CallReader
+) -> Iterator[tuple[Said, Sequence[Piece]] | Turn]:
+    """Yield an answer while it is generated: words and calls, words with their tokens as `answer_pieces`."""
+    for piece in answer_pieces(stream, tokenizer):
+        if isinstance(piece, Turn):
+            yield piece
+            continue
+        said = reader.push(piece[0]) or ([""] if piece[1] else [])
+        yield from ((one, piece[1]) for one in said)
+        if not said:
+            yield Turn.TOKEN
+    yield from ((one, ()) for one in reader.flush())
 
 
 def answer_pieces(stream: Stream, tokenizer: Tokenizer) -> Iterator[tuple[str, list[Piece]] | Turn]:
@@ -163,17 +198,25 @@ def extras(head: ResponseHead, reply: Reply | None) -> dict[str, Any]:
 
 
 def chat_reply(
-    streams: Sequence[Stream], head: ResponseHead, tokenizer: Tokenizer
+    streams: Sequence[Stream], head: ResponseHead, tokenizer: Tokenizer, calling: Calling
 ) -> Generator[Turn, None, dict[str, Any]]:
     """Run all streams to their end, turn by turn, and return the answers as one object."""
     choices = []
     for index, stream in enumerate(streams):
         pieces: list[Piece] = []
-        for piece in answer_pieces(stream, tokenizer):
+        reader = calling.reader()
+        for piece in said_pieces(stream, tokenizer, reader):
             pieces += [] if isinstance(piece, Turn) else piece[1]
             yield piece if isinstance(piece, Turn) else Turn.TOKEN
-        message = {"role": "assistant", "content": stream.reply.text, "refusal": None}
-        choice = {"index": index, "message": message, "logprobs": logprobs(tokenizer, pieces)}
-        choices.append(choice | {"finish_reason": stream.reply.finish_reason})
+        choice = {"index": index, "message": _message(reader), "logprobs": logprobs(tokenizer, pieces)}
+        choices.append(choice | {"finish_reason": _finish_reason(stream, reader)})
     replies = [stream.reply for stream in streams]
     return head.fields() | {"choices": choices, "usage": usage(replies)} | extras(head, replies[0])
+
+
+def _message(reader: CallReader) -> dict[str, Any]:
+    """Return the message that an answer is; without words its content is null if it calls functions."""
+    if not reader.calls:
+        return {"role": "assistant", "content": reader.text, "refusal": None}
+    calls = [_call(call.id, call.name, call.arguments) for call in reader.calls]
+    return {"role": "assistant", "content": reader.text or None, "refusal": None, "tool_calls": calls}

@@ -42,6 +42,11 @@ class LoadedModel:
     stops: tuple[str, ...] = ()
 
     @property
+    def template(self) -> ChatTemplate:
+        """Return the chat template in use."""
+        return self.prompts or self.model.template
+
+    @property
     def name(self) -> str:
         return printable(self.pair[0].stem, 200)
 

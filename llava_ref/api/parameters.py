@@ -188,6 +188,8 @@ REFUSED: Defaults = {
 }
 
 INSTEAD = {  # what error messages and warnings suggest
+    "functions": "tools",
+    "function_call": "tool_choice",
     "messages": "/v1/chat/completions",
     "prompt": "messages",
     "input": "messages",

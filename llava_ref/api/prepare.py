@@ -18,11 +18,11 @@ from ..chat.rendering import Prompt
 from ..errors import ImageError, PromptError, printable
 from ..generation.answer import Stream, Turn
 from ..generation.request import Request
-from ..generation.sampling import Grammar
 from ..model import Llava
 from ..tokenizer.quote import Quote
 from . import completions, handler
 from .body import parse_json
+from .calling import Calling, decide
 from .errors import library_errors, refuse
 from .handler import ResponseHead
 from .limits import Allowance, Limits
@@ -63,19 +63,19 @@ def chat(
         pixels = reserve_pixels(messages, limits, pixel_allowance)
         on_error.callback(pixel_allowance.give_back, pixels)
         end = prompt_end(params, messages)
-        request = chat_request(loaded, end.messages, add=end.add, continues=end.continues)
-        grammar = _grammar(loaded, params)
-        streams = tuple(_answer(loaded, request, params, grammar, i) for i in range(params.n_choices))
+        calling = decide(loaded, params.asked_calls, params.wanted)
+        request = chat_request(loaded, end.messages, calling, add=end.add, continues=end.continues)
+        streams = tuple(_answer(loaded, request, params, calling, i) for i in range(params.n_choices))
         on_error.pop_all()
-    warnings += message_warnings(params.messages, strict=strict) + end.warnings
+    warnings += message_warnings(params.messages, strict=strict) + end.warnings + calling.warnings
     head, model = _head(loaded, params, "chat.completion", warnings), loaded.model
 
     def work() -> Items:
         if params.stream:
-            yield from handler.chat_chunks(streams, head, model.tokenizer, params.include_usage)
+            yield from handler.chat_chunks(streams, head, model.tokenizer, calling, params.include_usage)
         else:
             scores = yield from _prompt_scores(model, request, params.prompt_logprobs)
-            reply = yield from handler.chat_reply(streams, head, model.tokenizer)
+            reply = yield from handler.chat_reply(streams, head, model.tokenizer, calling)
             yield reply | scores
 
     progress = None
@@ -101,6 +101,9 @@ def _check_combinations(params: ChatRequest) -> None:
     if params.return_progress and not params.stream:
         raise refuse("return_progress", "return_progress: requires stream: true")
     _check_stream(params)
+    params.asked_calls.check("tool_choice.function.name")
+    if params.logprobs and params.tools and params.tool_choice != "none":
+        raise refuse("logprobs", "logprobs: not possible with tools", "unsupported_value")
     form = params.response_format
     if form is None:
         return
@@ -139,6 +142,9 @@ def prompt_end(params: ChatRequest, messages: list[Message]) -> PromptEnd:
     its own message with another. vLLM begins a new message unless it is told to continue."""
     add, continues = params.add_generation_prompt, params.continue_final_message
     *before, last = messages
+    if last.calls:
+        where = f"messages[{len(before)}].tool_calls"
+        raise refuse(where, f"{where}: expected messages of role tool with the results next")
     if add is not None or continues is not None or last.role != "assistant":
         return PromptEnd(messages, not continues if add is None else add, bool(continues))
     if before and not any(isinstance(part, TextPart) and part.text.strip() for part in last.parts):
@@ -168,22 +174,21 @@ def reserve_pixels(messages: list[Message], limits: Limits, pixel_allowance: All
     return total
 
 
-def chat_request(loaded: LoadedModel, messages: list[Message], *, add: bool = True, continues: bool = False) -> Request:
-    return loaded.model.prompts.conversation(messages, loaded.prompts, add=add, continues=continues)
+def chat_request(
+    loaded: LoadedModel,
+    messages: list[Message],
+    calling: Calling = Calling(),  # noqa: B008
+    *,
+    add: bool = True,
+    continues: bool = False,
+) -> Request:
+    prompts = loaded.model.prompts
+    return prompts.conversation(messages, loaded.prompts, add=add, continues=continues, tools=calling.tools)
 
 
-def _grammar(loaded: LoadedModel, params: ChatRequest) -> Grammar | None:
-    form = params.response_format
-    if form is None or form.type == "text":
-        return None
-    if form.json_schema is not None:
-        return loaded.grammars.grammar(form.json_schema.schema_, "response_format.json_schema")
-    return loaded.grammars.grammar(form.schema_, "response_format")
-
-
-def _answer(loaded: LoadedModel, request: Request, params: ChatRequest, grammar: Grammar | None, choice: int) -> Stream:
+def _answer(loaded: LoadedModel, request: Request, params: ChatRequest, calling: Calling, choice: int) -> Stream:
     top = (params.top_logprobs or 0) if params.logprobs else None
-    sampling = replace(params.sampling(choice, top), grammar=grammar)
+    sampling = replace(params.sampling(choice, top), grammar=calling.grammar)
     return loaded.model.answer(request, sampling, max_tokens=params.limit, stop=[*params.stops, *loaded.stops])
 
 

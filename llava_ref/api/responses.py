@@ -16,13 +16,13 @@ from ..generation.request import Request
 from ..generation.sampling import Grammar, Sampling
 from .body import parse_json
 from .errors import library_errors, refuse
-from .fields import Label, Limit, Seed, setting
+from .fields import Label, Limit, Seed, StrictModel, setting
 from .limits import Allowance, Limits
 from .models import LoadedModel
 from .parameters import RESPONSES
 from .prepare import Prepared, chat_request, message_warnings, reserve_pixels
 from .response_events import AnswerEvents, ResponseEvents
-from .schema import RequestBody, StrictModel, parse
+from .schema import RequestBody, parse
 from .shapes import INPUT
 from .worker import Items
 

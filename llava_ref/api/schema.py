@@ -7,9 +7,10 @@ name whether it is accepted silently, warned of or refused. JSON null means the 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import ConfigDict, Field, ValidationError, WithJsonSchema
 
 from ..generation.sampling import Sampling
+from .calling import PARALLEL, TOOL_CHOICE, TOOLS, AskedCalls, ChatTools, ChosenTool, Mode, Wanted
 from .errors import ApiError, value_at
 from .fields import (
     SETTINGS,
@@ -22,6 +23,7 @@ from .fields import (
     PositiveInt,
     Seed,
     Stop,
+    StrictModel,
     TokenId,
     Top,
     setting,
@@ -30,12 +32,6 @@ from .limits import MAX_CHOICES, MAX_PROMPTS, MAX_STOPS
 from .parameters import REQUESTS, TEXTS, ParameterTable
 from .shapes import ANSWERED_MESSAGES, MESSAGES, PROMPT_TEXT
 from .undeclared import check, describe
-
-
-class StrictModel(BaseModel):
-    """Base of all types: no type conversions, no infinity. Undeclared fields are kept, for `undeclared.check`."""
-
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, frozen=True)
 
 
 class RequestBody(StrictModel):
@@ -151,10 +147,32 @@ class ChatRequest(GenerationRequest):
         description="Send chunks without text, with the field prompt_progress, until the answer begins; requires "
         "stream.",
     )
+    tools: ChatTools | None = Field(None, description=TOOLS)
+    tool_choice: Mode | ChosenTool | None = Field(None, description=TOOL_CHOICE)
+    parallel_tool_calls: bool | None = Field(None, description=PARALLEL)
 
     @property
     def limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def wanted(self) -> Wanted | None:
+        """Return the JSON Schema of the answer; None for text."""
+        form = self.response_format
+        if form is None or form.type == "text":
+            return None
+        if form.json_schema is not None:
+            return form.json_schema.schema_, "response_format.json_schema"
+        return form.schema_, "response_format"
+
+    @property
+    def asked_calls(self) -> AskedCalls:
+        tools = tuple(tool.function.tool(f"tools[{i}].function") for i, tool in enumerate(self.tools or []))
+        choice = self.tool_choice or "auto"
+        several = self.parallel_tool_calls is not False
+        if isinstance(choice, ChosenTool):
+            return AskedCalls(tools, "required", choice.function.name, several)
+        return AskedCalls(tools, choice, several=several)
 
 
 class LookRequest(RequestBody):

@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import WithJsonSchema
 
+from ..chat.calls import MAX_CALLS, NAME
 from ..chat.messages import MAX_MESSAGES
 
 _TEXT = {
@@ -45,17 +46,43 @@ _REQUEST_MESSAGE = {
     },
     "required": ["role", "content"],
 }
+_CALL = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string", "minLength": 1, "maxLength": 1024},
+        "type": {"const": "function"},
+        "function": {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "pattern": f"^{NAME.pattern}$"},
+                "arguments": {"type": "string", "description": "A JSON object."},
+            },
+            "required": ["name", "arguments"],
+        },
+    },
+    "required": ["id", "function"],
+}
 _ANSWER_MESSAGE = {
     "type": "object",
     "properties": {
         "role": {"const": "assistant"},
         "content": {"anyOf": [{"type": "string"}, _PARTS, {"type": "null"}]},
+        "tool_calls": {"anyOf": [{"type": "array", "items": _CALL, "maxItems": MAX_CALLS}, {"type": "null"}]},
     },
     "required": ["role"],
 }
+_RESULT_MESSAGE = {
+    "type": "object",
+    "properties": {
+        "role": {"const": "tool"},
+        "tool_call_id": {"type": "string", "description": "The id of a call of an earlier message."},
+        "content": {"anyOf": [{"type": "string"}, _PARTS | {"minItems": 1}]},
+    },
+    "required": ["role", "tool_call_id", "content"],
+}
 MESSAGES: dict[str, Any] = {
     "type": "array",
-    "items": {"anyOf": [_REQUEST_MESSAGE, _ANSWER_MESSAGE]},
+    "items": {"anyOf": [_REQUEST_MESSAGE, _ANSWER_MESSAGE, _RESULT_MESSAGE]},
     "minItems": 1,
     "maxItems": MAX_MESSAGES,
     "description": "The conversation; each message may mix texts and pictures in any order.",

@@ -1,6 +1,7 @@
 """Checks parameters that a request's type does not declare against the tables in `parameters`."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from .errors import ApiError, refuse
 from .parameters import INSTEAD, ParameterTable
 
 MAX_WARNINGS = 20
+INDEX = re.compile(r"\[\d+\]")  # which the tables leave out
 
 
 def describe(table: ParameterTable, schema: dict[str, Any]) -> None:
@@ -29,9 +31,10 @@ def check(params: BaseModel, table: ParameterTable, *, strict: bool) -> tuple[st
     Raises ApiError 400 for a refused parameter, and if `strict` for one that would be warned of."""
     warnings = []
     for path, value in _undeclared(params):
-        refused = path in table.refused
-        values = table.refused[path] if refused else table.warned.get(path, ())
-        if value is None or path in table.silent or any(_equal(value, default) for default in values):
+        name = INDEX.sub("", path)
+        refused = name in table.refused
+        values = table.refused[name] if refused else table.warned.get(name, ())
+        if value is None or name in table.silent or any(_equal(value, default) for default in values):
             continue
         if refused or strict:
             raise _refusal(path, values)
@@ -55,9 +58,12 @@ def _undeclared(params: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]
     for name, value in (params.model_extra or {}).items():
         yield prefix + name, value
     for name, field in type(params).model_fields.items():
-        value = getattr(params, name)
+        value, path = getattr(params, name), f"{prefix}{field.alias or name}"
         if isinstance(value, BaseModel):
-            yield from _undeclared(value, f"{prefix}{field.alias or name}.")
+            yield from _undeclared(value, f"{path}.")
+        for i, item in enumerate(value if isinstance(value, list) else ()):
+            if isinstance(item, BaseModel):
+                yield from _undeclared(item, f"{path}[{i}].")
 
 
 def _refusal(path: str, values: tuple[Any, ...]) -> ApiError:

@@ -18,17 +18,21 @@ from PIL import Image
 
 from ..errors import PromptError
 from ..images.decoding import MAX_IMAGES
+from .calls import ToolCall, find_call, parse_calls
 from .sources import Url, decode_source
 
 MAX_MESSAGES = 1024
 ImageSource = bytes | str | Path | Image.Image | np.ndarray
-Role = Literal["system", "user", "assistant"]
-ROLES: Mapping[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+Role = Literal["system", "user", "assistant", "tool"]
+ROLES: Mapping[str, Role] = {
+    "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
+}  # fmt: skip
 TEXT_TYPES = ("text", "input_text", "output_text")
 IMAGE_TYPES = ("image_url", "input_image", "image")
 IMAGE_KEYS = ("image_url", "image", "url", "path", "base64", "source")
 HINTS = ("type", "detail", "cache_control")  # keys that change neither text nor pictures
 MESSAGE_KEYS = ("role", "content", "prefix", *HINTS)  # prefix asks to continue this message, which happens anyway
+ROLE_KEYS = {"assistant": ("tool_calls",), "tool": ("tool_call_id", "name")}  # a result has the name of its call
 # keys with text, pictures or the like: ignoring one would change the conversation
 CALLS = ("tool_calls", "tool_call_id", "function_call")
 CONTENT_KEYS = (*CALLS, "audio", "input_audio", "video", "video_url", "file", "file_id", "images", "text", *IMAGE_KEYS)
@@ -60,6 +64,10 @@ class Message:
     parts: tuple[TextPart | ImagePart, ...]
     listed: bool = False
     """Whether the content was written as a list: a template may treat a list of one text otherwise than a string."""
+    calls: tuple[ToolCall, ...] = ()
+    """The functions that a message of the assistant calls."""
+    result_of: ToolCall | None = None
+    """The call whose result a message of a tool is."""
 
 
 ReadPicture = Callable[[Mapping[str, Any], str], ImagePart]
@@ -100,28 +108,42 @@ def _parse(messages: object, where: str, read: ReadPicture) -> list[Message]:
         raise PromptError(where, "type", f"expected a list of messages, got {type(messages).__name__}")
     if not 1 <= len(messages) <= MAX_MESSAGES:
         raise PromptError(where, "length", f"{len(messages)} messages, expected 1 to {MAX_MESSAGES}")
-    parsed = [_message(message, f"{where}[{i}]", read) for i, message in enumerate(messages)]
+    parsed: list[Message] = []
+    calls: list[ToolCall] = []
+    for i, message in enumerate(messages):
+        parsed.append(_message(message, f"{where}[{i}]", read, calls))
+        calls += parsed[-1].calls
     pictures = [part for message in parsed for part in message.parts if isinstance(part, ImagePart)]
     if len(pictures) > MAX_IMAGES:
         raise PromptError(pictures[MAX_IMAGES].where, "image", f"{len(pictures)} images, expected at most {MAX_IMAGES}")
     return parsed
 
 
-def _message(message: object, where: str, read: ReadPicture) -> Message:
-    """Parse one message."""
+def _message(message: object, where: str, read: ReadPicture, calls: Sequence[ToolCall]) -> Message:
+    """Parse one message; `calls` are those of the messages before it."""
     if isinstance(message, Message):
         return message
     if not isinstance(message, Mapping):
         raise PromptError(where, "type", f"expected an object with 'role' and 'content', got {type(message).__name__}")
     name = message.get("role")
-    if name in ("tool", "function"):
-        raise PromptError(where, "role", f"{name!r}: messages from tools are not supported")
+    if name == "function":
+        raise PromptError(where, "role", "'function' is not supported, expected 'tool' with a tool_call_id")
     if not isinstance(name, str) or name not in ROLES:
         raise PromptError(where, "role", f"{name!r} is unknown, expected one of {', '.join(ROLES)}")
-    _refuse_content(message, MESSAGE_KEYS, where)
-    content = message.get("content")
-    parts = _content(content, ROLES[name], f"{where}.content", read)
-    return Message(ROLES[name], parts, isinstance(content, list | tuple))
+    _refuse_content(message, _known_keys(message), where)
+    content, role, listed = message.get("content"), ROLES[name], isinstance(message.get("content"), list | tuple)
+    parts = _content(content, role, f"{where}.content", read)
+    if role == "tool":
+        found = find_call(message.get("tool_call_id"), calls, f"{where}.tool_call_id")
+        return Message(role, parts, listed, result_of=found)
+    made = parse_calls(message.get("tool_calls"), f"{where}.tool_calls") if role == "assistant" else ()
+    return Message(role, parts, listed, made)
+
+
+def _known_keys(message: Mapping[str, Any]) -> Sequence[str]:
+    """Return the keys of a message that have an effect."""
+    role = message.get("role")
+    return (*MESSAGE_KEYS, *(ROLE_KEYS.get(role, ()) if isinstance(role, str) else ()))
 
 
 def _content(content: object, role: Role, where: str, read: ReadPicture) -> tuple[TextPart | ImagePart, ...]:
@@ -228,7 +250,7 @@ def _objects(messages: object, where: str) -> Iterator[tuple[str, Mapping[str, A
     for i, message in enumerate(messages if isinstance(messages, list | tuple) else ()):
         if not isinstance(message, Mapping):
             continue
-        yield f"{where}[{i}]", message, MESSAGE_KEYS
+        yield f"{where}[{i}]", message, _known_keys(message)
         content = message.get("content")
         for j, part in enumerate(content if isinstance(content, list | tuple) else ()):
             if not isinstance(part, Mapping):

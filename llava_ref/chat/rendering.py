@@ -14,12 +14,15 @@ import re
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ..profiles import ImageOrder
 from ..tokenizer.quote import IMAGE, Quote
 from ..tokenizer.tokenizer import Tokenizer
 from . import sandbox
+from .call_form import CallForm, described, find_form
+from .calls import Tool
 from .forms import TAG, MarkedConversation
 from .losses import Event, loss
 from .messages import ImagePart, Message, parse_messages, parse_slots
@@ -27,7 +30,7 @@ from .sandboxed.child import runs
 from .sandboxed.marked import FIRST, STRUCTURE, UNKNOWN, Marked, plain
 from .templates import TEMPLATES, ChatTemplate, choose_template
 
-__all__ = ["ChatTemplate", "Prompt", "choose_template", "parse_messages", "render", "render_prompt"]
+__all__ = ["ChatTemplate", "Prompt", "call_form", "choose_template", "parse_messages", "render", "render_prompt"]
 
 OTHER_SLOTS = (  # of other models' templates; a slot that is part of another stands behind it
     "<|image|>", "<start_of_image>", "[IMG]", "<|vision_start|><|image_pad|><|vision_end|>", "<|image_pad|>",
@@ -81,12 +84,39 @@ def render_prompt(
     image_order: ImageOrder,
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
+    tools: Sequence[Tool] = (),
 ) -> Prompt:
-    """Render the prompt of a model, for `chat.chunks.chunks`. Raises the errors of `render`."""
-    bos, eos = (None if i is None else tokenizer.text_of(i) for i in (tokenizer.bos_id, tokenizer.eos_id))
-    values = {"bos_token": bos or "", "eos_token": eos or "", "add_generation_prompt": add_generation_prompt}
-    conversation = MarkedConversation.of(messages, image_order, continue_final_message, add_generation_prompt)
+    """Render the prompt of a model, for `chat.chunks.chunks`. Raises the errors of `render`.
+
+    `tools`, and the calls and results in `messages`, are written as `call_form` says."""
+    if tools or any(message.calls or message.result_of for message in messages):
+        form = call_form(template, tokenizer)
+        if form.place != "template":
+            messages, tools = described(messages, tools, form), ()
+    conversation = MarkedConversation.of(messages, image_order, continue_final_message, add_generation_prompt, tools)
+    values = _special_texts(tokenizer) | {"add_generation_prompt": add_generation_prompt}
     return _render(conversation, template, values, tokenizer.control_texts)
+
+
+def call_form(template: ChatTemplate, tokenizer: Tokenizer) -> CallForm:
+    """Return how calls of functions are written for a model. The first time, its template renders an example."""
+    ends = tuple(tokenizer.text_of(i) for i in sorted(tokenizer.end_ids))
+    return _call_form(template, tuple(_special_texts(tokenizer).items()), ends)
+
+
+@lru_cache(16)
+def _call_form(template: ChatTemplate, special: tuple[tuple[str, str], ...], ends: tuple[str, ...]) -> CallForm:
+    def shown(messages: Sequence[Message], tools: Sequence[Tool], begins: bool) -> str:
+        values = dict(special) | {"add_generation_prompt": begins}
+        return _render(MarkedConversation.of(messages, "given", False, begins, tools), template, values, ()).shown
+
+    return find_form(shown, ends)
+
+
+def _special_texts(tokenizer: Tokenizer) -> dict[str, str]:
+    """Return the texts of BOS and EOS as templates know them."""
+    bos, eos = (None if i is None else tokenizer.text_of(i) for i in (tokenizer.bos_id, tokenizer.eos_id))
+    return {"bos_token": bos or "", "eos_token": eos or ""}
 
 
 def _render(
@@ -136,7 +166,8 @@ def _prompt(text: Marked, conversation: MarkedConversation, control_texts: Seque
     quote = Quote.over([text], special)
     quoted = _quoted(text, quote)
     slot = next((slot for slot in (IMAGE, *OTHER_SLOTS) if slot in quoted), IMAGE)
-    wrong = loss(_events(text, quoted, slot), conversation.expected(), conversation.order, conversation.paths)
+    events = [event for event in _events(text, quoted, slot) if event is None or event in conversation.paths]
+    wrong = loss(events, conversation.expected(), conversation.order, conversation.paths)
     if wrong is not None and wrong[0] and UNKNOWN in text._marks:
         wrong = wrong[0], f"{wrong[1]}, or changes it in a way that cannot be tracked"
     wrong = wrong or _untracked(text, special)

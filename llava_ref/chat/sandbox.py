@@ -86,6 +86,8 @@ def _packed(value: Any) -> Any:
     if isinstance(value, Marked):
         return child.pack(value)
     if isinstance(value, Mapping):
+        if any(isinstance(key, Marked) for key in value):
+            return {"pairs": [[_packed(key), _packed(x)] for key, x in value.items()]}
         return {key: _packed(x) for key, x in value.items()}
     return [_packed(x) for x in value] if isinstance(value, list) else value
 
@@ -94,8 +96,9 @@ def _text_bytes(value: Any) -> int:
     """Count the UTF-8 bytes of the marked texts in a context."""
     if isinstance(value, Marked):
         return len(plain(value).encode("utf-8", "surrogatepass"))
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return sum(map(_text_bytes, items))
+    if isinstance(value, Mapping):
+        return sum(_text_bytes(x) for pair in value.items() for x in pair)
+    return sum(map(_text_bytes, value)) if isinstance(value, list) else 0
 
 
 def _receive(line: bytes, process: "subprocess.Popen[bytes]") -> Rendering:

@@ -5,14 +5,18 @@ llguidance (the `server` extra) says which tokens may come next; this file tells
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ..chat.call_form import CallForm
+from ..chat.calls import Tool
 from ..errors import ParameterError
 from ..extras import missing
 from ..tokenizer.tokenizer import Tokenizer
+from .call_grammar import MAX_SCHEMAS, CallSource
+from .sampling import WantedAnswer, WantedFunction
 from .schemas import TooManyBranches, closed
 
 WHERE = "response_format.json_schema"
@@ -33,40 +37,90 @@ class JsonGrammars:
         self._tokens: Any = None
         self._signs: dict[str, list[int]] = {}
 
-    def grammar(self, schema: Mapping[str, Any] | None = None, where: str = WHERE) -> "JsonGrammar":
+    def grammar(
+        self, schema: Mapping[str, Any] | None = None, where: str = WHERE, field: str = "schema"
+    ) -> "JsonGrammar":
         """Any JSON object, or what a JSON Schema describes. ParameterError for a schema that cannot be kept."""
-        wanted = {"type": "object"} if schema is None else dict(schema)
-        _check_size(wanted, where)
+        wanted: dict[str, Any] = {"type": "object"} if schema is None else dict(schema)
+        _check_size(wanted, where, field)
+
+        def source(llguidance: Any) -> str:
+            options = {"whitespace_flexible": False}
+            made: str = llguidance.LLMatcher.grammar_from_json_schema(closed(wanted), overrides=options)
+            return made
+
+        return self._made(WantedAnswer(wanted), source, where, field)
+
+    def again(self, wanted: WantedAnswer) -> "JsonGrammar":
+        """Make the grammar of what another one wanted. Raises ParameterError."""
+        if wanted.form is None:
+            return self.grammar(wanted.text if isinstance(wanted.text, dict) else None)
+        tools = [Tool(f.name, "", f.parameters, f"functions[{i}]") for i, f in enumerate(wanted.functions)]
+        return self.calls(wanted.form, tools, several=wanted.several, text=wanted.text)
+
+    def calls(
+        self,
+        form: CallForm,
+        tools: Sequence[Tool],
+        *,
+        several: bool,
+        text: bool | Mapping[str, Any],
+    ) -> "JsonGrammar":
+        """Make the grammar of calls of `tools`: one, or `several` where the form has them.
+
+        `text`: whether an answer in words may stand in their place, or the JSON Schema that it must match. Raises
+        ParameterError for a schema that cannot be kept."""
+        for tool in tools:
+            _check_size(dict(tool.parameters), tool.where, "parameters")
+        size = sum(len(json.dumps(tool.parameters)) for tool in tools)
+        if size > MAX_SCHEMAS:
+            problem = f"{size:,} characters of schemas together, expected at most {MAX_SCHEMAS:,}"
+            raise ParameterError("tools", "length", problem)
+        control = {self._tokenizer.text_of(i): i for i in self._tokenizer.vocabulary.control}
+        source = CallSource(form, control, several and form.joint is not None)
+        functions = [WantedFunction(tool.name, dict(tool.parameters)) for tool in tools]
+        wanted = WantedAnswer(text if isinstance(text, bool) else dict(text), form, functions, several)
+        try:
+            return self._made(wanted, lambda _: source.grammar(tools, text), "tools", "parameters", source.has_control)
+        except ParameterError:
+            for tool in tools:  # name the one that is at fault
+                self.grammar(tool.parameters, tool.where, "parameters")
+            raise
+
+    def _made(
+        self, wanted: WantedAnswer, source: Callable[[Any], str], where: str, field: str, control: bool = False
+    ) -> "JsonGrammar":
+        """Compile what `source` returns, given llguidance. Raises ParameterError if it cannot be kept."""
         llguidance = _llguidance()
         with self._making:
             if self._tokens is None:
                 known = _Tokens(self._tokenizer)
                 self._signs = {c: [i for i, t in enumerate(known.tokens) if t == c.encode()] for c in CLOSING + LETTERS}
                 self._tokens = llguidance.LLTokenizer(llguidance.TokenizerWrapper(known))
+        text = ""
         try:
-            options = {"whitespace_flexible": False}
-            source = llguidance.LLMatcher.grammar_from_json_schema(closed(wanted), overrides=options)
-            problem = llguidance.LLMatcher.validate_grammar(source, self._tokens)
+            text = source(llguidance)
+            problem = llguidance.LLMatcher.validate_grammar(text, self._tokens)
         except (ValueError, TooManyBranches) as error:
             problem = str(error)
         if problem:
-            raise ParameterError(where, "schema", problem.splitlines()[0])
+            raise ParameterError(where, field, problem.splitlines()[0])
         end = np.zeros(self._tokenizer.n_vocab, bool)
         end[list(self._tokenizer.end_ids)] = True
-        return JsonGrammar(self._tokens, source, end, self._signs, wanted)
+        return JsonGrammar(self._tokens, text, end, self._signs, control, wanted)
 
 
-def _check_size(schema: dict[str, Any], where: str) -> None:
+def _check_size(schema: dict[str, Any], where: str, field: str) -> None:
     """Refuse schemas that llguidance would take too long for: seconds above 100 kB, and without end for a large
     `multipleOf`."""
     text = json.dumps(schema)
     if len(text) > MAX_SCHEMA:
-        raise ParameterError(where, "schema", f"{len(text):,} characters, expected at most {MAX_SCHEMA:,}")
+        raise ParameterError(where, field, f"{len(text):,} characters, expected at most {MAX_SCHEMA:,}")
     level: list[Any] = [schema]
     while level:
         for node in level:
             if isinstance(node, dict) and isinstance(node.get("multipleOf"), int | float):
-                raise ParameterError(where, "schema", "multipleOf is not supported")
+                raise ParameterError(where, field, "multipleOf is not supported")
         children = (node.values() if isinstance(node, dict) else node for node in level)
         level = [child for group in children for child in group if isinstance(child, dict | list)]
 
@@ -76,9 +130,10 @@ class JsonGrammar:
     be."""
 
     def __init__(
-        self, tokens: Any, source: str, end: np.ndarray, signs: Mapping[str, list[int]], schema: Mapping[str, Any]
-    ) -> None:
-        self.schema = schema
+        self, tokens: Any, source: str, end: np.ndarray, signs: Mapping[str, list[int]], control: bool,
+        wanted: WantedAnswer,
+    ) -> None:  # fmt: skip
+        self.control, self.wanted = control, wanted
         self._tokens, self._source, self._end, self._signs = tokens, source, end, signs
 
     def start(self, limit: int) -> "_Matcher":

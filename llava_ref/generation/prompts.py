@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from .. import images
+from ..chat.calls import Tool
 from ..chat.chunks import ImageChunk, Prompt, TextChunk, check_beside, chunks, raw
 from ..chat.messages import ImagePart, Message, parse_messages, unheard
 from ..chat.rendering import render_prompt
@@ -48,10 +49,12 @@ class Prompts:
         *,
         add: bool = True,
         continues: bool = False,
+        tools: Sequence[Tool] = (),
     ) -> Request:
         """Return parsed messages as a prompt ready to run. `template`: another than the model's; `add`: whether it
-        begins a new answer; `continues`: whether the answer goes on with the last message."""
-        prompt = self._rendered(messages, template, add_generation_prompt=add, continue_final_message=continues)
+        begins a new answer; `continues`: whether the answer goes on with the last message; `tools`: functions that the
+        model may call."""
+        prompt = self._rendered(messages, template, tools, add_generation_prompt=add, continue_final_message=continues)
         return replace(self.prepared(prompt), continues=continues)
 
     def raw(self, prompt: str, sources: Sequence[ImageSource]) -> Request:
@@ -103,9 +106,15 @@ class Prompts:
         decoded = tuple(self._decoded(part) for part in request.prompt.images)
         return replace(request, images=decoded, decode_s=time.perf_counter() - began)
 
-    def _rendered(self, messages: Sequence[Message], template: ChatTemplate | None = None, **options: bool) -> Prompt:
-        order = self.quirks.image_order
-        return render_prompt(messages, template or self.template, self.tokenizer, image_order=order, **options)
+    def _rendered(
+        self,
+        messages: Sequence[Message],
+        template: ChatTemplate | None = None,
+        tools: Sequence[Tool] = (),
+        **options: bool,
+    ) -> Prompt:
+        chosen, order = template or self.template, self.quirks.image_order
+        return render_prompt(messages, chosen, self.tokenizer, image_order=order, tools=tools, **options)
 
     def _placed(self, prompt: Prompt) -> Request:
         """Return a request without its pictures: their places are known from their sizes."""

@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypedDict, Unpack
 
 import numpy as np
 
+from ..chat.call_form import CallForm
 from ..errors import ParameterError
 
 MAX_TOP = 20  # alternatives to report with a token, as OpenAI's
@@ -30,11 +31,33 @@ class Matcher(Protocol):
     """Whether `instead` gave another."""
 
 
+@dataclass(frozen=True, slots=True)
+class WantedFunction:
+    """A function that an answer may call. `parameters`: a JSON Schema of its arguments."""
+
+    name: str
+    parameters: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class WantedAnswer:
+    """The form that an answer must have, as plain data: JSON, or calls of functions."""
+
+    text: bool | dict[str, Any]
+    """Whether it may be words, or the JSON Schema that it must match, where it calls nothing."""
+    form: CallForm | None = None
+    """How calls are written; None if there are none."""
+    functions: list[WantedFunction] = field(default_factory=list)
+    several: bool = False
+
+
 class Grammar(Protocol):
     """A form that answers must have."""
 
-    schema: Mapping[str, Any]
-    """The JSON Schema that says which."""
+    control: bool
+    """Whether control tokens belong to it, which are a part of the answer's text then."""
+    wanted: WantedAnswer
+    """What it was made for."""
 
     def start(self, limit: int) -> Matcher: ...  # of an answer of at most so many tokens
 

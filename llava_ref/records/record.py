@@ -5,12 +5,11 @@ import os
 import stat
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 from .. import gguf
 from ..errors import ParameterError
 from ..generation.grammar import JsonGrammars
-from ..generation.sampling import Sampling
+from ..generation.sampling import Sampling, WantedAnswer
 from ..json_text import JsonError, parse_json_text
 from ..model import Llava
 from .request import RecordedRequest
@@ -74,8 +73,8 @@ class Record:
     answer: Answered | None
     passes: list[HashedPass]
     logit_bias: dict[str, float] = field(default_factory=dict)
-    json_schema: dict[str, Any] | None = None
-    """What the answer had to match."""
+    wanted: WantedAnswer | None = None
+    """The form that the answer had to have: JSON, or calls of functions."""
     stop: list[str] = field(default_factory=list)
 
     def text(self) -> bytes:
@@ -90,7 +89,7 @@ class Record:
         for name in self.sampling:
             if name not in NUMBERS:
                 raise ParameterError("sampling", name, f"unknown, expected one of {', '.join(NUMBERS)}")
-        grammar = None if self.json_schema is None else JsonGrammars(model.tokenizer).grammar(self.json_schema)
+        grammar = None if self.wanted is None else JsonGrammars(model.tokenizer).again(self.wanted)
         bias = {_token(name): number for name, number in self.logit_bias.items()}
         return Sampling(**self.sampling, logit_bias=bias, grammar=grammar)  # type: ignore[arg-type]
 

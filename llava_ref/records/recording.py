@@ -54,7 +54,7 @@ class Recording:
             asked=self._asked,
             sampling={name: getattr(self._sampling, name) for name in NUMBERS},
             logit_bias={str(token): bias for token, bias in self._sampling.logit_bias.items()},
-            json_schema=None if grammar is None else dict(grammar.schema),
+            wanted=None if grammar is None else grammar.wanted,
             max_tokens=self._max_tokens,
             stop=self._stop,
             prompt_ids=request.token_ids,

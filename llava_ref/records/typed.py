@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 Fail = Callable[[str, str], Exception]  # (the field's path, what is wrong with it) -> the error
 NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
@@ -54,6 +54,8 @@ def _read_union(kinds: tuple[Any, ...], value: Any, fail: Fail, where: str) -> A
 
 def _is(value: Any, kind: Any) -> bool:
     """Tell whether a value is of a plain type. A whole number is a number too, and true is neither."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is kind
@@ -64,6 +66,8 @@ def _inside(where: str, key: str) -> str:
 
 
 def _named(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(get_args(kind))
     return NAMES.get(kind) or ("a list" if get_origin(kind) is list else "an object")
 
 

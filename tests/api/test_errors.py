@@ -40,7 +40,7 @@ BAD = [
     ({"messages": ["hi"]}, "messages[0]", "invalid_value"),
     ({"messages": [*HI, {"role": "robot", "content": "x"}]}, "messages[1].role", "invalid_value"),
     ({"messages": [{"role": "user"}]}, "messages[0].content", "invalid_value"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "invalid_value"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id", "invalid_value"),
     (
         {"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]},
         "messages[0].tool_calls",
@@ -59,7 +59,7 @@ BAD = [
     (image(data_uri(png(30_000, 30_000, 8, 2))), f"{FIRST}.image_url.url", "image_too_large"),
     (user({"type": "image", "path": "/etc/passwd"}), f"{FIRST}.path", "invalid_value"),
     ({"messages": HI, "audio": {"voice": "x"}}, "audio", "unsupported_parameter"),
-    ({"messages": HI, "tools": [{"type": "function"}]}, "tools", "unsupported_value"),
+    ({"messages": HI, "tools": [{"type": "function"}]}, "tools[0].function", "missing_required_parameter"),
     ({"messages": HI, "function_call": {"name": "f"}}, "function_call", "unsupported_value"),
     ({"messages": HI, "modalities": ["text", "audio"]}, "modalities", "unsupported_value"),
     ({"messages": HI, "temperature": "1"}, "temperature", "invalid_value"),

@@ -45,13 +45,22 @@ def test_order_is_kept():
         ([{"content": "x"}], "messages[0]: role: None is unknown, expected one of system, developer, user, assistant"),
         ([{"role": ["user"], "content": "x"}], "messages[0]: role: ['user'] is unknown"),
         ([{"role": "User", "content": "x"}], "messages[0]: role: 'User' is unknown"),
-        ([{"role": "tool", "content": "x"}], "messages[0]: role: 'tool': messages from tools are not supported"),
-        ([{"role": "function", "content": "x"}], "messages[0]: role: 'function': messages from tools"),
+        (
+            [{"role": "tool", "content": "x"}],
+            "messages[0].tool_call_id: value: no call of an earlier",
+        ),
+        (
+            [{"role": "function", "content": "x"}],
+            "messages[0]: role: 'function' is not supported, expected 'tool'",
+        ),
         ([{"role": "user"}], "messages[0].content: type: expected a string or a list of parts, got nothing"),
         ([{"role": "user", "content": 5}], "messages[0].content: type: expected a string or a list of parts, got int"),
         ([{"role": "user", "content": {}}], "messages[0].content: type: expected a string or a list"),
         ([{"role": "user", "content": []}], "messages[0].content: length: an empty list"),
-        ([{"role": "assistant", "content": None, "tool_calls": [{}]}], "messages[0]: tool_calls: not supported here"),
+        (
+            [{"role": "assistant", "content": None, "tool_calls": [{}]}],
+            "messages[0].tool_calls[0]: function: expected",
+        ),
         ([{"role": "user", "content": "a\ud800b"}], "messages[0].content: character 1: half of a surrogate pair"),
         (user("hi"), "messages[0].content[0]: type: a content part must be an object with a 'type'"),
         (user({"text": "hi"}), "messages[0].content[0]: type: a content part must be an object with a 'type'"),
@@ -103,7 +112,7 @@ def test_the_greatest_number_of_messages_is_accepted():
 
 
 def test_the_path_starts_where_the_caller_says():
-    assert refuse([{"role": "tool"}], where="body.messages").startswith("body.messages[0]: role: ")
+    assert refuse([{"role": "judge"}], where="body.messages").startswith("body.messages[0]: role: ")
 
 
 def test_empty_keys_count_as_absent():

@@ -62,7 +62,14 @@ WRONG = [
     (put("sampling.top_k", 0.5), "top_k: 0.5"),
     (put("logit_bias", {"-1": 2}), "logit_bias: '-1': expected a token id"),
     (put("max_tokens", -4), "max_tokens: -4"),
-    (put("json_schema", {"type": "colour"}), "schema: "),
+    (put("wanted", {"text": {"type": "colour"}}), "schema: "),
+    (
+        put(
+            "wanted",
+            {"text": True, "form": {"opening": "a", "between": "b", "joint": None, "closing": "", "place": "c"}},
+        ),
+        "wanted.form.place: expected one of template, system, user, got a text",
+    ),
 ]
 
 

@@ -7,12 +7,18 @@ import numpy as np
 import pytest
 
 from llava_ref import load
+from llava_ref.chat.call_form import PLAIN
+from llava_ref.chat.calls import Tool
+from llava_ref.generation.grammar import JsonGrammars
+from llava_ref.generation.sampling import Sampling
 from llava_ref.records.comparison import compare
-from llava_ref.records.record import read_record
-from llava_ref.records.recording import repeat
+from llava_ref.records.record import hashed_files, read_record
+from llava_ref.records.recording import Recording, repeat
+from llava_ref.records.request import RecordedRequest
 from llava_ref.tracing.trace import Probe
 
 from ..support.rewriting import changed
+from ..support.tiny_pair import VICUNA, Tiny, write_pair
 from .conftest import ASK, PAIR
 
 
@@ -44,6 +50,28 @@ def test_everything_that_decides_a_run_is_recorded(more, cli, made):
     assert read_record(made / "more.json").answer.token_ids == json.loads(recorded)["token_ids"]
     status, out, _ = cli("replay", "more.json", *PAIR)
     assert status == 0 and "the same to the bit" in out
+
+
+def test_functions_and_the_form_of_calls_are_recorded(tmp_path):
+    """The answer must be a call; the conversation has one already, with its result."""
+    pytest.importorskip("llguidance", reason="the server extra is not installed")
+    model = load(*write_pair(tmp_path, Tiny(context=512, template=VICUNA)), backend="numpy")
+    look = Tool("look", "Looks.", {"type": "object", "properties": {"at": {"enum": ["red", "blue"]}}})
+    call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": '{"at": "red"}'}}
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c", "content": "the"}]  # fmt: skip
+    asked = RecordedRequest.conversation(talk, tools=[look])
+    grammar = JsonGrammars(model.tokenizer).calls(PLAIN, [look], several=False, text=False)
+    sampling = Sampling(temperature=3.0, seed=1, grammar=grammar)
+    request, recording = asked.request(model), Recording(model, asked, sampling, 60, ())
+    with model.probed(recording.hashes):
+        reply = model.answer(request, sampling, max_tokens=60).finish()
+    path = tmp_path / "call.json"
+    path.write_bytes(recording.record(hashed_files(model), request, reply).text())
+    record = read_record(path)
+    assert reply.text.startswith('{"name": "look"') and record.asked.request(model).prompt.shown == request.prompt.shown
+    assert '"at": "red"' in request.prompt.shown and "Looks." in request.prompt.shown
+    assert repeat(record, model) == record
 
 
 @pytest.mark.parametrize("n", ["0", "2"])

@@ -145,30 +145,26 @@ def _tojson(
     while name in text:
         name += "x"
     texts: list[str] = []
-    start, *rest = dump(_named(value, name, texts)).split(f'"{name}"')
-    filled = [start]
-    for value_text, json_after in zip(texts, rest, strict=False):
-        spelt = respelt(value_text, NOT_JSON[ensure_ascii], lambda c: json.dumps(c, ensure_ascii=ensure_ascii)[1:-1])
-        filled += ['"', spelt, '"', json_after]
-    tracked = joined(filled)
-    return tracked if tracked == text and not _marked_keys(value) else unknown(text)
+    named = dump(_named(value, name, texts))
+    filled, end = [], 0
+    for place in re.finditer(rf'"{name}(\d+)"', named):
+        spelt = respelt(
+            texts[int(place[1])], NOT_JSON[ensure_ascii], lambda c: json.dumps(c, ensure_ascii=ensure_ascii)[1:-1]
+        )
+        filled += [named[end : place.start()], '"', spelt, '"']
+        end = place.end()
+    tracked = joined([*filled, named[end:]])
+    return tracked if tracked == text else unknown(text)
 
 
 def _named(value: Any, name: str, texts: list[str]) -> Any:
-    """Replace every text that is not a key by `name`, and collect it in `texts`."""
+    """Replace every marked text, keys included, by `name` and its number, and collect it in `texts`."""
     if isinstance(value, Marked):
         texts.append(value)
-        return name
+        return f"{name}{len(texts) - 1}"
     if isinstance(value, Mapping):
-        return {key: _named(x, name, texts) for key, x in value.items()}
+        return {_named(key, name, texts): _named(x, name, texts) for key, x in value.items()}
     return [_named(x, name, texts) for x in value] if isinstance(value, list | tuple) else value
-
-
-def _marked_keys(value: Any) -> bool:
-    """Say whether a key in `value` is not the template's own."""
-    if isinstance(value, Mapping):
-        return tainted(list(value)) or any(map(_marked_keys, value.values()))
-    return isinstance(value, list | tuple) and any(map(_marked_keys, value))
 
 
 def _untracked(filter: Callable[..., Any]) -> Callable[..., Any]:
