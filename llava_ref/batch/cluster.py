@@ -4,6 +4,7 @@ The file of answers, its order and resuming are those of a run on one machine. A
 the lines that it had: they are given to others.
 """
 
+import socket
 import sys
 import time
 from collections import deque
@@ -17,6 +18,8 @@ from .answering import Answerer, failed
 from .lines import Task
 from .remote import Facts, ModelActor
 
+CONNECT = 5.0
+"""Seconds for the first answer of a cluster."""
 LOOK = 1.0
 """Seconds between two looks for machines that have come."""
 PATIENCE = 60.0
@@ -93,12 +96,16 @@ class Cluster:
         """Raise ParameterError if there is no cluster at the address."""
         import ray
 
-        if "://" in self._address:
+        host, colon, port = self._address.rpartition(":")
+        if self._address != "auto" and not (host and "/" not in host and port.isdecimal() and int(port) < 65536):
             raise ParameterError("--ray", self._address, "expected auto or HOST:PORT, on a machine of the cluster")
         try:
+            if host:  # Ray itself would try for minutes
+                socket.create_connection((host.strip("[]"), int(port)), CONNECT).close()
             ray.init(self._address, logging_level="CRITICAL", log_to_driver=False)
         except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-            raise ParameterError("--ray", self._address, " ".join(str(error).split())) from None
+            problem = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise ParameterError("--ray", self._address, f"no cluster answers: {problem}") from None
         self._look(at_once=True)
 
     def _look(self, *, at_once: bool = False) -> None:

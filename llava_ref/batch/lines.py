@@ -16,10 +16,9 @@ from ..api.errors import ApiError, refuse
 from ..api.limits import Limits
 from ..api.respond import as_json
 from ..errors import ImageError, ParameterError, PromptError
+from . import CASES
 from .pictures import Folders, inlined
 
-CASES = "cases.jsonl"
-"""The file with the requests of a folder."""
 MAX_LINES = 1_000_000
 MAX_ID = 512
 """Characters of a `custom_id`."""
@@ -36,6 +35,9 @@ class LineError:
     message: str
     param: str | None
     line: int
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @dataclass(frozen=True, slots=True)

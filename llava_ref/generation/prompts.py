@@ -22,7 +22,7 @@ from ..tokenizer.quote import IMAGE, Quote
 from ..tokenizer.tokenizer import Tokenizer
 from .request import Request, too_long
 
-Messages = Sequence[Mapping[str, Any]]
+Messages = Sequence[Mapping[str, Any] | Message]
 Asked = str | Sequence[int] | np.ndarray | Messages | Request
 """What a model can be run on: see `Prompts.of`."""
 

@@ -5,7 +5,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from ..batch.lines import Task
     from ..batch.output import AnswerFile
 
-OF_A_LINE = ("max_body", "max_images", "max_pixels", "max_running")
+OF_A_LINE = ("max_body", "max_images", "max_pixels")
 SETTINGS = ("backend", "device", "precision", "profile", "template", "ctx_size", "strict", "allow_image_host")
 SHOWN = 10
 """Lines without an answer that are named on standard error."""
@@ -65,7 +64,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="DIR",
         help="folder of pictures that requests name as file://; repeatable",
     )
-    add_limits(parser, OF_A_LINE)
+    add_limits(parser, (*OF_A_LINE, "max_running"))
     options.add_json(parser, "print the counts as JSON")
 
 
@@ -109,14 +108,14 @@ def facts(args: argparse.Namespace) -> dict[str, object]:
     files = [file for file in options.pair(args) if file is not None]
     for file in files:
         gguf.read(file)  # raises an error for what is no model, before there is a file of answers
-    settings = {name: getattr(args, name) for name in SETTINGS}
+    settings = {name: getattr(args, name) for name in (*SETTINGS, *OF_A_LINE)}
     if args.template is not None and args.template not in TEMPLATES:
         files.append(Path(args.template))
         settings["template"] = "a file"
     return {
         **found,
         **{f"file {i} ({path.name})": digest for i, (path, digest) in enumerate(gguf.hashes(files).items(), 1)},
-        "settings": json.dumps([settings, options.quirks(args), asdict(limits(args))], sort_keys=True),
+        "settings": json.dumps([settings, options.quirks(args)], sort_keys=True),
     }
 
 

@@ -268,10 +268,9 @@ def messages(args: argparse.Namespace) -> list[dict[str, Any]]:
     return [*system, {"role": "user", "content": parts}]
 
 
-def shown(args: argparse.Namespace, model: Llava, order: ImageOrder) -> str:
-    """Return the prompt as shown to people, with pictures in the given order."""
-    parsed = parse_messages(messages(args))
-    return render_prompt(parsed, model.template, model.tokenizer, image_order=order).shown
+def shown(messages: object, model: Llava, order: ImageOrder) -> str:
+    """Return the prompt of a conversation as shown to people, with pictures in the given order."""
+    return render_prompt(parse_messages(messages), model.template, model.tokenizer, image_order=order).shown
 
 
 def checked_text(where: str, text: str) -> str:

@@ -20,6 +20,7 @@ from ..quality.comparison import Comparison
 from ..quality.report import QualityReport, as_json, same_answer, sizes
 from ..quality.siblings import FilePair
 from . import options
+from .cases import add_cases, cases_file, read_cases
 from .output import check_output, note, print_json, verdict, write_text
 from .parser import Example, Parser
 from .progress import LINE
@@ -49,6 +50,7 @@ def add_arguments(parser: Parser) -> None:
     parser.group("question").add_argument(
         "-p", "--prompt", action="append", default=[], metavar="TEXT", help="asked about every picture; repeatable"
     )
+    add_cases(parser)
     options.add_max_tokens(parser, 64, "tokens of each answer, at most (default: 64)")
     group = parser.group("measurement")
     group.add_argument(
@@ -71,11 +73,11 @@ def run(args: argparse.Namespace) -> int:
     """Return 0 after the measurement: a large loss is a result, not a failure."""
     ours, theirs = _paths(args)
     if args.report is not None:
-        check_output(args.report, [*ours, *theirs, *args.image])
+        check_output(args.report, [*ours, *theirs, *args.image, cases_file(args)])
     with LINE.open():
         report = measure(args, ours, theirs)
     if args.report is not None:
-        paths = dict.fromkeys((*ours, *theirs, *args.image))
+        paths = dict.fromkeys((*ours, *theirs, *args.image, cases_file(args)))
         runs = f"{args.backend} on {args.device}, precision {report.precision}; profile {args.profile}"
         write_text(args.report, signed(quality_page.render(report), args.command, paths, runs))
         note(f"{args.report}: written")
@@ -175,7 +177,9 @@ def _rank(
 
 
 def _cases(args: argparse.Namespace, model: Llava, progress: comparison.Progress) -> list[QualityCase]:
-    """Ask the reference every question about every picture. Raises ParameterError if there is nothing to ask."""
+    """Ask the reference every question about every picture, or the cases. Raises ParameterError if there are none."""
+    if args.cases is not None:
+        return _asked_cases(args, model, progress)
     questions = _questions(args, model)
     answered = []
     for done, (text, path) in enumerate(questions, 1):
@@ -187,6 +191,18 @@ def _cases(args: argparse.Namespace, model: Llava, progress: comparison.Progress
         message = options.user_message(options.checked_text("--prompt", text), [] if path is None else [path])
         answered.append(cases.ask(model, label, text, model.request([message]), args.max_tokens))
         progress(f"{done} of {len(questions)} answers of the reference")
+    return answered
+
+
+def _asked_cases(args: argparse.Namespace, model: Llava, progress: comparison.Progress) -> list[QualityCase]:
+    """Ask the reference the chats of --cases."""
+    found, answered = read_cases(args), []
+    if not model.has_text:
+        raise ParameterError("--cases", str(args.cases), "expected a text model, which is asked")
+    for done, case in enumerate(found, 1):
+        request = model.request(case.messages)
+        answered.append(cases.ask(model, case.name, case.question, request, args.max_tokens))
+        progress(f"{done} of {len(found)} answers of the reference")
     return answered
 
 

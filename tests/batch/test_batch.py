@@ -280,9 +280,17 @@ def test_a_machine_with_other_files_says_so():
     assert actor.load(absent, {}, None) == "text.gguf: file: No such file or directory"
 
 
-def test_an_address_that_cannot_be(batch):
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:1", "local", "127.0.0.1:1", "127.0.0.1:99999"])
+def test_an_address_that_cannot_be(batch, address):
     pytest.importorskip("ray", reason="the cluster extra is not installed: ray")
-    assert batch(GOOD, "--ray", "ray://127.0.0.1:1")[::2] == (
-        2,
-        "error: --ray: ray://127.0.0.1:1: expected auto or HOST:PORT, on a machine of the cluster\n",
-    )
+    status, out, err = batch(GOOD, "--ray", address)
+    assert (status, out) == (2, "") and err.startswith(f"error: --ray: {address}: ") and err.count("\n") == 1
+    assert ("no cluster answers: Connection refused" if address == "127.0.0.1:1" else "expected auto or HOST") in err
+
+
+def test_lines_that_share_steps_have_the_bytes_of_one_alone(batch):
+    pytest.importorskip("llvmlite", reason="the fast extra is not installed")
+    asked = [line(f"{i}", say("Hello", temperature=1.0, logprobs=True, max_tokens=3 + 5 * (i % 3))) for i in range(9)]
+    assert batch([*asked, GOOD[1], "{"], "--precision", "fast", "--max-running", "4")[0] == 1
+    batch(None, "--precision", "fast", "--max-running", "1", output="alone.jsonl")
+    assert batch.out.read_bytes() == (batch.folder / "alone.jsonl").read_bytes()

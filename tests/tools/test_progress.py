@@ -1,6 +1,7 @@
 """Tests the line of progress on a terminal: what it says, and that nothing of it is left."""
 
 import io
+import json
 import sys
 
 import pytest
@@ -117,3 +118,19 @@ def test_chat_shows_each_answer_from_its_beginning(run, monkeypatch):
         "reused, said once"
     )
     assert first[-1].strip() and second[-1].strip(), "the answer is what is left on the line"
+
+
+def test_batch_says_how_far_it_is_and_how_long_it_will_take(run, tmp_path, monkeypatch):
+    pytest.importorskip("starlette", reason="the server extra is not installed")
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+    fields = {"method": "POST", "url": "/v1/chat/completions", "body": body}
+    lines = [json.dumps({"custom_id": f"{i}", **fields}) for i in range(3)]
+    (tmp_path / "in.jsonl").write_text("\n".join([lines[0], "{", *lines[1:]]))
+    monkeypatch.setattr("time.monotonic", iter(range(0, 10**9, 60)).__next__)
+    arguments = [str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl")]
+    status, terminal = run("batch", *arguments)
+    said = terminal.getvalue()
+    assert status == 1 and "loading the model" in said and "1 of 4 lines · about" in said
+    assert "2 of 4 lines, 1 with errors · about" in said and "4 of 4 lines, 1 with errors" in said
+    assert terminal.screen.startswith(f"{arguments[0]}: line 2: the line is not JSON: ")
+    assert terminal.screen.count("\n") == 1 and terminal.screen.endswith("(char 1)\n")

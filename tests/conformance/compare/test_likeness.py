@@ -9,7 +9,7 @@ from llava_ref.conformance.compare.conform import conform
 from llava_ref.conformance.compare.likeness import likeness
 from llava_ref.conformance.engines.reference import Case, Run
 from llava_ref.conformance.pairs.pairs import TextSpec, VisionSpec, build
-from llava_ref.tools.conform import verdict
+from llava_ref.tools.findings import verdict
 
 from ...support.helpers import rand
 
