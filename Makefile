@@ -25,8 +25,9 @@ check: .venv/.dev ## formatter, linter, types
 conformance: .venv/.conformance ## against transformers, llama.cpp and OpenAI's npm client
 	$(PYTEST) -m oracle
 
-pictures: .venv/.conformance ## what the README shows (needs Chromium): docs/images, and two commands' output
+pictures: .venv/.conformance ## what README and gallery show (needs Chromium): docs/images, and two commands' output
 	.venv/bin/python docs/images/make.py
+	.venv/bin/python docs/images/gallery.py
 
 seen: .venv/.dev ## what docs/ shows of a run's six stages, and of each family's tiles and rows
 	.venv/bin/python docs/images/stages.py

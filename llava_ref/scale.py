@@ -33,7 +33,7 @@ def style() -> str:
 :root {{ --more: {more}; --less: {less}; --strongest: {STRONGEST};
   --most: color-mix(in srgb, var(--more) {STRONGEST:.0%}, transparent); }}
 .shade {{ background: color-mix(in srgb, var(--more) calc(var(--part, 0) * {STRONGEST:.0%}), transparent); }}
-.bar {{ height: 1rem; border-radius: .2rem; border: 1px solid #8886; background:
+.bar {{ height: 1rem; border-radius: .2rem; box-shadow: 0 0 0 1px #8886; background:
   linear-gradient(to right, color-mix(in srgb, var(--less) calc(var(--low, 0) * {STRONGEST:.0%}), transparent),
     transparent var(--zero, 0%), var(--most)), linear-gradient(#fff 50%, #111 50%); }}
 .ends {{ display: flex; justify-content: space-between; gap: .8rem; font-size: .85rem;

@@ -27,6 +27,7 @@ from llava_ref.models import (
     vit,
 )
 from llava_ref.models.stages import IMAGE
+from llava_ref.tools.parser import command_parser
 
 from .support.tiny_pair import VICUNA, Tiny, write_pair
 
@@ -165,3 +166,40 @@ def test_what_a_family_sees_is_shown(name):
     assert f"](images/{path.name})" in (DOCS / f"{name}.md").read_text()
     with Image.open(path) as picture:
         assert picture.width == 900 and path.stat().st_size < 100_000
+
+
+IMAGES = DOCS / "images"
+
+
+def test_every_picture_is_shown_and_made_by_a_script():
+    pages = [*DOCS.glob("*.md"), DOCS.parent / "README.md"]
+    shown = {name for page in pages for name in re.findall(r"images/([\w.-]+\.webp)", page.read_text())}
+    there = {path.name for path in IMAGES.glob("*.webp")}
+    assert shown == there
+    scripts = "".join(path.read_text() for path in IMAGES.glob("*.py"))
+    for stem in (name.removesuffix(".webp") for name in there):
+        family = stem.removeprefix("seen-")
+        assert f'"{stem}"' in scripts or f'"{stem}.webp"' in scripts or (family != stem and f'"{family}"' in scripts), (
+            stem
+        )
+    assert sum(path.stat().st_size for path in IMAGES.glob("*.webp")) < 1_200_000
+
+
+def test_the_gallery_shows_what_its_script_runs(monkeypatch):
+    pytest.importorskip("fcntl", reason="Chromium is driven over a pipe that Windows lacks")
+    monkeypatch.syspath_prepend(IMAGES)
+    shots = import_module("gallery").SHOTS
+    written = (DOCS / "gallery.md").read_text()
+    order = re.findall(r"^(llava-ref .*)$|\]\(images/([\w-]+)\.webp\)", written, re.MULTILINE)
+    command, found = "", {}
+    for line, name in order:
+        command = line or command
+        found |= {name: command} if name else {}
+    elsewhere = {"report", "page", "page-states"}  # of make.py
+    assert {name: command for name, command in found.items() if name not in elsewhere} == {
+        name: shot.command for name, shot in shots.items()
+    }
+    assert elsewhere < found.keys()
+    for shot in shots.values():
+        _, command, *words = shlex.split(shot.command)
+        command_parser(command).parse_all(words)

@@ -142,9 +142,12 @@ def curve(r: QualityReport) -> Plot:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Holds the typical KL per MiB by block (columns) and matrix (rows); None for a matrix that is not ranked."""
+    """Holds the typical KL per MiB by block (columns) and matrix (rows); None for a matrix that is not ranked.
+
+    `most`: nats per MiB at the end of the scale."""
 
     name: str
+    most: float
     blocks: list[int]
     rows: dict[str, list[tuple[float, str] | None]]
 
@@ -152,7 +155,7 @@ class Grid:
 def grids(ranking: Sequence[Ranked]) -> list[Grid]:
     """Make a grid for the tower and one for the decoder if single tensors were ranked.
 
-    Shades are 0 to 1, relative to the largest value in either."""
+    Shades are 0 to 1, relative to the largest value in either, and share a scale."""
     halves: dict[str, dict[str, dict[int, Ranked]]] = {}
     for entry in ranking:
         match = re.fullmatch(r"(v\.)?blk\.(\d+)\.(.+)", entry.label)
@@ -172,7 +175,8 @@ def _grid(name: str, rows: dict[str, dict[int, Ranked]], most: float) -> Grid:
         tooltip = f"{entry.label}: typical KL {entry.kl.typical:.1e}, {entry.per_mib:.1e} per MiB"
         return min(1.0, entry.per_mib / most), tooltip
 
-    return Grid(name, blocks, {part: [cell(row.get(block)) for block in blocks] for part, row in sorted(rows.items())})
+    cells = {part: [cell(row.get(block)) for block in blocks] for part, row in sorted(rows.items())}
+    return Grid(name, most, blocks, cells)
 
 
 def _shown(case: QualityCase, d: Difference) -> Shown:
