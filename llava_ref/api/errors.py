@@ -27,6 +27,7 @@ ApiCode = Literal[
     # 401, 403
     "invalid_api_key",
     "path_not_allowed",
+    "record_not_allowed",
     "host_not_allowed",
     "origin_not_allowed",
     # 404, 405, 408, 409
@@ -42,6 +43,7 @@ ApiCode = Literal[
     "server_busy",
     # 500, 503
     "internal_error",
+    "record_failed",
     "shutting_down",
     "worker_dead",
     "model_loading",

@@ -70,6 +70,10 @@ LimitOrZero = Annotated[
 """A limit that may be 0 too."""
 Stop = Annotated[str, Field(max_length=MAX_STOP_LENGTH)]
 Top = Annotated[Int, Field(ge=0, le=MAX_TOP)]
+Recorded = Annotated[
+    bool | None,
+    Field(description="Record the answer for `llava-ref replay`, where the server was started with --record-dir."),
+]
 Label = Annotated[str, Field(max_length=1024)]
 TokenId = Annotated[Int, Field(ge=0, le=2**31 - 1)]
 Bias = Annotated[float, Field(ge=-100, le=100)]

@@ -22,6 +22,7 @@ from ..model import Llava
 from ..tracing.progress import Blocks
 from .errors import ApiError
 from .limits import Limits
+from .recorder import AnswerRecorder
 
 Pair = tuple[Path, Path | None]
 Load = Callable[[Path, Path | None, int | None], Llava]  # text model, mmproj, positions
@@ -38,6 +39,7 @@ class LoadedModel:
     """A hash of the files and settings, which together with the request determine the answer."""
     grammars: JsonGrammars
     blocks: Blocks
+    recorder: AnswerRecorder
     prompts: ChatTemplate | None = None
     stops: tuple[str, ...] = ()
 
@@ -55,11 +57,17 @@ class Models:
     """Holds the current model.
 
     `folders`: `loadmodel` may read files from these; the embedded pair and the operator's own are allowed as well.
-    `max_running`: requests that a model answers at once, at most."""
+    `max_running`: requests that a model answers at once, at most. `records`: see `AnswerRecorder`."""
 
-    def __init__(self, load: Load, folders: tuple[Path, ...] = (), max_running: int = Limits().max_running) -> None:
+    def __init__(
+        self,
+        load: Load,
+        folders: tuple[Path, ...] = (),
+        max_running: int = Limits().max_running,
+        records: Path | None = None,
+    ) -> None:
         self._load, self._folders = load, tuple(folder.resolve() for folder in folders)
-        self._max_running = max_running
+        self._max_running, self._records = max_running, records
         self._change_lock = threading.Lock()
         self._known_files: set[Path] = {path.resolve() for path in embedded()}
         self._current: LoadedModel | None = None
@@ -155,4 +163,5 @@ class Models:
         about = json.dumps([files, model.settings, model.n_context, None if prompts is None else prompts.source])
         fingerprint = "fp_" + hashlib.sha256(about.encode()).hexdigest()[:12]
         grammars, blocks = JsonGrammars(model.tokenizer), Blocks.of(model.stages())
-        return LoadedModel(model, pair, int(time.time()), fingerprint, grammars, blocks, prompts, stops)
+        recorder = AnswerRecorder(model, prompts, self._records)
+        return LoadedModel(model, pair, int(time.time()), fingerprint, grammars, blocks, recorder, prompts, stops)

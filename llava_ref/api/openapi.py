@@ -49,7 +49,7 @@ STATUS_DESCRIPTIONS = {
     400: "The request is invalid; `param` is the JSON path of the wrong value.",
     401: "The API key is missing or wrong.",
     403: "The request comes from a web page of another origin, names a host that the server does not answer to, or "
-    "names a file outside the allowed folders.",
+    "names a file outside the allowed folders, or asks for a record that the operator does not allow.",
     404: "There is no such model.",
     408: "The body took too long to arrive.",
     409: "The model is already loaded, or none is loaded to unload.",

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from .. import images
@@ -19,6 +20,7 @@ from ..errors import ImageError, PromptError, printable
 from ..generation.answer import Stream, Turn
 from ..generation.request import Request
 from ..model import Llava
+from ..records.request import RecordedRequest
 from ..tokenizer.quote import Quote
 from . import completions, handler
 from .body import parse_json
@@ -28,6 +30,7 @@ from .handler import ResponseHead
 from .limits import Allowance, Limits
 from .models import LoadedModel
 from .progress import RequestProgress
+from .recorder import AskedRecord
 from .respond import EventForm
 from .schema import ChatRequest, CompletionRequest, GenerationRequest, parse
 from .undeclared import capped
@@ -64,11 +67,14 @@ def chat(
         on_error.callback(pixel_allowance.give_back, pixels)
         end = prompt_end(params, messages)
         calling = decide(loaded, params.asked_calls, params.wanted)
+        prompt = partial(RecordedRequest.conversation, end.messages, add=end.add, continues=end.continues)
+        id = _new_id("chatcmpl-")
+        kept = loaded.recorder.kept(params.record, id, partial(prompt, tools=calling.tools))
         request = chat_request(loaded, end.messages, calling, add=end.add, continues=end.continues)
-        streams = tuple(_answer(loaded, request, params, calling, i) for i in range(params.n_choices))
+        streams = tuple(_answer(loaded, request, params, calling, kept, i) for i in range(params.n_choices))
         on_error.pop_all()
     warnings += message_warnings(params.messages, strict=strict) + end.warnings + calling.warnings
-    head, model = _head(loaded, params, "chat.completion", warnings), loaded.model
+    head, model = _head(loaded, params, id, "chat.completion", warnings), loaded.model
 
     def work() -> Items:
         if params.stream:
@@ -186,10 +192,18 @@ def chat_request(
     return prompts.conversation(messages, loaded.prompts, add=add, continues=continues, tools=calling.tools)
 
 
-def _answer(loaded: LoadedModel, request: Request, params: ChatRequest, calling: Calling, choice: int) -> Stream:
+def _answer(
+    loaded: LoadedModel,
+    request: Request,
+    params: ChatRequest,
+    calling: Calling,
+    kept: AskedRecord | None,
+    choice: int,
+) -> Stream:
     top = (params.top_logprobs or 0) if params.logprobs else None
     sampling = replace(params.sampling(choice, top), grammar=calling.grammar)
-    return loaded.model.answer(request, sampling, max_tokens=params.limit, stop=[*params.stops, *loaded.stops])
+    stop = [*params.stops, *loaded.stops]
+    return loaded.recorder.answer(request, sampling, max_tokens=params.limit, stop=stop, kept=kept, index=choice)
 
 
 def _prompt_scores(model: Llava, request: Request, n_top: int | None) -> Generator[Turn, None, dict[str, Any]]:
@@ -205,13 +219,17 @@ def completion(body: bytearray, loaded: LoadedModel, strict: bool) -> Prepared:
     params, warnings = parse(CompletionRequest, raw, strict=strict)
     if params.max_tokens == 0 and not params.echo:
         raise refuse("max_tokens", "max_tokens: 0 requires echo: true")
+    if params.max_tokens == 0 and params.record:
+        raise refuse("record", "record: requires an answer, and max_tokens is 0", "unsupported_value")
     _check_stream(params)
-    model, choices = loaded.model, []
+    model, id, choices = loaded.model, _new_id("cmpl-"), list[completions.CompletionChoice]()
     with library_errors(raw, "prompt"):
         for prompt in _prompts(params):
             request = _text_request(model, prompt)
-            choices += [_completion_choice(model, request, prompt, params, i) for i in range(params.n_choices)]
-    head = _head(loaded, params, "text_completion", warnings)
+            kept = loaded.recorder.kept(params.record, id, partial(_asked, prompt, request))
+            for i in range(params.n_choices):
+                choices.append(_completion_choice(loaded, request, prompt, params, i, kept, len(choices)))
+    head = _head(loaded, params, id, "text_completion", warnings)
 
     def work() -> Items:
         if params.stream:
@@ -240,23 +258,41 @@ def _text_request(model: Llava, prompt: str | list[int]) -> Request:
     return replace(request, continues=any(token != model.tokenizer.bos_id for token in request.token_ids))
 
 
+def _asked(prompt: str | list[int], request: Request) -> RecordedRequest:
+    if isinstance(prompt, str):
+        return RecordedRequest(prompt=prompt, continues=request.continues)
+    return RecordedRequest(token_ids=prompt, continues=request.continues)
+
+
 def _completion_choice(
-    model: Llava, request: Request, prompt: str | list[int], params: CompletionRequest, choice: int
+    loaded: LoadedModel,
+    request: Request,
+    prompt: str | list[int],
+    params: CompletionRequest,
+    choice: int,
+    kept: AskedRecord | None,
+    index: int,
 ) -> completions.CompletionChoice:
     limit = 16 if params.max_tokens is None else params.max_tokens
     stream = None
     if limit:
         sampling = params.sampling(choice, params.logprobs)
-        stream = model.answer(request, sampling, max_tokens=limit, stop=params.stops)
+        answer = loaded.recorder.answer
+        stream = answer(request, sampling, max_tokens=limit, stop=params.stops, kept=kept, index=index)
     return completions.CompletionChoice(request, prompt, stream, bool(params.echo), params.logprobs)
 
 
-def _head(loaded: LoadedModel, params: GenerationRequest, kind: str, warnings: tuple[str, ...]) -> ResponseHead:
+def _new_id(prefix: str) -> str:
+    return prefix + uuid.uuid4().hex
+
+
+def _head(
+    loaded: LoadedModel, params: GenerationRequest, id: str, kind: str, warnings: tuple[str, ...]
+) -> ResponseHead:
     """Return the fields that all objects of a response share; the object type of a streamed chat ends in `.chunk`."""
-    chat = kind.startswith("chat")
     return ResponseHead(
-        ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex,
-        f"{kind}.chunk" if chat and params.stream else kind,
+        id,
+        f"{kind}.chunk" if kind.startswith("chat") and params.stream else kind,
         int(time.time()),
         loaded.name if params.model is None else params.model,
         loaded.fingerprint,

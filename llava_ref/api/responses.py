@@ -14,9 +14,10 @@ from pydantic import Field, WithJsonSchema
 from ..chat.messages import Fetch, Message, TextPart, parse_messages
 from ..generation.request import Request
 from ..generation.sampling import Grammar, Sampling
+from ..records.request import RecordedRequest
 from .body import parse_json
 from .errors import library_errors, refuse
-from .fields import Label, Limit, Seed, StrictModel, setting
+from .fields import Label, Limit, Recorded, Seed, StrictModel, setting
 from .limits import Allowance, Limits
 from .models import LoadedModel
 from .parameters import RESPONSES
@@ -74,6 +75,7 @@ class ResponsesRequest(InputRequest):
     seed: Seed | None = Field(None, description="The same seed gives the same answer; the default is random.")
     text: TextOptions | None = Field(None, description="Options of the answer's text.")
     stream: bool | None = Field(None, description="Send the answer piece by piece, as server-sent events.")
+    record: Recorded = None
     metadata: Metadata | None = Field(None, description="Up to 16 pairs of texts; they are returned.")
 
     @property
@@ -99,11 +101,16 @@ def prepare_response(
         pixels = reserve_pixels(messages, limits, pixel_allowance)
         on_error.callback(pixel_allowance.give_back, pixels)
         request = chat_request(loaded, messages)
-        stream = loaded.model.answer(
-            request, params.sampling(_grammar(loaded, params)), max_tokens=params.max_output_tokens, stop=loaded.stops
+        head = _head(loaded, params)
+        stream = loaded.recorder.answer(
+            request,
+            params.sampling(_grammar(loaded, params)),
+            max_tokens=params.max_output_tokens,
+            stop=loaded.stops,
+            kept=loaded.recorder.kept(params.record, head["id"], lambda: RecordedRequest.conversation(messages)),
         )
         on_error.pop_all()
-    answer = AnswerEvents(_head(loaded, params), stream, loaded.model.tokenizer, warnings)
+    answer = AnswerEvents(head, stream, loaded.model.tokenizer, warnings)
 
     def work() -> Items:
         yield from answer.events() if params.stream else answer.result()

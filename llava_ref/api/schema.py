@@ -21,6 +21,7 @@ from .fields import (
     Limit,
     LimitOrZero,
     PositiveInt,
+    Recorded,
     Seed,
     Stop,
     StrictModel,
@@ -92,6 +93,7 @@ class GenerationRequest(RequestBody):
     repeat_penalty: float | None = setting("repeat_penalty")
     frequency_penalty: float | None = setting("frequency_penalty")
     presence_penalty: float | None = setting("presence_penalty")
+    record: Recorded = None
     logit_bias: Biases | None = Field(
         None,
         description="Maps token ids to values added to their logits; or a list of such pairs, with false for -100.",

@@ -103,14 +103,14 @@ class Session:
 
     def start(self, parts: Sequence[Part]) -> None:
         """Say what is run next. `advance` runs it, a stretch at a time; a single token may share its step with those
-        of other sequences. Raises PromptError where it does not fit the context."""
+        of other sequences, unless it is watched. Raises PromptError where it does not fit the context."""
         self.stop()
         self._check(parts)
         self._left, self.seconds = self._units(parts), 0.0
         self._looks.note(self._left, self._cache)
         first, self._cache.lag = self._left[0], self.n_past - self._position
         self._single = len(parts) == len(first) == 1 and not isinstance(first, Picture)
-        if self._seat is not None and self._single and not isinstance(first, Picture):
+        if self._seat is not None and self._single and not isinstance(first, Picture) and not self._probes.complete:
             self._seat.ask(first[0])
 
     def advance(self) -> Logits | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+from ..chat.templates import ChatTemplate
 from ..generation.answer import Stream, Turn
 from ..generation.request import Reply, Request, Step
 from ..generation.sampling import Sampling
@@ -18,10 +19,17 @@ class Recording:
     `max_tokens`: 0 for a run without an answer, which computes the logits of every position."""
 
     def __init__(
-        self, model: Llava, asked: RecordedRequest, sampling: Sampling, max_tokens: int | None, stop: Sequence[str]
+        self,
+        model: Llava,
+        asked: RecordedRequest,
+        sampling: Sampling,
+        max_tokens: int | None,
+        stop: Sequence[str],
+        template: ChatTemplate | None = None,
     ) -> None:
+        """Take what the run is asked. `template`: the one in use, if it is not the model's."""
         self._model, self._asked, self._sampling = model, asked, sampling
-        self._max_tokens, self._stop = max_tokens, list(stop)
+        self._max_tokens, self._stop, self._template = max_tokens, list(stop), template or model.template
         self.hashes = StageHashes(model.ops)
         """The probe that must be attached while the run is made."""
 
@@ -50,7 +58,7 @@ class Recording:
             format=FORMAT,
             versions=versions() | {"kernels": self._model.ops.kernels()},
             files=files,
-            settings=_settings(self._model),
+            settings=_settings(self._model, self._template),
             asked=self._asked,
             sampling={name: getattr(self._sampling, name) for name in NUMBERS},
             logit_bias={str(token): bias for token, bias in self._sampling.logit_bias.items()},
@@ -63,9 +71,9 @@ class Recording:
         )
 
 
-def _settings(model: Llava) -> RunSettings:
+def _settings(model: Llava, template: ChatTemplate) -> RunSettings:
     own = {name: model.settings[name] for name in ("backend", "device", "precision", "profile", "quirks")}
-    return RunSettings(**own, threads=model.threads, n_context=model.n_context, template=model.template.source)
+    return RunSettings(**own, threads=model.threads, n_context=model.n_context, template=template.source)
 
 
 def repeat(record: Record, model: Llava) -> Record:

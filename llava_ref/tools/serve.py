@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import ipaddress
 import logging
+import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -45,6 +46,8 @@ def add_arguments(parser: Parser) -> None:
     group.add_argument("--port", type=int, default=3928, metavar="N", help="default: 3928; 0 takes a free one")
     group.add_argument("--api-key", metavar="KEY", help="key that every route but /health requires")
     add_hosts(parser)
+    does = "folder for records of answers, which clients may then ask for"
+    group.add_argument("--record-dir", type=Path, metavar="DIR", help=does)
     for name, (parse, metavar, text) in REPEATABLE.items():
         text = f"{text}; repeatable"
         group.add_argument(f"--{name}", type=parse, action="append", default=[], metavar=metavar, help=text)
@@ -76,6 +79,8 @@ def _check(args: argparse.Namespace) -> None:
     for folder in args.allow_model_dir:
         if not folder.is_dir():
             raise ParameterError("--allow-model-dir", str(folder), "not a folder")
+    if args.record_dir is not None and not os.access(args.record_dir / ".", os.W_OK):
+        raise ParameterError("--record-dir", str(args.record_dir), "not a folder that can be written to")
     _check_names(args)
 
 
@@ -125,7 +130,7 @@ def _models(args: argparse.Namespace, limits: "Limits") -> "Models":
     def load(text: Path, mmproj: Path | None, n_context: int | None) -> Llava:
         return options.load_model(options.changed(args, ctx_size=n_context), text, mmproj)
 
-    models = Models(load, tuple(args.allow_model_dir), limits.max_running)
+    models = Models(load, tuple(args.allow_model_dir), limits.max_running, args.record_dir)
     models.start(*options.pair(args), args.ctx_size)
     return models
 

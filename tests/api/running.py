@@ -80,12 +80,13 @@ def serving(
     n_context=None,
     strict=False,
     load=load,
+    records=None,
 ):
     """Run a server with the embedded pair, or `pair`, inside the block.
 
     `hosts`: allowed for pictures. `names`: host names that it answers to besides the local ones; None allows all."""
     limits = limits or Limits()
-    models, worker = Models(load, tuple(folders), limits.max_running), Worker()
+    models, worker = Models(load, tuple(folders), limits.max_running, records), Worker()
     models.start(*(pair or llava_ref.embedded()), n_context)
     api = Api(models, worker, limits, Fetcher(tuple(hosts)) if hosts else None, strict=strict)
     app = create_app(api, api_key=api_key, origins=origins, hosts=names)

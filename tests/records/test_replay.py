@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import deque
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from llava_ref.chat.call_form import PLAIN
 from llava_ref.chat.calls import Tool
 from llava_ref.generation.grammar import JsonGrammars
 from llava_ref.generation.sampling import Sampling
+from llava_ref.generation.together import together
 from llava_ref.records.comparison import compare
 from llava_ref.records.record import hashed_files, read_record
 from llava_ref.records.recording import Recording, repeat
@@ -18,6 +20,7 @@ from llava_ref.records.request import RecordedRequest
 from llava_ref.tracing.trace import Probe
 
 from ..support.rewriting import changed
+from ..support.sharing import load_sharing
 from ..support.tiny_pair import VICUNA, Tiny, write_pair
 from .conftest import ASK, PAIR
 
@@ -200,3 +203,26 @@ def test_every_file_of_a_split_model_is_hashed(cli, made, tmp_path):
 def test_the_record_is_never_written_over_another_file(cli):
     assert "is one of the input files" in cli("generate", *ASK, "--record", "picture.png")[2]
     assert "is the other file" in cli("trace", *ASK, "-o", "x.json", "--record", "x.json")[2]
+
+
+def test_an_answer_among_others_is_recorded_alone(made):
+    """Others share their steps, one of them recorded too; the record is that of the answer by itself."""
+    model = load_sharing(made / "text.gguf", made / "mmproj.gguf")
+    prompts = ["the one", "two is", "the one", "red"]
+
+    def asked(prompt, keep=None):
+        request, sampling = model.raw_request(prompt), Sampling(logit_bias={2: -100.0})
+        stream = model.answer(request, sampling, max_tokens=9)
+        if keep is None:
+            return stream
+        recording = Recording(model, RecordedRequest(prompt=prompt), sampling, 9, [])
+        return recording.of(stream, lambda reply: keep.append(recording.record({}, request, reply)))
+
+    kept = []
+    deque(together([asked(prompt, kept if i < 2 else None) for i, prompt in enumerate(prompts)]), maxlen=0)
+    assert max(model.ops.shared) == 2 and len(kept) == 2
+    alone = []
+    asked(prompts[0], alone).finish()
+    assert compare(alone[0], kept[0]).same and alone[0].passes == kept[0].passes
+    assert compare(kept[1], repeat(kept[1], model)).same and kept[1].passes != kept[0].passes
+    assert asked(prompts[0]).finish().token_ids == tuple(kept[0].answer.token_ids)
