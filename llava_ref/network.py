@@ -27,6 +27,7 @@ from .models.summary import text_line, tower_line
 from .ops.protocol import Ops
 from .profiles import Quirks, describe, resolve
 from .tracing.edits import Edit, Edits
+from .tracing.finite import RefuseNotFinite
 from .tracing.trace import Probe, Probes, Sink, Tap, Trace, no_tap
 
 P = TypeVar("P", bound=Probe)
@@ -202,6 +203,13 @@ class Network:
                 raise ParameterError("stage", repr(glob), problem)
         with self.probes.attached(probe):
             yield probe
+
+    def check_finite(self) -> None:
+        """Look from now on at every array: the first with NaN or infinity raises NumericsError, with its place.
+
+        Without it only logits and rows of pictures are looked at, so that a run is not slowed down."""
+        text, tower = (None if half is None else half.file.path for half in (self._text, self._tower))
+        self.probes.add(RefuseNotFinite(self.ops, text, tower))
 
     def unembed(self, hidden: np.ndarray) -> np.ndarray:
         """Apply the final norm and the output matrix to hidden states of any layer.  (T, D) -> (T, V) float32"""

@@ -134,6 +134,8 @@ class Session:
     def _step(self, stepper: Stepper) -> Logits:
         began, (token,) = time.perf_counter(), self._left
         assert not isinstance(token, Picture)
+        if self._seat is not None and not self._has_run:
+            self._seat.ask(token[0])  # again, in case it was watched when it was started
         with np.errstate(all="ignore"):  # Triton's interpreter computes with numpy
             logits = stepper.step(token[0]) if self._seat is None else self._seat.take()
         self._left = []
@@ -262,7 +264,7 @@ class Session:
 
     def _refuse(self) -> None:
         """Run everything again to name the first tensor that is not finite; an edit may have brought it in."""
-        again = Session(self._text, self.n_context, Probes(RefuseNotFinite(self._ops, self._text.file.path)))
+        again = Session(self._text, self.n_context, Probes(RefuseNotFinite(self._ops, self._text.file.path, None)))
         deque(again.each([run.unit for run in self._run_units]), maxlen=0)
         if self._probes.whole:
             raise ParameterError("intervene", "result_output", "holds NaN or infinity, which an edit brought in")

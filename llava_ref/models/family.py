@@ -206,7 +206,7 @@ def encode_on_device(tower: Tower, pixels: np.ndarray, size: tuple[int, int], ta
         else:
             found = _watched(tower, pixels, tap)
         if not ops.all_finite(found):
-            _watched(tower, pixels, Probes(RefuseNotFinite(ops, tower.file.path)).tap(tower))
+            _watched(tower, pixels, Probes(RefuseNotFinite(ops, None, tower.file.path)).tap(tower))
         return tower.pack(found, *size)
 
 

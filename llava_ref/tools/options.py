@@ -124,13 +124,11 @@ def add_text(parser: Parser) -> None:
 def add_backend(parser: Parser, *, recorded: bool = False) -> None:
     """Add what computes: --backend, --device and --threads. `recorded`: by default what a record says, and not ours."""
     group = parser.group("computation")
-    backend, device, threads = "torch", "cpu", "as many as speed up this model"
-    if recorded:
-        backend = device = threads = "as recorded"
-    defaults = (None, None) if recorded else (backend, device)
-    group.add_argument("--backend", choices=BACKENDS, default=defaults[0], help=f"what computes (default: {backend})")
-    group.add_argument("--device", choices=DEVICES, default=defaults[1], help=f"where it computes (default: {device})")
-    group.add_argument("-t", "--threads", type=int, metavar="N", help=f"processor threads (default: {threads})")
+    backend, device, threads = [None] * 3 if recorded else ["torch", "cpu", "as many as speed up this model"]
+    said = [f"(default: {default or 'as recorded'})" for default in (backend, device, threads)]
+    group.add_argument("--backend", choices=BACKENDS, default=backend, help=f"what computes {said[0]}")
+    group.add_argument("--device", choices=DEVICES, default=device, help=f"where it computes {said[1]}")
+    group.add_argument("-t", "--threads", type=int, metavar="N", help=f"processor threads {said[2]}")
 
 
 def add_running(parser: Parser) -> None:
@@ -150,6 +148,9 @@ def add_running(parser: Parser) -> None:
         help="memory for float32 weights (default: for all, if that takes at most half of the free memory, else 0)",
     )
     group.add_argument("--show-kernels", action="store_true", help="say what multiplies matrices, and what fell back")
+    group.add_argument(
+        "--check-finite", action="store_true", help="name the first array with NaN or infinity, and stop"
+    )
     add_profile(parser)
 
 
@@ -219,6 +220,8 @@ def load_model(args: argparse.Namespace, text: Path | None, mmproj: Path | None)
         n_context=getattr(args, "ctx_size", None),
         template=template(getattr(args, "template", None)),
     )
+    if args.check_finite:
+        model.check_finite()
     if args.show_kernels:
         note(f"[kernels: {model.ops.kernels()}]")
     return model

@@ -14,15 +14,19 @@ FLOAT16 = float(np.finfo(np.float16).max)
 
 
 class RefuseNotFinite(Probe):
-    """Raises NumericsError at the first array with a NaN or infinity. `file`: the model's."""
+    """Raises NumericsError at the first array with a NaN or infinity.
 
-    def __init__(self, ops: Ops, file: Path) -> None:
+    `text`, `tower`: the files that the error names, for arrays of a sequence and of a picture; one may be None."""
+
+    def __init__(self, ops: Ops, text: Path | None, tower: Path | None) -> None:
         super().__init__(["*"])
-        self._ops, self._file = ops, file
+        self._ops, self._text, self._tower = ops, text, tower
 
     def see(self, x: Array, at: At) -> Array:
-        if not self._ops.all_finite(x):
-            raise NumericsError(self._file, at.numbered, _not_finite(self._ops.numpy(x), at))
+        on_host = isinstance(x, np.ndarray)
+        if not (np.isfinite(x).all() if on_host else self._ops.all_finite(x)):
+            file = self._tower if at.positions is None else self._text
+            raise NumericsError(file, at.numbered, _not_finite(x if on_host else self._ops.numpy(x), at))
         return x
 
 

@@ -18,7 +18,9 @@ CHAT = "/v1/chat/completions"
 SEEN = {"type": "image_url", "image_url": {"url": data_uri(picture("colour.png"))}}
 QUESTION = [{"role": "user", "content": [SEEN, {"type": "text", "text": "What colour is the circle?"}]}]
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"properties": {"at": {"type": "integer"}}}}}
 REQUESTS = [
+    (CHAT, {"messages": QUESTION, "tools": [TOOL], "tool_choice": "required", "max_tokens": 30}),
     (CHAT, {"messages": QUESTION, "temperature": 1.3, "n": 2, "max_tokens": 5}),
     (CHAT, {"messages": [*QUESTION, {"role": "assistant", "content": "It is"}], "stream": True, "max_tokens": 4}),
     (CHAT, {"messages": QUESTION, "response_format": {"type": "json_object", "schema": SCHEMA}, "max_tokens": 12}),
