@@ -9,10 +9,11 @@ from ..generation.answer import Turn
 from ..html import data_uri
 from ..study.look import Look, answer_pieces, check_answer, look
 from .body import parse_json
+from .conversations import chat_request, message_warnings, reserve_pixels
 from .errors import library_errors
 from .limits import Allowance, Limits
 from .models import LoadedModel
-from .prepare import Prepared, chat_request, message_warnings, reserve_pixels
+from .prepare import Prepared
 from .schema import LookRequest, parse
 from .texts import warnings_field
 from .worker import Items

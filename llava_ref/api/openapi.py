@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 from .nitro import LoadRequest
 from .page import FILES
 from .responses import InputRequest, ResponsesRequest
-from .schema import ChatRequest, CompletionRequest, DetokenizeRequest, LookRequest, TokenizeRequest
+from .schema import ChatRequest, CompletionRequest, DetokenizeRequest, LookRequest, TemplateRequest, TokenizeRequest
 
 REQUESTS: tuple[type[BaseModel], ...] = (
     ChatRequest,
@@ -20,6 +20,7 @@ REQUESTS: tuple[type[BaseModel], ...] = (
     LookRequest,
     TokenizeRequest,
     DetokenizeRequest,
+    TemplateRequest,
     LoadRequest,
 )
 CHAT_PATHS = (
@@ -117,6 +118,9 @@ def _paths() -> dict[str, Any]:
         "/models/{name}": model,
         "/tokenize": {"post": _post_operation("TokenizeRequest", "Convert text to token ids")},
         "/detokenize": {"post": _post_operation("DetokenizeRequest", "Convert token ids to text")},
+        "/apply-template": {
+            "post": _post_operation("TemplateRequest", "Return the prompt that a conversation becomes")
+        },
         "/health": health,
         "/healthz": health,
         "/metrics": {"get": metrics},

@@ -12,11 +12,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from .. import images
 from ..chat.chunks import TextChunk
-from ..chat.messages import Fetch, ImagePart, Message, TextPart, parse_messages, unheard
+from ..chat.messages import Fetch, parse_messages
 from ..chat.rendering import Prompt
-from ..errors import ImageError, PromptError, printable
 from ..generation.answer import Stream, Turn
 from ..generation.request import Request
 from ..model import Llava
@@ -25,6 +23,7 @@ from ..tokenizer.quote import Quote
 from . import completions, handler
 from .body import parse_json
 from .calling import Calling, decide
+from .conversations import chat_request, message_warnings, prompt_end, reserve_pixels
 from .errors import library_errors, refuse
 from .handler import ResponseHead
 from .limits import Allowance, Limits
@@ -33,7 +32,6 @@ from .progress import RequestProgress
 from .recorder import AskedRecord
 from .respond import EventForm
 from .schema import ChatRequest, CompletionRequest, GenerationRequest, parse
-from .undeclared import capped
 from .worker import Items, Work
 
 
@@ -90,14 +88,6 @@ def chat(
     return Prepared(model, bool(params.stream), work, streams, pixels, progress)
 
 
-def message_warnings(messages: Any, where: str = "messages", *, strict: bool) -> tuple[str, ...]:
-    """Return a warning for each field of the messages that has no effect. Raises ApiError if `strict`."""
-    paths = unheard(messages, where)
-    if strict and paths:
-        raise refuse(paths[0], f"{paths[0]}: not supported", "unsupported_parameter")
-    return capped([f"{printable(path, 200)}: has no effect here" for path in paths])
-
-
 def _check_combinations(params: ChatRequest) -> None:
     """Make the checks that involve more than one parameter. Raises ApiError."""
     if params.top_logprobs and not params.logprobs:
@@ -127,69 +117,6 @@ def _check_combinations(params: ChatRequest) -> None:
 def _check_stream(params: GenerationRequest) -> None:
     if params.include_usage and not params.stream:
         raise refuse("stream_options", "stream_options: requires stream: true")
-
-
-@dataclass(frozen=True, slots=True)
-class PromptEnd:
-    """How the prompt of a conversation ends."""
-
-    messages: list[Message]
-    add: bool
-    """Whether the template begins a new assistant message."""
-    continues: bool
-    """Whether the answer continues the last message."""
-    warnings: tuple[str, ...] = ()
-
-
-def prompt_end(params: ChatRequest, messages: list[Message]) -> PromptEnd:
-    """Decide how the prompt ends: as requested, or by default by continuing a last message of the assistant.
-
-    llama.cpp's server, Ollama and transformers' pipeline have the same default, because no model was trained to follow
-    its own message with another. vLLM begins a new message unless it is told to continue."""
-    add, continues = params.add_generation_prompt, params.continue_final_message
-    *before, last = messages
-    if last.calls:
-        where = f"messages[{len(before)}].tool_calls"
-        raise refuse(where, f"{where}: expected messages of role tool with the results next")
-    if add is not None or continues is not None or last.role != "assistant":
-        return PromptEnd(messages, not continues if add is None else add, bool(continues))
-    if before and not any(isinstance(part, TextPart) and part.text.strip() for part in last.parts):
-        return PromptEnd(before, True, False)  # the last message has no text yet
-    where = f"messages[{len(before)}]"
-    warning = f"{where}: the answer continues this message; add_generation_prompt: true begins a new one"
-    return PromptEnd(messages, False, True, (warning,))
-
-
-def reserve_pixels(messages: list[Message], limits: Limits, pixel_allowance: Allowance) -> int:
-    """Take the pixels of all pictures from the allowance, before any is decoded; returns their number.
-
-    Raises PromptError and ImageError beyond the request's own limits, ApiError 429 beyond what all requests share."""
-    parts = [part for message in messages for part in message.parts if isinstance(part, ImagePart)]
-    if len(parts) > limits.max_images:
-        problem = f"{len(parts)} images, expected at most {limits.max_images}"
-        raise PromptError(parts[limits.max_images].where, "image", problem)
-    total = 0
-    for part in parts:
-        assert isinstance(part.source, bytes)
-        width, height = images.measure(part.source, part.where)
-        total += width * height
-        if total > limits.max_pixels:
-            problem = f"{total:,} pixels including the previous pictures, expected at most {limits.max_pixels:,}"
-            raise ImageError(part.where, "size", problem, code="image_too_large")
-    pixel_allowance.take(total)
-    return total
-
-
-def chat_request(
-    loaded: LoadedModel,
-    messages: list[Message],
-    calling: Calling = Calling(),  # noqa: B008
-    *,
-    add: bool = True,
-    continues: bool = False,
-) -> Request:
-    prompts = loaded.model.prompts
-    return prompts.conversation(messages, loaded.prompts, add=add, continues=continues, tools=calling.tools)
 
 
 def _answer(

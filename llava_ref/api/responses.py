@@ -16,12 +16,13 @@ from ..generation.request import Request
 from ..generation.sampling import Grammar, Sampling
 from ..records.request import RecordedRequest
 from .body import parse_json
+from .conversations import chat_request, message_warnings, reserve_pixels
 from .errors import library_errors, refuse
 from .fields import Label, Limit, Recorded, Seed, StrictModel, setting
 from .limits import Allowance, Limits
 from .models import LoadedModel
 from .parameters import RESPONSES
-from .prepare import Prepared, chat_request, message_warnings, reserve_pixels
+from .prepare import Prepared
 from .response_events import AnswerEvents, ResponseEvents
 from .schema import RequestBody, parse
 from .shapes import INPUT

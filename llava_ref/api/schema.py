@@ -121,18 +121,35 @@ class GenerationRequest(RequestBody):
         return Sampling(**given | {"top_logprobs": top_logprobs})
 
 
-class ChatRequest(GenerationRequest):
-    """The body of `POST /v1/chat/completions`."""
+class PromptedRequest(RequestBody):
+    """What makes the prompt of a chat: messages, functions, and how the prompt ends."""
 
     messages: Annotated[Any, WithJsonSchema(MESSAGES)]
-    max_completion_tokens: Limit | None = Field(
-        None, description="Same as max_tokens; takes precedence if both are given."
-    )
     add_generation_prompt: bool | None = Field(
         None, description="Begin a new assistant message; the default is true unless the last message is one."
     )
     continue_final_message: bool | None = Field(
         None, description="Continue the last message; the default is true if it is the assistant's."
+    )
+    tools: ChatTools | None = Field(None, description=TOOLS)
+    tool_choice: Mode | ChosenTool | None = Field(None, description=TOOL_CHOICE)
+    parallel_tool_calls: bool | None = Field(None, description=PARALLEL)
+
+    @property
+    def asked_calls(self) -> AskedCalls:
+        tools = tuple(tool.function.tool(f"tools[{i}].function") for i, tool in enumerate(self.tools or []))
+        choice = self.tool_choice or "auto"
+        several = self.parallel_tool_calls is not False
+        if isinstance(choice, ChosenTool):
+            return AskedCalls(tools, "required", choice.function.name, several)
+        return AskedCalls(tools, choice, several=several)
+
+
+class ChatRequest(GenerationRequest, PromptedRequest):
+    """The body of `POST /v1/chat/completions`."""
+
+    max_completion_tokens: Limit | None = Field(
+        None, description="Same as max_tokens; takes precedence if both are given."
     )
     logprobs: bool | None = Field(None, description="Report the log-probabilities of the answer's tokens.")
     top_logprobs: Top | None = Field(
@@ -149,9 +166,6 @@ class ChatRequest(GenerationRequest):
         description="Send chunks without text, with the field prompt_progress, until the answer begins; requires "
         "stream.",
     )
-    tools: ChatTools | None = Field(None, description=TOOLS)
-    tool_choice: Mode | ChosenTool | None = Field(None, description=TOOL_CHOICE)
-    parallel_tool_calls: bool | None = Field(None, description=PARALLEL)
 
     @property
     def limit(self) -> int | None:
@@ -167,14 +181,11 @@ class ChatRequest(GenerationRequest):
             return form.json_schema.schema_, "response_format.json_schema"
         return form.schema_, "response_format"
 
-    @property
-    def asked_calls(self) -> AskedCalls:
-        tools = tuple(tool.function.tool(f"tools[{i}].function") for i, tool in enumerate(self.tools or []))
-        choice = self.tool_choice or "auto"
-        several = self.parallel_tool_calls is not False
-        if isinstance(choice, ChosenTool):
-            return AskedCalls(tools, "required", choice.function.name, several)
-        return AskedCalls(tools, choice, several=several)
+
+class TemplateRequest(PromptedRequest):
+    """The body of `POST /apply-template`."""
+
+    table = TEXTS
 
 
 class LookRequest(RequestBody):

@@ -16,6 +16,7 @@ from ..chat.messages import Fetch
 from ..images.decoding import LARGE
 from . import nitro, prepare, texts
 from .body import read_body
+from .conversations import apply_template
 from .edge import Edge
 from .errors import ApiError
 from .limits import MAX_BODIES, MAX_HELD_PIXELS, Allowance, Limits
@@ -116,9 +117,12 @@ class Api:
     async def detokenize(self, request: Request, receive: Receive, send: Send) -> None:
         await send_json(send, 200, await self._without_model(request, texts.detokenize, self.models.current.model))
 
+    async def apply_template(self, request: Request, receive: Receive, send: Send) -> None:
+        args = (apply_template, self.models.current, self.fetch)
+        await send_json(send, 200, await self._without_model(request, *args))
+
     async def list_models(self, request: Request, receive: Receive, send: Send) -> None:
-        loaded = self.models.current_or_none
-        await send_json(send, 200, {"object": "list", "data": [] if loaded is None else [texts.model_card(loaded)]})
+        await send_json(send, 200, texts.model_list(self.models.current_or_none))
 
     async def show_model(self, request: Request, receive: Receive, send: Send) -> None:
         loaded, name = self.models.current_or_none, request.path_params["name"]
@@ -179,6 +183,7 @@ class Api:
             *(_route(path, self.show_model, "GET") for path in ("/v1/models/{name}", "/models/{name}")),
             _route("/tokenize", self.tokenize, "POST"),
             _route("/detokenize", self.detokenize, "POST"),
+            _route("/apply-template", self.apply_template, "POST"),
             _route("/health", self.health, "GET"),
             _route("/healthz", self.health, "GET"),
             _route("/metrics", self.show_metrics, "GET"),

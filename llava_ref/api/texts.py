@@ -56,3 +56,14 @@ def model_card(loaded: LoadedModel) -> dict[str, Any]:
     }
     card = {"id": loaded.name, "object": "model", "created": loaded.created, "owned_by": "llava_ref"}
     return card | {"meta": meta}
+
+
+def model_list(loaded: LoadedModel | None) -> dict[str, Any]:
+    """Return OpenAI's list of models; `models` says what they can do, as llama-server b11739 does."""
+    shown = [] if loaded is None else [loaded]
+    return {"object": "list", "data": [model_card(one) for one in shown], "models": [_abilities(one) for one in shown]}
+
+
+def _abilities(loaded: LoadedModel) -> dict[str, Any]:
+    abilities = ["completion", *(["multimodal"] if loaded.model.has_tower else [])]
+    return {"name": loaded.name, "model": loaded.name, "type": "model", "capabilities": abilities}

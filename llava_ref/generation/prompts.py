@@ -54,7 +54,7 @@ class Prompts:
         """Return parsed messages as a prompt ready to run. `template`: another than the model's; `add`: whether it
         begins a new answer; `continues`: whether the answer goes on with the last message; `tools`: functions that the
         model may call."""
-        prompt = self._rendered(messages, template, tools, add_generation_prompt=add, continue_final_message=continues)
+        prompt = self.rendered(messages, template, tools, add_generation_prompt=add, continue_final_message=continues)
         return replace(self.prepared(prompt), continues=continues)
 
     def raw(self, prompt: str, sources: Sequence[ImageSource]) -> Request:
@@ -91,7 +91,7 @@ class Prompts:
 
     def count(self, messages: Messages) -> int:
         """Return the positions that the prompt takes, pictures included. Nothing is decoded."""
-        return len(self._placed(self._rendered(parse_messages(messages))).token_ids)
+        return len(self._placed(self.rendered(parse_messages(messages))).token_ids)
 
     def prepared(self, prompt: Prompt) -> Request:
         """Make a request of a rendered prompt.
@@ -106,13 +106,14 @@ class Prompts:
         decoded = tuple(self._decoded(part) for part in request.prompt.images)
         return replace(request, images=decoded, decode_s=time.perf_counter() - began)
 
-    def _rendered(
+    def rendered(
         self,
         messages: Sequence[Message],
         template: ChatTemplate | None = None,
         tools: Sequence[Tool] = (),
         **options: bool,
     ) -> Prompt:
+        """Return parsed messages as the text of a prompt; `options` and errors: those of `render_prompt`."""
         chosen, order = template or self.template, self.quirks.image_order
         return render_prompt(messages, chosen, self.tokenizer, image_order=order, tools=tools, **options)
 

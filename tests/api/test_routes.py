@@ -7,7 +7,8 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
-from .running import events, serving
+from ..support.tiny_pair import VICUNA, Tiny, write_text
+from .running import data_uri, events, picture, serving
 
 PROMPT = "USER: Hello ASSISTANT:"
 GO_ON = {"logit_bias": {"2": -100}}
@@ -95,6 +96,29 @@ def test_models(server):
     (model,) = listed["data"]
     assert listed["object"] == "list" and model["object"] == "model" and model["meta"]["tokens_per_image"] == 64
     assert server.client.get(f"/v1/models/{model['id']}").json() == model
+    (abilities,) = listed["models"]
+    assert abilities["model"] == model["id"] and abilities["capabilities"] == ["completion", "multimodal"]
+
+
+def test_a_model_without_a_tower_takes_no_pictures(tmp_path):
+    with serving(pair=(write_text(tmp_path / "text.gguf", Tiny(template=VICUNA)), None)) as blind:
+        assert blind.client.get("/v1/models").json()["models"][0]["capabilities"] == ["completion"]
+
+
+def test_apply_template(server):
+    """The prompt's tokens are those that the chat counts, and a picture is one mark."""
+    talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi </s>"}]
+    prompt = server.post("/apply-template", {"messages": talk}).json()["prompt"]
+    assert prompt == "Be brief. USER: Hi </s> ASSISTANT:"
+    seen = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": data_uri(picture("count.png"))}},
+                                         {"type": "text", "text": "Count."}]}]  # fmt: skip
+    assert server.post("/apply-template", {"messages": seen}).json() == {"prompt": "USER: <image>\nCount. ASSISTANT:"}
+    looks = {"type": "function", "function": {"name": "look"}}
+    told = server.post("/apply-template", {"messages": seen, "tools": [looks], "temperature": 1}).json()
+    assert '{"name": "look"' in told["prompt"] and told["warnings"][0].startswith("temperature")
+    begun = server.post("/apply-template", {"messages": [*talk, {"role": "assistant", "content": "We"}]}).json()
+    assert begun["prompt"].endswith("ASSISTANT: We") and "warnings" in begun
+    assert server.error(server.post("/apply-template", {"messages": []}))[:2] == (400, "messages")
 
 
 def test_tokenize_and_detokenize(server):
