@@ -60,6 +60,19 @@ class ChosenTool(StrictModel):
     function: FunctionReference
 
 
+class ResponsesTool(FunctionSpec):
+    """A tool of the Responses API."""
+
+    type: Literal["function"] = Field(description="The one kind of tool that is supported.")
+
+
+class ResponsesChosenTool(FunctionReference):
+    """The tool that a response must call."""
+
+    type: Literal["function"] = Field(description="The one kind of tool that is supported.")
+
+
+ResponsesTools = Annotated[list[ResponsesTool], Field(max_length=MAX_TOOLS)]
 ChatTools = Annotated[list[ChatTool], Field(max_length=MAX_TOOLS)]
 TOOLS = "Functions that the model may call."
 TOOL_CHOICE = (

@@ -227,7 +227,7 @@ REQUESTS = ParameterTable(SILENT, WARNED, REFUSED)
 RESPONSES = ParameterTable(
     frozenset(
         "store user safety_identifier prompt_cache_key prompt_cache_retention prompt_cache_options max_tool_calls "
-        "parallel_tool_calls background_options text.format.strict text.format.description".split()
+        "background_options text.format.strict text.format.description".split()
     ),
     {
         "include": ([], ["reasoning.encrypted_content"]),
@@ -247,8 +247,6 @@ RESPONSES = ParameterTable(
         "prompt": (),
         "background": (False,),
         "context_management": ([],),
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
         "messages": (),
         "response_format": ({"type": "text"},),
     },

@@ -5,17 +5,18 @@ Nothing is stored here, so each request holds its whole conversation, and whatev
 
 import time
 import uuid
-from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, WithJsonSchema
 
-from ..chat.messages import Fetch, Message, TextPart, parse_messages
+from ..chat.messages import Fetch, Message, TextPart
 from ..generation.request import Request
 from ..generation.sampling import Grammar, Sampling
 from ..records.request import RecordedRequest
 from .body import parse_json
+from .calling import PARALLEL, TOOL_CHOICE, TOOLS, AskedCalls, Mode, ResponsesChosenTool, ResponsesTools, Wanted, decide
 from .conversations import chat_request, message_warnings, reserve_pixels
 from .errors import library_errors, refuse
 from .fields import Label, Limit, Recorded, Seed, StrictModel, setting
@@ -24,6 +25,7 @@ from .models import LoadedModel
 from .parameters import RESPONSES
 from .prepare import Prepared
 from .response_events import AnswerEvents, ResponseEvents
+from .response_items import read_input, without_unheard
 from .schema import RequestBody, parse
 from .shapes import INPUT
 from .worker import Items
@@ -34,7 +36,6 @@ STORED = {  # what refers to something that a server keeps, and what to do witho
     "prompt": "no prompt is stored here: send its text in instructions",
     "background": "no answer is stored here: wait for it, or use stream",
 }
-UNHEARD = {"id", "status", "phase", "annotations", "logprobs"}  # of answers sent back; nothing depends on them
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
@@ -63,6 +64,20 @@ class InputRequest(RequestBody):
     input: Annotated[Any, WithJsonSchema(INPUT)]
     instructions: str | None = Field(None, description="A system message in front of the input.")
     model: Label | None = Field(None, description="Any name; it is returned, and the loaded model answers.")
+    tools: ResponsesTools | None = Field(None, description=TOOLS)
+    tool_choice: Mode | ResponsesChosenTool | None = Field(None, description=TOOL_CHOICE)
+    parallel_tool_calls: bool | None = Field(None, description=PARALLEL)
+
+    def asked_calls(self) -> AskedCalls:
+        """Return the functions, checked. Raises ApiError."""
+        tools = tuple(tool.tool(f"tools[{i}]") for i, tool in enumerate(self.tools or []))
+        choice, several = self.tool_choice or "auto", self.parallel_tool_calls is not False
+        if isinstance(choice, ResponsesChosenTool):
+            asked = AskedCalls(tools, "required", choice.name, several)
+        else:
+            asked = AskedCalls(tools, choice, several=several)
+        asked.check("tool_choice.name")
+        return asked
 
 
 class ResponsesRequest(InputRequest):
@@ -83,6 +98,11 @@ class ResponsesRequest(InputRequest):
     def format(self) -> TextFormat:
         return (self.text and self.text.format) or TextFormat.model_validate({"type": "text"})
 
+    @property
+    def wanted(self) -> Wanted | None:
+        """Return the JSON Schema of the answer; None for text."""
+        return None if self.format.type == "text" else (self.format.schema_, "text.format.schema")
+
     def sampling(self, grammar: Grammar | None) -> Sampling:
         given = {name: getattr(self, name) for name in ("temperature", "top_p") if getattr(self, name) is not None}
         seed = None if self.seed is None else self.seed % 2**64
@@ -101,17 +121,19 @@ def prepare_response(
         messages = conversation(params, fetch)
         pixels = reserve_pixels(messages, limits, pixel_allowance)
         on_error.callback(pixel_allowance.give_back, pixels)
-        request = chat_request(loaded, messages)
+        calling = decide(loaded, params.asked_calls(), params.wanted)
+        request = chat_request(loaded, messages, calling)
         head = _head(loaded, params)
+        asked = partial(RecordedRequest.conversation, messages, tools=calling.tools)
         stream = loaded.recorder.answer(
             request,
-            params.sampling(_grammar(loaded, params)),
+            params.sampling(calling.grammar),
             max_tokens=params.max_output_tokens,
             stop=loaded.stops,
-            kept=loaded.recorder.kept(params.record, head["id"], lambda: RecordedRequest.conversation(messages)),
+            kept=loaded.recorder.kept(params.record, head["id"], asked),
         )
         on_error.pop_all()
-    answer = AnswerEvents(head, stream, loaded.model.tokenizer, warnings)
+    answer = AnswerEvents(head, stream, loaded.model.tokenizer, calling.reader(), warnings + calling.warnings)
 
     def work() -> Items:
         yield from answer.events() if params.stream else answer.result()
@@ -128,7 +150,7 @@ def count_input(
     with library_errors(raw, "input"), ExitStack() as at_end:
         messages = conversation(params, fetch)
         at_end.callback(pixel_allowance.give_back, reserve_pixels(messages, limits, pixel_allowance))
-        request: Request = chat_request(loaded, messages)
+        request: Request = chat_request(loaded, messages, decide(loaded, params.asked_calls(), None))
         return {"object": "response.input_tokens", "input_tokens": len(request.token_ids)}
 
 
@@ -146,44 +168,15 @@ def _parse(kind: type[T], raw: Any, strict: bool) -> tuple[T, tuple[str, ...]]:
             where = f"tools[{i}].type"
             raise refuse(where, f"{where}: {tool.get('type')!r} is not supported: there are no built-in tools")
     params, warnings = parse(kind, raw, strict=strict)
-    return params, warnings + message_warnings(_heard(params.input), "input", strict=strict)
+    return params, warnings + message_warnings(without_unheard(params.input), "input", strict=strict)
 
 
 def conversation(params: InputRequest, fetch: Fetch | None) -> list[Message]:
-    """Return the messages of a request. Raises PromptError."""
-    if isinstance(params.input, str):
-        messages = [Message("user", (TextPart(params.input, "input"),))]
-    else:
-        _check_items(params.input)
-        messages = parse_messages(_heard(params.input), "input", allow_objects=False, fetch=fetch)
+    """Return the messages of a request. Raises PromptError and ApiError."""
+    messages = read_input(params.input, fetch)
     if params.instructions:
         messages.insert(0, Message("system", (TextPart(params.instructions, "instructions"),)))
     return messages
-
-
-def _check_items(items: Any) -> None:
-    """Raise ApiError for an item that is no message."""
-    for i, item in enumerate(items if isinstance(items, list) else ()):
-        kind = item.get("type") if isinstance(item, dict) else None
-        if kind not in (None, "message"):
-            where = f"input[{i}].type"
-            raise refuse(where, f"{where}: {kind!r} is not supported, expected 'message'", "unsupported_value")
-
-
-def _heard(value: Any) -> Any:
-    """Return an input without the fields of earlier answers that nothing depends on."""
-    if isinstance(value, list):
-        return [_heard(item) for item in value]
-    if not isinstance(value, Mapping):
-        return value
-    content = {"content": _heard(value["content"])} if "content" in value else {}
-    return {key: kept for key, kept in value.items() if key not in UNHEARD} | content
-
-
-def _grammar(loaded: LoadedModel, params: ResponsesRequest) -> Grammar | None:
-    if params.format.type == "text":
-        return None
-    return loaded.grammars.grammar(params.format.schema_, "text.format.schema")
 
 
 def _head(loaded: LoadedModel, params: ResponsesRequest) -> dict[str, Any]:
@@ -205,15 +198,20 @@ def _head(loaded: LoadedModel, params: ResponsesRequest) -> dict[str, Any]:
         "metadata": params.metadata or {},
         "model": loaded.name if params.model is None else params.model,
         "output": [],
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": params.parallel_tool_calls is not False,
         "previous_response_id": None,
         "reasoning": {"effort": None, "summary": None},
         "store": False,
         "temperature": sampling.temperature,
         "text": {"format": form},
-        "tool_choice": "auto",
-        "tools": [],
+        "tool_choice": _plain(params.tool_choice) or "auto",
+        "tools": [{"parameters": None, "strict": True} | _plain(tool) for tool in params.tools or []],
         "top_p": sampling.top_p,
         "truncation": "disabled",
         "usage": None,
     }
+
+
+def _plain(value: Any) -> Any:
+    """Return a part of the request as the client wrote it."""
+    return value.model_dump(exclude_none=True) if isinstance(value, StrictModel) else value

@@ -53,15 +53,19 @@ def _call(call: object, where: str) -> ToolCall:
         raise PromptError(where, "function", "expected an object with the name and the arguments of a function")
     if call.get("type", "function") != "function":
         raise PromptError(where, "type", "expected function, the one kind of tool that is supported")
-    return make_call(call.get("id"), function.get("name"), function.get("arguments"), where, f"{where}.function")
+    return make_call(
+        call.get("id"), function.get("name"), function.get("arguments"), f"{where}.id", f"{where}.function"
+    )
 
 
-def make_call(id: object, name: object, arguments: object, where: str, function: str) -> ToolCall:
-    """Check the fields of a call. `function`: the path of its name and arguments. Raises PromptError."""
+def make_call(id: object, name: object, arguments: object, id_at: str, function: str) -> ToolCall:
+    """Check the fields of a call. `id_at`: the path of its id; `function`: that of its name and arguments.
+
+    Raises PromptError."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise PromptError(f"{function}.name", "type", "expected a name of 1 to 64 letters, digits, _, - and .")
     if not isinstance(id, str) or not 1 <= len(id) <= 1024:
-        raise PromptError(f"{where}.id", "type", "expected a string of 1 to 1024 characters")
+        raise PromptError(id_at, "type", "expected a string of 1 to 1024 characters")
     try:
         known = json.loads(arguments or "{}") if isinstance(arguments, str | None) else arguments
     except (ValueError, RecursionError):
