@@ -17,7 +17,7 @@ export function drawPicture(canvas, image, [width, height], side) {
   const zoom = side / Math.max(width, height), pen = canvas.getContext("2d");
   canvas.width = Math.max(1, Math.round(width * zoom));
   canvas.height = Math.max(1, Math.round(height * zoom));
-  pen.imageSmoothingEnabled = zoom < 1;
+  pen.imageSmoothingEnabled = zoom < 1 || side / zoom > 256; // else every pixel of a small picture is to be seen
   pen.fillStyle = "#fff";
   pen.fillRect(0, 0, canvas.width, canvas.height);
   pen.drawImage(image, 0, 0, canvas.width, canvas.height);

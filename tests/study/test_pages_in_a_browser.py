@@ -1,4 +1,4 @@
-"""The reports in a browser: without complaints, inside a telephone's width, their maps in the scale's colours."""
+"""The reports in a browser: without complaints, inside their window's width, their maps in the scale's colours."""
 
 import json
 import re
@@ -37,12 +37,12 @@ def page(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_report_fits_a_telephone_and_follows_the_theme(name, folder, page):
+def test_a_report_fits_its_window_and_follows_the_theme(name, folder, page):
     grounds = []
-    for dark in (False, True):
-        page.open((folder / f"{name}.html").as_uri(), 390, 800, dark)
+    for width, dark in ((1200, False), (390, True)):
+        page.open((folder / f"{name}.html").as_uri(), width, 800, dark)
         page.frame()
-        assert page.js("document.documentElement.scrollWidth") == 390
+        assert page.js("document.documentElement.scrollWidth") == width
         grounds.append(page.js("getComputedStyle(document.body).backgroundColor"))
     assert grounds == ["rgb(255, 255, 255)", "rgb(20, 23, 28)"] and not page.complaints
 
