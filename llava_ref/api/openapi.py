@@ -10,7 +10,15 @@ from pydantic.json_schema import models_json_schema
 from .nitro import LoadRequest
 from .page import FILES
 from .responses import InputRequest, ResponsesRequest
-from .schema import ChatRequest, CompletionRequest, DetokenizeRequest, LookRequest, TemplateRequest, TokenizeRequest
+from .schema import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    LookRequest,
+    PromptTokensRequest,
+    TemplateRequest,
+    TokenizeRequest,
+)
 
 REQUESTS: tuple[type[BaseModel], ...] = (
     ChatRequest,
@@ -19,6 +27,7 @@ REQUESTS: tuple[type[BaseModel], ...] = (
     InputRequest,
     LookRequest,
     TokenizeRequest,
+    PromptTokensRequest,
     DetokenizeRequest,
     TemplateRequest,
     LoadRequest,
@@ -116,7 +125,7 @@ def _paths() -> dict[str, Any]:
         "/models": models,
         "/v1/models/{name}": model,
         "/models/{name}": model,
-        "/tokenize": {"post": _post_operation("TokenizeRequest", "Convert text to token ids")},
+        "/tokenize": {"post": _tokenize_operation()},
         "/detokenize": {"post": _post_operation("DetokenizeRequest", "Convert token ids to text")},
         "/apply-template": {
             "post": _post_operation("TemplateRequest", "Return the prompt that a conversation becomes")
@@ -124,6 +133,7 @@ def _paths() -> dict[str, Any]:
         "/health": health,
         "/healthz": health,
         "/metrics": {"get": metrics},
+        "/tokenizer_info": {"get": _operation("Describe the tokenizer", _json_response(), 400, 401, 403, 503)},
         "/openapi.json": {"get": _get_operation("Return this description")},
         **{path: {"get": _file_operation(kind.partition(";")[0])} for path, (_, kind) in FILES.items()},
         "/page.json": {"get": _get_operation("Return what the web page shows before the first question", "page")},
@@ -155,6 +165,14 @@ def _post_operation(model: str, summary: str, kind: str | None = None, *, stream
         success["content"] |= {"text/event-stream": {}}  # OpenAPI 3.1 cannot describe the chunks inside
     body = {"required": True, "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{model}"}}}}
     return _operation(summary, success, *BODY_ERRORS) | {"requestBody": body}
+
+
+def _tokenize_operation() -> dict[str, Any]:
+    operation = _post_operation("TokenizeRequest", "Convert text to token ids")
+    other = {"$ref": "#/components/schemas/PromptTokensRequest"}
+    for media in operation["requestBody"]["content"].values():
+        media["schema"] = {"anyOf": [media["schema"], other]}
+    return operation
 
 
 def _get_operation(summary: str, kind: str | None = None) -> dict[str, Any]:

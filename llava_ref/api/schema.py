@@ -233,6 +233,16 @@ class TokenizeRequest(RequestBody):
     with_pieces: bool | None = Field(None, description="Return each token's text too; default false.")
 
 
+class PromptTokensRequest(RequestBody):
+    """The body of `POST /tokenize` in vLLM's form."""
+
+    table = TEXTS
+    prompt: str = Field(description="The text to tokenize, in which control tokens are recognised.")
+    add_special_tokens: bool | None = Field(
+        None, description="Begin with BOS if the model's texts begin with it; default true."
+    )
+
+
 class DetokenizeRequest(RequestBody):
     """The body of `POST /detokenize`."""
 

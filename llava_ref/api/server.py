@@ -121,6 +121,9 @@ class Api:
         args = (apply_template, self.models.current, self.fetch)
         await send_json(send, 200, await self._without_model(request, *args))
 
+    async def tokenizer_info(self, request: Request, receive: Receive, send: Send) -> None:
+        await send_json(send, 200, texts.tokenizer_info(self.models.current.model))
+
     async def list_models(self, request: Request, receive: Receive, send: Send) -> None:
         await send_json(send, 200, texts.model_list(self.models.current_or_none))
 
@@ -184,6 +187,7 @@ class Api:
             _route("/tokenize", self.tokenize, "POST"),
             _route("/detokenize", self.detokenize, "POST"),
             _route("/apply-template", self.apply_template, "POST"),
+            _route("/tokenizer_info", self.tokenizer_info, "GET"),
             _route("/health", self.health, "GET"),
             _route("/healthz", self.health, "GET"),
             _route("/metrics", self.show_metrics, "GET"),

@@ -7,14 +7,17 @@ from ..model import Llava
 from .body import parse_json
 from .errors import library_errors
 from .models import LoadedModel
-from .schema import DetokenizeRequest, TokenizeRequest, parse
+from .schema import DetokenizeRequest, PromptTokensRequest, TokenizeRequest, parse
 
 
 def tokenize(body: bytearray, model: Llava, strict: bool) -> dict[str, Any]:
-    """Return `{"tokens": [...]}` as llama-server does: ids, or with `with_pieces` objects of id and piece.
+    """Return `{"tokens": [...]}` as llama-server does: ids, or with `with_pieces` objects of id and piece. A body with
+    `prompt` is answered as vLLM does.
 
     Raises ApiError."""
     raw = parse_json(body)
+    if isinstance(raw, dict) and "prompt" in raw and "content" not in raw:
+        return _prompt_tokens(raw, model, strict)
     params, warnings = parse(TokenizeRequest, raw, strict=strict)
     with library_errors(raw, "content"):
         ids = model.tokenizer.encode(
@@ -22,6 +25,14 @@ def tokenize(body: bytearray, model: Llava, strict: bool) -> dict[str, Any]:
         )
     pieces = [{"id": i, "piece": _piece(model.tokenizer.token_bytes(i))} for i in ids] if params.with_pieces else ids
     return {"tokens": pieces} | warnings_field(warnings)
+
+
+def _prompt_tokens(raw: dict[str, Any], model: Llava, strict: bool) -> dict[str, Any]:
+    """Return the ids of `prompt`, their number and the context length, in vLLM's names."""
+    params, warnings = parse(PromptTokensRequest, raw, strict=strict)
+    with library_errors(raw, "prompt"):
+        ids = model.tokenizer.encode(params.prompt, special=True, bos=params.add_special_tokens is not False)
+    return {"tokens": ids, "count": len(ids), "max_model_len": model.n_context} | warnings_field(warnings)
 
 
 def _piece(data: bytes) -> str | list[int]:
@@ -33,11 +44,26 @@ def _piece(data: bytes) -> str | list[int]:
 
 
 def detokenize(body: bytearray, model: Llava, strict: bool) -> dict[str, Any]:
-    """Return `{"content": text}`, with control tokens as text. Raises ApiError."""
+    """Return the text, with control tokens as text: `content` to clients of llama-server, `prompt` to those of vLLM.
+
+    Raises ApiError."""
     raw = parse_json(body)
     params, warnings = parse(DetokenizeRequest, raw, strict=strict)
     with library_errors(raw, "tokens"):
-        return {"content": model.tokenizer.decode(params.tokens, special=True)} | warnings_field(warnings)
+        text = model.tokenizer.decode(params.tokens, special=True)
+    return {"content": text, "prompt": text} | warnings_field(warnings)
+
+
+def tokenizer_info(model: Llava) -> dict[str, Any]:
+    """Describe the tokenizer in vLLM's names. A token that the vocabulary lacks is None."""
+    tokenizer, vocabulary = model.tokenizer, model.tokenizer.vocabulary
+    return {
+        "tokenizer_class": vocabulary.model,
+        "bos_token": None if tokenizer.bos_id is None else tokenizer.piece(tokenizer.bos_id),
+        "eos_token": None if tokenizer.eos_id is None else tokenizer.piece(tokenizer.eos_id),
+        "add_bos_token": tokenizer.add_bos,
+        "chat_template": model.template.source,
+    }
 
 
 def warnings_field(warnings: Sequence[str]) -> dict[str, Any]:

@@ -18,6 +18,14 @@ def strict():
         yield it
 
 
+@pytest.fixture(scope="session")
+def model():
+    """The embedded pair in this process, apart from every server's."""
+    import llava_ref
+
+    return llava_ref.load(*llava_ref.embedded(), threads=1)
+
+
 @pytest.fixture
 def client(server):
     """OpenAI's Python client, which refuses a response that lacks a field or has another type."""

@@ -124,9 +124,9 @@ def test_apply_template(server):
 def test_tokenize_and_detokenize(server):
     text = "a red circle </s>, Grüße \u4f60"
     ids = server.post("/tokenize", {"content": text}).json()["tokens"]
-    assert 2 in ids and server.post("/detokenize", {"tokens": ids}).json() == {"content": text}
+    assert 2 in ids and server.post("/detokenize", {"tokens": ids}).json()["content"] == text
     plain = server.post("/tokenize", {"content": text, "parse_special": False}).json()["tokens"]
-    assert 2 not in plain and server.post("/detokenize", {"tokens": plain}).json() == {"content": text}
+    assert 2 not in plain and server.post("/detokenize", {"tokens": plain}).json()["content"] == text
     with_bos = server.post("/tokenize", {"content": text, "add_special": True, "with_pieces": True}).json()["tokens"]
     assert [token["id"] for token in with_bos] == [1, *ids] and with_bos[0]["piece"] == "<s>"
     assert server.error(server.post("/detokenize", {"tokens": [1, 10**6]}))[:2] == (400, "tokens")
