@@ -10,6 +10,9 @@ from lmms_eval.models.simple.openai import OpenAICompatible
 class OpenAIScored(OpenAICompatible):
     """Scores a choice as the assistant's message that follows the question and its pictures."""
 
+    _asked, _before = None, 0
+    """The question that was asked last, and its number of tokens, pictures included."""
+
     def loglikelihood(self, requests):
         """Return for each request the mean loss of its tokens, as lmms-eval's other models do, and whether all of
         them are the likeliest.
@@ -24,11 +27,12 @@ class OpenAIScored(OpenAICompatible):
         pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         question = {"role": "user", "content": [*pictures, {"type": "text", "text": context}]}
         answer = {"role": "assistant", "content": target if isinstance(target, str) else target(doc)}
-        before = self._run([question]).usage.prompt_tokens
+        if self._asked != (task, split, doc_id):  # the choices of a question come one after the other
+            self._asked, self._before = (task, split, doc_id), self._run([question]).usage.prompt_tokens
         whole = self._run(
             [question, answer], prompt_logprobs=0, continue_final_message=True, add_generation_prompt=False
         )
-        scores = [score for entry in whole.prompt_logprobs[before:] for score in entry.values()]
+        scores = [score for entry in whole.prompt_logprobs[self._before :] for score in entry.values()]
         return -sum(s["logprob"] for s in scores) / len(scores), all(s["rank"] == 1 for s in scores)
 
     def _run(self, messages, **settings):
