@@ -140,6 +140,8 @@ ROUTES = [
     ("/v1/responses/input_tokens", '{"input": %s}', "input"),
     ("/completions", '{"prompt": ["x", %s]}', "prompt[1]"),
     ("/tokenize", '{"content": %s}', "content"),
+    ("/tokenize", '{"prompt": %s}', "prompt"),
+    ("/apply-template", '{"messages": [{"role": "user", "content": %s}]}', "messages[0].content"),
     ("/detokenize", '{"tokens": [%s]}', "tokens[0]"),
     (
         "/v1/look",
