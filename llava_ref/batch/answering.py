@@ -4,6 +4,7 @@ An answer depends on nothing but its line, the model and the settings, so that w
 same bytes: ids are hashes, times are 0, and what a cache has saved is not counted.
 """
 
+import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -133,10 +134,20 @@ def _json_line(task: Task, response: dict[str, Any] | None, error: dict[str, Any
 def _repeatable(body: dict[str, Any], identity: str) -> dict[str, Any]:
     """Return an answer without what depends on when and where it was given."""
     body = {key: value for key, value in body.items() if key != "timings"}
-    for holder in (body, *body.get("output", ())):
-        holder["id"] = holder["id"][: -len(identity)] + identity  # behind a prefix stands a random number as long
+    body["id"] = _fixed(body["id"], identity)
+    messages = [choice["message"] for choice in body.get("choices", ()) if "message" in choice]
+    calls = [call for message in messages for call in message.get("tool_calls", ())]
+    for i, item in enumerate([*calls, *body.get("output", ())]):
+        for key in {"id", "call_id"} & item.keys():
+            item[key] = _fixed(item[key], hashlib.sha256(f"{identity} {key} {i}".encode()).hexdigest())
     for key in ("created", "created_at", "completed_at"):
         body |= {key: 0} if body.get(key) else {}
     usage = body["usage"]
     (usage.get("prompt_tokens_details") or usage["input_tokens_details"])["cached_tokens"] = 0
     return body
+
+
+def _fixed(name: str, number: str) -> str:
+    """Return an id with another number behind its prefix, in the place of a random one."""
+    prefix = name[: name.rfind("_" if "_" in name else "-") + 1]
+    return prefix + number[: len(name) - len(prefix)]

@@ -134,6 +134,7 @@ def _answer(args: argparse.Namespace, file: "AnswerFile", tasks: "Iterator[Task]
                     named = problem if problem.startswith("line ") else f"line {task.number}: {problem}"
                     note(f"{args.input}: {visible(named)}")
                 LINE.step(estimate.said(file.n_lines, file.n_failed))
+    assert file.n_lines == total, "every line has an answer, or the run has ended with an error"
     if shown > SHOWN:
         note(f"{args.input}: {shown - SHOWN} more lines with errors, each with its own in {args.output}")
 

@@ -55,6 +55,27 @@ def test_the_same_input_gives_the_same_bytes_one_after_the_other_or_together(bat
     assert not seeds & {answer["id"] for answer in read(batch.folder / "other.jsonl")}, "ids know their place"
 
 
+def test_calls_of_functions_have_ids_that_repeat(batch):
+    parameters = {
+        "type": "object",
+        "properties": {"n": {"enum": [1]}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    function = {"name": "count", "parameters": parameters, "strict": True}
+    chat = say("Count.", max_tokens=60, n=2, tools=[{"type": "function", "function": function}], tool_choice="required")
+    response = {"input": "Count.", "tools": [{"type": "function", **function}], "tool_choice": "required"}
+    one = {"parallel_tool_calls": False}
+    asked = [line("chat", chat | one), line("response", response | one | {"max_output_tokens": 60}, RESPONSE)]
+    assert batch(asked)[0] == 0
+    batch(None, output="again.jsonl")
+    assert (batch.folder / "again.jsonl").read_bytes() == batch.out.read_bytes()
+    chats, (made,) = read(batch.out)[0]["response"]["body"]["choices"], read(batch.out)[1]["response"]["body"]["output"]
+    calls = [choice["message"]["tool_calls"][0] for choice in chats]
+    assert [call["function"]["name"] for call in calls] == ["count", "count"] and made["name"] == "count"
+    assert calls[0]["id"] != calls[1]["id"] and made["id"].startswith("fc_") and made["id"][3:] != made["call_id"]
+
+
 BAD = {  # a line -> the code of its error, the parameter, words of its message
     "{broken": ("invalid_json_line", None, "the line is not JSON"),
     "[1]": ("invalid_json_line", None, "expected an object"),
