@@ -48,6 +48,8 @@ def test_the_same_input_gives_the_same_bytes_one_after_the_other_or_together(bat
     batch(GOOD)
     first = batch.out.read_bytes()
     assert "timings" not in first.decode() and '"created":0' in first.decode()
+    usage = read(batch.out)[4]["response"]["body"]["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] == 0, "whether the picture was kept is no part of an answer"
     batch(None, output="again.jsonl")
     assert (batch.folder / "again.jsonl").read_bytes() == first
     seeds = {answer["id"] for answer in read(batch.out)}

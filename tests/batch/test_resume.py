@@ -44,6 +44,18 @@ def test_a_file_may_end_at_any_byte(tmp_path):
         assert path.read_bytes() == whole, cut
 
 
+def test_a_half_line_may_be_longer_than_the_line_that_takes_its_place(tmp_path):
+    """As after a picture at a URL that could be had the first time."""
+    lines = tasks(write(tmp_path / "in.jsonl", [line("a", say("Hi")), line("b", say("Hi"))]))
+    first, second = map(answered, lines)
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(first + second[:-1] + b"x" * 500)
+    with AnswerFile(path) as file:
+        (task,) = file.left(lines)
+        file.write(answered(task))
+    assert path.read_bytes() == first + second
+
+
 RUNS = """
 import os, random, signal, sys, time
 from llava_ref.cli import main
