@@ -34,6 +34,7 @@ COMMAND_GROUPS = {  # each command is a module of tools/ with `EXAMPLES`, `add_a
         "diff": "compare two trace files stage by stage",
         "quality": "measure what quantisation costs, and which tensors need more bits",
         "bench": "measure the speed of every stage, and what the memory would allow",
+        "apicheck": "check any OpenAI-format vision server against OpenAI's reference",
         "replay": "run a recorded run again: the same bits, or where they differ",
         "selftest": "compare every operation and kernel with its definition in float64",
     },
@@ -43,7 +44,6 @@ COMMAND_GROUPS = {  # each command is a module of tools/ with `EXAMPLES`, `add_a
     },
 }
 COMMANDS = {name: text for group in COMMAND_GROUPS.values() for name, text in group.items()}
-PLANNED = ("apicheck",)
 OPTION_GROUPS = (  # the sections of a command's help, in order
     "files",
     "question",
@@ -97,8 +97,6 @@ class Parser(argparse.ArgumentParser):
 
 def command_parser(name: str) -> Parser:
     """Return the parser of one command; no other command is imported. Raises ParameterError."""
-    if name in PLANNED:
-        raise ParameterError(name, "command", "planned, not there yet; llava-ref --help lists those that are")
     if name not in COMMANDS:
         problem = f"unknown, expected one of {', '.join(COMMANDS)}{nearest(name, COMMANDS)}"
         raise ParameterError(repr(name), "command", problem)

@@ -1,0 +1,1 @@
+"""Checks any OpenAI-format vision server against what OpenAI's reference and its SDKs demand."""
