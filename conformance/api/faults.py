@@ -1,19 +1,24 @@
 """Errors: their status, their shape, and that they name the parameter."""
 
 from .case import PYTHON, REFERENCE, DemandGroup, need, refused
-from .media import ASK, image
+from .media import ASK, part
 from .target import CHAT, Target
 
 FAULTS = DemandGroup("errors")
 BODY = f"{PYTHON}, _exceptions.py: error.message, type, param, code"
 
 
-@FAULTS.demand("must", "An error is an object with message, type, param and code.", BODY)
+@FAULTS.demand("must", "An error is an object with a message and a type.", BODY)
 def shape(s: Target) -> None:
-    answer = s.ask([image(), ASK], messages=[])
-    error = refused(answer)
-    missing = [name for name in ("message", "type", "param", "code") if name not in error]
-    need(not missing, f"without {', '.join(missing)}: {answer.said()}")
+    error = refused(s.ask([part("data:image/png;base64,@@@@"), ASK]))
+    need(isinstance(error.get("type"), str), f"{error}")
+
+
+@FAULTS.demand("should", "An error has param and code, null or texts.", BODY)
+def param_and_code(s: Target) -> None:
+    error = refused(s.ask([part("data:image/png;base64,@@@@"), ASK]))
+    wrong = [name for name in ("param", "code") if not isinstance(error.get(name, 0), str | None)]
+    need(not wrong, f"{', '.join(wrong)} missing or of another type: {error}")
 
 
 @FAULTS.demand("must", "A body that is not JSON is the client's fault.", f"{BODY}; SDKs send 5xx again")

@@ -1,6 +1,8 @@
 """`apicheck` passes this server, and finds each of many things that a proxy in front of it breaks."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +11,7 @@ pytest.importorskip("httpx2", reason="a test client is not installed")
 
 from llava_ref.cli import main
 from llava_ref.conformance.api.case import ApiCase, Untold
-from llava_ref.conformance.api.suite import CASES, chosen, judge, run
+from llava_ref.conformance.api.suite import CASES, GROUPS, chosen, judge, run
 from llava_ref.conformance.api.target import Target
 
 from ..api.running import serving
@@ -106,11 +108,11 @@ FAULTS = {
         {"answers.max_tokens", "answers.max_completion_tokens"}),
     "stop is ignored": (Breaking(request=without("stop")), "answers", {"answers.stop"}),
     "errors have no param": (
-        Breaking(answer=without_param), "errors", {"errors.shape", "errors.names_the_parameter"}),
+        Breaking(answer=without_param), "errors", {"errors.param_and_code", "errors.names_the_parameter"}),
     "client faults are 500": (
         Breaking(status=lambda status: 500 if status == 400 else status), "errors",
-        {"errors.shape", "errors.not_json", "errors.no_messages", "errors.wrong_type", "errors.names_the_parameter",
-         "errors.out_of_range", "errors.unknown_part", "errors.unknown_role"}),
+        {f"errors.{name}" for name in "shape param_and_code not_json no_messages wrong_type names_the_parameter "
+         "out_of_range unknown_part unknown_role".split()}),
     "a stream has no end mark": (
         Breaking(chunks=lambda lines: lines[:-1]), "streams", {"streams.end_mark"}),
     "every chunk has a role": (Breaking(chunks=each_chunk(with_role)), "streams", {"streams.role_first"}),
@@ -181,3 +183,11 @@ def test_the_command(served, capsys, tmp_path):
         out = capsys.readouterr().out
     assert "\nmust json.a_schema: A strict json_schema is kept.\n" in out and f"curl -sS -i -X POST {url}" in out
     assert main(["apicheck", url, "--only", "jsn"]) == 2 and "did you mean json?" in capsys.readouterr().err
+
+
+def test_the_page_about_it_names_what_there_is():
+    page = (Path(__file__).parents[2] / "docs" / "apicheck.md").read_text("utf-8")
+    groups = {name: int(count) for name, count in re.findall(r"^\| `(\w+)` \| (\d+) \|", page, re.M)}
+    assert groups == {group.name: len(group.cases) for group in GROUPS}
+    named = set(re.findall(r"`(\w+\.\w+)` \|", page))
+    assert len(named) > 10 and named <= {case.name for case in CASES}
