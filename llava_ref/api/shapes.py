@@ -46,7 +46,7 @@ _REQUEST_MESSAGE = {
     },
     "required": ["role", "content"],
 }
-_CALL = {
+_CALL: dict[str, Any] = {
     "type": "object",
     "properties": {
         "id": {"type": "string", "minLength": 1, "maxLength": 1024},
@@ -55,9 +55,9 @@ _CALL = {
             "type": "object",
             "properties": {
                 "name": {"type": "string", "pattern": f"^{NAME.pattern}$"},
-                "arguments": {"type": "string", "description": "A JSON object."},
+                "arguments": {"type": ["string", "object", "null"], "description": "A JSON object, as a string."},
             },
-            "required": ["name", "arguments"],
+            "required": ["name"],
         },
     },
     "required": ["id", "function"],
@@ -71,7 +71,7 @@ _ANSWER_MESSAGE = {
     },
     "required": ["role"],
 }
-_RESULT_MESSAGE = {
+_RESULT_MESSAGE: dict[str, Any] = {
     "type": "object",
     "properties": {
         "role": {"const": "tool"},
@@ -91,9 +91,30 @@ ANSWERED_MESSAGES: dict[str, Any] = MESSAGES | {
     "minItems": 2,
     "description": "A conversation with at least one picture, which ends with the assistant's answer as text.",
 }
+_CALL_ITEM = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "function_call"},
+        "call_id": _CALL["properties"]["id"],
+        **_CALL["properties"]["function"]["properties"],
+    },
+    "required": ["type", "call_id", "name"],
+}
+_RESULT_ITEM = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "function_call_output"},
+        "call_id": {"type": "string", "description": "The id of an earlier call."},
+        "output": _RESULT_MESSAGE["properties"]["content"],
+    },
+    "required": ["type", "call_id", "output"],
+}
 INPUT: dict[str, Any] = {
-    "anyOf": [{"type": "string"}, MESSAGES],
-    "description": "A text of the user, or messages of type message, as OpenAI's Responses API has them.",
+    "anyOf": [
+        {"type": "string"},
+        MESSAGES | {"items": {"anyOf": [*MESSAGES["items"]["anyOf"], _CALL_ITEM, _RESULT_ITEM]}},
+    ],
+    "description": "A text of the user, or messages, calls and their results, as OpenAI's Responses API has them.",
 }
 PROMPT_TEXT = WithJsonSchema(
     {"type": "string", "description": "A text prompt, in which the image slot `<image>` is refused."}
