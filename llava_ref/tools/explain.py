@@ -4,12 +4,13 @@ import argparse
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from ..errors import visible
-from ..html import columns
+from ..html import columns, environment, signed
 from ..study.walkthrough import Computed, Phase, walk
 from . import options
-from .output import print_json
+from .output import check_output, note, print_json, write_text
 from .parser import Example, Parser
 
 EXAMPLES: Sequence[Example] = (
@@ -17,6 +18,7 @@ EXAMPLES: Sequence[Example] = (
         'llava-ref explain --image cat.jpg -p "What is this?"',
         "each phase of the run, and in it each array: its shape, time, stored matrix, and the line that computes it",
     ),
+    ('llava-ref explain --image cat.jpg -p "What is this?" -o run.html', "the same, and a page with every block"),
 )
 BLOCK = re.compile(r"(.*?blk\.)(\d+)(\..+)")
 
@@ -29,18 +31,34 @@ def add_arguments(parser: Parser) -> None:
     options.add_max_tokens(parser, 16, "tokens of the answer, at most (default: 16)")
     options.add_text(parser)
     options.add_running(parser)
-    parser.group("output").add_argument("--all", action="store_true", help="show every block, not the first alone")
+    group = parser.group("output")
+    group.add_argument("--all", action="store_true", help="show every block, not the first alone")
+    group.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="write a page with every block")
     options.add_json(parser, "print one JSON object: phases, and in each its arrays")
 
 
 def run(args: argparse.Namespace) -> int:
-    model = options.load_model(args, *options.pair(args))
+    text, mmproj = options.pair(args)
+    paths = (text, mmproj, *args.image)
+    if args.output is not None:
+        check_output(args.output, paths)
+    model = options.load_model(args, text, mmproj)
     phases = walk(model, lambda: options.request(args, model), args.max_tokens)
+    if args.output is not None:
+        write_text(args.output, signed(page(phases), args.command, paths, model.facts()["runs"]))
+        note(f"{args.output}: written")
     if args.json:
         print_json({"phases": [_as_json(phase) for phase in phases]} | model.settings)
     else:
         print("\n\n".join("\n".join(_told(phase, args.all)) for phase in phases))
     return 0
+
+
+def page(phases: Sequence[Phase]) -> str:
+    """Return a run as a page: each phase with its share of the time, its facts, and all of its arrays."""
+    template = environment(ms=_ms, mb=lambda megabytes: f"{megabytes:,.0f} MB").get_template("explain.html.jinja")
+    first = next((i for i, phase in enumerate(phases) if phase.arrays), None)
+    return template.render(phases=phases, longest=max(phase.seconds for phase in phases) or 1.0, opened=first)
 
 
 def _as_json(phase: Phase) -> dict[str, object]:

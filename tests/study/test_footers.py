@@ -22,6 +22,7 @@ ASK = f"{WORDS} -n 2"
 PAGES = {
     "attend": f"attend --image 'a b.png' {ASK} --cells 3 -o out.html",
     "lens": f"lens --image 'a b.png' {ASK} --quirk gelu=tanh -o out.html",
+    "explain": f"explain --image 'a b.png' {ASK} -o out.html",
     "patch": f"patch --image 'a b.png' --from-image c.png {WORDS} --cells 2 -o out.html",
     "quality": f"quality --image 'a b.png' {WORDS} --rank none --report out.html",
     "conform": f"conform --image 'a b.png' {ASK} --against this:backend=torch --report out.html",
@@ -39,10 +40,10 @@ def folder(tmp_path, monkeypatch):
 
 
 def page(words):
-    """Run a command; return its page, less times, which no two runs share."""
+    """Run a command; return its page, less times and memory, which no two runs share."""
     assert main(words) in (0, 1)
     with open("out.html", encoding="utf-8") as file:
-        return re.sub(r"\d+\.\d+ (m?s)\b", r"N \1", file.read())
+        return re.sub(r"[\d,]+(\.\d+)? ?(m?s\b|MB\b|%\"></div>)", r"N \2", file.read())
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -97,6 +97,21 @@ def test_the_command_shows_the_first_block_and_counts_the_rest(pair, capsys):
     assert [array["stage"] for array in phases[3]["arrays"]][0] == "embd"
 
 
+def test_the_page_has_every_array_of_every_phase(pair, tmp_path, capsys):
+    text, mmproj, picture = map(str, pair)
+    words = ["explain", "-m", text, "--mmproj", mmproj, "--image", picture, "-p", QUESTION, "-n", "2", "--json"]
+    assert main([*words, "--backend", "numpy", "-o", str(tmp_path / "run.html")]) == 0
+    page = (tmp_path / "run.html").read_text()
+    for phase in json.loads(capsys.readouterr().out)["phases"]:
+        assert f"<h2>{phase['name']}</h2>" in page and page.count(f"<summary>{len(phase['arrays'])} arrays") >= bool(
+            phase["arrays"]
+        )
+        for array in phase["arrays"]:
+            assert f"<code>{array['stage']}</code></td><td>{' x '.join(map(str, array['shape']))}</td>" in page
+            assert f"<code>{array['line']}</code>" in page
+    assert main([*words, "-o", text]) == 2
+
+
 def test_headroom_of_a_pair(pair, capsys):
     text, mmproj, picture = map(str, pair)
     ask = ["headroom", "-m", text, "--mmproj", mmproj, "--image", picture, "-p", QUESTION, "--backend", "numpy"]
