@@ -33,8 +33,8 @@ HIDDEN = "KEY"
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("url", metavar="URL", help="the server's base, as for OpenAI's clients: http://HOST:PORT/v1")
     group = parser.group("question")
+    group.add_argument("url", metavar="URL", help="the server's base, as for OpenAI's clients: http://HOST:PORT/v1")
     group.add_argument(
         "--model", metavar="NAME", help="the model to ask for (default: the first that the server lists)"
     )
