@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from llava_ref.conformance.api.target import Target
 from ..api.running import serving
 from .broken_server import Breaking, broken, each_chunk, each_message
 
+PAGE = Path(__file__).parents[2] / "docs" / "apicheck.md"
 SLOW = ("errors.large_body", "answers.too_long")  # seconds each; `make pictures` runs them
 
 
@@ -185,8 +187,15 @@ def test_the_command(served, capsys, tmp_path):
     assert main(["apicheck", url, "--only", "jsn"]) == 2 and "did you mean json?" in capsys.readouterr().err
 
 
+def test_the_page_about_it_shows_what_is_printed(served, capsys):
+    page = PAGE.read_text("utf-8").replace("http://127.0.0.1:3928", served.url)
+    command, shown = re.search(r"^```console\n\$ llava-ref (.+)\n((?:.*\n)+?)```", page, re.M).groups()
+    assert main(shlex.split(command)) == 0
+    assert capsys.readouterr().out == shown
+
+
 def test_the_page_about_it_names_what_there_is():
-    page = (Path(__file__).parents[2] / "docs" / "apicheck.md").read_text("utf-8")
+    page = PAGE.read_text("utf-8")
     groups = {name: int(count) for name, count in re.findall(r"^\| `(\w+)` \| (\d+) \|", page, re.M)}
     assert groups == {group.name: len(group.cases) for group in GROUPS}
     named = set(re.findall(r"`(\w+\.\w+)` \|", page))
