@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 
 from .case import PYTHON, DemandGroup, need, text_of
 from .media import ASK, image
@@ -21,7 +22,13 @@ def one_that_leaves(s: Target) -> None:
     answer = connection.getresponse()
     answer.read(1)
     connection.close()
+    began = time.monotonic()
     text_of(s.ask([image(), ASK]))
+    took = time.monotonic() - began
+    began = time.monotonic()
+    text_of(s.ask([image(), ASK]))
+    alone = time.monotonic() - began
+    need(took < 3 * alone + s.patience, f"the next answer took {took:.1f} s, and {alone:.1f} s when nobody had left")
 
 
 @BEARING.demand(

@@ -58,6 +58,11 @@ def unknown_role(s: Target) -> None:
     refused(s.ask("", messages=[{"role": "wizard", "content": "What is a circle?"}]))
 
 
+@FAULTS.demand("may", "A model that is not there is refused, and not answered by another.", f"{REFERENCE}, model; 404")
+def unknown_model(s: Target) -> None:
+    refused(s.ask([ASK], model="no-such-model"))
+
+
 @FAULTS.demand("must", "A path that is not there is answered 404.", "RFC 9110, 15.5.5")
 def no_such_path(s: Target) -> None:
     answer = s.send("GET", "/no/such/path")

@@ -71,6 +71,9 @@ def cut_short(s: Target) -> None:
 
 @PICTURES.demand("must", "A URL that leads nowhere is the client's fault.", f"{URL}; SDKs send 5xx again")
 def unreachable(s: Target) -> None:
+    with _served(picture("PNG")) as url:
+        if 400 <= (answer := s.ask([part(url), ASK])).status < 500:
+            raise Untold(f"the server refuses URLs: {answer.said()}")
     refused(s.ask([part("http://127.0.0.1:9/none.png"), ASK]))
 
 

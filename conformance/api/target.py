@@ -59,6 +59,8 @@ class Target:
     model: str
     key: str | None = None
     seconds: float = SECONDS
+    patience: float = 5.0
+    """Seconds by which an answer may be late."""
     sent: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

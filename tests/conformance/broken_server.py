@@ -3,8 +3,9 @@
 import http.client
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -21,16 +22,20 @@ class Breaking:
     status: Callable[[int], int] = lambda status: status
     answer: Callable[[Body], Body] = lambda body: body
     chunks: Callable[[list[str]], list[str]] = lambda lines: lines
+    held: float = 0.0
+    """Seconds for which the next request waits behind a long stream."""
 
 
 @contextmanager
 def broken(url: str, how: Breaking) -> Iterator[str]:
     """Run the proxy inside the block; yields its URL."""
-    there = urlsplit(url)
+    there, until = urlsplit(url), [0.0]
 
     class Proxy(BaseHTTPRequestHandler):
         def forward(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            time.sleep(max(0.0, until[0] - time.monotonic()))
+            until[0] = time.monotonic() + how.held if b'"max_tokens": 400' in body else 0.0
             try:
                 body = json.dumps(how.request(json.loads(body))).encode()
             except (ValueError, KeyError, TypeError):
@@ -52,7 +57,8 @@ def broken(url: str, how: Breaking) -> Iterator[str]:
             for name, value in {"content-type": kind, "content-length": str(len(data)), **kept}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(data)
+            with suppress(OSError):  # of a client that has left
+                self.wfile.write(data)
 
         do_GET = do_POST = forward
 
