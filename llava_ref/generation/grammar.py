@@ -152,15 +152,16 @@ class _Matcher:
         self.cut = False
 
     def allowed(self) -> np.ndarray:
-        """(V,) bool. Once the JSON is complete: only what ends a generation."""
-        if self._matcher.is_stopped():
-            return self._end
-        allowed = self._mask(self._matcher)
+        """(V,) bool. Once the JSON is complete: only what ends a generation.
+
+        Raises ParameterError if llguidance gives up, which it reports as the end of an answer, or no token is left."""
+        allowed = self._end.copy() if self._matcher.is_stopped() else self._mask(self._matcher)
+        if self._matcher.is_error():
+            raise ParameterError(WHERE, "schema", self._matcher.get_error().splitlines()[0])
         if self._matcher.is_accepting():
             allowed |= self._end
         if not allowed.any():
-            problem = "this vocabulary has no token to go on with"
-            raise ParameterError(WHERE, "schema", self._matcher.get_error() or problem)
+            raise ParameterError(WHERE, "schema", "this vocabulary has no token to go on with")
         return allowed
 
     def _mask(self, matcher: Any) -> np.ndarray:

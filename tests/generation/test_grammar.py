@@ -151,3 +151,10 @@ def test_a_schema_that_cannot_be_kept(grammars, schema, words):
 
 def test_a_property_may_have_any_name(grammars):
     grammars.grammar({"type": "object", "properties": {"multipleOf": {"type": "integer"}}})
+
+
+def test_a_schema_that_llguidance_gives_up_on_is_an_error(model, grammars):
+    """It stops at 2,000 possible continuations, and calls that the end; the answer would be half of some JSON."""
+    many = {f"k{i}": {"type": "integer"} for i in range(600)}
+    with pytest.raises(ParameterError, match="max is 2000"):
+        answer(model, grammars.grammar({"type": "object", "properties": many}), 16)
