@@ -22,20 +22,19 @@ class Breaking:
     status: Callable[[int], int] = lambda status: status
     answer: Callable[[Body], Body] = lambda body: body
     chunks: Callable[[list[str]], list[str]] = lambda lines: lines
-    held: float = 0.0
-    """Seconds for which the next request waits behind a long stream."""
+    held: int = 0
+    """How many times its own time the request behind a long stream takes longer."""
 
 
 @contextmanager
 def broken(url: str, how: Breaking) -> Iterator[str]:
     """Run the proxy inside the block; yields its URL."""
-    there, until = urlsplit(url), [0.0]
+    there, behind = urlsplit(url), [False]
 
     class Proxy(BaseHTTPRequestHandler):
         def forward(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            time.sleep(max(0.0, until[0] - time.monotonic()))
-            until[0] = time.monotonic() + how.held if b'"max_tokens": 400' in body else 0.0
+            is_long, began = b'"max_tokens": 400' in body, time.monotonic()
             try:
                 body = json.dumps(how.request(json.loads(body))).encode()
             except (ValueError, KeyError, TypeError):
@@ -45,6 +44,9 @@ def broken(url: str, how: Breaking) -> Iterator[str]:
             answer = connection.getresponse()
             data, kind = answer.read(), answer.headers["content-type"]
             connection.close()
+            if behind[0] and not is_long:
+                time.sleep(how.held * (1.0 + time.monotonic() - began))
+            behind[0] = is_long
             if kind.startswith("text/event-stream"):
                 lines = [line for line in data.decode().split("\n\n") if line and not line.startswith(":")]
                 data = "".join(f"{line}\n\n" for line in how.chunks(lines)).encode()

@@ -131,7 +131,7 @@ FAULTS = {
     "a schema is ignored": (
         Breaking(request=without("response_format")), "json", {"json.an_object", "json.a_schema", "json.no_schema"}),
     "functions are ignored": (Breaking(request=without("tools", "tool_choice")), "json", {"json.a_function"}),
-    "a client that left holds up the next": (Breaking(held=2.0), "clients", {"clients.one_that_leaves"}),
+    "a client that left holds up the next": (Breaking(held=5), "clients", {"clients.one_that_leaves"}),
     "alternatives are upside down": (
         Breaking(answer=upside_down), "logprobs", {"logprobs.probabilities", "logprobs.likeliest_first"}),
 }  # fmt: skip
