@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "llava_ref"
 ORDER = [  # folders, and the modules beside them; one may import from earlier rows only
     ["errors", "extras", "json_text", "memory", "quirk", "scale", "versions"],
-    ["vision_quirks"],
+    ["files", "vision_quirks"],
     ["gguf", "profiles"],
     ["html"],
     ["ops", "scenes"],

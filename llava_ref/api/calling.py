@@ -1,6 +1,6 @@
 """What a request says about functions that the model may call: its types, and what follows from them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -90,19 +90,30 @@ class AskedCalls:
     choice: Mode = "auto"
     only: str | None = None
     """The one function to call, with the choice "required"."""
+    only_at: str = ""
+    """The path of its name."""
     several: bool = True
 
-    def check(self, only_at: str) -> None:
-        """Raise ApiError if the choice has no tool. `only_at`: the path of the name of the one function."""
+    def __post_init__(self) -> None:
+        """Raise ApiError if the choice has no tool."""
         names = [tool.name for tool in self.tools]
         twice = next((i for i, name in enumerate(names) if name in names[:i]), None)
         if twice is not None:
             where = f"{self.tools[twice].where}.name"
             raise refuse(where, f"{where}: {names[twice]} occurs twice, expected each function once")
         if self.only is not None and self.only not in names:
-            raise refuse(only_at, f"{only_at}: {self.only} is none of the tools")
+            raise refuse(self.only_at, f"{self.only_at}: {self.only} is none of the tools")
         if self.choice == "required" and not names:
             raise refuse("tool_choice", "tool_choice: requires tools")
+
+    @classmethod
+    def read(
+        cls, tools: Iterable[Tool], choice: Mode | FunctionReference | None, several: bool | None, only_at: str
+    ) -> "AskedCalls":
+        """Read the fields of a request; a choice that is no word is of the function that it names."""
+        if isinstance(choice, FunctionReference):
+            return cls(tuple(tools), "required", choice.name, only_at, several is not False)
+        return cls(tuple(tools), choice or "auto", several=several is not False)
 
 
 @dataclass(frozen=True, slots=True)

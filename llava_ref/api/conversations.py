@@ -84,10 +84,10 @@ def apply_template(body: bytearray, loaded: LoadedModel, fetch: Fetch | None, st
     """Return `{"prompt": ...}` as llama-server does: the text that a chat becomes. Raises ApiError."""
     raw = parse_json(body)
     params, warnings = parse(TemplateRequest, raw, strict=strict)
-    params.asked_calls.check("tool_choice.function.name")
+    asked = params.asked_calls()
     with library_errors(raw, "messages"):
         end = prompt_end(params, parse_messages(params.messages, allow_objects=False, fetch=fetch))
-        calling = decide(loaded, params.asked_calls, None)
+        calling = decide(loaded, asked, None)
         prompt = loaded.model.prompts.rendered(
             end.messages,
             loaded.prompts,

@@ -59,12 +59,13 @@ def chat(
     raw = parse_json(body)
     params, warnings = parse(ChatRequest, raw, strict=strict)
     _check_combinations(params)
+    asked = params.asked_calls()
     with library_errors(raw, "messages"), ExitStack() as on_error:
         messages = parse_messages(params.messages, allow_objects=False, fetch=fetch)
         pixels = reserve_pixels(messages, limits, pixel_allowance)
         on_error.callback(pixel_allowance.give_back, pixels)
         end = prompt_end(params, messages)
-        calling = decide(loaded, params.asked_calls, params.wanted)
+        calling = decide(loaded, asked, params.wanted)
         prompt = partial(RecordedRequest.conversation, end.messages, add=end.add, continues=end.continues)
         id = _new_id("chatcmpl-")
         kept = loaded.recorder.kept(params.record, id, partial(prompt, tools=calling.tools))
@@ -97,7 +98,6 @@ def _check_combinations(params: ChatRequest) -> None:
     if params.return_progress and not params.stream:
         raise refuse("return_progress", "return_progress: requires stream: true")
     _check_stream(params)
-    params.asked_calls.check("tool_choice.function.name")
     if params.logprobs and params.tools and params.tool_choice != "none":
         raise refuse("logprobs", "logprobs: not possible with tools", "unsupported_value")
     form = params.response_format

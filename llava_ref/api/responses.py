@@ -69,15 +69,9 @@ class InputRequest(RequestBody):
     parallel_tool_calls: bool | None = Field(None, description=PARALLEL)
 
     def asked_calls(self) -> AskedCalls:
-        """Return the functions, checked. Raises ApiError."""
-        tools = tuple(tool.tool(f"tools[{i}]") for i, tool in enumerate(self.tools or []))
-        choice, several = self.tool_choice or "auto", self.parallel_tool_calls is not False
-        if isinstance(choice, ResponsesChosenTool):
-            asked = AskedCalls(tools, "required", choice.name, several)
-        else:
-            asked = AskedCalls(tools, choice, several=several)
-        asked.check("tool_choice.name")
-        return asked
+        """Return the functions and the choice between them. Raises ApiError."""
+        tools = (tool.tool(f"tools[{i}]") for i, tool in enumerate(self.tools or []))
+        return AskedCalls.read(tools, self.tool_choice, self.parallel_tool_calls, "tool_choice.name")
 
 
 class ResponsesRequest(InputRequest):

@@ -135,14 +135,11 @@ class PromptedRequest(RequestBody):
     tool_choice: Mode | ChosenTool | None = Field(None, description=TOOL_CHOICE)
     parallel_tool_calls: bool | None = Field(None, description=PARALLEL)
 
-    @property
     def asked_calls(self) -> AskedCalls:
-        tools = tuple(tool.function.tool(f"tools[{i}].function") for i, tool in enumerate(self.tools or []))
-        choice = self.tool_choice or "auto"
-        several = self.parallel_tool_calls is not False
-        if isinstance(choice, ChosenTool):
-            return AskedCalls(tools, "required", choice.function.name, several)
-        return AskedCalls(tools, choice, several=several)
+        """Return the functions and the choice between them. Raises ApiError."""
+        tools = (tool.function.tool(f"tools[{i}].function") for i, tool in enumerate(self.tools or []))
+        choice = self.tool_choice.function if isinstance(self.tool_choice, ChosenTool) else self.tool_choice
+        return AskedCalls.read(tools, choice, self.parallel_tool_calls, "tool_choice.function.name")
 
 
 class ChatRequest(GenerationRequest, PromptedRequest):

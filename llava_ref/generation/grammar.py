@@ -107,7 +107,7 @@ class JsonGrammars:
             raise ParameterError(where, field, problem.splitlines()[0])
         end = np.zeros(self._tokenizer.n_vocab, bool)
         end[list(self._tokenizer.end_ids)] = True
-        return JsonGrammar(self._tokens, text, end, self._signs, control, wanted)
+        return JsonGrammar(self._tokens, text, end, self._signs, control, wanted, (where, field))
 
 
 def _check_size(schema: dict[str, Any], where: str, field: str) -> None:
@@ -131,13 +131,13 @@ class JsonGrammar:
 
     def __init__(
         self, tokens: Any, source: str, end: np.ndarray, signs: Mapping[str, list[int]], control: bool,
-        wanted: WantedAnswer,
+        wanted: WantedAnswer, at: tuple[str, str],
     ) -> None:  # fmt: skip
-        self.control, self.wanted = control, wanted
+        self.control, self.wanted, self._at = control, wanted, at
         self._tokens, self._source, self._end, self._signs = tokens, source, end, signs
 
     def start(self, limit: int) -> "_Matcher":
-        return _Matcher(_llguidance().LLMatcher(self._tokens, self._source), self._end, self._signs, limit)
+        return _Matcher(_llguidance().LLMatcher(self._tokens, self._source), self._end, self._signs, limit, self._at)
 
 
 class _Matcher:
@@ -146,8 +146,10 @@ class _Matcher:
     A model that goes on and on is led to the end before its `limit` tokens run out: a token after which the JSON could
     no longer be completed is replaced by the next of the shortest way to the end that is known."""
 
-    def __init__(self, matcher: Any, end: np.ndarray, signs: Mapping[str, list[int]], limit: int) -> None:
-        self._matcher, self._end, self._signs, self._left = matcher, end, signs, limit
+    def __init__(
+        self, matcher: Any, end: np.ndarray, signs: Mapping[str, list[int]], limit: int, at: tuple[str, str]
+    ) -> None:
+        self._matcher, self._end, self._signs, self._left, self._at = matcher, end, signs, limit, at
         self._unsure = limit  # above so many tokens left the way to the end is known to be short enough
         self.cut = False
 
@@ -157,11 +159,11 @@ class _Matcher:
         Raises ParameterError if llguidance gives up, which it reports as the end of an answer, or no token is left."""
         allowed = self._end.copy() if self._matcher.is_stopped() else self._mask(self._matcher)
         if self._matcher.is_error():
-            raise ParameterError(WHERE, "schema", self._matcher.get_error().splitlines()[0])
+            raise ParameterError(*self._at, self._matcher.get_error().splitlines()[0])
         if self._matcher.is_accepting():
             allowed |= self._end
         if not allowed.any():
-            raise ParameterError(WHERE, "schema", "this vocabulary has no token to go on with")
+            raise ParameterError(*self._at, "this vocabulary has no token to go on with")
         return allowed
 
     def _mask(self, matcher: Any) -> np.ndarray:

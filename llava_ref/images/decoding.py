@@ -4,9 +4,7 @@ Pillow decodes; which of its decoders runs is decided from the first bytes, and 
 decoded. What happens to alpha, palettes, 16 bits, CMYK, EXIF and to files that lack pixels is in docs/pictures.md.
 """
 
-import os
 import re
-import stat
 import struct
 import threading
 import warnings
@@ -20,6 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from ..errors import ImageError
+from ..files import read_regular
 from ..memory import give_back
 from ..profiles import Alpha, Exif
 from .checks import lacking
@@ -133,15 +132,8 @@ def _from_array(rgb: np.ndarray, where: str) -> DecodedImage:
 
 
 def read_file(path: Path) -> bytes:
-    """Read a regular file; never wait on a FIFO, never read more than one byte over the limit. Raises ImageError."""
-    try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with open(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise ImageError(path, "file", "not a regular file")
-            return file.read(MAX_ENCODED + 1)
-    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte in it
-        raise ImageError(path, "file", getattr(error, "strerror", None) or str(error)) from None
+    """Read a picture's file, and no more than one byte over the limit. Raises ImageError."""
+    return read_regular(path, MAX_ENCODED, ImageError)
 
 
 def _decode(data: bytes, exif: Exif, alpha: Alpha, where: str) -> DecodedImage:

@@ -1,13 +1,12 @@
 """A record of a run: plain data that JSON holds. `docs/replay.md` describes the file."""
 
 import json
-import os
-import stat
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from .. import gguf
 from ..errors import ParameterError
+from ..files import read_regular
 from ..generation.grammar import JsonGrammars
 from ..generation.sampling import Sampling, WantedAnswer
 from ..json_text import JsonError, parse_json_text
@@ -129,15 +128,8 @@ def read_record(path: Path) -> Record:
 
 
 def _bytes(path: Path) -> bytes:
-    """Read a regular file of at most `MAX_BYTES`, and never wait on a FIFO."""
-    try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with open(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise ParameterError(path, "file", "not a regular file")
-            data = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise ParameterError(path, "file", getattr(error, "strerror", None) or str(error)) from None
+    """Read a file of at most `MAX_BYTES`."""
+    data = read_regular(path, MAX_BYTES, ParameterError)
     if len(data) > MAX_BYTES:
         raise ParameterError(path, "file", f"over {MAX_BYTES:,} bytes, which no record has")
     return data

@@ -8,6 +8,8 @@ import pytest
 pytest.importorskip("llguidance", reason="the server extra is not installed")
 
 import llava_ref
+from llava_ref.chat.call_form import PLAIN
+from llava_ref.chat.calls import Tool
 from llava_ref.errors import ParameterError
 from llava_ref.generation.grammar import MAX_SCHEMA, JsonGrammars
 from llava_ref.generation.sampling import Sampling
@@ -155,6 +157,10 @@ def test_a_property_may_have_any_name(grammars):
 
 def test_a_schema_that_llguidance_gives_up_on_is_an_error(model, grammars):
     """It stops at 2,000 possible continuations, and calls that the end; the answer would be half of some JSON."""
-    many = {f"k{i}": {"type": "integer"} for i in range(600)}
-    with pytest.raises(ParameterError, match="max is 2000"):
-        answer(model, grammars.grammar({"type": "object", "properties": many}), 16)
+    many = {"type": "object", "properties": {f"k{i}": {"type": "integer"} for i in range(600)}}
+    with pytest.raises(ParameterError, match="max is 2000") as caught:
+        answer(model, grammars.grammar(many, "text.format", "schema"), 16)
+    assert (caught.value.where, caught.value.field) == ("text.format", "schema")
+    calls = grammars.calls(PLAIN, [Tool("f", "", many, "tools[0]")], several=False, text=False)
+    with pytest.raises(ParameterError, match=r"^tools: parameters: .* max is 2000"):
+        answer(model, calls, 32)
