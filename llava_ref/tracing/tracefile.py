@@ -11,6 +11,7 @@ import math
 import os
 import struct
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -170,5 +171,9 @@ def _header(path: Path) -> tuple[int, dict[str, Any]]:
 
 
 def hashes(paths: Iterable[Path]) -> dict[str, str]:
-    """Return {file name: SHA-256}, which ties a result to the files that it was computed from."""
-    return {path.name: digest for path, digest in gguf.hashes(paths).items()}
+    """Return {file name: SHA-256}, which ties a result to the files that it was computed from.
+
+    Files that share a name are listed by their paths."""
+    found = gguf.hashes(paths)
+    named = Counter(path.name for path in found)
+    return {path.name if named[path.name] == 1 else str(path): digest for path, digest in found.items()}

@@ -12,7 +12,7 @@ import llava_ref
 from llava_ref.cli import main
 from llava_ref.errors import ParameterError
 from llava_ref.tools.diff import default_tolerance
-from llava_ref.tracing.tracefile import TraceFile, Writer
+from llava_ref.tracing.tracefile import TraceFile, Writer, hashes
 
 from ..support.helpers import rand
 from ..support.tiny_pair import VICUNA, Tiny, write_pair
@@ -103,6 +103,15 @@ def test_the_command_writes_what_python_sees(cli, folder):
     assert set(json.loads(about["files"])) == {"text.gguf", "mmproj.gguf", "p.png"}
     assert len(json.loads(about["files"])["p.png"]) == 64 and json.loads(about["quirks"])["class_token"] == "first"
     assert json.loads(about["types"])["blk.0.Qcur"] == "F32" and json.loads(about["names"]) == ["blk.*.out", "vision.*"]
+
+
+def test_files_of_one_name_are_all_listed(tmp_path):
+    paths = [tmp_path / "a" / "x.png", tmp_path / "b" / "x.png", tmp_path / "y.png"]
+    for i, path in enumerate(paths):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes([i]))
+    listed = hashes(paths)
+    assert list(listed) == [str(paths[0]), str(paths[1]), "y.png"] and len(set(listed.values())) == 3
 
 
 def test_generated_tokens_are_traced(cli, folder):
