@@ -13,8 +13,9 @@ NPM = openai@6 ai@6 @ai-sdk/openai-compatible@2 zod@4
 # The clients of docs/clients.md, as they were on a day; pip takes minutes to find versions of all that go together.
 UV = .venv/bin/uv pip install --quiet --compile-bytecode --exclude-newer 2026-11-27
 
-# A process a processor; threads that wait sleep, so that the processes do not wait for one another.
-PYTEST = OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses auto --dist loadfile
+# A process a processor; threads that wait sleep, so that the processes do not wait for one another. Files in their order, in
+# which the slowest do not come last.
+PYTEST = OMP_WAIT_POLICY=passive .venv/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check conformance pictures seen notebook quirks train clean
 
