@@ -97,7 +97,7 @@ def outcome(report: Conformance) -> str:
         n, wrong = len(o.greedy), len(o.disagreements)
         sentences.append(f"{n - wrong} of {n} greedy tokens agree" if wrong else f"All {n} greedy tokens agree.")
     if o.disagreements:
-        margin = figure(max((d.margin for d in o.disagreements), key=_size))
+        margin = figure(max((d.margin for d in o.disagreements), key=size))
         sentences[-1] += f"; this run's own choice leads by up to {margin} logits ({figure(o.margin_bound)} allowed)."
     return " ".join(sentences)
 
@@ -138,10 +138,11 @@ def elsewhere(report: Conformance, name: str) -> Stage | None:
 
 def worst(values: Sequence[float]) -> int:
     """Return the index of the largest value; NaN counts as larger than any."""
-    return max(range(len(values)), key=lambda i: _size(values[i]))
+    return max(range(len(values)), key=lambda i: size(values[i]))
 
 
-def _size(value: float) -> float:
+def size(value: float) -> float:
+    """Return what to order a number by: NaN counts as larger than any."""
     return math.inf if math.isnan(value) else value
 
 

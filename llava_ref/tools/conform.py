@@ -18,7 +18,7 @@ from ..model import Llava
 from ..ops.threads import sleeping_openmp
 from ..profiles import ImageOrder
 from . import options
-from .cases import ChatCase, add_cases, read_cases
+from .cases import ChatCase, add_cases, cases_file, read_cases
 from .findings import as_json, print_report, settings
 from .output import check_output, note, print_json, verdict, write_text
 from .parser import Example, Parser
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if args.max_tokens < 0:
         raise ParameterError("--max-tokens", str(args.max_tokens), "expected a number of tokens from 0")
     if args.report is not None:
-        check_output(args.report, [text, mmproj, *args.image])
+        check_output(args.report, [text, mmproj, *args.image, cases_file(args)])
     cases = _checked_cases(args)
     with LINE.loading():
         model = options.load_model(args, text, mmproj)
@@ -81,10 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if args.report is not None:
         from ..conformance.report.page import render
 
-        paths = (text, mmproj, *args.image)
-        page = signed(render(report, args.image), args.command, paths, model.facts()["runs"])
-        write_text(args.report, page)
-        note(f"{args.report}: written")
+        _write(args, model, render(report, args.image), args.image)
     if args.json:
         print_json(as_json(report))
     else:
@@ -98,7 +95,7 @@ def _checked_cases(args: argparse.Namespace) -> list[ChatCase] | None:
         if args.prompt is None:
             raise ParameterError("--prompt", "missing", "expected a question, or --cases with some")
         return None
-    for flag, given in (("--report", args.report), ("--raw", args.raw), ("--system", args.system)):
+    for flag, given in (("--raw", args.raw), ("--system", args.system)):
         if given:
             raise ParameterError(flag, "with --cases", "is for a single question")
     if Path(args.against).is_file():
@@ -118,12 +115,23 @@ def _run_cases(args: argparse.Namespace, model: Llava, reference: "Reference", c
             print_report(report, every=args.all)
             print()
     n_same = sum(report.same for report in reports.values())
+    if args.report is not None:
+        from ..conformance.report.cases import render
+
+        _write(args, model, render(reports), [cases_file(args)])
     if args.json:
         listed = [{"custom_id": name} | as_json(report) for name, report in reports.items()]
         print_json({"same": n_same == len(reports), "cases": listed})
     else:
         print(verdict(f"{n_same} of {len(reports)} cases are within their bounds", n_same == len(reports)))
     return 0 if n_same == len(reports) else 1
+
+
+def _write(args: argparse.Namespace, model: Llava, page: str, asked: Sequence[Path | None]) -> None:
+    """Write the page, which names the models' files and those of what was `asked`."""
+    paths = (*options.pair(args), *asked)
+    write_text(args.report, signed(page, args.command, paths, model.facts()["runs"]))
+    note(f"{args.report}: written")
 
 
 def _case(

@@ -1,7 +1,9 @@
 """`conform` and `quality` ask the chats of a folder of cases, as `batch` does."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +67,25 @@ def test_conform_of_each_case_is_that_of_its_picture_and_question(cases, said, c
     assert status == 2 and "no folder that pictures may be read from" in capsys.readouterr().err, "a file allows none"
 
 
+def test_the_page_groups_cases_by_where_they_differ_first(cases, capsys):
+    seen = see("file://count.png", "Count <b>all</b> stars.")
+    cases(line("stars", STARS), line("<b>stars</b>", seen), line("hello", say("Hello")))
+    arguments = ["-n", "1", "--backend", "numpy", "--report", "page.html"]
+    assert main(["conform", "--cases", "cases", "--against", "this:backend=numpy,class_token=last", *arguments]) == 1
+    page = Path("page.html").read_text()
+    assert "1 of 3 cases are within their bounds" in page and "<b>stars" not in page and "<b>all" not in page
+    rows = re.findall(r"<tr><td.*?</tr>", page, re.DOTALL)
+    (parting,) = [row for row in rows if "It vanishes with class_token=last" in row]
+    assert "<td>2</td>" in parting and "stars, &lt;b&gt;stars&lt;/b&gt;" in parting
+    marks = re.findall(r'<td class="l (yes|no)">.</td><td class="l wrap">(.*?)</td>', page)
+    assert marks == [("no", "stars"), ("no", "&lt;b&gt;stars&lt;/b&gt;"), ("yes", "hello")]
+    assert page.count("<details") == 2 and "cases.jsonl" in page.rpartition("<footer")[2]
+    assert main(["conform", "--cases", "cases", "--against", "this:backend=numpy", *arguments]) == 0
+    page = Path("page.html").read_text()
+    assert "3 of 3 cases" in page and "<details" not in page and "differ first" not in page
+    capsys.readouterr()
+
+
 @pytest.mark.parametrize(
     "command, arguments, words",
     [
@@ -72,7 +93,6 @@ def test_conform_of_each_case_is_that_of_its_picture_and_question(cases, said, c
         ("quality", ["--image", "a.png"], "--image: with --cases: "),
         ("conform", ["--against", "hf", "-p", "Hi"], "--prompt: with --cases: "),
         ("conform", ["--against", "hf", "--raw"], "--raw: with --cases: "),
-        ("conform", ["--against", "hf", "--report", "a.html"], "--report: with --cases: "),
         ("conform", ["--against", "cases/cases.jsonl"], "a trace file holds the run of a single question"),
         ("conform", ["--against", "this:backend=numpy"], "cases.jsonl: line 2: url: '/v1/responses', expected one of"),
     ],
