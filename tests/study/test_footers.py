@@ -26,7 +26,18 @@ PAGES = {
     "patch": f"patch --image 'a b.png' --from-image c.png {WORDS} --cells 2 -o out.html",
     "quality": f"quality --image 'a b.png' {WORDS} --rank none --report out.html",
     "conform": f"conform --image 'a b.png' {ASK} --against this:backend=torch --report out.html",
+    "cases": "conform --cases cases -n 2 --backend numpy --against this:class_token=last --report out.html",
 }
+SEEN = {"type": "image_url", "image_url": {"url": "file://c.png"}}
+CASE = {"messages": [{"role": "user", "content": [SEEN, {"type": "text", "text": "What colour is the circle?"}]}]}
+
+
+def write_cases(folder, picture):
+    """Write a folder `cases` with a case of one picture."""
+    (folder / "cases").mkdir()
+    shutil.copy(picture, folder / "cases" / "c.png")
+    line = {"custom_id": "one", "method": "POST", "url": "/v1/chat/completions", "body": CASE}
+    (folder / "cases" / "cases.jsonl").write_text(json.dumps(line) + "\n")
 
 
 @pytest.fixture
@@ -35,6 +46,7 @@ def folder(tmp_path, monkeypatch):
     sources = (*embedded(), pictures / "colour.png", pictures / "shape.png")
     for source, name in zip(sources, ("text.gguf", "mmproj.gguf", "a b.png", "c.png"), strict=True):
         shutil.copy(source, tmp_path / name)
+    write_cases(tmp_path, tmp_path / "c.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -12,7 +12,7 @@ from llava_ref import embedded, scale
 from llava_ref.cli import main
 
 from ..api.browser import CHROMIUM, BrowserPage
-from .test_footers import PAGES
+from .test_footers import PAGES, write_cases
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
@@ -23,6 +23,7 @@ def folder(tmp_path_factory):
     folder, pictures = tmp_path_factory.mktemp("pages"), embedded()[0].parent / "pictures"
     for source, name in (("colour.png", "a b.png"), ("shape.png", "c.png")):
         shutil.copy(pictures / source, folder / name)
+    write_cases(folder, folder / "c.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name, words in PAGES.items():
