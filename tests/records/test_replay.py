@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import deque
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ from ..support.sharing import load_sharing
 from ..support.tiny_pair import VICUNA, Tiny, write_pair
 from .conftest import ASK, PAIR
 
+COMPILED = pytest.mark.skipif(find_spec("llvmlite") is None, reason="the extra fast is not installed")
+
 
 def test_a_recorded_run_repeated_gives_the_same_bits(cli):
     status, out, err = cli("replay", "run.json", *PAIR)
@@ -40,6 +43,7 @@ def test_a_recorded_run_repeated_gives_the_same_bits(cli):
         ["--raw", "-p", "a <image> is", "--stop", "z"],
         ["--system", "the one", "--quirk", "gelu=tanh", "--template", "chatml", "-t", "1", "-c", "125"],
         ["--precision", "ggml", "--profile", "llama.cpp", "--backend", "torch"],
+        pytest.param(["--precision", "fast", "--backend", "torch", "-t", "2"], marks=COMPILED),
     ],
 )
 def test_everything_that_decides_a_run_is_recorded(more, cli, made):
