@@ -47,7 +47,7 @@ notebook: .venv/.notebook ## runs docs/notebook.ipynb and writes its outputs int
 		--ExecutePreprocessor.record_timing=False docs/notebook.ipynb
 
 quirks: .venv/.dev ## the table of docs/quirks.md, from llava_ref/profiles.py, vision_quirks.py
-	.venv/bin/python docs/quirks.py
+	.venv/bin/python docs/tables/quirks.py
 
 train: .venv/.training ## goes on training the embedded pair (about two hours of one core)
 	mkdir -p run

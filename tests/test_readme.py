@@ -68,7 +68,9 @@ def test_every_dependency_has_its_reason():
 def test_the_table_of_quirks_is_the_code():
     assert f"they differ in {len(QUIRKS)} points" in README
     written = QUIRK_PAGE.split("<!-- quirks: written by make quirks -->\n")[1].partition("\n\n")[0]
-    assert written == runpy.run_path(str(ROOT / "docs" / "quirks.py"))["table"](), "make quirks writes it again"
+    assert written == runpy.run_path(str(ROOT / "docs" / "tables" / "quirks.py"))["table"](), (
+        "make quirks writes it again"
+    )
 
 
 @pytest.mark.parametrize("column, profile", list(enumerate(PROFILES, start=1)))

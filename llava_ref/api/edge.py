@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .body import ClientDisconnected
+from .docs import PLACE
 from .errors import ApiError, internal
 from .metrics import Metrics
 from .page import FILES
@@ -67,7 +68,8 @@ class Edge:
             await answer.send_error(internal())
 
     def _check_key(self, scope: Scope) -> None:
-        if scope["path"] in PUBLIC_PATHS or self._key is None:
+        public = scope["path"] in PUBLIC_PATHS or scope["path"].startswith(PLACE)
+        if public or self._key is None:
             return
         if not any(hmac.compare_digest(given, self._key) for given in _given_keys(scope)):
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")

@@ -136,6 +136,7 @@ def _paths() -> dict[str, Any]:
         "/tokenizer_info": {"get": _operation("Describe the tokenizer", _json_response(), 400, 401, 403, 503)},
         "/openapi.json": {"get": _get_operation("Return this description")},
         **{path: {"get": _file_operation(kind.partition(";")[0])} for path, (_, kind) in FILES.items()},
+        "/docs/{name}": {"get": _page_operation()},
         "/page.json": {"get": _get_operation("Return what the web page shows before the first question", "page")},
         **_nitro_paths(),
     }
@@ -183,9 +184,21 @@ def _file_operation(content_type: str) -> dict[str, Any]:
     return _operation("Return a file of the web page", _text_response(content_type), 403, public=True)
 
 
+def _page_operation() -> dict[str, Any]:
+    success = {
+        "description": "The request succeeded.",
+        "content": {"text/html": {}, "image/webp": {}, "image/svg+xml": {}},
+    }
+    return _named(_operation("Return a page of the documentation, or a picture", success, 403, public=True))
+
+
 def _model_operation() -> dict[str, Any]:
+    return _named(_get_operation("Describe one model", "model"))
+
+
+def _named(operation: dict[str, Any]) -> dict[str, Any]:
+    """Return an operation of a path with a name in it, which there may be no such thing of."""
     name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-    operation = _get_operation("Describe one model", "model")
     return operation | {"parameters": [name], "responses": operation["responses"] | _error_responses(404)}
 
 

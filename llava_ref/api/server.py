@@ -17,6 +17,7 @@ from ..images.decoding import LARGE
 from . import nitro, prepare, texts
 from .body import read_body
 from .conversations import apply_template
+from .docs import PLACE, docs
 from .edge import Edge
 from .errors import ApiError
 from .limits import MAX_BODIES, MAX_HELD_PIXELS, Allowance, Limits
@@ -192,6 +193,7 @@ class Api:
             _route("/healthz", self.health, "GET"),
             _route("/metrics", self.show_metrics, "GET"),
             *page_routes(),
+            _route(PLACE + "{name}", docs, "GET"),
             _route("/page.json", self.page, "GET"),
             _route("/openapi.json", self.openapi, "GET"),
             _route("/inferences/llamacpp/loadmodel", self.load_model, "POST"),

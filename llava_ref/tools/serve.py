@@ -62,7 +62,7 @@ REPEATABLE = {
 
 
 def run(args: argparse.Namespace) -> int:
-    if problem := absent("server", ["starlette", "uvicorn", "h11", "pydantic"]):
+    if problem := absent("server", ["starlette", "uvicorn", "h11", "pydantic", "markdown_it"]):
         raise ParameterError("serve", *problem.split(": ", 1))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     checked = limits(args)

@@ -25,6 +25,7 @@ ONLY_READ = {  # by GET and HEAD; every other route and method changes state or 
     "/metrics",
     "/openapi.json",
     "/page.json",
+    "/docs/{name}",
     "/tokenizer_info",
     "/inferences/llamacpp/modelstatus",
 }

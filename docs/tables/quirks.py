@@ -1,11 +1,11 @@
-"""Write the table of docs/quirks.md from `llava_ref.profiles`: `make quirks`, or `python docs/quirks.py`."""
+"""Write the table of docs/quirks.md from `llava_ref.profiles`: `make quirks`, or `python docs/tables/quirks.py`."""
 
 import re
 from pathlib import Path
 
 from llava_ref.profiles import QUIRKS, Quirk
 
-PAGE = Path(__file__).with_suffix(".md")
+PAGE = Path(__file__).parents[1] / "quirks.md"
 HEADER = ("quirk", "`llava`: the original code (default)", "`hf`: transformers 5.24", "`llama.cpp`: b10605 to b11739")
 BLOCK = re.compile(r"(<!-- quirks: written by make quirks -->\n).*?(\n\n)", re.DOTALL)
 
