@@ -222,7 +222,8 @@ class Cluster:
         with suppress(ray.exceptions.RayError):
             ray.kill(worker.actor)
         lines = sorted(worker.given.values(), key=lambda task: task.number)
-        self._tell(f"{worker.name} is lost; its {len(lines)} lines go to others")
+        held = f"its {len(lines)} lines go to others" if len(lines) != 1 else "its line goes to another"
+        self._tell(f"{worker.name} is lost; {held if lines else 'it had no lines'}")
         for task in reversed(lines):
             self._losses[task.number] = self._losses.get(task.number, 0) + 1
             if self._losses[task.number] >= LOSSES:

@@ -142,4 +142,5 @@ def test_a_line_that_ends_its_worker_ends_the_run_and_is_named(cluster, capsys):
         for task, answer in answers:
             done.append(task.number)
             assert answer == b"good"
-    assert {1, 2, 3} <= set(done) and len(told) == 3 and capsys.readouterr().out == ""
+    holding = [text for text in told if "had no lines" not in text]  # a worker may be sent where a machine is no more
+    assert {1, 2, 3} <= set(done) and len(holding) == 3 and capsys.readouterr().out == ""
