@@ -24,6 +24,7 @@ from page_states import LIMITS, PHONE, show  # noqa: E402
 
 from tests.api import running  # noqa: E402
 from tests.api.browser import BrowserPage  # noqa: E402
+from tests.support.shown import widened  # noqa: E402
 
 FOLDER, README = Path(__file__).parent, ROOT / "README.md"
 PICTURES = ROOT / "llava_ref" / "assets" / "pictures"
@@ -60,14 +61,6 @@ def write(name: str, output: str) -> None:
     block = re.compile(rf"(<!-- {name}: written by make pictures -->\n```text\n).*?(\n```\n)", re.DOTALL)
     assert block.search(readme), f"the README has no place for {name}"
     README.write_text(block.sub(lambda found: found[1] + output + found[2], readme))
-
-
-def widened(path: Path) -> Image.Image:
-    """Return the picture with its own ground at both sides, half as wide again: profiles then pad it differently."""
-    source = Image.open(path).convert("RGB")
-    page = Image.new("RGB", (source.width * 3 // 2, source.height), source.getpixel((1, 1)))
-    page.paste(source, (source.width // 4, 0))
-    return page
 
 
 @contextmanager

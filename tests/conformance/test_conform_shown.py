@@ -4,13 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from llava_ref import embedded
 from llava_ref.cli import main
 from llava_ref.conformance.engines.llama_cpp import oracle
 
-from ..support.shown import difference
+from ..support.shown import difference, widened
 
 reason = oracle.missing()
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]
@@ -19,13 +18,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """Return a picture of the demo with its own ground at both sides, half as wide again."""
     path = tmp_path_factory.mktemp("wide") / "wide.png"
-    with Image.open(embedded()[0].parent / "pictures" / "caption.png") as file:
-        source = file.convert("RGB")
-    page = Image.new("RGB", (source.width * 3 // 2, source.height), source.getpixel((1, 1)))
-    page.paste(source, (source.width // 4, 0))
-    page.save(path)
+    widened(embedded()[0].parent / "pictures" / "caption.png").save(path)
     return str(path)
 
 
