@@ -24,7 +24,7 @@ from page_states import LIMITS, PHONE, show  # noqa: E402
 
 from tests.api import running  # noqa: E402
 from tests.api.browser import BrowserPage  # noqa: E402
-from tests.support.shown import widened  # noqa: E402
+from tests.support.image_files import widened  # noqa: E402
 
 FOLDER, README = Path(__file__).parent, ROOT / "README.md"
 PICTURES = ROOT / "llava_ref" / "assets" / "pictures"

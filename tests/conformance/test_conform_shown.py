@@ -9,7 +9,8 @@ from llava_ref import embedded
 from llava_ref.cli import main
 from llava_ref.conformance.engines.llama_cpp import oracle
 
-from ..support.shown import difference, widened
+from ..support.image_files import widened
+from ..support.shown import difference
 
 reason = oracle.missing()
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(bool(reason), reason=str(reason))]

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,14 @@ from llava_ref import images
 from llava_ref.errors import ImageError
 
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP"]
+
+
+def widened(path: Path) -> Image.Image:
+    """Return the picture with its own ground at both sides, half as wide again: profiles then pad it differently."""
+    source = Image.open(path).convert("RGB")
+    page = Image.new("RGB", (source.width * 3 // 2, source.height), source.getpixel((1, 1)))
+    page.paste(source, (source.width // 4, 0))
+    return page
 
 
 def noise(h, w, bands=3, seed=0):

@@ -1,10 +1,7 @@
-"""Compare the output that a page shows with what the command prints, and make the picture that two pages show."""
+"""Compare the output that a page shows with what the command prints."""
 
 import re
 from math import isclose
-from pathlib import Path
-
-from PIL import Image
 
 NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?![\w.])")
 QUANTITY = re.compile(r"\d (?:ms|s|MB|GB/s|tokens/s)\b")  # its line holds what was measured: any numbers
@@ -28,14 +25,6 @@ def difference(shown: str, printed: str) -> str:
             return f"shown: {line}\nprinted: {left[0] if left else 'nothing'}"
         left, skips = left[found + 1 :], False
     return f"printed: {left[0]}\nnot shown" if left and not skips else ""
-
-
-def widened(path: Path) -> Image.Image:
-    """Return the picture with its own ground at both sides, half as wide again: profiles then pad it differently."""
-    source = Image.open(path).convert("RGB")
-    page = Image.new("RGB", (source.width * 3 // 2, source.height), source.getpixel((1, 1)))
-    page.paste(source, (source.width // 4, 0))
-    return page
 
 
 def _alike(shown: str, printed: str) -> bool:
