@@ -2,7 +2,7 @@
 
 import { by } from "./base.js";
 
-const NEAR = 40; // a reader within this many pixels of the end counts as being at the end
+const NEAR = 40; // a reader who comes within this many pixels of the end is at the end
 const page = document.scrollingElement;
 
 let following = true, last = 0;
@@ -22,13 +22,16 @@ export function stayAt(...elements) {
 
 function follow() {
   if (following && below() > 0) page.scrollTop += Math.ceil(below());
+  last = page.scrollTop;
   by("newest").hidden = below() < NEAR;
 }
 
+// Any step up leaves the end, however small: a slow finger must not be pulled back
 onscroll = () => {
-  following = below() < NEAR || (following && page.scrollTop >= last);
+  if (page.scrollTop < last) following = below() <= 0;
+  else if (below() < NEAR) following = true;
   last = page.scrollTop;
-  follow();
+  by("newest").hidden = below() < NEAR;
 };
 onresize = follow;
 new ResizeObserver(follow).observe(by("talk"));

@@ -14,7 +14,8 @@ from typing import Any
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
     "--headless=new --no-sandbox --remote-debugging-pipe --disable-gpu --no-first-run --disable-dev-shm-usage "
-    "--disable-background-networking --disable-component-update --disable-sync --no-proxy-server --hide-scrollbars"
+    "--disable-background-networking --disable-component-update --disable-sync --no-proxy-server --hide-scrollbars "
+    "--disable-smooth-scrolling"
 )
 
 KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39}
@@ -97,10 +98,12 @@ class BrowserPage:
         return answer["result"].get("value")
 
     def until(self, expression: str, seconds: float = 15.0) -> None:
+        """Wait until an expression is true, and until what made it so has been laid out and drawn."""
         end = time.monotonic() + seconds
         while not self.js(f"Boolean({expression})"):
             assert time.monotonic() < end, f"{expression}: never; the page says {self.js('document.body.innerText')}"
             time.sleep(0.02)
+        self.frame()
 
     def frame(self) -> None:
         """Wait until all changes have been laid out and drawn."""

@@ -81,7 +81,6 @@ def refused(page, *files):
     """Drop files of which none is taken."""
     page.js(DROP % json.dumps([(name, base64.b64encode(data).decode()) for name, data in files]))
     page.until("document.querySelector('#error p')")
-    page.frame()
 
 
 def test_a_picture_over_the_limits_is_refused_when_it_is_dropped(browser):

@@ -14,6 +14,8 @@ from .browser import CHROMIUM
 from .conversing import NARROW, SAMPLES, SIZES, answers, ask, fits, noise, opened, read, send
 from .running import picture
 
+BELOW = "document.querySelector('#talk').getBoundingClientRect().bottom - innerHeight"  # pixels under the window
+
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
 
@@ -48,7 +50,26 @@ def test_a_reader_who_scrolled_up_stays_there(browser, server, size):
     page.click("#newest")
     page.js("window.enough = true")
     page.until("document.getElementById('stop').hidden && document.getElementById('newest').hidden")
-    assert page.js("document.querySelector('#talk').getBoundingClientRect().bottom - innerHeight") <= 1
+    assert page.js(BELOW) <= 1
+
+
+@SIZES
+def test_a_reader_who_scrolls_up_slowly_is_not_pulled_back(browser, server, size):
+    page = opened(browser, server.url, size)
+    answers(page, "Once upon a time there was a star. " * 60)
+    ask(page, "Tell me a story.")
+    end = page.js("scrollY")
+    for n in range(1, 4):
+        page.wheel(-8)
+        page.until(f"scrollY === {end - 8 * n}")
+    page.js("document.querySelector('.answer p').append('More. '.repeat(200))")
+    page.frame()
+    assert page.js("scrollY") == end - 24
+    page.wheel(100_000)
+    page.until("document.getElementById('newest').hidden")
+    page.js("document.querySelector('.answer p').append('More. '.repeat(200))")
+    page.frame()
+    assert page.js(BELOW) <= 1, "at the end again, and followed"
 
 
 def test_warnings_name_the_file(page):
@@ -150,14 +171,12 @@ def test_the_attention_map_on_a_phone(browser, server):
     page.js("[...document.querySelectorAll('.word')].at(-1).id = 'last'")
     page.click("#last")
     page.until("document.getElementById('lookname').textContent.includes('star')")
-    page.frame()
     assert page.shows("#last") and page.shows("#map") and page.shows("#sizes") and fits(page)
     page.click("#last")
     page.until("document.getElementById('look').hidden")
     page.size(360, 560, dark=True)
     page.click("#last")
     page.until("!document.getElementById('look').hidden")
-    page.frame()
     assert page.shows("#last") and page.shows("#lookname"), "where not all of it fits, its beginning"
 
 
