@@ -73,9 +73,12 @@ class Fetcher:
 
 
 class _Connection(HTTPConnection):
-    """An HTTP connection over a connected socket, which is shut down after FETCH_SECONDS."""
+    """An HTTP connection over a connected socket, which is shut down after FETCH_SECONDS.
+
+    `late`: whether that has happened. A body without a length looks complete then."""
 
     _socket: socket.socket
+    late = False
 
     def __init__(self, host: str, port: int, sock: socket.socket) -> None:
         super().__init__(host, port, timeout=FETCH_SECONDS)
@@ -95,6 +98,7 @@ class _Connection(HTTPConnection):
         raise OSError("the connection is not opened a second time")
 
     def _shut_down(self) -> None:
+        self.late = True
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -136,7 +140,7 @@ def is_public(address: Address) -> bool:
     return all(a is None or (a.is_global and not a.is_multicast) for a in addresses)
 
 
-def _read(connection: HTTPConnection, parts: SplitResult, where: str) -> bytes:
+def _read(connection: _Connection, parts: SplitResult, where: str) -> bytes:
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     connection.request(
         "GET", target, headers={"Accept": "image/*", "Accept-Encoding": "identity", "Connection": "close"}
@@ -147,6 +151,8 @@ def _read(connection: HTTPConnection, parts: SplitResult, where: str) -> bytes:
             note = ", and redirects are not followed" if 300 <= response.status < 400 else ""
             raise ImageError(where, "URL", f"answered with status {response.status}{note}")
         data = _response_body(response)
+    if connection.late:
+        raise TimeoutError("the body is truncated")
     if len(data) > MAX_FETCHED:
         raise ImageError(where, "size", f"over {MAX_FETCHED:,} bytes at that URL", code="image_too_large")
     return data

@@ -23,6 +23,9 @@ from llava_ref.api.protocol import patient_protocol
 from llava_ref.api.server import Api, create_app
 from llava_ref.api.worker import Worker
 
+PATIENCE = 60.0
+"""Seconds until a test gives up on what must happen sooner or later, on any machine."""
+
 PICTURES = llava_ref.embedded()[0].parent / "pictures"
 
 
@@ -38,12 +41,20 @@ def load(text, mmproj, n_context):
     return llava_ref.load(text, mmproj, threads=1, n_context=n_context)
 
 
+def until(condition) -> None:
+    """Wait until a function returns something true."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "the condition did not become true in time"
+        time.sleep(0.005)
+
+
 class Running:
     """A running server, and an HTTP client for it."""
 
     def __init__(self, api: Api, models: Models, worker: Worker, url: str, connections: set) -> None:
         self.api, self.models, self.worker, self.url = api, models, worker, url
-        self.client = httpx2.Client(base_url=url, timeout=60)
+        self.client = httpx2.Client(base_url=url, timeout=PATIENCE)
         self.connections = connections
 
     def post(self, path: str, body, **settings) -> httpx2.Response:
@@ -60,11 +71,8 @@ class Running:
         assert answer.headers["x-request-id"].startswith("req_")
         return answer.status_code, error["param"], error["code"]
 
-    def until(self, condition, seconds: float = 10.0) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, "the condition did not become true in time"
-            time.sleep(0.005)
+    def until(self, condition) -> None:
+        until(condition)
 
 
 @contextmanager
@@ -105,8 +113,8 @@ def serving(
             running.client.close()
             server.should_exit = True
             worker.drain(0)
-            thread.join(20)
-            worker.join(20)
+            thread.join(PATIENCE)
+            worker.join(PATIENCE)
             api.close()
 
 
@@ -149,7 +157,7 @@ def connect(server, buffer: int | None = None) -> socket.socket:
     sock = socket.socket()
     if buffer is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-    sock.settimeout(30)
+    sock.settimeout(PATIENCE)
     sock.connect((host, int(port)))
     return sock
 

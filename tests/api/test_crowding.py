@@ -13,7 +13,7 @@ import httpx2
 from llava_ref.api import protocol, worker
 from llava_ref.api.limits import Allowance, Limits
 
-from .running import connect, message, serving
+from .running import PATIENCE, connect, message, serving
 from .test_stress import holding, idle
 
 CHAT = "/v1/chat/completions"
@@ -53,9 +53,9 @@ def test_half_sent_requests_do_not_block_others(part, monkeypatch):
     """200 connections, four times the limit; the timeouts are too long to matter."""
     monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 50)
     with serving(limits=Limits(read_seconds=600)) as server, many(server, 100, PARTS[part]):
-        assert httpx2.get(f"{server.url}/health", timeout=10).status_code == 200
+        assert httpx2.get(f"{server.url}/health", timeout=PATIENCE).status_code == 200
         with many(server, 100, PARTS[part]):
-            assert httpx2.get(f"{server.url}/health", timeout=10).status_code == 200
+            assert httpx2.get(f"{server.url}/health", timeout=PATIENCE).status_code == 200
             assert (
                 httpx2.post(server.url + CHAT, content=HI, headers={"content-type": "application/json"}).status_code
                 == 200
@@ -65,7 +65,7 @@ def test_half_sent_requests_do_not_block_others(part, monkeypatch):
 
 def test_400_half_sent_requests_with_default_limits():
     with serving() as server, many(server, 200, PARTS["body"]), many(server, 200, PARTS["header"]):
-        assert httpx2.get(f"{server.url}/health", timeout=10).status_code == 200
+        assert httpx2.get(f"{server.url}/health", timeout=PATIENCE).status_code == 200
         assert server.chat("Hi", max_tokens=1).status_code == 200
 
 
@@ -73,9 +73,9 @@ def test_a_connection_being_answered_is_not_closed_for_others(monkeypatch):
     monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 10)
     with serving(limits=Limits(read_seconds=600)) as server, holding(server) as hold, connect(server) as sock:
         sock.sendall(message("POST", CHAT, HI, "Connection: close"))
-        assert hold.reached.wait(10)
+        assert hold.reached.wait(PATIENCE)
         with many(server, 40, PARTS["header"]):
-            assert httpx2.get(f"{server.url}/health", timeout=10).status_code == 200
+            assert httpx2.get(f"{server.url}/health", timeout=PATIENCE).status_code == 200
             hold.go.set()
             assert sock.recv(100).startswith(b"HTTP/1.1 200")
 
@@ -110,7 +110,7 @@ def test_a_paused_stream_resumes_with_the_same_content(server, small_buffers):
     with server.client.stream("POST", CHAT, json=body) as answer:
         whole = [_pieces(line) for line in answer.iter_lines() if line.startswith("data: {")]
     with many(server, 1, message("POST", CHAT, json.dumps(body).encode(), "Connection: close")) as (sock,):
-        server.until(lambda: server.worker._paused, 60)
+        server.until(lambda: server.worker._paused)
         other = server.chat("What is this?", max_tokens=3, logit_bias={"2": -100}).json()
         assert other["usage"]["completion_tokens"] == 3
         file = sock.makefile("rb")
@@ -126,7 +126,7 @@ def _pieces(line):
 def test_pausing_a_second_stream_cancels_the_first(small_buffers):
     """Only one stream may be paused, because each keeps the memory of a sequence."""
     with serving(limits=Limits(write_seconds=600)) as server, unread(server, 3):
-        server.until(lambda: server.api._queue_places.taken == 1 and server.worker._paused, 60)
+        server.until(lambda: server.api._queue_places.taken == 1 and server.worker._paused)
         assert idle(server) and server.chat("Hi", max_tokens=1).status_code == 200
 
 
@@ -137,7 +137,7 @@ def test_finished_but_unread_answers_free_their_queue_places(settings, small_buf
     with serving(limits=Limits(write_seconds=600, max_queue=0)) as server:
         for _ in range(3):
             with unread(server, 1, **settings):
-                server.until(lambda: _stalled(server) and server.api._queue_places.taken == 0, 60)
+                server.until(lambda: _stalled(server) and server.api._queue_places.taken == 0)
                 assert server.chat("Hi", max_tokens=1).status_code == 200 and _stalled(server)
             server.until(lambda: not _stalled(server))
 
@@ -149,7 +149,7 @@ def _stalled(server):
 def test_a_disconnect_while_paused_frees_everything(small_buffers):
     with serving(limits=Limits(write_seconds=600)) as server:
         with unread(server):
-            server.until(lambda: server.worker._paused, 60)
+            server.until(lambda: server.worker._paused)
         server.until(lambda: not server.worker._paused and idle(server) and not server.connections)
         server.until(lambda: server.api._queue_places.taken == 0)
         assert server.chat("Hi", max_tokens=1).status_code == 200
@@ -157,10 +157,10 @@ def test_a_disconnect_while_paused_frees_everything(small_buffers):
 
 def test_shutdown_cancels_a_paused_stream(small_buffers):
     with serving(limits=Limits(write_seconds=600)) as server, unread(server):
-        server.until(lambda: server.worker._paused, 60)
+        server.until(lambda: server.worker._paused)
         (job,) = server.worker._paused
         server.worker.drain(0)
-        server.worker.join(10)
+        server.worker.join(PATIENCE)
         assert job.cancelled.is_set() and not server.worker.alive
 
 
@@ -169,10 +169,10 @@ def test_the_number_of_stalled_connections_is_limited(monkeypatch, small_buffers
     monkeypatch.setattr(protocol, "MAX_STALLED", 3)
     tokens = json.dumps({"content": "a " * 10_000, "with_pieces": True}).encode()
     with serving(limits=Limits(write_seconds=600)) as server, many(server, 8, message("POST", "/tokenize", tokens)):
-        server.until(lambda: server.api.metrics._requests["/tokenize", 200] == 8, 60)
+        server.until(lambda: server.api.metrics._requests["/tokenize", 200] == 8)
         server.until(lambda: len(server.connections) == 3)
         assert all(connection.flow.write_paused for connection in server.connections)
-        assert httpx2.get(f"{server.url}/health", timeout=10).status_code == 200
+        assert httpx2.get(f"{server.url}/health", timeout=PATIENCE).status_code == 200
 
 
 def test_a_share_is_given_back_once():

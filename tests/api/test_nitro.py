@@ -18,7 +18,7 @@ from llava_ref.chat.rendering import render
 from llava_ref.memory import collect
 
 from ..support.tiny_pair import VICUNA, Tiny, write_pair
-from .running import Process, data_uri, picture, serving
+from .running import PATIENCE, Process, data_uri, picture, serving
 from .test_stress import holding, send_request
 
 LOAD = "/inferences/llamacpp/loadmodel"
@@ -83,28 +83,28 @@ def test_the_old_model_answers_while_the_new_one_loads(nitro_server, pair, monke
 
     def waits(*arguments):
         reached.set()
-        assert ready.wait(20)
+        assert ready.wait(PATIENCE)
         return slow(*arguments)
 
     monkeypatch.setattr(nitro_server.models, "_load", waits)
     answers = []
     loading = threading.Thread(target=lambda: answers.append(load(nitro_server, pair)))
     loading.start()
-    assert reached.wait(10)
+    assert reached.wait(PATIENCE)
     old = nitro_server.models.current.name
     assert nitro_server.chat("Hi", max_tokens=1).status_code == 200
     second = nitro_server.post(LOAD, {"llama_model_path": str(pair[0])})
     assert nitro_server.error(second) == (503, None, "model_loading") and second.headers["retry-after"]
     assert nitro_server.models.current.name == old
     ready.set()
-    loading.join(20)
+    loading.join(PATIENCE)
     assert answers[0].status_code == 200 and nitro_server.models.current.name == "text"
 
 
 def test_a_request_keeps_the_model_it_was_prepared_for(nitro_server, pair):
     with holding(nitro_server) as hold:
         connection = send_request(nitro_server, {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1})
-        assert hold.reached.wait(10)
+        assert hold.reached.wait(PATIENCE)
         fingerprint = nitro_server.models.current.fingerprint
         assert load(nitro_server, pair).status_code == 200
         hold.go.set()

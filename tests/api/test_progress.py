@@ -15,7 +15,7 @@ from llava_ref.generation.sampling import Sampling
 from llava_ref.tracing.progress import Blocks, PictureProgress, Progress, PromptProgress
 from llava_ref.tracing.trace import Probe
 
-from .running import data_uri, load, picture, serving
+from .running import PATIENCE, data_uri, load, picture, serving
 
 PARTS = [{"type": "image_url", "image_url": {"url": data_uri(picture(name))}} for name in ("count.png", "digit.png")]
 ASKED = [{"role": "user", "content": [*PARTS, {"type": "text", "text": "Count the stars. " * 20}]}]
@@ -33,7 +33,7 @@ class Gate(Probe):
         self.opened = threading.Event()
 
     def see(self, x, at):
-        assert self.opened.wait(30)
+        assert self.opened.wait(PATIENCE)
         return x
 
 

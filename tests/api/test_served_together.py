@@ -13,7 +13,7 @@ from llava_ref.api import protocol, worker
 from llava_ref.api.limits import Limits
 
 from ..support.sharing import load_sharing
-from .running import data_uri, events, message, picture, serving
+from .running import PATIENCE, data_uri, events, message, picture, serving
 from .test_crowding import UNREAD, many
 from .test_stress import LONG, idle, metric, send_request
 
@@ -130,7 +130,7 @@ def test_a_client_that_does_not_read_is_set_aside_and_gets_the_same(sharing, mon
     whole = ask(sharing, (CHAT, body), stream=True)
     alone = ask(sharing, REQUESTS[5])
     with many(sharing, 1, message("POST", CHAT, json.dumps(body).encode(), "Connection: close")) as (sock,):
-        sharing.until(lambda: sharing.worker._paused, 60)
+        sharing.until(lambda: sharing.worker._paused)
         with ThreadPoolExecutor(MOST) as pool:
             assert list(pool.map(lambda _: ask(sharing, REQUESTS[5]), range(8))) == [alone] * 8
         file = sock.makefile("rb")
@@ -147,7 +147,7 @@ def test_shutting_down_lets_all_that_run_finish():
             rest = answer.read()
             assert rest.endswith(b"data: [DONE]\n\n") and b'"finish_reason":"length"' in rest
             connection.close()
-        server.worker.join(10)
+        server.worker.join(PATIENCE)
         assert not server.worker.alive
 
 

@@ -15,12 +15,13 @@ pytest.importorskip("httpx2", reason="a test client is not installed")
 
 import httpx2
 
-from .running import Process
-from .test_stress import HI, LONG, send_request
+from .running import PATIENCE, Process, until
+from .test_stress import HI, LONG, metric, send_request
 
 
-def first_piece(server):
-    connection = send_request(server, LONG | {"stream": True, "max_tokens": 400})
+def first_piece(server, **settings):
+    """Ask for a long answer and read its beginning."""
+    connection = send_request(server, LONG | {"stream": True} | settings)
     answer = connection.getresponse()
     while b'"content":"' not in (line := answer.readline()) or b'"role"' in line:
         pass
@@ -29,12 +30,12 @@ def first_piece(server):
 
 def test_sigterm_in_mid_stream_lets_the_answer_finish():
     with Process() as server:
-        connection, answer = first_piece(server)
+        connection, answer = first_piece(server, max_tokens=400)
         server.process.send_signal(signal.SIGTERM)
         rest = answer.read()
         assert rest.endswith(b"data: [DONE]\n\n") and b'"finish_reason":"length"' in rest
         connection.close()
-        assert server.process.wait(15) == 0
+        assert server.process.wait(PATIENCE) == 0
     assert "Traceback" not in "".join(server.log)
 
 
@@ -42,14 +43,14 @@ def test_without_grace_the_answer_ends_with_an_error():
     with Process("--grace-seconds", "0") as server:
         connection, answer = first_piece(server)
         waiting = send_request(server, LONG)
-        time.sleep(0.05)
+        until(lambda: metric(server, "llava_ref_queue_length") == 1)
         server.process.send_signal(signal.SIGINT)
         last = [line for line in answer.read().split(b"\n\n") if line][-1]
         assert b'"shutting_down"' in last
         assert waiting.getresponse().status == 503
         connection.close()
         waiting.close()
-        assert server.process.wait(15) == 130
+        assert server.process.wait(PATIENCE) == 130
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
@@ -59,15 +60,15 @@ def test_a_log_on_a_full_disk_does_not_stop_the_server():
     command = [sys.executable, "-m", "llava_ref", "serve", "-t", "1", "--port", str(port)]
     with open("/dev/full", "w") as full, subprocess.Popen(command, stdout=full, stderr=full) as process:
         try:
-            until = time.monotonic() + 60
+            until = time.monotonic() + PATIENCE
             while time.monotonic() < until and process.poll() is None:
                 with suppress(httpx2.ConnectError):
-                    health = httpx2.get(f"http://127.0.0.1:{port}/health", timeout=5)
+                    health = httpx2.get(f"http://127.0.0.1:{port}/health", timeout=PATIENCE)
                     break
                 time.sleep(0.1)
             answer = httpx2.post(f"http://127.0.0.1:{port}/v1/chat/completions", json={"messages": HI, "max_tokens": 1})
             assert health.status_code == answer.status_code == 200
             process.terminate()
-            assert process.wait(20) == 0
+            assert process.wait(PATIENCE) == 0
         finally:
             process.kill()

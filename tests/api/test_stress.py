@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import threading
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -14,13 +13,14 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server extra is not installed")
 pytest.importorskip("httpx2", reason="a test client is not installed")
 
+import httpx2
 from PIL import Image
 
 from llava_ref.api.errors import ApiError
 from llava_ref.api.limits import Allowance, Limits
 from llava_ref.tracing.trace import Probe
 
-from .running import data_uri, picture, serving
+from .running import PATIENCE, data_uri, picture, serving
 
 HI = [{"role": "user", "content": "Hi"}]
 LONG = {"messages": HI, "logit_bias": {"2": -100}}  # generates until the context is full
@@ -41,7 +41,7 @@ class Hold(Probe):
     def see(self, x, at):
         self.lengths.append(x.shape[0])
         self.reached.set()
-        assert self.go.wait(20)
+        assert self.go.wait(PATIENCE)
         return x
 
 
@@ -57,7 +57,7 @@ def holding(server, name="blk.0.out"):
 
 def send_request(server, body):
     """Send a chat request without waiting for its answer."""
-    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=PATIENCE)
     connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
     return connection
 
@@ -67,7 +67,7 @@ def idle(server):
 
 
 def metric(server, name):
-    page = server.client.get("/metrics").text
+    page = httpx2.get(f"{server.url}/metrics", timeout=PATIENCE).text
     return next(float(line.split()[-1]) for line in page.splitlines() if line.startswith(name))
 
 
@@ -77,7 +77,7 @@ def test_a_disconnect_in_prefill_stops_the_forward_pass(server, stage, stream):
     body = {"messages": [{"role": "user", "content": SEE}], "stream": stream}
     with holding(server, stage) as hold:
         connection = send_request(server, body)
-        assert hold.reached.wait(10)
+        assert hold.reached.wait(PATIENCE)
         (job,) = server.worker._running
         connection.close()
         server.until(job.cancelled.is_set)
@@ -102,7 +102,7 @@ def test_a_disconnect_in_mid_stream_stops_the_answer(server):
 def test_a_disconnect_while_waiting_leaves_the_queue(server):
     with holding(server) as hold:
         first = send_request(server, LONG | {"max_tokens": 2})
-        assert hold.reached.wait(10)
+        assert hold.reached.wait(PATIENCE)
         second = send_request(server, LONG)
         server.until(lambda: server.worker.waiting == 1)
         second.close()
@@ -115,15 +115,14 @@ def test_a_disconnect_while_waiting_leaves_the_queue(server):
 def test_a_full_queue_says_when_to_retry():
     with serving(limits=Limits(max_queue=1)) as server, holding(server) as hold:
         two = [send_request(server, {"messages": HI}) for _ in range(2)]
-        assert hold.reached.wait(10)
+        assert hold.reached.wait(PATIENCE)
         server.until(lambda: server.worker.waiting == 1)
         answer = server.chat("Hi")
         assert server.error(answer) == (429, None, "server_busy")
         assert server.api._body_bytes.taken == 0, "a refused request holds nothing"
         assert answer.headers["retry-after"] == "2" and answer.headers["x-should-retry"] == "true"
         assert answer.json()["error"]["type"] == "rate_limit_error"
-        began = time.monotonic()
-        assert server.client.get("/health").status_code == 200 and time.monotonic() - began < 2
+        assert server.client.get("/health").status_code == 200, "while the model is busy"
         hold.go.set()
         assert [connection.getresponse().status for connection in two] == [200, 200]
         for connection in two:
@@ -184,12 +183,12 @@ def test_a_dead_worker_is_reported_and_unblocks_requests():
 
 def raw(server):
     host, port = server.url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), 10)
+    return socket.create_connection((host, int(port)), PATIENCE)
 
 
-def ended(sock, seconds=5.0):
+def ended(sock):
     """Return whether the other side closes the connection in time."""
-    sock.settimeout(seconds)
+    sock.settimeout(PATIENCE)
     try:
         while sock.recv(65536):
             pass
@@ -201,7 +200,7 @@ def ended(sock, seconds=5.0):
 
 
 def test_slow_clients_time_out():
-    with serving(limits=Limits(read_seconds=0.3, write_seconds=0.3)) as server:
+    with serving(limits=Limits(read_seconds=1.0, write_seconds=0.3)) as server:
         with raw(server) as silent, raw(server) as header, raw(server) as body:
             header.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-")
             body.sendall(
@@ -226,7 +225,7 @@ def test_a_client_that_stops_reading_times_out():
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         head = "POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        server.until(lambda: any(connection.flow.write_paused for connection in server.connections), 20)
+        server.until(lambda: any(connection.flow.write_paused for connection in server.connections))
         server.until(lambda: not server.connections)
 
 
