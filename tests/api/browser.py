@@ -111,8 +111,10 @@ class BrowserPage:
 
     def open(self, url: str, width: int = 1200, height: int = 800, dark: bool = False) -> None:
         self.size(width, height, dark)
-        self("Page.navigate", url=url)
-        self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
+        loader = self("Page.navigate", url=url)["loaderId"]
+        while self("Page.getFrameTree")["frameTree"]["frame"]["loaderId"] != loader:
+            time.sleep(0.02)  # the page before is still there
+        self.until("document.readyState === 'complete'")
 
     def size(self, width: int, height: int, dark: bool) -> None:
         self("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)

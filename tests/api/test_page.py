@@ -250,7 +250,7 @@ def test_the_page_in_a_browser(tmp_path: Path, server):
             r"64 picture \+ \d+ text tokens in · \d+ out",
             page.js("document.querySelector('.answer .note').textContent"),
         )
-        assert page.js("document.getElementById('seen').naturalWidth") == 64
+        page.until("document.getElementById('seen').naturalWidth === 64")
         plain, look = page.js(CENTRES), server.post("/v1/look", {"messages": conversation()}).json()
         tokens = [token["text"].strip() for token in look["tokens"]]
         for word, token in (("red", tokens.index("red")), ("green", tokens.index("green"))):

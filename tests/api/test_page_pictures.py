@@ -94,12 +94,8 @@ def test_a_picture_on_its_side_can_be_turned(page):
     source.paste("red", (0, 0, 45, 60))  # upright, the red half is on top
     page.drop(("turned.jpg", encoded(source, "JPEG", 6)))
     assert "the model ignores EXIF orientation 6" in read(page, "#attached figcaption")
-    assert (
-        page.js(
-            "(i => i.naturalWidth > 0 && getComputedStyle(i).imageOrientation)(document.querySelector('#attached img'))"
-        )
-        == "none"
-    )
+    page.until("document.querySelector('#attached img').naturalWidth > 0")
+    assert page.js("getComputedStyle(document.querySelector('#attached img')).imageOrientation") == "none"
     page.click("#attached .link")
     page.until("document.querySelector('#attached figcaption').textContent.startsWith('turned upright by this page')")
     assert page.js("document.querySelectorAll('#attached .link').length") == 0
