@@ -6,6 +6,8 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+PATIENCE = 300.0
+"""Seconds until a test gives up on what must happen sooner or later; a busy machine starts a worker in a minute."""
 MEMORY = 80 * 2**20  # of each machine's store of objects, the least that Ray takes
 
 
@@ -60,8 +62,8 @@ def nodes():
         made.end()
 
 
-def until(condition, seconds=60.0):
-    end = time.monotonic() + seconds
+def until(condition):
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, "the condition did not become true in time"
         time.sleep(0.005)

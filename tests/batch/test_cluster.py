@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from llava_ref.batch.cluster import Cluster
 from llava_ref.batch.lines import Task
 from llava_ref.errors import ParameterError
 
-from .nodes import nodes, until
+from .nodes import PATIENCE, nodes, until
 from .requests import GOOD, data_uri, line, picture, see, write
 
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(sys.platform != "linux", reason="nodes are killed by /proc")]
@@ -68,12 +69,19 @@ class Runs:
         assert (status, out) == (1, f"{self.said}{output}\n"), err
         return (self.batch.folder / output).read_bytes()
 
-    def start(self, output, address):
+    @contextmanager
+    def started(self, output, address):
+        """Start a process, which has ended behind the block."""
         options = ["-t", "1", "--allow-image-dir", "pictures", "--ray", address]
-        return subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "-m", "llava_ref", "batch", "in.jsonl", "-o", output, *options],
             cwd=self.batch.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
+        ) as run:  # fmt: skip
+            try:
+                yield run
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(run.pid, signal.SIGKILL)
 
     def count(self, output):
         path = self.batch.folder / output
@@ -90,8 +98,7 @@ def test_a_machine_killed_in_the_middle_costs_time_and_nothing_else(cluster, run
     alone = runs.alone("alone.jsonl")
     story.tell(f"on this machine: {runs.said}alone.jsonl; {len(alone)} bytes")
     second = [cluster.add(), cluster.add()][1]
-    run = runs.start("cluster.jsonl", cluster.address)
-    try:
+    with runs.started("cluster.jsonl", cluster.address) as run:
         story.tell(f"two nodes; the same batch with --ray {cluster.address}")
         until(lambda: runs.count("cluster.jsonl") >= 15 or run.poll() is not None)
         at = runs.count("cluster.jsonl")
@@ -99,9 +106,7 @@ def test_a_machine_killed_in_the_middle_costs_time_and_nothing_else(cluster, run
         story.tell(f"SIGKILL to the raylet of one node and all below it, {n_killed} processes, behind {at} lines")
         until(lambda: runs.count("cluster.jsonl") > at or run.poll() is not None)
         story.tell(f"goes on: {runs.count('cluster.jsonl')} lines")
-        out, err = run.communicate(timeout=120)
-    finally:
-        run.kill()
+        out, err = run.communicate(timeout=PATIENCE)
     for text in [*err.splitlines(), *out.splitlines()]:
         story.tell(f"it says: {text}")
     found = (runs.batch.folder / "cluster.jsonl").read_bytes()
@@ -112,10 +117,8 @@ def test_a_machine_killed_in_the_middle_costs_time_and_nothing_else(cluster, run
 
 
 def test_what_a_cluster_began_goes_on_without(cluster, runs):
-    run = runs.start("mixed.jsonl", cluster.address)
-    until(lambda: runs.count("mixed.jsonl") >= 8 or run.poll() is not None)
-    os.killpg(run.pid, signal.SIGKILL)
-    run.communicate()
+    with runs.started("mixed.jsonl", cluster.address) as run:
+        until(lambda: runs.count("mixed.jsonl") >= 8 or run.poll() is not None)
     path = runs.batch.folder / "mixed.jsonl"
     assert 8 <= runs.count("mixed.jsonl") < len(runs.lines)
     path.write_bytes(path.read_bytes()[:-9])
