@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..support.waiting import PATIENCE
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
     "--headless=new --no-sandbox --remote-debugging-pipe --disable-gpu --no-first-run --disable-dev-shm-usage "
@@ -78,7 +80,7 @@ class BrowserPage:
 
     def _message(self) -> dict[str, Any]:
         while b"\0" not in self._left:
-            assert select.select([self._in], [], [], 30)[0], "Chromium does not answer"
+            assert select.select([self._in], [], [], PATIENCE)[0], "Chromium does not answer"
             data = os.read(self._in, 2**20)
             assert data, "Chromium has ended"
             self._left += data
@@ -97,9 +99,9 @@ class BrowserPage:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def until(self, expression: str, seconds: float = 15.0) -> None:
+    def until(self, expression: str) -> None:
         """Wait until an expression is true, and until what made it so has been laid out and drawn."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + PATIENCE
         while not self.js(f"Boolean({expression})"):
             assert time.monotonic() < end, f"{expression}: never; the page says {self.js('document.body.innerText')}"
             time.sleep(0.02)

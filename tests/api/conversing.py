@@ -51,7 +51,6 @@ def ask(page, text):
     """Type a question and press Enter, and wait until it is answered or refused."""
     send(page, text)
     page.until("document.getElementById('stop').hidden")
-    page.frame()
 
 
 def send(page, text):

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 
 import httpx2
@@ -23,8 +22,7 @@ from llava_ref.api.protocol import patient_protocol
 from llava_ref.api.server import Api, create_app
 from llava_ref.api.worker import Worker
 
-PATIENCE = 60.0
-"""Seconds until a test gives up on what must happen sooner or later, on any machine."""
+from ..support.waiting import PATIENCE, until
 
 PICTURES = llava_ref.embedded()[0].parent / "pictures"
 
@@ -39,14 +37,6 @@ def data_uri(data: bytes, label: str = "image/png") -> str:
 
 def load(text, mmproj, n_context):
     return llava_ref.load(text, mmproj, threads=1, n_context=n_context)
-
-
-def until(condition) -> None:
-    """Wait until a function returns something true."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "the condition did not become true in time"
-        time.sleep(0.005)
 
 
 class Running:

@@ -13,7 +13,8 @@ import httpx2
 from llava_ref.api import protocol, worker
 from llava_ref.api.limits import Allowance, Limits
 
-from .running import PATIENCE, connect, message, serving
+from ..support.waiting import PATIENCE
+from .running import connect, message, serving
 from .test_stress import holding, idle
 
 CHAT = "/v1/chat/completions"

@@ -19,7 +19,8 @@ pytest.importorskip("httpx2", reason="a test client is not installed")
 from llava_ref.api import protocol
 from llava_ref.api.limits import Limits
 
-from .running import PATIENCE, connect, message, parse_response, read_all, serving
+from ..support.waiting import PATIENCE
+from .running import connect, message, parse_response, read_all, serving
 from .test_stress import holding, idle
 
 HERE = Path(__file__).parent

@@ -18,7 +18,8 @@ from llava_ref.chat.rendering import render
 from llava_ref.memory import collect
 
 from ..support.tiny_pair import VICUNA, Tiny, write_pair
-from .running import PATIENCE, Process, data_uri, picture, serving
+from ..support.waiting import PATIENCE
+from .running import Process, data_uri, picture, serving
 from .test_stress import holding, send_request
 
 LOAD = "/inferences/llamacpp/loadmodel"

@@ -15,7 +15,8 @@ from llava_ref.generation.sampling import Sampling
 from llava_ref.tracing.progress import Blocks, PictureProgress, Progress, PromptProgress
 from llava_ref.tracing.trace import Probe
 
-from .running import PATIENCE, data_uri, load, picture, serving
+from ..support.waiting import PATIENCE
+from .running import data_uri, load, picture, serving
 
 PARTS = [{"type": "image_url", "image_url": {"url": data_uri(picture(name))}} for name in ("count.png", "digit.png")]
 ASKED = [{"role": "user", "content": [*PARTS, {"type": "text", "text": "Count the stars. " * 20}]}]

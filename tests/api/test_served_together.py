@@ -13,7 +13,8 @@ from llava_ref.api import protocol, worker
 from llava_ref.api.limits import Limits
 
 from ..support.sharing import load_sharing
-from .running import PATIENCE, data_uri, events, message, picture, serving
+from ..support.waiting import PATIENCE
+from .running import data_uri, events, message, picture, serving
 from .test_crowding import UNREAD, many
 from .test_stress import LONG, idle, metric, send_request
 

@@ -15,7 +15,8 @@ pytest.importorskip("httpx2", reason="a test client is not installed")
 
 import httpx2
 
-from .running import PATIENCE, Process, until
+from ..support.waiting import PATIENCE, until
+from .running import Process
 from .test_stress import HI, LONG, metric, send_request
 
 

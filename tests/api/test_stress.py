@@ -20,7 +20,8 @@ from llava_ref.api.errors import ApiError
 from llava_ref.api.limits import Allowance, Limits
 from llava_ref.tracing.trace import Probe
 
-from .running import PATIENCE, data_uri, picture, serving
+from ..support.waiting import PATIENCE
+from .running import data_uri, picture, serving
 
 HI = [{"role": "user", "content": "Hi"}]
 LONG = {"messages": HI, "logit_bias": {"2": -100}}  # generates until the context is full

@@ -2,12 +2,9 @@
 
 import os
 import signal
-import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PATIENCE = 300.0
-"""Seconds until a test gives up on what must happen sooner or later; a busy machine starts a worker in a minute."""
 MEMORY = 80 * 2**20  # of each machine's store of objects, the least that Ray takes
 
 
@@ -60,10 +57,3 @@ def nodes():
         yield made
     finally:
         made.end()
-
-
-def until(condition):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "the condition did not become true in time"
-        time.sleep(0.005)

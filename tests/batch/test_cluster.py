@@ -16,11 +16,14 @@ from llava_ref.batch.cluster import Cluster
 from llava_ref.batch.lines import Task
 from llava_ref.errors import ParameterError
 
-from .nodes import PATIENCE, nodes, until
+from ..support.waiting import until
+from .nodes import nodes
 from .requests import GOOD, data_uri, line, picture, see, write
 
 pytestmark = [pytest.mark.oracle, pytest.mark.skipif(sys.platform != "linux", reason="nodes are killed by /proc")]
 PICTURES = ("count.png", "digit.png", "word.png")
+PATIENCE = 300.0
+"""Seconds until a test gives up: a machine that is busy with others takes a minute to start a worker."""
 LOG = os.environ.get("LLAVA_REF_BATCH_LOG")
 """A file for the story of the test."""
 
@@ -100,11 +103,11 @@ def test_a_machine_killed_in_the_middle_costs_time_and_nothing_else(cluster, run
     second = [cluster.add(), cluster.add()][1]
     with runs.started("cluster.jsonl", cluster.address) as run:
         story.tell(f"two nodes; the same batch with --ray {cluster.address}")
-        until(lambda: runs.count("cluster.jsonl") >= 15 or run.poll() is not None)
+        until(lambda: runs.count("cluster.jsonl") >= 15 or run.poll() is not None, PATIENCE)
         at = runs.count("cluster.jsonl")
         n_killed = cluster.kill(second)
         story.tell(f"SIGKILL to the raylet of one node and all below it, {n_killed} processes, behind {at} lines")
-        until(lambda: runs.count("cluster.jsonl") > at or run.poll() is not None)
+        until(lambda: runs.count("cluster.jsonl") > at or run.poll() is not None, PATIENCE)
         story.tell(f"goes on: {runs.count('cluster.jsonl')} lines")
         out, err = run.communicate(timeout=PATIENCE)
     for text in [*err.splitlines(), *out.splitlines()]:
@@ -118,7 +121,7 @@ def test_a_machine_killed_in_the_middle_costs_time_and_nothing_else(cluster, run
 
 def test_what_a_cluster_began_goes_on_without(cluster, runs):
     with runs.started("mixed.jsonl", cluster.address) as run:
-        until(lambda: runs.count("mixed.jsonl") >= 8 or run.poll() is not None)
+        until(lambda: runs.count("mixed.jsonl") >= 8 or run.poll() is not None, PATIENCE)
     path = runs.batch.folder / "mixed.jsonl"
     assert 8 <= runs.count("mixed.jsonl") < len(runs.lines)
     path.write_bytes(path.read_bytes()[:-9])

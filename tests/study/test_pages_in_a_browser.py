@@ -42,7 +42,6 @@ def test_a_report_fits_its_window_and_follows_the_theme(name, folder, page):
     grounds = []
     for width, dark in ((1200, False), (390, True)):
         page.open((folder / f"{name}.html").as_uri(), width, 800, dark)
-        page.frame()
         assert page.js("document.documentElement.scrollWidth") == width
         grounds.append(page.js("getComputedStyle(document.body).backgroundColor"))
     assert grounds == ["rgb(255, 255, 255)", "rgb(20, 23, 28)"] and not page.complaints
