@@ -152,7 +152,7 @@ def _read(connection: _Connection, parts: SplitResult, where: str) -> bytes:
             raise ImageError(where, "URL", f"answered with status {response.status}{note}")
         data = _response_body(response)
     if connection.late:
-        raise TimeoutError("the body is truncated")
+        raise TimeoutError("the body has not come in time")
     if len(data) > MAX_FETCHED:
         raise ImageError(where, "size", f"over {MAX_FETCHED:,} bytes at that URL", code="image_too_large")
     return data

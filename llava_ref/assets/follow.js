@@ -22,6 +22,10 @@ export function stayAt(...elements) {
 
 function follow() {
   if (following && below() > 0) page.scrollTop += Math.ceil(below());
+  note();
+}
+
+function note() {
   last = page.scrollTop;
   by("newest").hidden = below() < NEAR;
 }
@@ -30,8 +34,7 @@ function follow() {
 onscroll = () => {
   if (page.scrollTop < last) following = below() <= 0;
   else if (below() < NEAR) following = true;
-  last = page.scrollTop;
-  by("newest").hidden = below() < NEAR;
+  note();
 };
 onresize = follow;
 new ResizeObserver(follow).observe(by("talk"));

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..support.waiting import PATIENCE
+from ..support.waiting import PATIENCE, until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
@@ -114,8 +114,7 @@ class BrowserPage:
     def open(self, url: str, width: int = 1200, height: int = 800, dark: bool = False) -> None:
         self.size(width, height, dark)
         loader = self("Page.navigate", url=url)["loaderId"]
-        while self("Page.getFrameTree")["frameTree"]["frame"]["loaderId"] != loader:
-            time.sleep(0.02)  # the page before is still there
+        until(lambda: self("Page.getFrameTree")["frameTree"]["frame"]["loaderId"] == loader)  # not the page before
         self.until("document.readyState === 'complete'")
 
     def size(self, width: int, height: int, dark: bool) -> None:

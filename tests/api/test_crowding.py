@@ -66,7 +66,8 @@ def test_half_sent_requests_do_not_block_others(part, monkeypatch):
 
 def test_400_half_sent_requests_with_default_limits():
     with serving() as server, many(server, 200, PARTS["body"]), many(server, 200, PARTS["header"]):
-        assert httpx2.get(f"{server.url}/health", timeout=PATIENCE).status_code == 200
+        before = Limits().read_seconds / 2  # the server gives the half-sent ones up
+        assert httpx2.get(f"{server.url}/health", timeout=before).status_code == 200
         assert server.chat("Hi", max_tokens=1).status_code == 200
 
 

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from contextlib import suppress
 
 import pytest
@@ -54,6 +53,12 @@ def test_without_grace_the_answer_ends_with_an_error():
         assert server.process.wait(PATIENCE) == 130
 
 
+def listens(port):
+    with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_a_log_on_a_full_disk_does_not_stop_the_server():
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -61,12 +66,8 @@ def test_a_log_on_a_full_disk_does_not_stop_the_server():
     command = [sys.executable, "-m", "llava_ref", "serve", "-t", "1", "--port", str(port)]
     with open("/dev/full", "w") as full, subprocess.Popen(command, stdout=full, stderr=full) as process:
         try:
-            until = time.monotonic() + PATIENCE
-            while time.monotonic() < until and process.poll() is None:
-                with suppress(httpx2.ConnectError):
-                    health = httpx2.get(f"http://127.0.0.1:{port}/health", timeout=PATIENCE)
-                    break
-                time.sleep(0.1)
+            until(lambda: process.poll() is not None or listens(port))
+            health = httpx2.get(f"http://127.0.0.1:{port}/health", timeout=PATIENCE)
             answer = httpx2.post(f"http://127.0.0.1:{port}/v1/chat/completions", json={"messages": HI, "max_tokens": 1})
             assert health.status_code == answer.status_code == 200
             process.terminate()

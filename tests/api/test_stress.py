@@ -123,7 +123,8 @@ def test_a_full_queue_says_when_to_retry():
         assert server.api._body_bytes.taken == 0, "a refused request holds nothing"
         assert answer.headers["retry-after"] == "2" and answer.headers["x-should-retry"] == "true"
         assert answer.json()["error"]["type"] == "rate_limit_error"
-        assert server.client.get("/health").status_code == 200, "while the model is busy"
+        assert server.client.get("/health").status_code == 200
+        assert server.worker.waiting == 1, "it did not wait for the model"
         hold.go.set()
         assert [connection.getresponse().status for connection in two] == [200, 200]
         for connection in two:
